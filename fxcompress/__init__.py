@@ -1,0 +1,1 @@
+"""fxcompress: networks that compress themselves while they train."""

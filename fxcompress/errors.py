@@ -1,0 +1,48 @@
+"""Every error that fxcompress raises on purpose.
+
+A message says what is wrong, where, and what to do about it. Whatever was raised, nothing of the caller's has
+changed: not the model, not its gradients, not the optimizer.
+"""
+
+__all__ = [
+    "AnalysisError",
+    "ExampleInputError",
+    "FxCompressError",
+    "OptimizerError",
+    "RewriteError",
+    "StorageError",
+    "TraceError",
+    "UnsupportedModelError",
+]
+
+
+class FxCompressError(Exception):
+    """The base class: ``except FxCompressError`` catches all of the ones below."""
+
+
+class TraceError(FxCompressError):
+    """torch.fx could not turn the model into a graph."""
+
+
+class ExampleInputError(FxCompressError):
+    """The example inputs are missing and cannot be inferred, or the model does not run on them."""
+
+
+class UnsupportedModelError(FxCompressError):
+    """The model is in a state that cannot be compressed: NaN weights, meta tensors, already compressed, and so on."""
+
+
+class AnalysisError(FxCompressError):
+    """The channel analysis met something that contradicts itself: a bug in a rule, never the user's fault."""
+
+
+class RewriteError(FxCompressError):
+    """A rewrite failed its check and was abandoned; the module is as it was."""
+
+
+class OptimizerError(FxCompressError):
+    """The optimizer does not belong to the network, or holds state that cannot be resized."""
+
+
+class StorageError(FxCompressError):
+    """A file is damaged, of another version, or does not fit the model it is loaded into."""

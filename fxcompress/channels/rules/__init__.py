@@ -1,0 +1,17 @@
+"""Rules for classes of ATen ops; importing this package fills the table."""
+
+from fxcompress.channels.rules import contraction, movement, norms, pointwise, reductions, windows
+from fxcompress.channels.rules.registry import OpClass, register, registered, rule_of
+
+__all__ = [
+    "OpClass",
+    "contraction",
+    "movement",
+    "norms",
+    "pointwise",
+    "reductions",
+    "register",
+    "registered",
+    "rule_of",
+    "windows",
+]

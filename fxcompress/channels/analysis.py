@@ -1,0 +1,167 @@
+"""The raw result of the analysis: atoms, groups, contraction sites and constraints, as arrays."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from fxcompress.channels.interpret import Atoms, Interpreter, Trail, fresh_atoms
+from fxcompress.channels.layers import support
+from fxcompress.channels.rules.contraction import CONTRACTIONS, Site, site_of
+from fxcompress.channels.rules.quantize import QUANTIZE
+from fxcompress.channels.space import FIXED, Space, components
+from fxcompress.channels.values import Value, find
+from fxcompress.trace.inputs import ExampleInputs
+from fxcompress.trace.traced import TracedModule
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SiteAtoms:
+    """A contraction site with the atoms of its entries and rows.
+
+    Attributes:
+        site: the contraction.
+        mode: the graph that holds it.
+        node: the node that holds it.
+        entries: (K,) what is read.
+        rows: (R,) what is made.
+        weight_name: the parameter behind the weight, or "" for a product of two activations.
+    """
+
+    site: Site
+    mode: str
+    node: str
+    entries: np.ndarray
+    rows: np.ndarray
+    weight_name: str
+
+
+@dataclass(eq=False)
+class Analysis:
+    """What interpreting a traced module on labels has found.
+
+    Attributes:
+        module: the traced module.
+        inputs: what it was interpreted on.
+        space: atoms, couplings, pins.
+        atoms: the labels of each parameter and buffer.
+        trails: the interpretation of each graph.
+    """
+
+    module: TracedModule
+    inputs: ExampleInputs
+    space: Space
+    atoms: Atoms
+    trails: dict[str, Trail] = field(default_factory=dict)
+
+    @cached_property
+    def component(self) -> np.ndarray:
+        """For each atom the smallest atom that it goes together with, shape (atoms,)."""
+        return self.space.components()
+
+    @cached_property
+    def pinned(self) -> np.ndarray:
+        """Which atoms must stay, bool (atoms,); whole components."""
+        pins = [atoms for atoms, _ in self.space.pins]
+        roots = np.zeros(self.space.size, dtype=bool)
+        roots[FIXED] = True
+        if pins:
+            roots[self.component[np.concatenate(pins)]] = True
+        has_parameter = np.zeros(self.space.size, dtype=bool)
+        for block in self.space.blocks:
+            if block.is_parameter:
+                has_parameter[self.component[block.start : block.start + block.size]] = True
+        return (roots | ~has_parameter)[self.component]
+
+    @cached_property
+    def joints(self) -> list[np.ndarray]:
+        """Layers with two or more labelled dims, squeezed: what is kept of them must be a product of rows and columns."""
+        found: dict[int, np.ndarray] = {}
+        for layer in self._layers():
+            if len(support(layer)) > 1:
+                found[id(layer)] = layer.squeeze().numpy()
+        return list(found.values())
+
+    @cached_property
+    def units(self) -> np.ndarray:
+        """Like ``component``, closed over joints: the smallest sets that can go on their own, shape (atoms,)."""
+        edges = list(self.space.edges)
+        for joint in self.joints:
+            rows = int(np.argmax(joint.shape))
+            columns = np.moveaxis(joint, rows, -1).reshape(-1, joint.shape[rows])
+            edges.append((columns[1:].reshape(-1), np.broadcast_to(columns[:1], columns[1:].shape).reshape(-1)))
+        return components(self.space.size, edges)
+
+    @cached_property
+    def unit_pinned(self) -> np.ndarray:
+        """Which atoms belong to a unit with a pinned member, bool (atoms,)."""
+        roots = np.zeros(self.space.size, dtype=bool)
+        roots[self.units[self.pinned]] = True
+        return roots[self.units]
+
+    @cached_property
+    def sites(self) -> list[SiteAtoms]:
+        """Every contraction of every graph."""
+        result = []
+        for mode, trail in self.trails.items():
+            names = self.weight_names(mode)
+            for step in trail.tape:
+                site = site_of(step.call) if step.op in CONTRACTIONS else None
+                if site is not None:
+                    rows = _vector(step.outputs[0], site.out_dim, site.rows)
+                    entries = _entries(site)
+                    name = names.get(site.weight.key, "")
+                    result.append(SiteAtoms(site, mode, step.node, entries, rows, name))
+        return result
+
+    def weight_names(self, mode: str) -> dict[int, str]:
+        """The parameter that each value holds, also behind a quantizer or a view, by the key of the value."""
+        names = {value.key: name for name, value in self.trails[mode].parameters.items()}
+        for step in self.trails[mode].tape:
+            source = step.call.args[0] if step.call.args else None
+            if isinstance(source, Value) and source.key in names:
+                if step.op is QUANTIZE or step.op.name in {"reshape", "permute", "same values"}:
+                    names[step.outputs[0].key] = names[source.key]
+        return names
+
+    def _layers(self) -> list[Tensor]:
+        values: list[Any] = []
+        for trail in self.trails.values():
+            values += find(Value, trail.values)
+            values += [value for step in trail.tape for value in step.outputs]
+        return [layer for value in values for layer in value.layers]
+
+
+def analyse(module: TracedModule, inputs: ExampleInputs) -> Analysis:
+    """Interpret every graph of ``module`` on labels.
+
+    Raises:
+        ExampleInputError: the module does not run on ``inputs``.
+    """
+    space = Space()
+    result = Analysis(module, inputs, space, fresh_atoms(module, space))
+    for mode, graph in module.graphs.items():
+        result.trails[mode] = Interpreter(module, result.atoms, space).run(graph, inputs)
+    visited = {name for trail in result.trails.values() for name in trail.parameters}
+    for name, dims in result.atoms.items():
+        if name not in visited:
+            for atoms in dims.values():
+                space.pin(atoms, "unused", "no node of the graph uses this tensor")
+    return result
+
+
+def _entries(site: Site) -> np.ndarray:
+    found = _vector(site.source, site.source_dim, site.entries)
+    if found.any() or site.groups > 1:
+        return found
+    return _vector(site.weight, site.column, site.entries)
+
+
+def _vector(value: Value, dim: int, size: int) -> np.ndarray:
+    """The atoms of a value along one dim, FIXED where there are none, shape (size,)."""
+    for layer in value.layers:
+        if support(layer) == {dim}:
+            return layer.reshape(-1).numpy()
+    return np.zeros(size, dtype=np.int64)

@@ -1,0 +1,148 @@
+"""Runs ATen calls on labels and writes the tape."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._decomp import decomposition_table
+
+from fxcompress.channels.rules import rule_of
+from fxcompress.channels.rules.norms import BATCH_NORM
+from fxcompress.channels.rules.pointwise import OPAQUE_VALUES, POINTWISE
+from fxcompress.channels.rules.registry import OpClass
+from fxcompress.channels.space import Space
+from fxcompress.channels.values import Call, LabelTensor, Step, Storage, Value, find, replace
+
+UNKNOWN = OpClass("unknown", lambda call, space: _pin_everything(call, space))
+
+
+def _pin_everything(call: Call, space: Space) -> tuple[tuple[Tensor, ...], ...]:
+    for value in find(Value, (call.args, call.kwargs)):
+        for layer in value.layers:
+            space.pin(layer, "unknown-op", f"{call.func} has no rule")
+    return tuple(() for _ in call.metas)
+
+
+class Dispatch:
+    """The dispatcher behind the LabelTensors of one interpretation.
+
+    Attributes:
+        space: where couplings and pins go.
+        tape: every ATen call, in order.
+        unknown: ops without a rule, with the nodes that call them.
+    """
+
+    def __init__(self, space: Space) -> None:
+        self.space = space
+        self.tape: list[Step] = []
+        self.unknown: dict[str, list[str]] = {}
+
+    def dispatch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+        """Run one ATen call on labels."""
+        target, op = _functional(func)
+        if op is None:
+            result = self._decompose(func, args, kwargs)
+            if result is not NotImplemented:
+                return result
+            op, target = UNKNOWN, func
+            self.unknown.setdefault(str(func), []).append(self.space.node)
+        written = args[0] if func._schema.is_mutable and args and isinstance(args[0], LabelTensor) else None
+        outputs, template = self._apply(op, target, args, kwargs)
+        if written is not None:
+            return self._write(written, outputs[0] if outputs else None)
+        storage = _shared(func, args)
+        device = find(LabelTensor, (args, kwargs))[0].device
+        made = iter([LabelTensor(value, self, device, storage) for value in outputs])
+        return replace(lambda _: next(made), torch.Tensor, template)
+
+    def _apply(self, op: OpClass, func: Any, args: Any, kwargs: Any) -> tuple[tuple[Value, ...], Any]:  # noqa: ANN401
+        call_args, call_kwargs = replace(lambda t: t.fxc_value, LabelTensor, (args, kwargs))
+        template = _shapes(op, func, args, kwargs)
+        metas = tuple(find(torch.Tensor, template))
+        call = Call(func, tuple(call_args), call_kwargs, metas)
+        layers = op.labels(call, self.space)
+        outputs = tuple(Value(meta, own) for meta, own in zip(metas, layers, strict=True))
+        self.tape.append(Step(op, call, outputs, self.space.node))
+        return outputs, template
+
+    def _write(self, tensor: LabelTensor, value: Value | None) -> LabelTensor:
+        """An in-place op: the tensor holds a new value; others that share its memory are no longer understood."""
+        if value is None or value.shape != tensor.fxc_value.shape:
+            value = Value(tensor.fxc_value.meta)
+        others = tensor.fxc_storage.others(tensor)
+        if others:
+            for stale in (tensor, *others):
+                for layer in (*stale.fxc_value.layers, *value.layers):
+                    self.space.pin(layer, "aliased-write", "an in-place op writes to memory that another tensor shares")
+                stale.fxc_value = Value(stale.fxc_value.meta)
+            return tensor
+        tensor.fxc_value = value
+        return tensor
+
+    def _decompose(self, func: Any, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
+        if func._schema.is_mutable:
+            return NotImplemented
+        if func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd):
+            return func.decompose(*args, **kwargs)
+        if func in decomposition_table and torch.Tag.nondeterministic_seeded not in func.tags:
+            with self._trial() as trial:
+                result = decomposition_table[func](*args, **kwargs)
+                trial.append(result)
+            return trial[0] if trial else NotImplemented
+        return NotImplemented
+
+    @contextmanager
+    def _trial(self) -> Iterator[list[Any]]:
+        """Forget what a decomposition did when it fails half-way."""
+        marks = len(self.tape), len(self.space.edges), len(self.space.pins)
+        try:
+            yield []
+        except Exception:  # noqa: BLE001 - any failure means the same: the op stays unknown
+            del self.tape[marks[0] :], self.space.edges[marks[1] :], self.space.pins[marks[2] :]
+
+
+_FUNCTIONAL: dict[Any, tuple[Any, OpClass | None]] = {}
+
+
+def _functional(func: Any) -> tuple[Any, OpClass | None]:  # noqa: ANN401
+    """The op that computes the same without writing to its argument, and its rule."""
+    if func not in _FUNCTIONAL:
+        target = func
+        if func._schema.is_mutable:
+            packet = getattr(torch.ops.aten, func.overloadpacket.__name__.rstrip("_"), None)
+            overload = getattr(packet, func._overloadname, None) or getattr(packet, "default", None)
+            mutable = overload is None or overload._schema.is_mutable or not func._schema.name.endswith("_")
+            target = None if mutable else overload
+        _FUNCTIONAL[func] = (func, None) if target is None else (target, _rule(target))
+    return _FUNCTIONAL[func]
+
+
+def _rule(func: Any) -> OpClass | None:  # noqa: ANN401
+    rule = rule_of(func)
+    if rule is None and torch.Tag.pointwise in func.tags:
+        return OPAQUE_VALUES if torch.Tag.nondeterministic_seeded in func.tags else POINTWISE
+    return rule
+
+
+def _shapes(op: OpClass, func: Any, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
+    """The outputs on the meta device."""
+    if op is BATCH_NORM:
+        source = args[0].fxc_value.meta
+        statistics = source.new_empty(source.shape[1])
+        return (source, *[statistics] * (len(func._schema.returns) - 1))
+    args, kwargs = replace(lambda t: t.fxc_value.meta if isinstance(t, LabelTensor) else t.to("meta"), torch.Tensor, (args, kwargs))
+    if kwargs.get("device") is not None:
+        kwargs = kwargs | {"device": torch.device("meta")}
+    try:
+        return func(*args, **kwargs)
+    except NotImplementedError:
+        real = replace(lambda t: torch.zeros(t.shape, dtype=t.dtype), torch.Tensor, (args, kwargs))
+        return replace(lambda t: t.to("meta"), torch.Tensor, func(*real[0], **real[1]))
+
+
+def _shared(func: Any, args: tuple[Any, ...]) -> Storage | None:  # noqa: ANN401
+    """The storage that the outputs share with the first argument; None when they are new."""
+    is_view = any(r.alias_info is not None for r in func._schema.returns)
+    return args[0].fxc_storage if is_view and args and isinstance(args[0], LabelTensor) else None

@@ -1,0 +1,208 @@
+"""Takes labels through a traced graph, node by node."""
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxcompress.channels.dispatch import Dispatch
+from fxcompress.channels.layers import vector
+from fxcompress.channels.space import Space
+from fxcompress.channels.values import Call, LabelTensor, Step, Value, find, replace
+from fxcompress.errors import ExampleInputError, FxCompressError
+from fxcompress.quantizer import Quantizer
+from fxcompress.channels.rules.quantize import QUANTIZE
+from fxcompress.trace.inputs import ExampleInputs
+
+Atoms = dict[str, dict[int, Tensor]]
+
+
+@dataclass(slots=True)
+class Trail:
+    """What an interpretation of one graph leaves behind.
+
+    Attributes:
+        tape: the ATen calls.
+        values: the result of each node, a Value in place of each labelled tensor.
+        args: the arguments of each node in the same form.
+        parameters: the Value of each parameter and floating buffer that was read, by name.
+        unknown: ops without a rule, with the nodes that call them.
+    """
+
+    tape: list[Step] = field(default_factory=list)
+    values: dict[str, Any] = field(default_factory=dict)
+    parameters: dict[str, Value] = field(default_factory=dict)
+    unknown: dict[str, list[str]] = field(default_factory=dict)
+
+
+def fresh_atoms(module: nn.Module, space: Space) -> Atoms:
+    """Atoms for each dim of size > 1 of each floating parameter and buffer, by name; a shared tensor gets them once."""
+    atoms: Atoms = {}
+    seen: dict[int, str] = {}
+    named = [(n, p, True) for n, p in module.named_parameters(remove_duplicate=False)]
+    named += [(n, b, False) for n, b in module.named_buffers(remove_duplicate=False)]
+    for name, tensor, is_parameter in named:
+        if not tensor.is_floating_point():
+            continue
+        if id(tensor) in seen:
+            atoms[name] = atoms[seen[id(tensor)]]
+            continue
+        seen[id(tensor)] = name
+        atoms[name] = {
+            d: space.fresh(name, d, n, is_parameter=is_parameter) for d, n in enumerate(tensor.shape) if n > 1
+        }
+    return atoms
+
+
+class Interpreter:
+    """Interprets one graph of a module on labels, in evaluation mode.
+
+    Args:
+        module: holds the parameters and the leaf modules.
+        atoms: the labels of each parameter and buffer.
+        space: where couplings and pins go.
+    """
+
+    def __init__(self, module: nn.Module, atoms: Atoms, space: Space) -> None:
+        self.module = module
+        self.atoms = atoms
+        self.dispatch = Dispatch(space)
+        self.space = space
+        self.env: dict[fx.Node, Any] = {}
+        self.trail = Trail(self.dispatch.tape, unknown=self.dispatch.unknown)
+        self._tensors: dict[int, LabelTensor] = {}
+        self._shadows: dict[str, nn.Module] = {}
+
+    def run(self, graph: fx.Graph, inputs: ExampleInputs) -> Trail:
+        """Interpret ``graph`` on ``inputs``.
+
+        Raises:
+            ExampleInputError: the graph does not run on them.
+        """
+        bound = inputs.bind(graph)
+        last_use = _last_use(graph)
+        env = self.env
+        with torch.no_grad():
+            for node in graph.nodes:
+                self.space.node = node.name
+                result = self._run_node(node, bound)
+                self.trail.values[node.name] = replace(lambda t: t.fxc_value, LabelTensor, result)
+                env[node] = result
+                del result
+                for dead in last_use.get(node, ()):
+                    del env[dead]
+        self.space.node = ""
+        return self.trail
+
+    def _run_node(self, node: fx.Node, bound: dict[str, Any]) -> Any:  # noqa: ANN401
+        if node.op == "placeholder":
+            return replace(self._input, torch.Tensor, bound.get(str(node.target)))
+        if node.op == "get_attr":
+            return self._attribute(str(node.target))
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.env.__getitem__)
+        if node.op == "output":
+            self._pin_output(args[0])
+            return args[0]
+        return self.call(node, args, kwargs)
+
+    def call(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+        """Run a call node on its evaluated arguments."""
+        try:
+            if node.op == "call_module":
+                module = self.module.get_submodule(str(node.target))
+                if isinstance(module, Quantizer):
+                    return self._quantize(str(node.target), module, args[0])
+                return self._shadow(str(node.target), module)(*args, **kwargs)
+            if node.op == "call_method":
+                return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+            return node.target(*args, **kwargs)  # type: ignore[operator]
+        except FxCompressError:
+            raise
+        except Exception as error:
+            raise ExampleInputError(_run_message(node, args, kwargs, error)) from error
+
+    def _input(self, tensor: Tensor) -> LabelTensor:
+        return LabelTensor(Value(torch.empty_like(tensor, device="meta")), self.dispatch, tensor.device)
+
+    def _attribute(self, target: str) -> Any:  # noqa: ANN401
+        owner, _, name = target.rpartition(".")
+        value = getattr(self.module.get_submodule(owner), name)
+        return self._labelled(target, value) if isinstance(value, torch.Tensor) else value
+
+    def _labelled(self, name: str, tensor: Tensor) -> Tensor:
+        """The LabelTensor of a parameter or floating buffer; other tensors stay as they are."""
+        if name not in self.atoms:
+            return tensor
+        if id(tensor) not in self._tensors:
+            layers = tuple(vector(a, tensor.ndim, d) for d, a in self.atoms[name].items())
+            value = Value(torch.empty_like(tensor, device="meta"), layers)
+            self._tensors[id(tensor)] = LabelTensor(value, self.dispatch, tensor.device)
+            self.trail.parameters[name] = value
+        found = self._tensors[id(tensor)]
+        self.trail.parameters.setdefault(name, found.fxc_value)
+        return found
+
+    def _shadow(self, path: str, module: nn.Module) -> nn.Module:
+        """A stand-in for a leaf module, with labels for parameters, in evaluation mode."""
+        if path not in self._shadows:
+            shadow = copy.copy(module)
+            for table in ("_parameters", "_buffers"):
+                own = module.__dict__[table]
+                shadow.__dict__[table] = {
+                    n: t if t is None else self._labelled(f"{path}.{n}", t) for n, t in own.items()
+                }
+            children = module.__dict__["_modules"]
+            shadow.__dict__["_modules"] = {
+                n: c if c is None else self._shadow(f"{path}.{n}", c) for n, c in children.items()
+            }
+            shadow.__dict__["training"] = False
+            self._shadows[path] = shadow
+        return self._shadows[path]
+
+    def _quantize(self, path: str, quantizer: Quantizer, weight: LabelTensor) -> LabelTensor:
+        bits, exponent = (self._labelled(f"{path}.{n}", getattr(quantizer, n)) for n in ("bits", "exponent"))
+        layout = (quantizer.channel_dim, quantizer.groups)
+        args = (weight.fxc_value, bits.fxc_value, exponent.fxc_value, *layout)  # type: ignore[attr-defined]
+        call = Call(Quantizer, args, {}, (weight.fxc_value.meta,))
+        (layers,) = QUANTIZE.labels(call, self.space)
+        value = Value(weight.fxc_value.meta, layers)
+        self.dispatch.tape.append(Step(QUANTIZE, call, (value,), self.space.node))
+        return LabelTensor(value, self.dispatch, weight.device)
+
+    def _pin_output(self, result: object) -> None:
+        for tensor in find(LabelTensor, result):
+            for layer in tensor.fxc_value.layers:
+                self.space.pin(layer, "output", "it is an output of the network")
+
+
+def _last_use(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
+    """The nodes whose result is needed for the last time at each node."""
+    seen: set[fx.Node] = set()
+    result: dict[fx.Node, list[fx.Node]] = {}
+    for node in reversed(graph.nodes):
+        for used in (node, *node.all_input_nodes):
+            if used not in seen:
+                seen.add(used)
+                result.setdefault(node, []).append(used)
+    return result
+
+
+def _run_message(node: fx.Node, args: object, kwargs: object, error: Exception) -> str:
+    shapes = ", ".join(str(tuple(t.shape)) for t in find(torch.Tensor, [args, kwargs]))
+    place = _place(node)
+    return (
+        f"the model does not run on the example inputs: node {node.name} ({node.op} {node.target}) failed "
+        f"on tensors of shape {shapes or 'none'}{place}\n  {type(error).__name__}: {error}"
+    )
+
+
+def _place(node: fx.Node) -> str:
+    """The line of the user's code that made a node."""
+    lines = [line.strip() for line in (node.stack_trace or "").splitlines() if line.strip().startswith("File")]
+    if not lines:
+        return ""
+    name, _, rest = lines[-1].removeprefix('File "').partition('", line ')
+    return f" at {name}:{rest.split(',')[0]}"
+

@@ -1,0 +1,113 @@
+"""Layers of labels, and data movement on them.
+
+A layer is an int64 tensor of the same rank as the tensor that it describes, with size 1 along each dim where the label
+does not vary. The layers of one tensor have disjoint supports. Maps of constants have the same form, so that data
+movement is written once for both.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+Layers = tuple[Tensor, ...]
+
+
+def support(layer: Tensor) -> frozenset[int]:
+    """The dims along which a layer varies."""
+    return frozenset(d for d, n in enumerate(layer.shape) if n > 1)
+
+
+def pad_rank(layer: Tensor, rank: int) -> Tensor:
+    """Leading dims of size 1 up to ``rank``, as broadcasting aligns them."""
+    return layer if layer.ndim == rank else layer.reshape((1,) * (rank - layer.ndim) + tuple(layer.shape))
+
+
+def along(layers: Layers, dim: int) -> Tensor | None:
+    """The layer that varies along ``dim``, or None."""
+    return next((layer for layer in layers if layer.shape[dim] > 1), None)
+
+
+def vector(atoms: Tensor, rank: int, dim: int) -> Tensor:
+    """The layer of ``rank`` that varies along ``dim`` alone, from atoms of shape (K,)."""
+    shape = [1] * rank
+    shape[dim] = atoms.numel()
+    return atoms.reshape(shape)
+
+
+def compress(full: Tensor) -> Tensor:
+    """Size 1 along each dim where ``full`` does not vary."""
+    for dim, size in enumerate(full.shape):
+        if size > 1:
+            first = full.narrow(dim, 0, 1)
+            if full.stride(dim) == 0 or bool((full == first).all()):
+                full = first
+    return full
+
+
+def expand(layer: Tensor, shape: Sequence[int]) -> Tensor:
+    """The layer at the full shape of its tensor; costs no memory."""
+    return layer.expand(tuple(shape))
+
+
+def move(function: Callable[[Tensor], object], layer: Tensor, shape: Sequence[int]) -> list[Tensor]:
+    """Run an operation that only moves entries on a layer of a tensor of ``shape``; one layer for each output."""
+    result = function(expand(layer, shape))
+    outputs = result if isinstance(result, tuple | list) else [result]
+    return [compress(out) for out in outputs if isinstance(out, Tensor)]
+
+
+def reshape(layer: Tensor, old: Sequence[int], new: Sequence[int]) -> Tensor:
+    """A layer of a tensor of shape ``old`` after a reshape to ``new``.
+
+    Only the blocks of dims that the reshape really mixes *and* that carry labels are laid out in full.
+    """
+    middle: list[int] = []
+    out: list[int] = []
+    for old_dims, new_dims in blocks(old, new):
+        varies = any(layer.shape[d] > 1 for d in old_dims)
+        middle += [old[d] if varies else 1 for d in old_dims]
+        out += [new[d] if varies else 1 for d in new_dims]
+    return compress(layer.expand(middle).reshape(out))
+
+
+def blocks(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """Split two shapes of equal size into the smallest runs of dims with equal products."""
+    result: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(old) or j < len(new):
+        left: list[int] = []
+        right: list[int] = []
+        a = b = 1
+        while True:
+            if a <= b and i < len(old) and (a < b or not left):
+                left.append(i)
+                a *= old[i]
+                i += 1
+            elif j < len(new) and (b < a or not right):
+                right.append(j)
+                b *= new[j]
+                j += 1
+            elif a == b or (i >= len(old) and j >= len(new)):
+                break
+            elif i < len(old):
+                left.append(i)
+                a *= old[i]
+                i += 1
+            else:
+                right.append(j)
+                b *= new[j]
+                j += 1
+        result.append((left, right))
+    return result
+
+
+def overlapping(layers: Iterable[Tensor]) -> list[Tensor]:
+    """Those layers whose support meets that of another one."""
+    items = [(layer, support(layer)) for layer in layers]
+    return [a for i, (a, s) in enumerate(items) if any(s & t for j, (_, t) in enumerate(items) if i != j)]
+
+
+def zeros_like_dim(size: int, rank: int, dim: int) -> Tensor:
+    """A layer of FIXED entries along ``dim``."""
+    return vector(torch.zeros(size, dtype=torch.int64), rank, dim)

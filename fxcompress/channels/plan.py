@@ -1,0 +1,147 @@
+"""From what is dead to what may go: a fixpoint that keeps whatever cannot be proved."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fxcompress.channels.analysis import Analysis, SiteAtoms
+from fxcompress.channels.rules.contraction import may_read, nonzero_weight
+from fxcompress.channels.rules.registry import Known
+from fxcompress.channels.space import Reason
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """Which atoms go.
+
+    Attributes:
+        alive: bool (atoms,), False for what goes.
+        kept: for components that were asked for and stay, the reason; by the component's root atom.
+    """
+
+    alive: np.ndarray
+    kept: dict[int, Reason] = field(default_factory=dict)
+
+    @property
+    def changes(self) -> bool:
+        """Whether anything goes."""
+        return not self.alive.all()
+
+    def indices(self, atoms: Tensor) -> Tensor | None:
+        """The indices that stay along a dim with these atoms, int64; None when all do."""
+        keep = self.alive[atoms.numpy()]
+        return None if keep.all() else torch.from_numpy(np.flatnonzero(keep))
+
+
+def make_plan(analysis: Analysis, knowns: dict[str, list[Known]], request: np.ndarray | None = None) -> Plan:
+    """Which of the requested components may go without changing what the network computes.
+
+    This is the greatest fixpoint: assume that all go, and put back what breaks a constraint until nothing does. An
+    entry may go when at each site that reads it, it is zero, or all that survives multiplies it by zero.
+
+    Args:
+        analysis: of the network.
+        knowns: for each graph, what is known in each mode that can run it (evaluation, training).
+        request: bool (atoms,), what to try; everything that is not pinned by default.
+    """
+    return _Fixpoint(analysis, knowns).run(request)
+
+
+class _Fixpoint:
+    def __init__(self, analysis: Analysis, knowns: dict[str, list[Known]]) -> None:
+        self.analysis = analysis
+        self.component = analysis.component
+        self.knowns = knowns
+        self.kept: dict[int, Reason] = {}
+
+    def run(self, request: np.ndarray | None) -> Plan:
+        dead = ~self.analysis.pinned
+        if request is not None:
+            dead &= self._whole(request)
+        checks = [_Check(s, known) for s in self.analysis.sites for known in self.knowns[s.mode]]
+        while True:
+            self._settle(dead, checks)
+            before = int(dead.sum())
+            for sites in self.analysis.sites:
+                self._keep_one(dead, sites)
+            if int(dead.sum()) == before:
+                return Plan(~dead, self.kept)
+
+    def _settle(self, dead: np.ndarray, checks: "list[_Check]") -> None:
+        """Put back what is still read, or lies inside what stays, until nothing changes."""
+        ragged = Reason("ragged", "what is left would not be rectangular", "")
+        before = -1
+        while int(dead.sum()) != before:
+            before = int(dead.sum())
+            for check in checks:
+                self._restore(dead, check.broken(dead), check.reason)
+            for joint in self.analysis.joints:
+                self._restore(dead, _ragged(joint, dead), ragged)
+
+    def _whole(self, request: np.ndarray) -> np.ndarray:
+        """Components all of whose atoms are requested."""
+        partly = np.zeros(len(request), dtype=bool)
+        partly[self.component[~request]] = True
+        return ~partly[self.component]
+
+    def _keep_one(self, dead: np.ndarray, sites: SiteAtoms) -> None:
+        """A layer keeps at least one input and one output."""
+        for atoms in (sites.entries, sites.rows):
+            if dead[atoms].all():
+                reason = Reason("last-channel", "a layer keeps at least one channel", sites.node)
+                self._restore(dead, atoms[:1], reason)
+
+    def _restore(self, dead: np.ndarray, atoms: np.ndarray, reason: Reason) -> None:
+        if not len(atoms):
+            return
+        roots = np.unique(self.component[atoms])
+        back = np.zeros(len(dead), dtype=bool)
+        back[roots] = True
+        dead &= ~back[self.component]
+        for root in roots.tolist():
+            self.kept.setdefault(root, reason)
+
+
+class _Check:
+    """One site in one mode: which dead entries are still read there."""
+
+    def __init__(self, sites: SiteAtoms, known: Known) -> None:
+        self.sites = sites
+        self.known = known
+        self.may_read = may_read(sites.site, known).numpy()
+        mode = "training" if known.training else "evaluation"
+        self.reason = Reason("not-zero", f"in {mode} it is not always zero where {sites.node} reads it", sites.node)
+
+    def broken(self, dead: np.ndarray) -> np.ndarray:
+        """The atoms of entries that may not go."""
+        suspects = dead[self.sites.entries] & self.may_read
+        if not suspects.any():
+            return self.sites.entries[:0]
+        return self.sites.entries[suspects & self._read(~dead[self.sites.rows])]
+
+    def _read(self, surviving: np.ndarray) -> np.ndarray:
+        """Which entries a surviving row multiplies by something that may not be zero: bool (K,)."""
+        site = self.sites.site
+        weight = nonzero_weight(site, self.known).numpy()
+        g = site.groups
+        if g == 1:
+            return weight[surviving].any(axis=0)
+        if site.transposed:
+            rows = np.repeat(surviving.reshape(g, -1).T, site.entries // g, axis=1)
+            return (weight & rows).any(axis=0)
+        return (weight & surviving[:, None]).reshape(g, -1, weight.shape[1]).any(axis=1).reshape(-1)
+
+
+def _ragged(joint: np.ndarray, dead: np.ndarray) -> np.ndarray:
+    """The dead entries that lie on a kept row and column of a joint layer."""
+    alive = ~dead[joint]
+    if alive.all():
+        return joint.reshape(-1)[:0]
+    product = np.ones_like(alive)
+    for axis in range(alive.ndim):
+        others = tuple(a for a in range(alive.ndim) if a != axis)
+        shape = [alive.shape[axis] if a == axis else 1 for a in range(alive.ndim)]
+        product &= alive.any(axis=others).reshape(shape)
+    return joint[product & ~alive]

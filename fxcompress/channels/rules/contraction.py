@@ -1,0 +1,214 @@
+"""Convolutions and matrix products: sums over products along one dim.
+
+The entries that are contracted are coupled. Each contraction is also a **site**: a place where channels are read, and
+where a channel may be left out when what is read, or what it is multiplied with, is zero.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fxcompress.channels.layers import Layers, support, vector
+from fxcompress.channels.rules.pointwise import couple_aligned
+from fxcompress.channels.rules.registry import Known, OpClass, nothing_known, register
+from fxcompress.channels.space import Space
+from fxcompress.channels.values import Call, Step, Value
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One contraction.
+
+    Attributes:
+        source: the left operand (an activation), read along ``source_dim``, K entries.
+        weight: the right operand; its dim ``column`` meets the source, its dim ``row`` makes the R outputs.
+        groups: G of a grouped convolution; entry k meets the rows of its group only.
+        transposed: the groups divide the columns, not the rows.
+        bias: what is added, or None.
+        out_dim: the dim of the result that holds the R outputs (of all groups).
+    """
+
+    source: Value
+    source_dim: int
+    weight: Value
+    row: int
+    column: int
+    groups: int
+    transposed: bool
+    bias: Value | None
+    out_dim: int
+
+    @property
+    def entries(self) -> int:
+        """K."""
+        return self.source.shape[self.source_dim]
+
+    @property
+    def rows(self) -> int:
+        """R, over all groups."""
+        return self.weight.shape[self.row] * (self.groups if self.transposed else 1)
+
+
+def site_of(call: Call) -> Site | None:
+    """The site of a contraction; None where an operand is no labelled tensor."""
+    name = call.func.overloadpacket.__name__
+    bias, left, right = (None, *call.args[:2]) if name in {"mm", "bmm"} else call.args[:3]
+    if name == "convolution":
+        left, right, bias = call.args[:3]
+    if not isinstance(left, Value) or not isinstance(right, Value):
+        return None
+    bias = bias if isinstance(bias, Value) else None
+    if name == "convolution":
+        transposed = bool(call.args[6])
+        return Site(left, 1, right, int(transposed), int(not transposed), call.args[8], transposed, bias, 1)
+    rank = left.rank
+    return Site(left, rank - 1, right, rank - 1, rank - 2, 1, False, bias, rank - 1)
+
+
+def take(value: Value, dim: int, space: Space) -> Tensor | None:
+    """The atoms along ``dim``, shape (K,); labels that vary along other dims as well are pinned."""
+    for layer in value.layers:
+        dims = support(layer)
+        if dims == {dim}:
+            return layer.reshape(-1)
+        if dim in dims:
+            space.pin(layer, "crossing", "a contraction reads a dim that is labelled together with another")
+    return None
+
+
+def meet(a: Tensor | None, b: Tensor | None, space: Space) -> None:
+    """Couple the entries of two operands; entries that meet a dim of fixed size stay."""
+    if a is not None and b is not None:
+        space.couple(a, b)
+    for one, other in ((a, b), (b, a)):
+        if one is not None and other is None:
+            space.pin(one, "fixed-operand", "it meets a tensor whose size is fixed, such as an input of the network")
+
+
+def _conv_labels(call: Call, space: Space) -> tuple[Layers, ...]:
+    site = site_of(call)
+    if site is None:
+        return _pin_all(call, space)
+    rank = call.metas[0].ndim
+    read, columns = take(site.source, 1, space), take(site.weight, site.column, space)
+    rows = take(site.weight, site.row, space)
+    _pin_kernel(site, space)
+    if site.groups == 1:
+        meet(read, columns, space)
+    else:
+        rows = _grouped(site, read, columns, rows, space)
+    result = [] if rows is None else [vector(rows, rank, 1)]
+    result += [layer for layer in site.source.layers if support(layer) == {0}]
+    if site.bias is not None and site.bias.layers:
+        bias = site.bias.layers[0].reshape(-1)
+        meet(rows, bias, space)
+    return (tuple(result),)
+
+
+def _pin_kernel(site: Site, space: Space) -> None:
+    for layer in site.weight.layers:
+        if not support(layer) & {0, 1}:
+            space.pin(layer, "kernel", "it is a position of a convolution's kernel")
+    for layer in site.source.layers:
+        if any(d > 1 for d in support(layer)):
+            space.pin(layer, "window", "a convolution slides over this dim")
+
+
+def _grouped(
+    site: Site, read: Tensor | None, columns: Tensor | None, rows: Tensor | None, space: Space
+) -> Tensor | None:
+    """A group of a grouped convolution goes as a whole: all of its inputs and all of its outputs."""
+    inner = rows if site.transposed else columns
+    outer = columns if site.transposed else rows
+    if inner is not None:
+        space.pin(inner, "group-inner", "all groups of a grouped convolution share it")
+    meet(None if read is None else read.reshape(site.groups, -1)[:, :1], _by_group(outer, site.groups), space)
+    if read is None or outer is None:
+        return None if site.transposed else outer
+    members = read.reshape(site.groups, -1)
+    space.couple(members, members[:, :1])
+    return members[:, :1].expand(site.groups, site.rows // site.groups).reshape(-1) if site.transposed else outer
+
+
+def _by_group(atoms: Tensor | None, groups: int) -> Tensor | None:
+    return None if atoms is None else atoms.reshape(groups, -1)
+
+
+def _pin_all(call: Call, space: Space) -> tuple[Layers, ...]:
+    for value in (a for a in call.args if isinstance(a, Value)):
+        for layer in value.layers:
+            space.pin(layer, "fixed-operand", "it meets a tensor whose size is fixed")
+    return tuple(() for _ in call.metas)
+
+
+def _matmul_labels(call: Call, space: Space) -> tuple[Layers, ...]:
+    site = site_of(call)
+    if site is None:
+        return _pin_all(call, space)
+    out = call.metas[0]
+    rank = out.ndim
+    meet(take(site.source, rank - 1, space), take(site.weight, rank - 2, space), space)
+    kept: list[Tensor] = []
+    for value, free in ((site.source, rank - 2), (site.weight, rank - 1)):
+        atoms = take(value, free, space)
+        if atoms is not None:
+            kept.append(vector(atoms, rank, free))
+    if rank == 3:
+        batch = [take(site.source, 0, space), take(site.weight, 0, space)]
+        meet(*batch, space)
+        kept += [vector(atoms, rank, 0) for atoms in batch[:1] if atoms is not None]
+    if site.bias is None:
+        return (tuple(kept),)
+    return (couple_aligned([(out.shape, tuple(kept)), (site.bias.shape, site.bias.layers)], rank, space),)
+
+
+def nonzero_weight(site: Site, known: Known) -> Tensor:
+    """Which weights may be other than zero: bool (R, K/G), or (O/G, K) where ``transposed`` with groups."""
+    key = site.weight.key
+    if key not in known.nonzero:
+        weight = known.of(site.weight)
+        may = weight != 0
+        other = [d for d in range(weight.ndim) if d not in (site.row, site.column)]
+        may = may.any(dim=other) if other else may
+        known.nonzero[key] = may.cpu()
+    may = known.nonzero[key]
+    if may.ndim == 2 and site.row > site.column:
+        may = may.t()
+    return may.expand(site.weight.shape[site.row], site.weight.shape[site.column])
+
+
+def may_read(site: Site, known: Known) -> Tensor:
+    """Which entries of the source may be other than zero: bool (K,)."""
+    source = known.of(site.source)
+    others = [d for d in range(source.ndim) if d != site.source_dim]
+    may = source != 0
+    return (may.any(dim=others) if others else may).expand(site.entries)
+
+
+def live_rows(site: Site, known: Known) -> Tensor:
+    """Which outputs may depend on the input: bool (R,)."""
+    weight, read = nonzero_weight(site, known), may_read(site, known)
+    g = site.groups
+    if g == 1:
+        return (weight.float() @ read.float()) > 0
+    if site.transposed:
+        return (weight & read).reshape(-1, g, site.entries // g).any(-1).t().reshape(-1)
+    return (weight.reshape(g, -1, weight.shape[1]) & read.reshape(g, 1, -1)).any(-1).reshape(-1)
+
+
+def _constants(step: Step, known: Known) -> list[Tensor]:
+    """An output whose products are all zero is its bias."""
+    site = site_of(step.call)
+    out = step.outputs[0]
+    scaled = any(step.call.kwargs.get(k, 1) != 1 for k in ("alpha", "beta"))
+    if site is None or scaled or (site.bias is not None and site.bias.rank != 1):
+        return nothing_known(step, known)
+    bias = torch.zeros(1, dtype=torch.float64) if site.bias is None else known.small(site.bias)
+    value = torch.where(live_rows(site, known), torch.nan, bias)
+    return [vector(value, out.rank, site.out_dim) if value.numel() > 1 else value.reshape((1,) * out.rank)]
+
+
+CONVOLUTION = register(OpClass("convolution", _conv_labels, _constants), ["convolution"])
+MATMUL = register(OpClass("matrix product", _matmul_labels, _constants), ["mm", "addmm", "bmm", "baddbmm"])
+CONTRACTIONS = frozenset({CONVOLUTION, MATMUL})

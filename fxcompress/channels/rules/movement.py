@@ -1,0 +1,196 @@
+"""Ops that only move entries: run the same op on the labels, and on the maps of constants."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxcompress.channels.layers import (
+    Layers, compress, expand, move, overlapping, reshape, support, zeros_like_dim,
+)  # fmt: skip
+from fxcompress.channels.rules.pointwise import couple_aligned
+from fxcompress.channels.rules.registry import Known, OpClass, nothing_known, register
+from fxcompress.channels.space import Space
+from fxcompress.channels.values import Call, Step, Value, find
+
+
+def settle(moved: list[Tensor], call: Call, space: Space) -> Layers:
+    """Keep the layers that still vary; pin those that collapsed to one entry or now cross each other."""
+    result = []
+    crossing = {id(layer) for layer in overlapping(moved)} if len(moved) > 1 else set()
+    for layer in moved:
+        if id(layer) in crossing:
+            space.pin(layer, "crossing", f"{call.func.__name__} mixes two of its labelled dims")
+        elif layer.numel() <= 1:
+            space.pin(layer, "single-entry", f"{call.func.__name__} picks out this one entry")
+        else:
+            result.append(layer)
+    return tuple(result)
+
+
+def _labels(call: Call, space: Space) -> tuple[Layers, ...]:
+    source: Value = call.args[0]
+    run = _on_labels(call)
+    moved: list[list[Tensor]] = [[] for _ in call.metas]
+    for layer in source.layers:
+        for i, out in enumerate(move(run, layer, source.shape)):
+            moved[i].append(out)
+    return tuple(settle(layers, call, space) for layers in moved)
+
+
+def _on_labels(call: Call) -> Callable[[Tensor], Any]:
+    return lambda labels: call.func(labels, *call.args[1:], **call.kwargs)
+
+
+def _constants(step: Step, known: Known) -> list[Tensor]:
+    source: Value = step.call.args[0]
+    bits = known.bits(source)
+    if bits.numel() == 1:
+        return [bits.reshape((1,) * out.rank).view(torch.float64) for out in step.outputs]
+    return [out.view(torch.float64) for out in move(_on_labels(step.call), bits, source.shape)]
+
+
+def _reshape_labels(call: Call, space: Space) -> tuple[Layers, ...]:
+    source: Value = call.args[0]
+    moved = [reshape(layer, source.shape, call.metas[0].shape) for layer in source.layers]
+    return (settle(moved, call, space),)
+
+
+def _reshape_constants(step: Step, known: Known) -> list[Tensor]:
+    source: Value = step.call.args[0]
+    bits = known.bits(source)
+    return [reshape(bits, source.shape, step.outputs[0].shape).view(torch.float64)]
+
+
+def _cat_labels(call: Call, space: Space) -> tuple[Layers, ...]:
+    parts = _parts(call.args[0], call.metas[0])
+    rank = call.metas[0].ndim
+    dim = call.arg(1, "dim", 0) % rank
+    here = [[layer for layer in layers if layer.shape[dim] > 1] for _, layers in parts]
+    dims = frozenset().union(*(support(layer) for layers in here for layer in layers))
+    rest: list[tuple[torch.Size, Layers]] = []
+    for (shape, layers), mine in zip(parts, here, strict=True):
+        others = [layer for layer in layers if layer.shape[dim] == 1]
+        for layer in [o for o in others if support(o) & dims]:
+            space.pin(layer, "crossing", "cat joins it with labels of another shape")
+        kept = tuple(o for o in others if not support(o) & dims)
+        rest.append((torch.Size([1 if d == dim else n for d, n in enumerate(shape)]), kept))
+        if len(mine) > 1:
+            raise AssertionError("two layers vary along one dim")
+    shared = couple_aligned(rest, rank, space)
+    if not dims:
+        for layer in shared if _ragged(parts, shared) else ():
+            space.pin(layer, "fixed-operand", "cat joins it with a tensor whose size is fixed")
+        return (shared,)
+    pieces = [_piece(shape, mine, dim, dims) for (shape, _), mine in zip(parts, here, strict=True)]
+    joined = compress(torch.cat(pieces, dim))
+    return ((*settle([joined], call, space), *shared),)
+
+
+def _ragged(parts: list[tuple[torch.Size, Layers]], shared: Layers) -> bool:
+    """Whether some part has no labels where the others have."""
+    return any(
+        shape[d] > 1 and not any(layer.shape[d] > 1 for layer in layers)
+        for out in shared
+        for d in support(out)
+        for shape, layers in parts
+    )
+
+
+def _piece(shape: torch.Size, mine: list[Tensor], dim: int, dims: frozenset[int]) -> Tensor:
+    size = [n if d in dims else 1 for d, n in enumerate(shape)]
+    if not mine:
+        return expand(zeros_like_dim(shape[dim], len(shape), dim), size)
+    return expand(mine[0], size)
+
+
+def _parts(tensors: Any, out: Tensor) -> list[tuple[torch.Size, Layers]]:  # noqa: ANN401
+    """Shape and layers of what is joined; the empty 1-d tensors that cat ignores are left out."""
+    pairs = [(t.shape, t.layers if isinstance(t, Value) else ()) for t in tensors]
+    return [(shape, layers) for shape, layers in pairs if len(shape) == out.ndim]
+
+
+def _cat_constants(step: Step, known: Known) -> list[Tensor]:
+    tensors = step.call.args[0]
+    out = step.outputs[0]
+    dim = step.call.arg(1, "dim", 0) % out.rank
+    if not all(isinstance(t, Value) and t.rank == out.rank for t in tensors):
+        return nothing_known(step, known)
+    maps = [known.of(t).double().cpu() for t in tensors]
+    full = [max(m.shape[d] for m in maps) for d in range(out.rank)]
+    pieces = [m.expand([t.shape[dim] if d == dim else n for d, n in enumerate(full)]) for m, t in zip(maps, tensors, strict=True)]
+    return [compress(torch.cat(pieces, dim).view(torch.int64)).view(torch.float64)]
+
+
+def _pad_labels(call: Call, space: Space) -> tuple[Layers, ...]:
+    source: Value = call.args[0]
+    moved = [_pad(layer, call.args[1], 0) for layer in source.layers]
+    return (settle(moved, call, space),)
+
+
+def _pad(layer: Tensor, amounts: list[int], value: float) -> Tensor:
+    """Pad along the dims that vary, and only those."""
+    own = [
+        amount if layer.shape[layer.ndim - 1 - i // 2] > 1 else 0 for i, amount in enumerate(amounts)
+    ]
+    return torch.constant_pad_nd(layer, own, value)
+
+
+def _pad_constants(step: Step, known: Known) -> list[Tensor]:
+    source: Value = step.call.args[0]
+    amounts, value = step.call.args[1], float(step.call.arg(2, "value", 0))
+    channels = known.of(source)
+    padded = _pad(channels, amounts, value)
+    border = any(n and channels.shape[channels.ndim - 1 - i // 2] == 1 for i, n in enumerate(amounts))
+    return [torch.where(padded == value, padded, torch.nan) if border else padded]
+
+
+def _same_shape_labels(call: Call, space: Space) -> tuple[Layers, ...]:
+    """Ops that work as well on dims of size 1: run on the compact layer."""
+    source: Value = call.args[0]
+    return (settle([_on_labels(call)(layer) for layer in source.layers], call, space),)
+
+
+def _same_shape_constants(step: Step, known: Known) -> list[Tensor]:
+    source: Value = step.call.args[0]
+    result: Tensor = _on_labels(step.call)(known.of(source))
+    return [result]
+
+
+def _index_labels(call: Call, space: Space) -> tuple[Layers, ...]:
+    """Indexing by constant tensors; labels do not survive an index that is computed."""
+    source = call.args[0]
+    computed = [v for v in find(Value, call.args[1:]) if not v.meta.is_floating_point()]
+    if computed or not isinstance(source, Value):
+        for value in find(Value, (call.args, call.kwargs)):
+            for layer in value.layers:
+                space.pin(layer, "computed-index", "it is indexed by a tensor that the network computes")
+        return ((),)
+    return _labels(call, space)
+
+
+def _index_constants(step: Step, known: Known) -> list[Tensor]:
+    if find(Value, step.call.args[1:]) or not isinstance(step.call.args[0], Value):
+        return nothing_known(step, known)
+    return _constants(step, known)
+
+
+MOVEMENT = register(
+    OpClass("movement", _labels, _constants),
+    [
+        "select", "slice", "split", "split_with_sizes", "chunk", "unbind", "narrow", "expand", "repeat", "diagonal",
+        "unfold", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "tile", "repeat_interleave",
+    ],
+)  # fmt: skip
+RESHAPE = register(
+    OpClass("reshape", _reshape_labels, _reshape_constants),
+    ["view", "_unsafe_view", "reshape", "squeeze", "unsqueeze", "flatten", "unflatten", "_reshape_alias", "view_as"],
+)
+PERMUTE = register(
+    OpClass("permute", _same_shape_labels, _same_shape_constants),
+    ["permute", "transpose", "t", "flip", "roll", "movedim", "numpy_T"],
+)
+CAT = register(OpClass("cat", _cat_labels, _cat_constants), ["cat", "concat"])
+PAD = register(OpClass("pad", _pad_labels, _pad_constants), ["constant_pad_nd"])
+INDEX = register(OpClass("index", _index_labels, _index_constants), ["index", "index_select", "_unsafe_index"])

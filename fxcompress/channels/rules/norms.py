@@ -1,0 +1,48 @@
+"""Batch norm: channel by channel, with parameters and statistics that go with their channel."""
+
+import torch
+from torch import Tensor
+
+from fxcompress.channels.layers import Layers, vector
+from fxcompress.channels.rules.contraction import meet, take
+from fxcompress.channels.rules.registry import Known, OpClass, nothing_known, register
+from fxcompress.channels.space import Space
+from fxcompress.channels.values import Call, Step, Value
+
+
+def _labels(call: Call, space: Space) -> tuple[Layers, ...]:
+    source: Value = call.args[0]
+    channels = take(source, 1, space)
+    for own in call.args[1:5]:
+        if isinstance(own, Value):
+            meet(channels, take(own, 0, space), space)
+    others = tuple(layer for layer in source.layers if layer.shape[1] == 1)
+    kept = others if channels is None else (vector(channels, source.rank, 1), *others)
+    return (kept, *(() for _ in call.metas[1:]))
+
+
+def _constants(step: Step, known: Known) -> list[Tensor]:
+    source, weight, bias, mean, var, training, _, eps = step.call.args[:8]
+    channels = known.of(source)
+    if any(n > 1 for d, n in enumerate(channels.shape) if d != 1):
+        return nothing_known(step, known)
+    x = channels.reshape(-1)
+    gamma, beta = _vector(weight, 1.0, known), _vector(bias, 0.0, known)
+    if known.training or training:
+        # A constant that is not zero leaves the rounding of its own mean behind.
+        value = torch.where((x == 0) | (gamma == 0), beta, torch.nan)
+    else:
+        scale = gamma / torch.sqrt(_vector(var, torch.nan, known) + eps)
+        value = torch.where(gamma == 0, beta, (x - _vector(mean, torch.nan, known)) * scale + beta)
+    out = step.outputs[0]
+    return [value.reshape([-1 if d == 1 else 1 for d in range(out.rank)]), *nothing_known(step, known)[1:]]
+
+
+def _vector(value: Value | None, default: float, known: Known) -> Tensor:
+    return torch.tensor([default], dtype=torch.float64) if value is None else known.small(value)
+
+
+BATCH_NORM = register(
+    OpClass("batch norm", _labels, _constants),
+    ["native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "_batch_norm_with_update"],
+)

@@ -1,0 +1,106 @@
+"""Elementwise ops: labels that meet are coupled."""
+
+import torch
+from torch import Tensor
+
+from fxcompress.channels.layers import Layers, overlapping, pad_rank, support
+from fxcompress.channels.rules.registry import Known, OpClass, nothing_known, register
+from fxcompress.channels.space import Space
+from fxcompress.channels.values import Call, Step, Value, find, leaves, replace
+
+
+def couple_aligned(operands: list[tuple[torch.Size, Layers]], rank: int, space: Space) -> Layers:
+    """Couple the labels of operands that are broadcast against each other; the layers of the result."""
+    shapes = [(1,) * (rank - len(shape)) + tuple(shape) for shape, _ in operands]
+    stacks = [[pad_rank(layer, rank) for layer in layers] for _, layers in operands]
+    if len(operands) == 1:
+        return tuple(stacks[0])
+    by_support: dict[frozenset[int], list[tuple[int, Tensor]]] = {}
+    for i, layers in enumerate(stacks):
+        for layer in layers:
+            by_support.setdefault(support(layer), []).append((i, layer))
+    first = [members[0][1] for members in by_support.values()]
+    crossing = {id(layer) for layer in overlapping(first)} if len(first) > 1 else set()
+    result = []
+    for dims, members in by_support.items():
+        lead = members[0][1]
+        if id(lead) in crossing:
+            for _, layer in members:
+                space.pin(layer, "crossing", "its labels cross others of another shape")
+            continue
+        for _, layer in members[1:]:
+            space.couple(lead, layer)
+        having = {i for i, _ in members}
+        if any(shape[d] > 1 for i, shape in enumerate(shapes) if i not in having for d in dims):
+            space.pin(lead, "fixed-operand", "it meets a tensor whose size is fixed")
+        result.append(lead)
+    return tuple(result)
+
+
+def operands_of(call: Call) -> list[tuple[torch.Size, Layers]]:
+    """Shape and layers of each tensor operand."""
+    found: list[tuple[torch.Size, Layers]] = []
+    for leaf in leaves((call.args, call.kwargs)):
+        if isinstance(leaf, Value):
+            found.append((leaf.shape, leaf.layers))
+        elif isinstance(leaf, Tensor):
+            found.append((leaf.shape, ()))
+    return found
+
+
+def _labels(call: Call, space: Space) -> tuple[Layers, ...]:
+    layers = couple_aligned(operands_of(call), max(meta.ndim for meta in call.metas), space)
+    return tuple(layers for _ in call.metas)
+
+
+def run_known(step: Step, known: Known) -> list[Tensor]:
+    """Run the op itself where all operands are known; NaN elsewhere."""
+    tree = (step.call.args, step.call.kwargs)
+    maps = [known.of(value) for value in find(Value, tree)]
+    plain = any(isinstance(leaf, Tensor) for leaf in leaves(tree))
+    if plain or not all(v.meta.is_floating_point() for v in step.outputs) or any(_none(m) for m in maps):
+        return nothing_known(step, known)
+    args, kwargs = replace(lambda value: known.of(value).double().cpu().nan_to_num(), Value, tree)
+    result = step.call.func(*args, **kwargs)
+    varies = torch.stack(torch.broadcast_tensors(*[m.isnan().cpu() for m in maps])).any(0)
+    outputs = result if isinstance(result, tuple | list) else [result]
+    rank = step.outputs[0].rank
+    return [pad_rank(torch.where(varies, torch.nan, out.to(torch.float64)), rank) for out in outputs]
+
+
+def _none(known: Tensor) -> bool:
+    return known.numel() == 1 and bool(known.isnan())
+
+
+def _multiply(step: Step, known: Known) -> list[Tensor]:
+    """As :func:`run_known`; beside that, zero times anything (finite) is zero."""
+    (result,) = run_known(step, known)
+    for value in find(Value, step.call.args[:2]):
+        zero = pad_rank(known.of(value).cpu(), step.outputs[0].rank) == 0
+        if zero.any():
+            result, zero = torch.broadcast_tensors(result, zero)
+            result = torch.where(zero, 0.0, result)
+    return [result]
+
+
+def _untouched(step: Step, known: Known) -> list[Tensor]:
+    value = find(Value, step.call.args)[0]
+    floating = all(v.meta.is_floating_point() for v in (value, *step.outputs))
+    return [known.of(value)] * len(step.outputs) if floating else nothing_known(step, known)
+
+
+POINTWISE = OpClass("pointwise", _labels, run_known)
+OPAQUE_VALUES = OpClass("pointwise, values unknown", _labels, nothing_known)
+MULTIPLY = register(OpClass("multiply", _labels, _multiply), ["mul", "multiply"])
+SAME = register(OpClass("same values", _labels, _untouched), ["clone", "detach", "alias", "lift_fresh", "_to_copy"])
+
+# Elementwise, but without the pointwise tag.
+register(POINTWISE, ["hardswish", "hardsigmoid", "fill", "zero", "zeros_like", "ones_like", "full_like", "copy"])
+# Elementwise, but what they return where an operand is unknown need not be unknown, or is random.
+register(
+    OPAQUE_VALUES,
+    [
+        "where", "masked_fill", "nan_to_num", "fmax", "fmin", "bernoulli", "rand_like", "randn_like", "empty_like",
+        "native_dropout", "uniform", "normal_functional", "rrelu_with_noise", "rrelu_with_noise_functional",
+    ],
+)  # fmt: skip

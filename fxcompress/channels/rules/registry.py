@@ -1,0 +1,107 @@
+"""The table of op classes: which rule an ATen op follows.
+
+A rule has two halves. ``labels`` says where labels go, what they couple and what they pin; ``constants`` says what is
+known of the outputs when something is known of the inputs. An op without a rule is decomposed; where that fails, every
+label that touches it is pinned.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxcompress.channels.layers import Layers
+from fxcompress.channels.space import Space
+from fxcompress.channels.values import Call, Step, Value
+
+LabelRule = Callable[[Call, Space], tuple[Layers, ...]]
+ConstantRule = Callable[[Step, "Known"], list[Tensor]]
+
+
+class Known:
+    """What is known of each value: a map of the tensor's rank, size 1 where it does not vary, NaN = varies.
+
+    Attributes:
+        training: batch norm normalises by the batch, as in training.
+        maps: the map of each value, by its key; float64 on the CPU, except that parameters stand as they are.
+        nonzero: for each weight, which entries may be other than zero; found once, shared between modes.
+    """
+
+    def __init__(self, maps: dict[int, Tensor], nonzero: dict[int, Tensor] | None = None, *, training: bool) -> None:
+        self.training = training
+        self.maps = dict(maps)
+        self.nonzero: dict[int, Tensor] = {} if nonzero is None else nonzero
+
+    def of(self, value: Value) -> Tensor:
+        """The map of a value."""
+        found = self.maps.get(value.key)
+        return unknown(value) if found is None else found
+
+    def small(self, value: Value) -> Tensor:
+        """The map of a vector, float64 (K,) or (1,) on the CPU."""
+        return self.of(value).double().cpu().reshape(-1)
+
+    def bits(self, value: Value) -> Tensor:
+        """The map with each float64 seen as an integer, so that NaN equals itself."""
+        return self.of(value).double().view(torch.int64)
+
+
+def unknown(value: Value) -> Tensor:
+    """The map of a value of which nothing is known."""
+    return torch.full((1,) * value.rank, torch.nan, dtype=torch.float64)
+
+
+def nothing_known(step: Step, known: Known) -> list[Tensor]:
+    """The constant rule of ops through which nothing is known."""
+    return [unknown(value) for value in step.outputs]
+
+
+@dataclass(frozen=True, slots=True)
+class OpClass:
+    """A class of ops that share a rule.
+
+    Attributes:
+        name: for tables and reports.
+        labels: the label rule.
+        constants: the constant rule.
+    """
+
+    name: str
+    labels: LabelRule
+    constants: ConstantRule = nothing_known
+
+
+_RULES: dict[Any, OpClass] = {}
+
+
+def register(op_class: OpClass, ops: Iterable[str | Any]) -> OpClass:
+    """Give ops a rule.
+
+    Args:
+        op_class: the rule.
+        ops: names of ATen ops such as ``"relu"`` (those that this torch lacks are left out), or overload packets such
+            as ``torch.ops.mylib.my_op``.
+
+    Raises:
+        ValueError: an op has a rule already.
+    """
+    for op in ops:
+        packet = getattr(torch.ops.aten, op, None) if isinstance(op, str) else op
+        if packet is None:
+            continue
+        if packet in _RULES:
+            raise ValueError(f"{packet} has the rule {_RULES[packet].name!r} already")
+        _RULES[packet] = op_class
+    return op_class
+
+
+def rule_of(func: Any) -> OpClass | None:  # noqa: ANN401 - an OpOverload
+    """The rule of an op overload, or None."""
+    return _RULES.get(func.overloadpacket)
+
+
+def registered() -> dict[Any, OpClass]:
+    """A copy of the whole table."""
+    return dict(_RULES)

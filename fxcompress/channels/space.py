@@ -1,0 +1,108 @@
+"""Atoms, what couples them, and what pins them.
+
+An **atom** is the identity of one entry along one dim of one parameter or buffer. Atoms that must go together are
+coupled; the connected components are the groups of the network. Atom 0 is FIXED: it stands for everything that
+cannot be removed.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+FIXED = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why atoms must stay.
+
+    Attributes:
+        code: one of a few words that tests and tables can compare: ``output``, ``norm``, ``reduction``, ``unknown-op``...
+        text: the same in words.
+        node: the graph node where it was found.
+    """
+
+    code: str
+    text: str
+    node: str
+
+    def __str__(self) -> str:
+        return f"{self.text} (at {self.node})" if self.node else self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """The atoms ``start .. start + size`` are the entries of dim ``dim`` of the tensor ``name``."""
+
+    name: str
+    dim: int
+    start: int
+    size: int
+    is_parameter: bool
+
+
+class Space:
+    """Collects atoms, couplings and pins while a network is interpreted."""
+
+    def __init__(self) -> None:
+        self.size = 1
+        self.blocks: list[Block] = []
+        self.pins: list[tuple[np.ndarray, Reason]] = []
+        self.edges: list[tuple[np.ndarray, np.ndarray]] = []
+        self.node = ""
+
+    def fresh(self, name: str, dim: int, size: int, *, is_parameter: bool) -> Tensor:
+        """New atoms for one dim of a tensor, shape (size,)."""
+        block = Block(name, dim, self.size, size, is_parameter)
+        self.blocks.append(block)
+        self.size += size
+        return torch.arange(block.start, block.start + size)
+
+    def couple(self, a: Tensor, b: Tensor) -> None:
+        """The atoms of ``a`` and ``b`` (broadcast against each other) go together or not at all."""
+        if a is not b:
+            left, right = np.broadcast_arrays(a.numpy(), b.numpy())
+            self.edges.append((left.reshape(-1), right.reshape(-1)))
+
+    def pin(self, atoms: Tensor, code: str, text: str) -> None:
+        """The ``atoms`` must stay."""
+        self.pins.append((atoms.numpy().reshape(-1), Reason(code, text, self.node)))
+
+    def components(self) -> np.ndarray:
+        """The smallest atom that each atom is coupled with, shape (size,)."""
+        return components(self.size, self.edges)
+
+    def where(self, atom: int) -> tuple[str, int, int]:
+        """The tensor, dim and index of an atom; ``("", 0, 0)`` for FIXED."""
+        starts = [block.start for block in self.blocks]
+        i = int(np.searchsorted(starts, atom, side="right")) - 1
+        if i < 0:
+            return "", 0, 0
+        return self.blocks[i].name, self.blocks[i].dim, atom - self.blocks[i].start
+
+
+def components(size: int, edges: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Connected components by minimum hooking and pointer jumping: a few array passes, no loop over edges.
+
+    Returns:
+        int64 (size,): the smallest member of each node's component.
+    """
+    parent = np.arange(size)
+    if not edges:
+        return parent
+    a = np.concatenate([e[0] for e in edges])
+    b = np.concatenate([e[1] for e in edges])
+    while True:
+        ra, rb = parent[a], parent[b]
+        open_ = ra != rb
+        if not open_.any():
+            return parent
+        a, b, ra, rb = a[open_], b[open_], ra[open_], rb[open_]
+        np.minimum.at(parent, np.maximum(ra, rb), np.minimum(ra, rb))
+        while True:
+            jumped = parent[parent]
+            if np.array_equal(jumped, parent):
+                break
+            parent = jumped

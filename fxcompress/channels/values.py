@@ -1,0 +1,164 @@
+"""Tensors that carry labels instead of numbers, and the tape of what was done with them."""
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from fxcompress.channels.layers import Layers
+from fxcompress.channels.space import Space
+
+if TYPE_CHECKING:
+    from fxcompress.channels.rules.registry import OpClass
+
+_COUNT = [0]
+
+
+def _next() -> int:
+    _COUNT[0] += 1
+    return _COUNT[0]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Value:
+    """What is known of one tensor at one moment; an in-place op makes a new one.
+
+    Attributes:
+        meta: a tensor on the meta device with the shape, strides and dtype.
+        layers: the labels.
+        key: unique, for tables.
+    """
+
+    meta: Tensor
+    layers: Layers = ()
+    key: int = field(default_factory=_next)
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.meta.shape
+
+    @property
+    def rank(self) -> int:
+        return self.meta.ndim
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One ATen call: the op, and its arguments with a Value in place of each labelled tensor."""
+
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    metas: tuple[Tensor, ...]
+
+    def arg(self, position: int, name: str, default: Any = None) -> Any:  # noqa: ANN401
+        """An argument by position or name."""
+        if position < len(self.args):
+            return self.args[position]
+        return self.kwargs.get(name, default)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One line of the tape."""
+
+    op: "OpClass"
+    call: Call
+    outputs: tuple[Value, ...]
+    node: str
+
+
+class Dispatcher(Protocol):
+    """Whoever runs ATen calls on labels."""
+
+    space: Space
+
+    def dispatch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+        """Run one ATen call."""
+        ...
+
+
+class Storage:
+    """The tensors that share memory: an in-place op on one of them changes what the others hold."""
+
+    __slots__ = ("members",)
+
+    def __init__(self) -> None:
+        self.members: list[weakref.ref[LabelTensor]] = []
+
+    def others(self, tensor: "LabelTensor") -> "list[LabelTensor]":
+        """The live tensors of this storage beside ``tensor``."""
+        alive = [ref() for ref in self.members]
+        return [t for t in alive if t is not None and t is not tensor]
+
+
+class LabelTensor(torch.Tensor):
+    """A wrapper without data: it has a shape, a dtype and a device, and a :class:`Value`."""
+
+    fxc_value: Value
+    fxc_run: Dispatcher
+    fxc_storage: Storage
+
+    @staticmethod
+    def __new__(
+        cls: "type[LabelTensor]", value: Value, run: Dispatcher, device: torch.device, storage: Storage | None = None
+    ) -> "LabelTensor":
+        meta = value.meta
+        self = torch.Tensor._make_wrapper_subclass(
+            cls, meta.shape, strides=meta.stride(), dtype=meta.dtype, device=device
+        )
+        self.fxc_value = value
+        self.fxc_run = run
+        self.fxc_storage = storage if storage is not None else Storage()
+        self.fxc_storage.members.append(weakref.ref(self))
+        return self
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401
+        kwargs = kwargs or {}
+        found = find(LabelTensor, (args, kwargs))
+        return found[0].fxc_run.dispatch(func, args, kwargs)
+
+    def __repr__(self, *, tensor_contents: object = None) -> str:
+        return f"LabelTensor{tuple(self.shape)}"
+
+
+def find(kind: type, tree: object) -> list[Any]:
+    """All instances of ``kind`` in nested tuples, lists and dicts, in order."""
+    if isinstance(tree, kind):
+        return [tree]
+    if isinstance(tree, tuple | list):
+        return [leaf for item in tree for leaf in find(kind, item)]
+    if isinstance(tree, dict):
+        return [leaf for item in tree.values() for leaf in find(kind, item)]
+    return []
+
+
+def leaves(tree: object) -> list[Any]:
+    """All items of nested tuples, lists and dicts, in order."""
+    if isinstance(tree, tuple | list):
+        return [leaf for item in tree for leaf in leaves(item)]
+    if isinstance(tree, dict):
+        return [leaf for item in tree.values() for leaf in leaves(item)]
+    return [tree]
+
+
+def replace(function: Callable[[Any], Any], kind: type, tree: Any) -> Any:  # noqa: ANN401
+    """The tree with ``function`` applied to each instance of ``kind``."""
+    if isinstance(tree, kind):
+        return function(tree)
+    if isinstance(tree, tuple | list):
+        items = [replace(function, kind, item) for item in tree]
+        if hasattr(tree, "_fields"):
+            return type(tree)(*items)
+        return type(tree)(items) if isinstance(tree, tuple | list) else items
+    if isinstance(tree, dict):
+        return {key: replace(function, kind, item) for key, item in tree.items()}
+    return tree

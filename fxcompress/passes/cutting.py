@@ -1,0 +1,85 @@
+"""Cuts every parameter and buffer of a module by its own atoms."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from fxcompress.channels.analysis import Analysis
+from fxcompress.channels.plan import Plan
+from fxcompress.passes.attributes import update_attributes
+from fxcompress.trace.skeleton import skeleton
+from fxcompress.trace.traced import TracedModule
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """What was taken out of one tensor.
+
+    Attributes:
+        old: the tensor as it was.
+        new: what is left.
+        indices: for each cut dim, the indices that stay, int64.
+    """
+
+    old: Tensor
+    new: Tensor
+    indices: dict[int, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class CutModule:
+    """A cut copy of a module, and what was cut, by the tensor's name."""
+
+    module: TracedModule
+    cuts: dict[str, Cut] = field(default_factory=dict)
+
+
+def cut_module(analysis: Analysis, plan: Plan) -> CutModule:
+    """A copy of the module whose tensors lack what the plan removes; tensors that lose nothing are shared.
+
+    The graph is not touched: sizes written into it are the business of :mod:`fxcompress.passes.literals`.
+    """
+    result = CutModule(skeleton(analysis.module))
+    made: dict[int, Cut] = {}
+    for name, dims in analysis.atoms.items():
+        indices = {d: index for d, atoms in dims.items() if (index := plan.indices(atoms)) is not None}
+        if not indices:
+            continue
+        owner_path, _, leaf = name.rpartition(".")
+        owner = result.module.get_submodule(owner_path)
+        old = getattr(owner, leaf)
+        cut = made.setdefault(id(old), Cut(old, _sliced(old, indices), indices))
+        _put(owner, leaf, cut.new)
+        result.cuts[name] = cut
+    for path in dict.fromkeys(name.rpartition(".")[0] for name in result.cuts):
+        _update(result, analysis.module, path)
+    return result
+
+
+def _update(result: CutModule, original: TracedModule, path: str) -> None:
+    weight = getattr(original.get_submodule(path), "weight", None)
+    update_attributes(result.module.get_submodule(path), weight.shape[0] if isinstance(weight, Tensor) else None)
+
+
+def _sliced(tensor: Tensor, indices: dict[int, Tensor]) -> Tensor:
+    with torch.no_grad():
+        data = tensor.detach()
+        for dim, index in indices.items():
+            data = data.index_select(dim, index.to(data.device))
+        if data.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
+            data = data.contiguous(memory_format=torch.channels_last)
+    if not isinstance(tensor, nn.Parameter):
+        return data
+    new = nn.Parameter(data, requires_grad=tensor.requires_grad)
+    if tensor.grad is not None:
+        new.grad = _sliced(tensor.grad, indices)
+    return new
+
+
+def _put(owner: nn.Module, name: str, tensor: Tensor) -> None:
+    for table in (owner._parameters, owner._buffers):
+        if name in table:
+            table[name] = tensor  # type: ignore[assignment]
+            return
+    setattr(owner, name, tensor)

@@ -1,0 +1,141 @@
+"""Sizes written into the graph as numbers: what they must be once channels are gone.
+
+Each function proposes new arguments for one kind of node. A proposal is only that: the rewrite runs the node on packed
+labels and takes the proposal if the result is what is left of the original.
+"""
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import fx
+
+from fxcompress.channels.survivors import kept_masks, kept_shape
+from fxcompress.channels.values import Value, find
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """New target and arguments of a node."""
+
+    target: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+Propose = Callable[[fx.Node, Value, Any, np.ndarray], Proposal | None]
+
+
+def propose(node: fx.Node, source: Value | None, result: object, alive: np.ndarray) -> Proposal | None:
+    """New arguments for ``node``, or None where there is nothing to propose.
+
+    Args:
+        node: a call_function or call_method node.
+        source: its first argument before the cut.
+        result: its result before the cut, Values in place of tensors.
+        alive: bool (atoms,).
+    """
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    rule = _RULES.get(str(name))
+    return rule(node, source, result, alive) if rule is not None and source is not None else None
+
+
+def _sizes(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> Proposal | None:
+    """view, reshape, expand, unflatten: each number that was the size of a cut output dim."""
+    if not isinstance(result, Value):
+        return None
+    old, new = tuple(result.shape), kept_shape(result, alive)
+    shape = node.kwargs.get("shape", node.kwargs.get("size", node.args[1:]))
+    flat = list(shape[0]) if len(shape) == 1 and isinstance(shape[0], tuple | list) else list(shape)  # type: ignore[arg-type,index]
+    if len(flat) != len(old):
+        return None
+    sizes = tuple(new[d] if flat[d] == old[d] and isinstance(flat[d], int) else flat[d] for d in range(len(old)))
+    return Proposal(node.target, (node.args[0], sizes), {})
+
+
+def _unflatten(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> Proposal | None:
+    dim, sizes = _argument(node, 1, "dim"), _argument(node, 2, "sizes")
+    if not isinstance(result, Value) or not isinstance(dim, int) or not isinstance(sizes, Sequence):
+        return None
+    start = dim % source.rank
+    old, new = result.shape[start : start + len(sizes)], kept_shape(result, alive)[start : start + len(sizes)]
+    patched = tuple(n if s == o else s for s, o, n in zip(sizes, old, new, strict=True))
+    return Proposal(node.target, (node.args[0], dim, patched), {})
+
+
+def _split(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> Proposal | None:
+    """chunk and split: the sizes that are left of each part."""
+    dim = _argument(node, 2, "dim", 0)
+    parts = find(Value, result)
+    if not isinstance(dim, int) or not parts:
+        return None
+    sizes = [kept_shape(part, alive)[dim % source.rank] for part in parts]
+    target = "split" if isinstance(node.target, str) else torch.split
+    return Proposal(target, (node.args[0], sizes, dim), {})
+
+
+def _getitem(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> Proposal | None:
+    """Slices: prefix counts of what is kept."""
+    index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+    masks, patched, dim = kept_masks(source, alive), [], 0
+    for item in index:
+        if item is Ellipsis:
+            dim = source.rank - sum(1 for i in index[index.index(item) + 1 :] if i is not None)
+        patched.append(_slice(item, masks[dim]) if isinstance(item, slice) and dim in masks else item)
+        dim += item is not None and item is not Ellipsis
+    return Proposal(operator.getitem, (node.args[0], tuple(patched)), {})
+
+
+def _slice(item: slice, kept: np.ndarray) -> slice:
+    if any(isinstance(n, fx.Node) for n in (item.start, item.stop, item.step)):
+        return item
+    chosen = np.arange(len(kept))[item]
+    positions = (np.cumsum(kept) - 1)[chosen[kept[chosen]]]
+    if not len(positions):
+        return item
+    steps = np.unique(np.diff(positions))
+    step = int(steps[0]) if len(steps) == 1 else 1
+    return slice(int(positions[0]), int(positions[-1]) + 1, None if step == 1 else step)
+
+
+def _narrow(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> Proposal | None:
+    dim, start, length = (_argument(node, i, n) for i, n in ((1, "dim"), (2, "start"), (3, "length")))
+    masks = kept_masks(source, alive)
+    if not all(isinstance(n, int) for n in (dim, start, length)) or dim % source.rank not in masks:
+        return None
+    kept = masks[dim % source.rank]
+    piece = _slice(slice(start, start + length), kept)
+    return Proposal(node.target, (node.args[0], dim, piece.start or 0, int(kept[start : start + length].sum())), {})
+
+
+def _groups(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> Proposal | None:
+    """Functional convolutions: the number of groups that are left."""
+    position = 7 if "transpose" in getattr(node.target, "__name__", "") else 6
+    groups = _argument(node, position, "groups", 1)
+    if not isinstance(groups, int) or groups == 1:
+        return None
+    new = groups * kept_shape(source, alive)[1] // source.shape[1]
+    if len(node.args) > position:
+        args = (*node.args[:position], new, *node.args[position + 1 :])
+        return Proposal(node.target, args, dict(node.kwargs))
+    return Proposal(node.target, node.args, {**node.kwargs, "groups": new})
+
+
+def _argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:  # noqa: ANN401
+    return node.args[position] if position < len(node.args) else node.kwargs.get(name, default)
+
+
+_RULES: dict[str, Propose] = {
+    **dict.fromkeys(("view", "reshape", "expand", "view_copy", "broadcast_to"), _sizes),
+    "unflatten": _unflatten,
+    **dict.fromkeys(("chunk", "split", "split_with_sizes"), _split),
+    "getitem": _getitem,
+    "narrow": _narrow,
+    **dict.fromkeys((f"conv{n}d" for n in (1, 2, 3)), _groups),
+    **dict.fromkeys((f"conv_transpose{n}d" for n in (1, 2, 3)), _groups),
+}
+_ = F

@@ -1,0 +1,180 @@
+"""The check of a rewrite: run the network on the labels that are left, and compare at every node.
+
+Equal shapes prove little: a permutation passes. So what must agree are the labels: what is left of the original result
+of a node, and the result of the node on what is left.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from fxcompress.channels.analysis import Analysis
+from fxcompress.channels.interpret import Atoms, Interpreter, Trail
+from fxcompress.channels.layers import support
+from fxcompress.channels.plan import Plan
+from fxcompress.channels.space import Reason, Space
+from fxcompress.channels.survivors import canonical, kept_layers, kept_shape
+from fxcompress.channels.values import LabelTensor, Step, Value, find, leaves
+from fxcompress.errors import ExampleInputError
+from fxcompress.passes.literals import Proposal, propose
+
+_VALUE_OPS = {"pointwise", "pointwise, values unknown", "multiply"}
+
+
+@dataclass(eq=False)
+class Mismatch(Exception):
+    """A node whose result on what is left is not what is left of its result.
+
+    Attributes:
+        atoms: must be kept, then; int64 (n,).
+        reason: in words.
+    """
+
+    atoms: np.ndarray
+    reason: Reason
+
+
+class Replay(Interpreter):
+    """Interprets a cut module, patches sizes in its graph, and compares with the original.
+
+    Args:
+        module: the cut module.
+        analysis: of the original.
+        mode: which graph.
+        plan: what was cut.
+    """
+
+    def __init__(self, module: nn.Module, analysis: Analysis, mode: str, plan: Plan) -> None:
+        super().__init__(module, packed_atoms(analysis, plan), Space())
+        self.analysis = analysis
+        self.original: Trail = analysis.trails[mode]
+        self.alive = plan.alive
+        self.lonely = _lonely(analysis, plan)
+        self.patched = False
+        self._position = 0
+
+    def call(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+        marks = len(self.dispatch.tape), len(self.space.edges)
+        try:
+            result, error = super().call(node, args, kwargs), None
+        except ExampleInputError as caught:
+            result, error = None, caught
+        if error is not None or not self._agrees(node, result):
+            del self.dispatch.tape[marks[0] :], self.space.edges[marks[1] :]
+            result = self._patch(node, error)
+        self._compare_scalars(node, self.dispatch.tape[marks[0] :])
+        return result
+
+    def _patch(self, node: fx.Node, error: Exception | None) -> Any:  # noqa: ANN401
+        source = self._source(node)
+        proposal = propose(node, source, self.original.values[node.name], self.alive)
+        if proposal is None:
+            raise self._mismatch(node, str(error).splitlines()[-1].strip() if error else "its labels would differ")
+        old = Proposal(node.target, node.args, dict(node.kwargs))
+        _set(node, proposal)
+        try:
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.env.__getitem__)
+            result = super().call(node, args, kwargs)
+        except ExampleInputError as caught:
+            _set(node, old)
+            raise self._mismatch(node, str(caught).splitlines()[-1].strip()) from caught
+        if not self._agrees(node, result):
+            _set(node, old)
+            raise self._mismatch(node, "no size makes its labels agree")
+        self.patched = True
+        return result
+
+    def _source(self, node: fx.Node) -> Value | None:
+        first = node.args[0] if node.args else None
+        value = self.original.values.get(first.name) if isinstance(first, fx.Node) else None
+        return value if isinstance(value, Value) else None
+
+    def _agrees(self, node: fx.Node, result: object) -> bool:
+        expected = find(Value, self.original.values[node.name])
+        found = [tensor.fxc_value for tensor in find(LabelTensor, result)]
+        return len(expected) == len(found) and all(map(self._same, expected, found))
+
+    def _same(self, expected: Value, found: Value) -> bool:
+        if tuple(found.shape) != kept_shape(expected, self.alive):
+            return False
+        a, b = kept_layers(expected, self.alive), canonical(found.layers)
+        if len(a) == len(b):
+            return all(x.shape == y.shape and self._same_atoms(x, y) for x, y in zip(a, b, strict=True))
+        known = {support(layer) for layer in b}
+        missing = [layer for layer in a if support(layer) not in known]
+        return len(b) < len(a) and all(bool(self.lonely[layer.numpy()].all()) for layer in missing)
+
+    def _same_atoms(self, expected: Tensor, found: Tensor) -> bool:
+        if torch.equal(expected, found):
+            return True
+        a, b = expected.numpy(), found.numpy()
+        return bool(((a == b) | ((b == 0) & self.lonely[a])).all())
+
+    def _compare_scalars(self, node: fx.Node, steps: list[Step]) -> None:
+        """A size that flows into a value (a scale, a mean) must not change with the width."""
+        old = self.original.tape
+        for step in steps:
+            before = old[self._position] if self._position < len(old) else None
+            self._position += 1
+            if before is None or before.op is not step.op:
+                raise self._mismatch(node, "it takes another path on fewer channels")
+            if step.op.name in _VALUE_OPS and _scalars(before) != _scalars(step):
+                raise self._mismatch(node, "a size flows into its value")
+
+    def _mismatch(self, node: fx.Node, why: str) -> Mismatch:
+        values = [self.original.values[n.name] for n in (node, *node.all_input_nodes)]
+        layers = [layer.reshape(-1).numpy() for value in find(Value, values) for layer in value.layers]
+        atoms = np.concatenate(layers) if layers else np.flatnonzero(~self.alive)
+        if self.alive[atoms].all():
+            atoms = np.flatnonzero(~self.alive)
+        return Mismatch(atoms, Reason("rewrite", f"{node.name} cannot be rewritten for fewer channels: {why}", node.name))
+
+    def check_couplings(self) -> None:
+        """Labels that meet in the cut network must belong together in the original one."""
+        component = self.analysis.component
+        for a, b in self.space.edges:
+            wrong = component[a] != component[b]
+            if wrong.any():
+                atoms = np.concatenate([a[wrong], b[wrong]])
+                raise Mismatch(atoms, Reason("rewrite", "channels would meet that do not belong together", ""))
+
+
+def packed_atoms(analysis: Analysis, plan: Plan) -> Atoms:
+    """The labels that are left of each parameter and buffer."""
+    packed: Atoms = {}
+    for name, dims in analysis.atoms.items():
+        packed[name] = {}
+        for dim, atoms in dims.items():
+            index = plan.indices(atoms)
+            rest = atoms if index is None else atoms[index]
+            if rest.numel() > 1:
+                packed[name][dim] = rest
+    return packed
+
+
+def _lonely(analysis: Analysis, plan: Plan) -> np.ndarray:
+    """Atoms that are the last of their dim, with all that they belong to: a dim of size 1 carries no label."""
+    roots = np.zeros(len(plan.alive), dtype=bool)
+    for block in analysis.space.blocks:
+        left = plan.alive[block.start : block.start + block.size]
+        if left.sum() == 1:
+            roots[analysis.component[block.start + int(left.argmax())]] = True
+    return roots[analysis.component]
+
+
+def _scalars(step: Step) -> list[Any]:
+    """The numbers among the arguments of a call, tensors without labels included."""
+    return [_number(leaf) for leaf in leaves((step.call.args, step.call.kwargs))]
+
+
+def _number(leaf: object) -> object:
+    if isinstance(leaf, torch.Tensor):
+        return tuple(leaf.flatten().tolist()) if leaf.numel() <= 16 else leaf.numel()
+    return leaf if isinstance(leaf, int | float | complex | bool | str) else None
+
+
+def _set(node: fx.Node, proposal: Proposal) -> None:
+    node.target, node.args, node.kwargs = proposal.target, proposal.args, proposal.kwargs

@@ -1,0 +1,74 @@
+"""One rewrite: plan, cut, replay; what cannot be rewritten is kept, and the plan is made again."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fxcompress.channels.analysis import Analysis
+from fxcompress.channels.plan import Plan, make_plan
+from fxcompress.channels.rules.registry import Known
+from fxcompress.channels.space import Reason
+from fxcompress.errors import RewriteError
+from fxcompress.passes.cutting import Cut, cut_module
+from fxcompress.passes.replay import Mismatch, Replay
+from fxcompress.trace.traced import TracedModule
+
+
+@dataclass(frozen=True, slots=True)
+class Rewritten:
+    """The result of a rewrite.
+
+    Attributes:
+        module: shares every tensor that lost nothing with the original.
+        cuts: what was taken out of each tensor, by name.
+        plan: that was carried out.
+    """
+
+    module: TracedModule
+    cuts: dict[str, Cut]
+    plan: Plan
+
+
+def rewrite(analysis: Analysis, knowns: dict[str, list[Known]], request: np.ndarray | None = None) -> Rewritten:
+    """Remove what can be proved removable, and check the result node by node.
+
+    Args:
+        analysis: of the network, which stays as it is.
+        knowns: see :func:`fxcompress.channels.plan.make_plan`.
+        request: bool (atoms,), what to try.
+    """
+    wanted = np.ones(analysis.space.size, dtype=bool) if request is None else request.copy()
+    kept: dict[int, Reason] = {}
+    while True:
+        plan = make_plan(analysis, knowns, wanted)
+        for root, reason in kept.items():
+            plan.kept.setdefault(root, reason)
+        try:
+            return carry_out(analysis, plan)
+        except Mismatch as mismatch:
+            atoms = mismatch.atoms[~plan.alive[mismatch.atoms]]
+            if not len(atoms):
+                raise RewriteError(f"the rewrite does not agree with the original: {mismatch.reason}") from mismatch
+            wanted[atoms] = False
+            for root in np.unique(analysis.component[atoms]).tolist():
+                kept.setdefault(root, mismatch.reason)
+
+
+def carry_out(analysis: Analysis, plan: Plan) -> Rewritten:
+    """Cut by a given plan.
+
+    Raises:
+        Mismatch: the cut network is not what the plan says.
+    """
+    if not plan.changes:
+        return Rewritten(cut_module(analysis, plan).module, {}, plan)
+    cut = cut_module(analysis, plan)
+    patched = False
+    for mode, graph in cut.module.graphs.items():
+        replay = Replay(cut.module, analysis, mode, plan)
+        replay.run(graph, analysis.inputs)
+        replay.check_couplings()
+        patched |= replay.patched
+    if patched:
+        cut.module.recompile()
+    return Rewritten(cut.module, cut.cuts, plan)

@@ -1,0 +1,323 @@
+"""One file for a finalized network: weights as packed integers, everything else as it is. No pickle anywhere.
+
+The file is a safetensors file of one stream for each dtype: all tensors of that dtype, flat, one after the other. What
+lies where follows from an index, JSON packed by zlib, at the start of the uint8 stream. Few entries and a packed index
+keep the header from dominating a small network's file. After the index the streams hold, in this order:
+
+    uint8               a bit mask of the indices that stayed, once for each different cut
+    for each tensor     as it is: its values, in the stream of its dtype
+                        on its grid: widths (uint8), minimum (smallest integer type), scales (float32), codes (uint8)
+"""
+
+import json
+import math
+import os
+import secrets
+import zlib
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from fxcompress.errors import StorageError
+from fxcompress.provenance import Grid, Provenance, provenance_of
+from fxcompress.storage.packing import Coded, decode, encode, pack, packed_size, unpack
+
+__all__ = ["FORMAT", "SavedNetwork", "read", "save"]
+
+FORMAT = 1
+"""Version of the format that this release writes, and the newest that it reads."""
+
+_Json = dict[str, Any]
+_USUAL = ["int8", "float32"]
+"""Types of a weight's minimum and scales, where the index names no others."""
+_DAMAGE = (ArithmeticError, AttributeError, LookupError, RuntimeError, StorageError, TypeError, ValueError)
+"""What reading a damaged index can end in."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SavedNetwork:
+    """What a file holds.
+
+    Attributes:
+        tensors: the values of the network's state_dict, on the CPU, dtypes and order included. Names that shared one
+            tensor share one again.
+        provenance: as it was on the saved module, with two differences. ``grids`` lists only the weights that were
+            stored as integers, that is, not those that were edited after ``finalize()``. And bit depths are whole
+            numbers, for each channel the smallest whose range holds the codes that are present: the trained fractions
+            are not stored.
+    """
+
+    tensors: dict[str, Tensor]
+    provenance: Provenance
+
+
+def save(module: fx.GraphModule, path: str | os.PathLike[str]) -> int:
+    """Write the state of a finalized network to ``path``, in place of what was there, and return the bytes written.
+
+    Each weight whose number format is known (``provenance.grids``) is stored as integers, each channel at the bits that
+    its own codes need, and comes back bit for bit (-0.0 as 0.0). One that is no longer on its grid is stored as floats.
+    A file appears at ``path`` whole or not at all.
+
+    Args:
+        module: network that ``finalize()`` or ``prune()`` returned, on any device.
+        path: file in an existing folder.
+
+    Raises:
+        StorageError: safetensors is missing, the module comes from elsewhere, its state holds something other than
+            dense tensors with values, or the file cannot be written.
+
+    >>> import tempfile
+    >>> from fxcompress.provenance import attach
+    >>> net = fx.symbolic_trace(torch.nn.Linear(8, 4))
+    >>> attach(net, Provenance({"weight": (4, 8), "bias": (4,)}))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     size = save(net, Path(folder, "net.fxc"))
+    ...     saved = read(Path(folder, "net.fxc"))
+    >>> torch.equal(saved.tensors["weight"], net.weight), size < 500
+    (True, True)
+    """
+    _library()
+    provenance = provenance_of(module)
+    if provenance is None:
+        raise StorageError(
+            f"cannot save this {type(module).__name__}: nothing is known of the network that it was made from; "
+            "save what finalize() or prune() returned, not a copy that was traced again"
+        )
+    writer = _Writer()
+    index = _describe({name: _storable(name, value) for name, value in module.state_dict().items()}, provenance, writer)
+    streams, length = writer.finish(json.dumps(index, separators=(",", ":")))
+    return _write(Path(path), streams, {"fxcompress": str(FORMAT), "index": str(length), "crc": _checksum(streams)})
+
+
+def read(path: str | os.PathLike[str]) -> SavedNetwork:
+    """Read a file that :func:`save` wrote.
+
+    Raises:
+        StorageError: safetensors is missing, or ``path`` is no file, damaged, not written by fxcompress, or written by
+            a newer one.
+    """
+    streams, metadata = _open(Path(path))
+    try:
+        if metadata["crc"] != _checksum(streams):
+            raise StorageError("the checksum is wrong")
+        return _rebuild(_Reader(streams), int(metadata["index"]))
+    except (*_DAMAGE, zlib.error) as error:
+        raise StorageError(f"{path} is damaged: {error}; fetch the file again, or save the network again") from error
+
+
+def _library() -> ModuleType:
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise StorageError('files need the safetensors package: pip install "fxcompress[file]"') from error
+    library: ModuleType = safetensors
+    return library
+
+
+def _storable(name: str, value: object) -> Tensor:
+    if isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta and not value.is_quantized:
+        return value.detach()
+    kind = f"{value.layout} tensor on {value.device}" if isinstance(value, Tensor) else type(value).__name__
+    raise StorageError(f"cannot save {name!r}, a {kind}: only dense tensors with values go into a file")
+
+
+class _Writer:
+    def __init__(self) -> None:
+        self._parts: defaultdict[torch.dtype, list[Tensor]] = defaultdict(list)
+
+    def put(self, tensor: Tensor) -> None:
+        self._parts[tensor.dtype].append(tensor.cpu().resolve_conj().resolve_neg().reshape(-1))
+
+    def finish(self, index: str) -> tuple[dict[str, Tensor], int]:
+        """The streams by the names of their dtypes, and the length of the index at the start of the first."""
+        packed = zlib.compress(index.encode(), 9)
+        self._parts[torch.uint8].insert(0, torch.frombuffer(bytearray(packed), dtype=torch.uint8))
+        return {_dtype_name(dtype): _joined(parts, dtype) for dtype, parts in self._parts.items()}, len(packed)
+
+
+class _Reader:
+    def __init__(self, streams: dict[str, Tensor]) -> None:
+        self._rest = streams
+
+    def take(self, dtype: str, shape: tuple[int, ...]) -> Tensor:
+        """The next tensor of a stream, with memory of its own."""
+        stream, count = self._rest[dtype], math.prod(shape)
+        if count > len(stream):
+            raise StorageError(f"the {dtype} stream ends early")
+        self._rest[dtype] = stream[count:]
+        return stream[:count].clone().reshape(shape)
+
+    def check_finished(self) -> None:
+        left = sum(len(stream) for stream in self._rest.values())
+        if left:
+            raise StorageError(f"{left} values are left over")
+
+
+def _joined(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
+    # By way of bytes, because not every dtype can be concatenated.
+    return torch.cat([part.view(torch.uint8) for part in parts]).view(dtype)
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _checksum(streams: dict[str, Tensor]) -> str:
+    crc = 0
+    for name in sorted(streams):
+        crc = zlib.crc32(memoryview(streams[name].view(torch.uint8).numpy()), crc)
+    return f"{crc:x}"
+
+
+def _owners(state: dict[str, Tensor], grids: dict[str, Grid]) -> dict[str, str]:
+    """For each name that shares its memory with another: the one it is stored under, one on a grid if there is."""
+    sharing: defaultdict[object, list[str]] = defaultdict(list)
+    for name, tensor in state.items():
+        place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        sharing[place if tensor.numel() else name].append(name)
+    return {name: min(names, key=lambda n: n not in grids) for names in sharing.values() for name in names}
+
+
+def _cut_shape(shape: tuple[int, ...], kept: dict[int, tuple[int, ...]]) -> tuple[int, ...]:
+    return tuple(len(kept.get(dim, range(size))) for dim, size in enumerate(shape))
+
+
+def _describe(state: dict[str, Tensor], provenance: Provenance, writer: _Writer) -> _Json:
+    """Hand all tensors to the writer, and return the index, from which :func:`_rebuild` finds them again."""
+    masks: dict[tuple[int, tuple[int, ...]], int] = {}
+    rows = [_origin(name, provenance, masks) for name in {**state, **provenance.shapes}]
+    for size, indices in masks:
+        mask = np.zeros(size, np.uint8)
+        mask[list(indices)] = 1
+        writer.put(torch.from_numpy(np.packbits(mask)))
+    owner = _owners(state, provenance.grids)
+    for row in rows:
+        name = row["n"]
+        if name not in state:
+            continue
+        if owner[name] == name:
+            row.update(_content(name, state[name], provenance, writer))
+        else:
+            row.update(a=owner[name], g=int(name in provenance.grids))
+    return {"t": rows, "m": [size for size, _ in masks], "c": provenance.cuts, "w": provenance.weights}
+
+
+def _origin(name: str, provenance: Provenance, masks: dict[tuple[int, tuple[int, ...]], int]) -> _Json:
+    """The row of a tensor: n its name, s its original shape, k pairs of a cut dim and the number of its mask."""
+    row: _Json = {"n": name}
+    if name not in provenance.shapes:
+        return row
+    row["s"] = provenance.shapes[name]
+    for dim, indices in provenance.kept.get(name, {}).items():
+        size = row["s"][dim]
+        if sorted({i for i in indices if 0 <= i < size}) != list(indices):
+            raise StorageError(
+                f"cannot save: the indices that {name!r} of shape {row['s']} keeps along dim {dim} are not in order"
+            )
+        row.setdefault("k", []).append((dim, masks.setdefault((size, indices), len(masks))))
+    return row
+
+
+def _content(name: str, tensor: Tensor, provenance: Provenance, writer: _Writer) -> _Json:
+    """Write a tensor. In its row: d its dtype, f its shape if that does not follow, g and x how integers are laid."""
+    row: _Json = {"d": _dtype_name(tensor.dtype)}
+    original = provenance.shapes.get(name)
+    shape = tuple(tensor.shape)
+    if original is None or shape != _cut_shape(original, provenance.kept.get(name, {})):
+        row["f"] = shape
+    grid = provenance.grids.get(name)
+    coded = encode(tensor, grid) if grid else None
+    if grid is None or coded is None:
+        writer.put(tensor)
+        return row
+    minimum, widths = coded.minimum, coded.widths
+    for part in (widths, minimum, coded.scale, pack(coded.codes, minimum, widths)):
+        writer.put(part)
+    types = [_dtype_name(minimum.dtype), _dtype_name(coded.scale.dtype)]
+    return row | {"g": [grid.channel_dim, grid.groups]} | ({} if types == _USUAL else {"x": types})
+
+
+def _rebuild(reader: _Reader, length: int) -> SavedNetwork:
+    index = json.loads(zlib.decompress(reader.take("uint8", (length,)).numpy().tobytes()))
+    masks = [_mask(reader, size) for size in index["m"]]
+    rows: dict[str, _Json] = {row["n"]: row for row in index["t"]}
+    shapes = {name: tuple(row["s"]) for name, row in rows.items() if "s" in row}
+    kept = {name: {dim: masks[number] for dim, number in row["k"]} for name, row in rows.items() if "k" in row}
+    tensors: dict[str, Tensor] = {}
+    grids: dict[str, Grid] = {}
+    for name, row in rows.items():
+        if "d" not in row:
+            continue
+        shape = tuple(row["f"]) if "f" in row else _cut_shape(shapes[name], kept.get(name, {}))
+        if "g" in row:
+            tensors[name], grids[name] = _read_coded(reader, row, shape)
+        else:
+            tensors[name] = reader.take(row["d"], shape)
+    reader.check_finished()
+    tensors |= {name: tensors[row["a"]] for name, row in rows.items() if "a" in row}
+    grids |= {name: grids[row["a"]] for name, row in rows.items() if row.get("a") in grids and row["g"]}
+    cuts = tuple((node, operand) for node, operand in index["c"])
+    return SavedNetwork(
+        {name: tensors[name] for name in rows if name in tensors}, Provenance(shapes, kept, cuts, grids, index["w"])
+    )
+
+
+def _mask(reader: _Reader, size: int) -> tuple[int, ...]:
+    mask = np.unpackbits(reader.take("uint8", (-(-size // 8),)).numpy(), count=size)
+    return tuple(int(i) for i in mask.nonzero()[0])
+
+
+def _read_coded(reader: _Reader, row: _Json, shape: tuple[int, ...]) -> tuple[Tensor, Grid]:
+    (channel_dim, groups), (minimum_type, scale_type) = row["g"], row.get("x", _USUAL)
+    channels = shape[channel_dim] * (groups if channel_dim == 1 else 1)
+    columns = math.prod(shape) // channels
+    widths = reader.take("uint8", (channels,))
+    minimum, scale = reader.take(minimum_type, (channels,)), reader.take(scale_type, (channels,))
+    packed = reader.take("uint8", (packed_size(widths, columns),))
+    coded = Coded(unpack(packed, minimum, widths, columns), scale)
+    bits, exponent = coded.bits.double().tolist(), scale.double().log2().tolist()
+    grid = Grid(tuple(bits), tuple(exponent), channel_dim, groups)
+    return decode(coded, shape, getattr(torch, row["d"]), grid), grid
+
+
+def _open(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    library = _library()
+    if not path.is_file():
+        raise StorageError(f"there is no file {path}; check the path")
+    try:
+        with library.safe_open(path, framework="pt") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+            _check_format(path, metadata.get("fxcompress", ""))
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+    except (OSError, library.SafetensorError) as error:
+        raise StorageError(f"{path} is damaged, or not a file of fxcompress: {error}; fetch the file again") from error
+
+
+def _check_format(path: Path, found: str) -> None:
+    if not found.isdecimal():
+        raise StorageError(f"{path} was not written by fxcompress; read it with what wrote it")
+    if int(found) > FORMAT:
+        raise StorageError(
+            f"{path} has format {found} and this fxcompress reads formats up to {FORMAT}; "
+            "upgrade it: pip install --upgrade fxcompress"
+        )
+
+
+def _write(path: Path, streams: dict[str, Tensor], metadata: dict[str, str]) -> int:
+    library = _library()
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        library.torch.save_file(streams, temporary, metadata)
+        size = temporary.stat().st_size
+        temporary.replace(path)
+    except (OSError, library.SafetensorError) as error:
+        raise StorageError(f"cannot write {path}: {error}; nothing was changed") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return size

@@ -1,0 +1,186 @@
+"""Integer codes of quantized weights, at exactly the bits that each channel needs.
+
+Letters: K channels, M weights of one channel.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fxcompress.errors import StorageError
+from fxcompress.provenance import Grid
+from fxcompress.quantizer import from_rows, rows
+
+__all__ = ["Coded", "decode", "encode", "pack", "packed_size", "unpack"]
+
+_MAX_WIDTH = 32
+_LARGEST_CODE = 2**30
+
+
+def packed_size(widths: Tensor, columns: int) -> int:
+    """Bytes that :func:`pack` makes of channels of ``columns`` codes each, at ``widths`` (K,) bits a code.
+
+    >>> packed_size(torch.tensor([3, 0, 2]), 5)
+    4
+    """
+    return -(-int(widths.sum(dtype=torch.int64)) * columns // 8)
+
+
+def pack(codes: Tensor, lo: Tensor, widths: Tensor) -> Tensor:
+    """Pack each channel's codes as unsigned offsets from ``lo``, in ``widths`` bits each, without gaps between them.
+
+    Channels lie in the order of their widths, those of width 0 take no space, and the last byte is filled up with
+    zeros. Within a code the lowest bit comes first.
+
+    Args:
+        codes: integers (K, M).
+        lo: the smallest code of each channel, integers (K,).
+        widths: bits of each channel, 0 to 32, integers (K,).
+
+    Returns:
+        uint8 tensor of ``packed_size(widths, M)`` bytes, on the CPU.
+
+    Raises:
+        StorageError: a code lies outside of ``lo`` to ``lo + 2**width - 1``.
+
+    >>> codes = torch.tensor([[-2, 1, 0], [5, 5, 5]])
+    >>> packed = pack(codes, torch.tensor([-2, 5]), torch.tensor([2, 0]))
+    >>> packed.tolist(), unpack(packed, torch.tensor([-2, 5]), torch.tensor([2, 0]), 3).tolist()
+    ([44], [[-2, 1, 0], [5, 5, 5]])
+    """
+    offsets = (codes.long() - lo.long()[:, None]).cpu().numpy()
+    width_of = widths.cpu().numpy().astype(np.int64)
+    if ((offsets < 0) | (offsets >> width_of[:, None] != 0)).any():
+        raise StorageError("a code does not fit its channel's width; take the width from the channel's own codes")
+    streams = [_to_bits(offsets[width_of == width], int(width)) for width in np.unique(width_of)]
+    return torch.from_numpy(np.packbits(np.concatenate([np.zeros(0, np.uint8), *streams]), bitorder="little"))
+
+
+def unpack(packed: Tensor, lo: Tensor, widths: Tensor, columns: int) -> Tensor:
+    """The codes (K, M) that :func:`pack` was given, as int64; ``columns`` is M.
+
+    Raises:
+        StorageError: ``packed`` has not the size that the widths ask for, or a width is above 32.
+    """
+    if packed.numel() != packed_size(widths, columns) or bool((widths > _MAX_WIDTH).any()):
+        raise StorageError(
+            f"{packed.numel()} bytes of codes, where {packed_size(widths, columns)} are expected, or a code of more "
+            f"than {_MAX_WIDTH} bits"
+        )
+    bits = np.unpackbits(packed.cpu().numpy(), bitorder="little")
+    width_of = widths.cpu().numpy().astype(np.int64)
+    offsets = np.zeros((len(width_of), columns), np.int64)
+    start = 0
+    for width in np.unique(width_of[width_of > 0]):
+        chosen = width_of == width
+        channels = int(chosen.sum())
+        stop = start + int(width) * channels * columns
+        offsets[chosen] = _from_bits(bits[start:stop], int(width)).reshape(channels, columns)
+        start = stop
+    return torch.from_numpy(offsets) + lo.cpu().long()[:, None]
+
+
+def _to_bits(offsets: npt.NDArray[np.int64], width: int) -> npt.NDArray[np.uint8]:
+    octets = offsets.astype("<u4").reshape(-1, 1).view(np.uint8)
+    return np.unpackbits(octets, axis=1, count=width, bitorder="little").reshape(-1)
+
+
+def _from_bits(bits: npt.NDArray[np.uint8], width: int) -> npt.NDArray[np.int64]:
+    octets = np.packbits(bits.reshape(-1, width), axis=1, bitorder="little")
+    padded = np.pad(octets, ((0, 0), (0, 4 - octets.shape[1])))
+    return padded.view("<u4").astype(np.int64)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Coded:
+    """A weight as integers: ``weight = code * scale``, bit for bit.
+
+    Attributes:
+        codes: int64 (K, M), one row for each output channel.
+        scale: float32 (K,); float64 where the weight was quantized in float64.
+    """
+
+    codes: Tensor
+    scale: Tensor
+
+    @property
+    def minimum(self) -> Tensor:
+        """The smallest code present in each channel, (K,), in the smallest integer type that holds them all."""
+        lowest = self.codes.amin(1)
+        for dtype in (torch.int8, torch.int16):
+            if bool((lowest.to(dtype) == lowest).all()):
+                return lowest.to(dtype)
+        return lowest.to(torch.int32)
+
+    @property
+    def widths(self) -> Tensor:
+        """Bits that hold all codes from the smallest to the largest one present, uint8 (K,)."""
+        span = self.codes.amax(1) - self.codes.amin(1)
+        return torch.bucketize(span + 1, 2 ** torch.arange(62)).to(torch.uint8)
+
+    @property
+    def bits(self) -> Tensor:
+        """The smallest whole bit depth whose range -2^(b-1) to 2^(b-1) - 1 holds the codes present, int64 (K,)."""
+        magnitude = torch.where(self.codes < 0, ~self.codes, self.codes).amax(1)
+        signed = torch.bucketize(magnitude + 1, 2 ** torch.arange(62)) + 1
+        return torch.where((self.codes == 0).all(1), 0, signed)
+
+
+def encode(weight: Tensor, grid: Grid) -> Coded | None:
+    """Find the codes of a weight that lies on ``grid``; None if it does not, say because somebody edited it.
+
+    The scales are not simply 2^exponent: devices differ in the last bits of ``exp2``, so the neighbours of that number
+    are tried too. ``decode`` then gives the weight back bit for bit, except that -0.0 becomes 0.0.
+    """
+    if weight.numel() == 0 or not weight.is_floating_point():
+        return None
+    matrix = rows(weight.detach().cpu(), grid.channel_dim, grid.groups)
+    scale = _fitting_scale(matrix, grid.exponent) if len(grid.exponent) == len(matrix) else None
+    return None if scale is None else Coded(_round(matrix, scale).long(), scale)
+
+
+def decode(coded: Coded, shape: tuple[int, ...], dtype: torch.dtype, grid: Grid) -> Tensor:
+    """The weight that :func:`encode` was given; of ``grid`` only ``channel_dim`` and ``groups`` are read."""
+    return from_rows(_on_grid(coded.codes, coded.scale, dtype), shape, grid.channel_dim, grid.groups)
+
+
+def _round(matrix: Tensor, scale: Tensor) -> Tensor:
+    work = torch.promote_types(matrix.dtype, scale.dtype)
+    return (matrix.to(work) / scale.to(work)[:, None]).round()
+
+
+def _on_grid(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    work = torch.promote_types(dtype, scale.dtype)
+    return (codes.to(work) * scale.to(work)[:, None]).to(dtype)
+
+
+def _fits(matrix: Tensor, scale: Tensor) -> Tensor:
+    """Which channels (K,) are integers of a storable size times ``scale``, exactly."""
+    codes = _round(matrix, scale)
+    return ((codes.abs() <= _LARGEST_CODE) & (_on_grid(codes, scale, matrix.dtype) == matrix)).all(1)
+
+
+def _candidates(exponent: Tensor) -> Iterator[Tensor]:
+    """Float32 scales (K,) that some device may have computed from ``exponent``, likely ones first."""
+    single = torch.exp2(exponent.float())
+    yield single
+    yield torch.exp2(exponent).float()
+    for limit in (0.0, torch.inf):
+        near = torch.nextafter(single, torch.tensor(limit))
+        yield near
+        yield torch.nextafter(near, torch.tensor(limit))
+
+
+def _fitting_scale(matrix: Tensor, exponents: tuple[float, ...]) -> Tensor | None:
+    exponent = torch.tensor(exponents, dtype=torch.float64)
+    found = torch.full_like(exponent, torch.nan, dtype=torch.float32)
+    for candidate in _candidates(exponent):
+        found = torch.where(found.isnan() & _fits(matrix, candidate), candidate, found)
+        if not found.isnan().any():
+            return found
+    double = torch.exp2(exponent)
+    return double if bool(_fits(matrix, double).all()) else None

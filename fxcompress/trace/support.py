@@ -1,0 +1,87 @@
+"""Models that are refused at the door, each with the reason and the remedy."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from fxcompress.errors import UnsupportedModelError
+
+_HOOKS = {
+    "_forward_hooks": "forward hook",
+    "_forward_pre_hooks": "forward pre-hook",
+    "_backward_hooks": "backward hook",
+    "_backward_pre_hooks": "backward pre-hook",
+}
+
+
+def check_supported(model: nn.Module) -> None:
+    """Raise an error when ``model`` cannot be analysed at all.
+
+    Raises:
+        TypeError: it is no nn.Module.
+        UnsupportedModelError: meta tensors, lazy or quantized parameters, NaN or infinite weights, parametrizations
+            (weight_norm and the like), hooks, ScriptModules.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    for name, module in model.named_modules():
+        reason = _module_reason(module)
+        if reason:
+            raise UnsupportedModelError(f"module {name or '<root>'!r} ({type(module).__name__}): {reason}")
+    named = [*model.named_parameters(), *model.named_buffers()]
+    for name, tensor in named:
+        reason = _tensor_reason(tensor)
+        if reason:
+            raise UnsupportedModelError(f"tensor {name!r} {tuple(tensor.shape)}: {reason}")
+    bad = next(_not_finite(list(model.named_parameters())), None)
+    if bad is not None:
+        raise UnsupportedModelError(
+            f"parameter {bad!r} holds NaN or infinite values; the training that produced it has diverged: "
+            "load a sound checkpoint first"
+        )
+
+
+def _module_reason(module: nn.Module) -> str | None:
+    if isinstance(module, torch.jit.ScriptModule):
+        return "a ScriptModule has no Python code to trace; pass the eager model"
+    if isinstance(module, nn.parallel.DataParallel | nn.parallel.DistributedDataParallel):
+        return "pass the wrapped model (model.module), and wrap the result again"
+    if parametrize.is_parametrized(module):
+        return (
+            "it computes its parameters (weight_norm, spectral_norm or another parametrization); call "
+            "torch.nn.utils.parametrize.remove_parametrizations(module, 'weight') first"
+        )
+    for attribute, kind in _HOOKS.items():
+        for hook in getattr(module, attribute).values():
+            return _hook_reason(kind, hook)
+    return None
+
+
+def _hook_reason(kind: str, hook: object) -> str:
+    owner = type(hook).__name__
+    if owner in {"WeightNorm", "SpectralNorm"}:
+        return f"it computes its weight in a hook ({owner}); call the matching torch.nn.utils.remove_* function first"
+    label = getattr(hook, "__qualname__", owner)
+    return f"it has a {kind} ({label}), which may change what it computes; remove it, and register it on the result"
+
+
+def _tensor_reason(tensor: torch.Tensor) -> str | None:
+    if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        return "it is lazy and has no shape yet; run the model once on an input"
+    if tensor.is_meta:
+        return "it is on the meta device and has no values; materialise the model first (model.to_empty, load_state_dict)"
+    if tensor.is_quantized:
+        return "it is quantized already; pass the float model"
+    return None
+
+
+def _not_finite(named: list[tuple[str, nn.Parameter]]) -> Iterator[str]:
+    """Names of the parameters with NaN or infinite values: one host synchronisation for each device, not each tensor."""
+    floating = [(name, p.detach()) for name, p in named if p.is_floating_point() and p.numel()]
+    for device in {p.device for _, p in floating}:
+        here = [(name, p) for name, p in floating if p.device == device]
+        norms = torch.stack([norm.double() for norm in torch._foreach_norm([p for _, p in here], math.inf)])
+        yield from (here[i][0] for i in (~torch.isfinite(norms)).nonzero().flatten().tolist())

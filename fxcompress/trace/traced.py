@@ -1,0 +1,93 @@
+"""The GraphModule that the whole project works on."""
+
+import copy
+from typing import Any
+
+from torch import fx, nn
+
+_SKIP = frozenset(nn.Module().__dict__) | frozenset(dir(fx.GraphModule)) | {"_graph", "meta", "train_graph"}
+
+
+class TracedModule(fx.GraphModule):
+    """A GraphModule that keeps all of the model that it was traced from.
+
+    Two things set it apart from a plain GraphModule. It keeps every child module, used or not, in the original order,
+    so that ``state_dict`` has the same keys. And when the model computes something else in training than in
+    evaluation (auxiliary heads, functional dropout, stochastic depth), it holds a second graph and takes the one that
+    ``self.training`` asks for, as the original did.
+
+    Attributes:
+        graph: the graph of evaluation, and of training where that is the same.
+        train_graph: the graph of training, or None when it is the same.
+    """
+
+    train_graph: fx.Graph | None = None
+
+    def __init__(
+        self, root: nn.Module, graph: fx.Graph, train_graph: fx.Graph | None = None, class_name: str | None = None
+    ) -> None:
+        super().__init__(nn.Module(), fx.Graph(), class_name or _name(root))
+        adopt(self, root)
+        self.set_graphs(graph, train_graph)
+
+    def set_graphs(self, graph: fx.Graph, train_graph: fx.Graph | None) -> None:
+        """Take over both graphs and compile them."""
+        self.train_graph = train_graph
+        self.graph = graph
+
+    @property
+    def graphs(self) -> dict[str, fx.Graph]:
+        """Each graph by the mode that runs it; ``{"eval": graph}`` alone when training is the same."""
+        return {"eval": self.graph} if self.train_graph is None else {"eval": self.graph, "train": self.train_graph}
+
+    def recompile(self) -> Any:  # noqa: ANN401 - PythonCode is not public
+        code = super().recompile()
+        if self.train_graph is not None:
+            evaluate = type(self).forward
+            train = type(fx.GraphModule(self, self.train_graph)).forward
+
+            def forward(self: TracedModule, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+                return (train if self.training else evaluate)(self, *args, **kwargs)
+
+            type(self).forward = forward  # type: ignore[method-assign]
+        return code
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "TracedModule":
+        result: TracedModule = type(self).__new__(type(self))
+        memo[id(self)] = result
+        state = nn.Module()
+        state.__dict__.update(
+            {k: copy.deepcopy(v, memo) for k, v in self.__dict__.items() if k not in {"_graph", "train_graph"}}
+        )
+        train_graph = None if self.train_graph is None else copy_graph(self.train_graph)
+        TracedModule.__init__(result, state, copy_graph(self.graph), train_graph, type(self).__name__)
+        result.meta = state.__dict__["meta"]
+        return result
+
+
+def copy_graph(graph: fx.Graph) -> fx.Graph:
+    """A copy with the same node names, targets and metadata."""
+    new = fx.Graph()
+    new.output(new.graph_copy(graph, {}))
+    old_output, output = _output(graph), _output(new)
+    output.meta = copy.copy(old_output.meta)
+    new._codegen = copy.copy(graph._codegen)
+    return new
+
+
+def _output(graph: fx.Graph) -> fx.Node:
+    return next(node for node in reversed(graph.nodes) if node.op == "output")
+
+
+def adopt(module: fx.GraphModule, root: nn.Module) -> None:
+    """Make the children, parameters, buffers, mode and plain attributes of ``root`` those of ``module``."""
+    for field in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
+        setattr(module, field, root.__dict__[field])
+    module.training = root.training
+    for name, value in root.__dict__.items():
+        if name not in _SKIP:
+            module.__dict__[name] = value
+
+
+def _name(root: nn.Module) -> str:
+    return type(root).__name__

@@ -1,0 +1,128 @@
+"""From a model to its graph.
+
+Symbolic tracing reads flags such as ``self.training`` once and bakes them in. So the model is traced in both modes;
+where the two graphs differ, the traced module keeps both.
+"""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxcompress.errors import TraceError
+from fxcompress.trace.inputs import ExampleInputs
+from fxcompress.trace.skeleton import skeleton
+from fxcompress.trace.support import check_supported
+from fxcompress.trace.traced import TracedModule, copy_graph
+
+
+def trace(model: nn.Module, inputs: ExampleInputs | None = None) -> TracedModule:
+    """Trace ``model`` in both modes; the model itself is not touched, and the result shares its tensors.
+
+    Args:
+        model: any module that torch.fx can trace, a GraphModule among them.
+        inputs: arguments of ``forward`` that have a default and are not given here keep that default.
+
+    Raises:
+        TraceError: torch.fx cannot trace it.
+        UnsupportedModelError: see :func:`fxcompress.trace.support.check_supported`.
+    """
+    check_supported(model)
+    root = skeleton(model)
+    modes = [(module, module.training) for module in root.modules()]
+    constants = _defaults(root, inputs)
+    graph = _graph(root.eval(), constants)
+    train_graph: fx.Graph | None = _graph(root.train(), constants)
+    for module, training in modes:
+        module.training = training
+    if train_graph is not None and _same(graph, train_graph):
+        train_graph = None
+    traced = TracedModule(root, graph, train_graph, type(model).__name__)
+    traced.meta = dict(model.meta) if isinstance(model, fx.GraphModule) else {}
+    return traced
+
+
+class _Tracer(fx.Tracer):
+    """fx.Tracer that leaves quantizers and everything of torch.nn whole."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        leaf = type(m).__module__.split(".")[0] in {"torch", "fxcompress"} and not isinstance(m, fx.GraphModule)
+        return (leaf and not isinstance(m, nn.Sequential)) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _graph(root: nn.Module, constants: dict[str, Any]) -> fx.Graph:
+    if isinstance(root, fx.GraphModule) and not constants:
+        train_graph = root.train_graph if isinstance(root, TracedModule) and root.training else None
+        return copy_graph(train_graph or root.graph)
+    tracer = _Tracer()
+    tracer.record_stack_traces = True
+    try:
+        graph = tracer.trace(root, concrete_args=constants or None)
+    except Exception as error:
+        raise TraceError(_trace_message(root, error)) from error
+    _restore_names(graph, constants)
+    return graph
+
+
+def _trace_message(root: nn.Module, error: Exception) -> str:
+    frames = inspect.getinnerframes(error.__traceback__) if error.__traceback__ else []
+    user = [f for f in frames if "site-packages/torch/" not in f.filename and "fxcompress" not in f.filename]
+    where = f" at {user[-1].filename}:{user[-1].lineno}" if user else ""
+    line = f"\n    {user[-1].code_context[0].strip()}" if user and user[-1].code_context else ""
+    return (
+        f"torch.fx cannot trace {type(root).__name__}: {error}{where}{line}\n"
+        "  control flow that depends on values or shapes cannot become a graph: move it into a function marked with "
+        "torch.fx.wrap, or out of the model"
+    )
+
+
+def _defaults(root: nn.Module, inputs: ExampleInputs | None) -> dict[str, Any]:
+    """Arguments of forward that keep their default value: those with one that the example inputs leave out."""
+    if isinstance(root, fx.GraphModule):
+        return {}
+    parameters = list(inspect.signature(root.forward).parameters.values())
+    given = inputs.names([p.name for p in parameters]) if inputs is not None else frozenset()
+    skip = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+    return {
+        p.name: p.default
+        for p in parameters
+        if p.kind not in skip and p.default is not inspect.Parameter.empty and p.name not in given
+    }
+
+
+def _restore_names(graph: fx.Graph, constants: dict[str, Any]) -> None:
+    """concrete_args renames the placeholders that it fixes (``mask`` to ``mask_1``); calls by keyword need the name."""
+    for node in graph.find_nodes(op="placeholder"):
+        name = node.target.rpartition("_")[0]
+        if name in constants:
+            node.target = name
+
+
+def _same(a: fx.Graph, b: fx.Graph) -> bool:
+    return len(a.nodes) == len(b.nodes) and all(map(_same_node, a.nodes, b.nodes))
+
+
+def _same_node(a: fx.Node, b: fx.Node) -> bool:
+    def key(node: fx.Node) -> tuple[object, ...]:
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: _Name(n.name))
+        return node.op, node.target, _plain(args), _plain(kwargs)
+
+    return a.name == b.name and key(a) == key(b)
+
+
+class _Name(str):
+    """The name of a node, standing in for it."""
+
+    __slots__ = ()
+
+
+def _plain(value: object) -> object:
+    """``value`` in a form that compares with ==, whatever it holds."""
+    if isinstance(value, tuple | list):
+        return tuple(_plain(v) for v in value)
+    if isinstance(value, dict):
+        return tuple((k, _plain(v)) for k, v in value.items())
+    if isinstance(value, slice):
+        return ("slice", _plain(value.start), _plain(value.stop), _plain(value.step))
+    return (id(value),) if isinstance(value, torch.Tensor) else value

@@ -1,0 +1,227 @@
+"""Optimizer surgery: cut the state of any torch optimizer together with its parameters, while training goes on.
+
+The paper (Csefalvay & Imber, arXiv 2301.13142) takes channels out during training, so the momenta of what is left must
+survive. All changes are worked out before the first one is made: a refusal leaves the optimizer as it was.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import LBFGS, Optimizer
+
+from fxcompress.errors import OptimizerError
+
+__all__ = ["PreparedResize", "Replacement", "check_optimizer", "prepare_resize", "resize_optimizer", "slice_parameter"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Replacement:
+    """One parameter and what takes its place.
+
+    Attributes:
+        old: the parameter that the optimizer holds.
+        new: its replacement; None when the parameter is gone altogether.
+        indices: for each cut dim the indices of ``old`` that stay, int64 (kept,), on any device.
+    """
+
+    old: nn.Parameter
+    new: nn.Parameter | None
+    indices: Mapping[int, Tensor] = field(default_factory=dict)
+
+
+def slice_parameter(old: nn.Parameter, indices: Mapping[int, Tensor]) -> Replacement:
+    """Make the parameter that keeps ``indices`` of ``old``, its gradient included; ``old`` is left alone.
+
+    ``requires_grad``, attributes set on the parameter and a channels-last layout carry over; hooks do not.
+
+    Args:
+        old: parameter of any shape, dtype and device.
+        indices: for each dim to cut, the indices that stay, int64 (kept,).
+
+    >>> weight = nn.Parameter(torch.arange(6.0).reshape(3, 2))
+    >>> slice_parameter(weight, {0: torch.tensor([0, 2])}).new
+    Parameter containing:
+    tensor([[0., 1.],
+            [4., 5.]], requires_grad=True)
+    """
+    new = nn.Parameter(_kept(old.detach(), indices), requires_grad=old.requires_grad)
+    new.__dict__.update(old.__dict__)
+    if old.grad is not None:
+        new.grad = _kept(old.grad.detach(), indices)
+    return Replacement(old, new, dict(indices))
+
+
+def _kept(tensor: Tensor, indices: Mapping[int, Tensor]) -> Tensor:
+    """A copy of the kept entries, laid out like ``tensor``."""
+    result = tensor.clone()
+    for dim, index in indices.items():
+        result = result.index_select(dim, index.to(tensor.device))
+    for rank, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if tensor.ndim == rank and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=layout):
+            return result.contiguous(memory_format=layout)
+    return result.contiguous() if result.layout == torch.strided else result
+
+
+def check_optimizer(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> None:
+    """Check that the optimizer holds nothing but ``parameters``, the network's. It need not hold all of them.
+
+    Raises:
+        OptimizerError: it holds others, as it does when it was built from the network before that was compressed.
+
+    >>> net, other = nn.Linear(2, 2), nn.Linear(2, 2)
+    >>> check_optimizer(torch.optim.SGD(net.parameters(), lr=0.1), net.parameters())
+    >>> check_optimizer(torch.optim.SGD(other.parameters(), lr=0.1), net.parameters())
+    Traceback (most recent call last):
+    ...
+    fxcompress.errors.OptimizerError: the optimizer holds 2 parameters that are not the network's, the first of shape \
+(2, 2) in param_groups[0]; build the optimizer from the parameters of the network that is pruned, after compress()
+    """
+    known = {id(parameter) for parameter in parameters}
+    held = [(number, held) for number, group in enumerate(optimizer.param_groups) for held in group["params"]]
+    strangers = [(number, parameter) for number, parameter in held if id(parameter) not in known]
+    if strangers:
+        number, first = strangers[0]
+        some = "1 parameter that is" if len(strangers) == 1 else f"{len(strangers)} parameters that are"
+        raise OptimizerError(
+            f"the optimizer holds {some} not the network's, the first of shape {tuple(first.shape)} in "
+            f"param_groups[{number}]; build the optimizer from the parameters of the network that is pruned, after "
+            "compress()"
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PreparedResize:
+    """A change to an optimizer that has been worked out in full, and not yet made. ``commit`` cannot fail."""
+
+    optimizer: Optimizer
+    _groups: tuple[dict[str, list[Any]], ...]
+    _state: dict[Any, Any]
+
+    def commit(self) -> None:
+        """Make the change, in the optimizer's own dicts and lists, which schedulers and others hold on to."""
+        for group, lists in zip(self.optimizer.param_groups, self._groups, strict=True):
+            for key, values in lists.items():
+                group[key][:] = values
+        self.optimizer.state.clear()
+        self.optimizer.state.update(self._state)
+
+
+def prepare_resize(optimizer: Optimizer, replacements: Iterable[Replacement]) -> PreparedResize:
+    """Work out :func:`resize_optimizer` and change nothing yet.
+
+    Raises:
+        OptimizerError: as there.
+    """
+    of = _by_parameter(replacements)
+    _refuse_lbfgs(optimizer, of)
+    state: dict[Any, Any] = {}
+    for key, value in optimizer.state.items():
+        change = of.get(key)
+        if change is None:
+            state[key] = value
+        elif change.new is not None:
+            state[change.new] = _cut_state(value, change, type(optimizer).__name__, "state")
+    return PreparedResize(optimizer, tuple(_cut_group(group, of) for group in optimizer.param_groups), state)
+
+
+def resize_optimizer(optimizer: Optimizer, replacements: Iterable[Replacement]) -> None:
+    """Put new parameters in the place of old ones, and cut the optimizer's state to their shapes.
+
+    State tensors shaped like their parameter, or like it with some dims at size 1 (Adafactor's factors), keep the same
+    indices as the parameter. Scalars, step counts and everything else that is no tensor move along as they are, and
+    containers are searched. Groups, also those left empty, hyperparameters and hooks stay, so schedulers and gradient
+    scalers go on. Parameters that the optimizer does not hold are passed over.
+
+        param_groups[0]["params"] = [conv.weight (8, 3, 3, 3)]               [conv.weight (7, 3, 3, 3)]
+        state[conv.weight] = {step: 10, exp_avg: (8, 3, 3, 3), ...}    ->    {step: 10, exp_avg: (7, 3, 3, 3), ...}
+
+    Args:
+        optimizer: any torch optimizer whose state belongs to one parameter each; not LBFGS once it has made a step.
+        replacements: one for each changed parameter.
+
+    Raises:
+        OptimizerError: some state cannot be cut, a new parameter has not the shape that its indices ask for, or a
+            parameter is replaced twice. The optimizer is then unchanged.
+
+    >>> net = nn.Linear(2, 3)
+    >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    >>> net(torch.ones(1, 2)).sum().backward(); optimizer.step()
+    >>> change = slice_parameter(net.weight, {0: torch.tensor([0, 2])})
+    >>> resize_optimizer(optimizer, [change])
+    >>> optimizer.state[change.new]["momentum_buffer"].shape
+    torch.Size([2, 2])
+    """
+    prepare_resize(optimizer, replacements).commit()
+
+
+def _by_parameter(replacements: Iterable[Replacement]) -> dict[Any, Replacement]:
+    of: dict[Any, Replacement] = {}
+    for change in replacements:
+        old, new = change.old, change.new
+        if old in of:
+            raise OptimizerError(f"a parameter of shape {tuple(old.shape)} is replaced twice; replace it once")
+        expected = tuple(len(change.indices.get(dim, range(size))) for dim, size in enumerate(old.shape))
+        if new is not None and tuple(new.shape) != expected:
+            raise OptimizerError(
+                f"a parameter of shape {tuple(old.shape)} is replaced by one of shape {tuple(new.shape)}, but its "
+                f"indices keep {expected}; make the replacement with slice_parameter()"
+            )
+        of[old] = change
+    return of
+
+
+def _refuse_lbfgs(optimizer: Optimizer, of: Mapping[Any, Replacement]) -> None:
+    # All parameters' history lies in flat vectors in the state of the first one, which may itself not be cut.
+    held = any(parameter in of for group in optimizer.param_groups for parameter in group["params"])
+    if isinstance(optimizer, LBFGS) and optimizer.state and held:
+        raise OptimizerError(
+            "LBFGS keeps one flat history for all parameters, which cannot be cut; prune before its first step, or "
+            "build a new LBFGS after pruning"
+        )
+
+
+def _cut_group(group: Mapping[str, Any], of: Mapping[Any, Replacement]) -> dict[str, list[Any]]:
+    """The new content of the group's lists: its parameters, and their names where the optimizer was given names."""
+    params = [of[parameter].new if parameter in of else parameter for parameter in group["params"]]
+    lists = {key: group[key] for key in ("param_names",) if key in group} | {"params": params}
+    return {key: [v for v, new in zip(values, params, strict=True) if new is not None] for key, values in lists.items()}
+
+
+def _cut_state(value: Any, change: Replacement, optimizer: str, path: str) -> Any:  # noqa: ANN401
+    if isinstance(value, Tensor):
+        return _cut_tensor(value, change, optimizer, path)
+    if isinstance(value, dict):
+        return {key: _cut_state(item, change, optimizer, f"{path}[{key!r}]") for key, item in value.items()}
+    if type(value) in {list, tuple}:
+        return type(value)(_cut_state(item, change, optimizer, f"{path}[{n}]") for n, item in enumerate(value))
+    if any(isinstance(item, Tensor) for item in _contents(value)):
+        raise OptimizerError(
+            f"cannot cut the state of {optimizer}: {path} is a {type(value).__name__} that holds tensors, and what "
+            f"they mean is unknown; {_REMEDY}"
+        )
+    return value
+
+
+def _contents(value: object) -> Iterator[object]:
+    if isinstance(value, Collection) and not isinstance(value, str | bytes):
+        yield from value
+    yield from getattr(value, "__dict__", {}).values()
+
+
+def _cut_tensor(tensor: Tensor, change: Replacement, optimizer: str, path: str) -> Tensor:
+    shape, of_parameter = tuple(tensor.shape), tuple(change.old.shape)
+    if len(shape) == len(of_parameter) and all(n in {1, full} for n, full in zip(shape, of_parameter, strict=True)):
+        cut = {dim: index for dim, index in change.indices.items() if shape[dim] == of_parameter[dim]}
+        return _kept(tensor, cut) if cut else tensor
+    if tensor.numel() == 1:
+        return tensor
+    raise OptimizerError(
+        f"cannot cut the state of {optimizer}: {path} has shape {shape}, which does not follow from the shape "
+        f"{of_parameter} of its parameter; {_REMEDY}"
+    )
+
+
+_REMEDY = "prune before the first step, use another optimizer, or build a new one after pruning"

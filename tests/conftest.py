@@ -1,0 +1,29 @@
+"""What every test starts from: fixed seeds, one thread, hypothesis profiles."""
+
+import os
+import random
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+# One thread: how a float sum is split over threads changes its last bits, and with them what a test sees.
+torch.set_num_threads(1)
+
+settings.register_profile("default", deadline=None, print_blob=True, derandomize="CI" in os.environ)
+settings.register_profile(
+    "fuzz",
+    deadline=None,
+    print_blob=True,
+    derandomize=False,
+    max_examples=20_000,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.load_profile("fuzz" if os.environ.get("FXCOMPRESS_FUZZ") == "1" else "default")
+
+
+@pytest.fixture(autouse=True)
+def _seeds() -> None:
+    """The same random numbers for a test, alone or after others, in whichever worker."""
+    random.seed(0)
+    torch.manual_seed(0)

@@ -33,6 +33,8 @@ __all__ = ["FORMAT", "SavedNetwork", "read", "save"]
 FORMAT = 1
 """Version of the format that this release writes, and the newest that it reads."""
 
+_KEY = "fxcompress"
+"""The one key of the header's metadata: safetensors writes several in an order that changes from run to run."""
 _Json = dict[str, Any]
 _USUAL = ["int8", "float32"]
 """Types of a weight's minimum and scales, where the index names no others."""
@@ -92,7 +94,7 @@ def save(module: fx.GraphModule, path: str | os.PathLike[str]) -> int:
     writer = _Writer()
     index = _describe({name: _storable(name, value) for name, value in module.state_dict().items()}, provenance, writer)
     streams, length = writer.finish(json.dumps(index, separators=(",", ":")))
-    return _write(Path(path), streams, {"fxcompress": str(FORMAT), "index": str(length), "crc": _checksum(streams)})
+    return _write(Path(path), streams, f"{FORMAT} {length} {_checksum(streams)}")
 
 
 def read(path: str | os.PathLike[str]) -> SavedNetwork:
@@ -102,11 +104,12 @@ def read(path: str | os.PathLike[str]) -> SavedNetwork:
         StorageError: safetensors is missing, or ``path`` is no file, damaged, not written by fxcompress, or written by
             a newer one.
     """
-    streams, metadata = _open(Path(path))
+    streams, about = _open(Path(path))
     try:
-        if metadata["crc"] != _checksum(streams):
+        _, length, checksum = about
+        if checksum != _checksum(streams):
             raise StorageError("the checksum is wrong")
-        return _rebuild(_Reader(streams), int(metadata["index"]))
+        return _rebuild(_Reader(streams), int(length))
     except (*_DAMAGE, zlib.error) as error:
         raise StorageError(f"{path} is damaged: {error}; fetch the file again, or save the network again") from error
 
@@ -171,7 +174,7 @@ def _dtype_name(dtype: torch.dtype) -> str:
 def _checksum(streams: dict[str, Tensor]) -> str:
     crc = 0
     for name in sorted(streams):
-        crc = zlib.crc32(memoryview(streams[name].view(torch.uint8).numpy()), crc)
+        crc = zlib.crc32(streams[name].view(torch.uint8).numpy().data, crc)
     return f"{crc:x}"
 
 
@@ -286,15 +289,16 @@ def _read_coded(reader: _Reader, row: _Json, shape: tuple[int, ...]) -> tuple[Te
     return decode(coded, shape, getattr(torch, row["d"]), grid), grid
 
 
-def _open(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _open(path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """The streams of a file of this format, and the words that :func:`save` put into its header."""
     library = _library()
     if not path.is_file():
         raise StorageError(f"there is no file {path}; check the path")
     try:
         with library.safe_open(path, framework="pt") as file:
-            metadata: dict[str, str] = file.metadata() or {}
-            _check_format(path, metadata.get("fxcompress", ""))
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+            about = (file.metadata() or {}).get(_KEY, "").split(" ")
+            _check_format(path, about[0])
+            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
     except (OSError, library.SafetensorError) as error:
         raise StorageError(f"{path} is damaged, or not a file of fxcompress: {error}; fetch the file again") from error
 
@@ -309,11 +313,11 @@ def _check_format(path: Path, found: str) -> None:
         )
 
 
-def _write(path: Path, streams: dict[str, Tensor], metadata: dict[str, str]) -> int:
+def _write(path: Path, streams: dict[str, Tensor], about: str) -> int:
     library = _library()
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        library.torch.save_file(streams, temporary, metadata)
+        library.torch.save_file(streams, temporary, {_KEY: about})
         size = temporary.stat().st_size
         temporary.replace(path)
     except (OSError, library.SafetensorError) as error:

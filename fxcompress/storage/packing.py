@@ -19,6 +19,8 @@ __all__ = ["Coded", "decode", "encode", "pack", "packed_size", "unpack"]
 
 _MAX_WIDTH = 32
 _LARGEST_CODE = 2**30
+_NEIGHBOURS = 8
+"""How many floats to either side of 2^exponent the scale may lie: in float64, log2 and exp2 lose that much."""
 
 
 def packed_size(widths: Tensor, columns: int) -> int:
@@ -164,23 +166,24 @@ def _fits(matrix: Tensor, scale: Tensor) -> Tensor:
     return ((codes.abs() <= _LARGEST_CODE) & (_on_grid(codes, scale, matrix.dtype) == matrix)).all(1)
 
 
-def _candidates(exponent: Tensor) -> Iterator[Tensor]:
-    """Float32 scales (K,) that some device may have computed from ``exponent``, likely ones first."""
-    single = torch.exp2(exponent.float())
-    yield single
-    yield torch.exp2(exponent).float()
-    for limit in (0.0, torch.inf):
-        near = torch.nextafter(single, torch.tensor(limit))
-        yield near
-        yield torch.nextafter(near, torch.tensor(limit))
+def _candidates(exponent: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
+    """Scales (K,) that some device may have computed from ``exponent``, likely ones first."""
+    yield torch.exp2(exponent).to(dtype)
+    yield torch.exp2(exponent.to(dtype))
+    below = above = torch.exp2(exponent).to(dtype)
+    for _ in range(_NEIGHBOURS):
+        below, above = below.nextafter(below.new_zeros(())), above.nextafter(above.new_tensor(torch.inf))
+        yield below
+        yield above
 
 
 def _fitting_scale(matrix: Tensor, exponents: tuple[float, ...]) -> Tensor | None:
     exponent = torch.tensor(exponents, dtype=torch.float64)
-    found = torch.full_like(exponent, torch.nan, dtype=torch.float32)
-    for candidate in _candidates(exponent):
-        found = torch.where(found.isnan() & _fits(matrix, candidate), candidate, found)
-        if not found.isnan().any():
-            return found
-    double = torch.exp2(exponent)
-    return double if bool(_fits(matrix, double).all()) else None
+    for dtype in (torch.float32, torch.float64):
+        found = torch.full_like(exponent, torch.nan, dtype=dtype)
+        for candidate in _candidates(exponent, dtype):
+            left = found.isnan()
+            found[left] = torch.where(_fits(matrix[left], candidate[left]), candidate[left], torch.nan)
+            if not found.isnan().any():
+                return found
+    return None

@@ -1,0 +1,295 @@
+"""The dependency graph of a network's channels, for people: what hangs on what, and what keeps it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import networkx as nx
+import numpy as np
+from torch import nn
+
+from fxcompress.channels.analysis import Analysis
+from fxcompress.channels.prepare import prepare
+from fxcompress.channels.space import FIXED, Block, Reason
+
+Channel = tuple[str, int, int]
+"""A tensor's name, a dim of it, and an index along that dim."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Channels that go together or not at all.
+
+    Attributes:
+        index: position in :attr:`ChannelGraph.groups`.
+        members: every entry that goes with the group: (tensor, dim, index).
+        producers: the weights that make it: (tensor, output channel).
+        consumers: the weights that read it: (tensor, input channel).
+        parameters: elements of parameters with an index in the group.
+        removable: whether it may go at all, once it is zero.
+        reasons: what keeps it, where it may not.
+    """
+
+    index: int
+    members: tuple[Channel, ...]
+    producers: tuple[tuple[str, int], ...]
+    consumers: tuple[tuple[str, int], ...]
+    parameters: int
+    removable: bool
+    reasons: tuple[Reason, ...] = ()
+
+
+@dataclass(slots=True)
+class Bundle:
+    """Groups that hang on the same tensors in the same way: usually the channels of one layer.
+
+    Attributes:
+        groups: indices of the groups.
+        producers, consumers: names of the weights that make and read them.
+        parameters: elements of parameters in all of the groups.
+        removable: whether the groups may go.
+        reasons: what keeps them.
+    """
+
+    producers: tuple[str, ...]
+    consumers: tuple[str, ...]
+    removable: bool
+    reasons: tuple[str, ...]
+    groups: list[int] = field(default_factory=list)
+    parameters: int = 0
+
+
+class ChannelGraph:
+    """Which channels of a network depend on which.
+
+    >>> graph = ChannelGraph.of(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)))
+    >>> sum(group.removable for group in graph.groups)
+    8
+    """
+
+    def __init__(self, analysis: Analysis) -> None:
+        self.analysis = analysis
+
+    @classmethod
+    def of(cls, model: nn.Module, example_inputs: object = None) -> "ChannelGraph":
+        """Analyse a model; it is left as it is.
+
+        Args:
+            model: any network that torch.fx can trace.
+            example_inputs: what it can be called with; inferred where left out.
+
+        Raises:
+            ExampleInputError, TraceError, UnsupportedModelError: see :func:`fxcompress.prune`.
+        """
+        return cls(prepare(model, example_inputs))
+
+    @property
+    def unknown_ops(self) -> dict[str, tuple[str, ...]]:
+        """Ops without a rule, with the nodes that call them: all channels that touch them stay."""
+        found: dict[str, tuple[str, ...]] = {}
+        for trail in self.analysis.trails.values():
+            for op, nodes in trail.unknown.items():
+                found[op] = tuple(dict.fromkeys((*found.get(op, ()), *nodes)))
+        return found
+
+    @cached_property
+    def share(self) -> float:
+        """The share of the parameters (elements) that have an index in a removable group."""
+        pinned, removable, total = self.analysis.unit_pinned, 0, 0
+        for name, parameter in self.analysis.module.named_parameters():
+            stays = np.ones(tuple(parameter.shape), dtype=bool)
+            for dim, atoms in self.analysis.atoms.get(name, {}).items():
+                shape = [-1 if d == dim else 1 for d in range(parameter.ndim)]
+                stays &= pinned[atoms.numpy()].reshape(shape)
+            total += parameter.numel()
+            removable += parameter.numel() - int(stays.sum())
+        return removable / max(total, 1)
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """All groups, in the order in which the network's tensors are defined."""
+        units = self.analysis.units
+        order = np.argsort(units, kind="stable")
+        starts = np.flatnonzero(np.r_[True, np.diff(units[order]) != 0])
+        members = {int(units[part[0]]): part for part in np.split(order, starts[1:]) if units[part[0]] != FIXED}
+        rows, columns = self._roles()
+        reasons = self._reasons
+        return tuple(
+            self._group(i, atoms, rows, columns, reasons.get(root, ()))
+            for i, (root, atoms) in enumerate(sorted(members.items()))
+        )
+
+    def _group(
+        self, index: int, atoms: np.ndarray, rows: set[int], columns: set[int], reasons: tuple[Reason, ...]
+    ) -> Group:
+        channels = [(atom, *self._where(atom)) for atom in atoms.tolist()]
+        parameters = sum(self._elements[name] // max(size, 1) for _, name, _, _, size in channels)
+        return Group(
+            index,
+            tuple((name, dim, i) for _, name, dim, i, _ in channels),
+            tuple((name, i) for atom, name, _, i, _ in channels if atom in rows),
+            tuple((name, i) for atom, name, _, i, _ in channels if atom in columns),
+            parameters,
+            not bool(self.analysis.unit_pinned[atoms[0]]),
+            reasons,
+        )
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        return np.array([block.start for block in self.analysis.space.blocks])
+
+    def _where(self, atom: int) -> tuple[str, int, int, int]:
+        """Tensor, dim, index and size of the dim."""
+        block: Block = self.analysis.space.blocks[int(np.searchsorted(self._starts, atom, side="right")) - 1]
+        return block.name, block.dim, atom - block.start, block.size
+
+    @cached_property
+    def _elements(self) -> dict[str, int]:
+        module = self.analysis.module
+        sizes = dict.fromkeys((name for name, _ in module.named_buffers(remove_duplicate=False)), 0)
+        return sizes | {name: p.numel() for name, p in module.named_parameters(remove_duplicate=False)}
+
+    def _roles(self) -> tuple[set[int], set[int]]:
+        """The atoms that are rows, and those that are columns, of some contraction's weight."""
+        rows: set[int] = set()
+        columns: set[int] = set()
+        for sites in self.analysis.sites:
+            weight, site = sites.site.weight, sites.site
+            atoms = self.analysis.atoms.get(sites.weight_name, {})
+            view = weight.rank == 2 and site.row == 1 and site.column == 0
+            row, column = (0, 1) if view else (site.row, site.column)
+            rows |= set(atoms[row].tolist()) if row in atoms else set()
+            columns |= set(atoms[column].tolist()) if column in atoms else set()
+        return rows, columns
+
+    @cached_property
+    def _reasons(self) -> dict[int, tuple[Reason, ...]]:
+        """What pins each unit, by its root."""
+        found: dict[int, dict[Reason, None]] = {}
+        for atoms, reason in self.analysis.space.pins:
+            for root in np.unique(self.analysis.units[atoms]).tolist():
+                found.setdefault(root, {})[reason] = None
+        return {root: tuple(reasons) for root, reasons in found.items()}
+
+    @cached_property
+    def bundles(self) -> tuple[Bundle, ...]:
+        """The groups, put together where they hang on the same tensors."""
+        found: dict[Any, Bundle] = {}
+        for group in self.groups:
+            producers = tuple(dict.fromkeys(name for name, _ in group.producers))
+            consumers = tuple(dict.fromkeys(name for name, _ in group.consumers))
+            reasons = tuple(str(reason) for reason in group.reasons)
+            key = (producers, consumers, group.removable, reasons)
+            bundle = found.setdefault(key, Bundle(producers, consumers, group.removable, reasons))
+            bundle.groups.append(group.index)
+            bundle.parameters += group.parameters
+        return tuple(found.values())
+
+    def to_networkx(self) -> nx.DiGraph:
+        """The graph as a networkx.DiGraph of tensors and bundles of groups.
+
+        Nodes of kind ``tensor`` (their key is the tensor's name) have ``shape`` and ``parameters``. Nodes of kind
+        ``bundle`` (their key is ``("bundle", i)``) have ``groups`` (indices into :attr:`groups`), ``parameters``,
+        ``removable`` and ``reasons``. An edge from a tensor to a bundle has ``role="producer"``; one from a bundle to a
+        tensor has ``role="consumer"``.
+        """
+        graph = nx.DiGraph()
+        for name, parameter in self.analysis.module.named_parameters():
+            graph.add_node(name, kind="tensor", shape=tuple(parameter.shape), parameters=parameter.numel())
+        for i, bundle in enumerate(self.bundles):
+            graph.add_node(
+                ("bundle", i), kind="bundle", groups=tuple(bundle.groups), parameters=bundle.parameters,
+                removable=bundle.removable, reasons=bundle.reasons,
+            )  # fmt: skip
+            graph.add_edges_from(((name, ("bundle", i)) for name in bundle.producers), role="producer")
+            graph.add_edges_from(((("bundle", i), name) for name in bundle.consumers), role="consumer")
+        return graph
+
+    def find(self, name: str, channel: int) -> Group:
+        """The group of one output channel.
+
+        Args:
+            name: of a module (``"layer1.0.conv2"``) or of a parameter.
+            channel: its output channel, or the index along the first dim of the parameter.
+
+        Raises:
+            KeyError: there is no such module or parameter.
+            IndexError: it has no such channel.
+        """
+        atoms = self.analysis.atoms
+        tensor = next((n for n in (name, f"{name}.weight", f"{name}.bias") if n in atoms), None)
+        if tensor is None:
+            raise KeyError(f"no module or parameter {name!r}; see model.named_modules()")
+        group = self._by_channel.get((tensor, self._row_dim(tensor), channel))
+        if group is None:
+            raise IndexError(f"{tensor} has no channel {channel}: its shape is {self._shape(tensor)}")
+        return self.groups[group]
+
+    @cached_property
+    def _by_channel(self) -> dict[Channel, int]:
+        return {member: group.index for group in self.groups for member in group.members}
+
+    def _row_dim(self, tensor: str) -> int:
+        found = (s.site.row for s in self.analysis.sites if s.weight_name == tensor and s.site.weight.rank > 2)
+        return next(found, 0)
+
+    def _shape(self, tensor: str) -> tuple[int, ...]:
+        parameters = dict(self.analysis.module.named_parameters(remove_duplicate=False))
+        buffers = dict(self.analysis.module.named_buffers(remove_duplicate=False))
+        return tuple((parameters | buffers)[tensor].shape)
+
+    def explain(self, name: str, channel: int) -> str:
+        """What hangs on one output channel, and what keeps it, in words.
+
+        Raises:
+            KeyError, IndexError: see :meth:`find`.
+        """
+        group = self.find(name, channel)
+        lines = [f"{name}[{channel}] belongs to group {group.index}, {group.parameters:,} parameters"]
+        lines.append(f"  made by     {_listing(group.producers)}")
+        lines.append(f"  read by     {_listing(group.consumers)}")
+        others = [(n, i) for n, _, i in group.members if (n, i) not in {*group.producers, *group.consumers}]
+        lines.append(f"  goes with   {_listing(others)}")
+        if group.removable:
+            lines.append("  it can be removed as soon as it is zero wherever it is read")
+        else:
+            lines += [f"  it stays: {reason}" for reason in group.reasons] or ["  it stays: no parameter makes it"]
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        removable = sum(group.removable for group in self.groups)
+        lines = [
+            f"{type(self.analysis.module).__name__} on {self.analysis.inputs}",
+            f"{len(self.groups):,} groups, {removable:,} of them removable, with {self.share:.2%} of the parameters",
+            "",
+            f"{'groups':>7} {'parameters':>12}  {'made by':<34} {'read by':<34} kept by",
+        ]
+        for bundle in self.bundles:
+            if bundle.producers or bundle.consumers:
+                kept = "-" if bundle.removable else "; ".join(bundle.reasons) or "no parameter makes it"
+                lines.append(
+                    f"{len(bundle.groups):>7,} {bundle.parameters:>12,}  {_names(bundle.producers):<34} "
+                    f"{_names(bundle.consumers):<34} {kept}"
+                )
+        lines += [f"no rule for {op}: what touches it stays ({', '.join(n[:4])})" for op, n in self.unknown_ops.items()]
+        return "\n".join(lines)
+
+
+def _names(names: Sequence[str]) -> str:
+    short = [name.removesuffix(".weight") for name in names]
+    return (", ".join(short[:2]) + (f" +{len(short) - 2}" if len(short) > 2 else "")) or "-"
+
+
+def _listing(channels: Sequence[tuple[str, int]]) -> str:
+    by_name: dict[str, list[int]] = {}
+    for name, index in channels:
+        by_name.setdefault(name, []).append(index)
+    parts = [f"{name}[{_indices(indices)}]" for name, indices in by_name.items()]
+    return ", ".join(parts[:8]) + (f" and {len(parts) - 8} more" if len(parts) > 8 else "") or "nothing"
+
+
+def _indices(indices: list[int]) -> str:
+    if len(indices) > 3 and indices == list(range(indices[0], indices[-1] + 1)):
+        return f"{indices[0]}:{indices[-1] + 1}"
+    return ", ".join(map(str, indices[:6])) + (", ..." if len(indices) > 6 else "")

@@ -1,0 +1,36 @@
+"""From a model and what the user gave as inputs to a traced module and inputs that it runs on."""
+
+from torch import nn
+
+from fxcompress.channels.analysis import Analysis, analyse
+from fxcompress.errors import ExampleInputError
+from fxcompress.trace.inputs import ExampleInputs, infer_inputs
+from fxcompress.trace.tracer import trace
+
+
+def prepare(model: nn.Module, example_inputs: object = None) -> Analysis:
+    """Trace and analyse a model, inferring its inputs where none are given.
+
+    Args:
+        model: any network that torch.fx can trace.
+        example_inputs: a tensor, a tuple of positional arguments, a dict of keyword arguments, or None.
+
+    Raises:
+        ExampleInputError: the inputs do not fit, or are missing and cannot be inferred.
+        TraceError, UnsupportedModelError: the model cannot be traced.
+    """
+    if example_inputs is not None:
+        inputs = ExampleInputs.of(example_inputs)
+        return analyse(trace(model, inputs), inputs)
+    traced = trace(model)
+    found: list[Analysis] = []
+
+    def works(guess: ExampleInputs) -> bool:
+        try:
+            found.append(analyse(traced, guess))
+        except ExampleInputError:
+            return False
+        return True
+
+    infer_inputs(model, works)
+    return found[-1]

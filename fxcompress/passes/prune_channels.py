@@ -1,0 +1,102 @@
+"""Removes what is proved to be without effect: branches first, then channels.
+
+    conv1.weight (8, 3, 3, 3)   channel 3 is zero       conv1.weight (7, 3, 3, 3)
+    bn1.weight   (8,)                              ->   bn1.weight   (7,)
+    conv2.weight (16, 8, 3, 3)                          conv2.weight (16, 7, 3, 3)
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fxcompress.channels.analysis import Analysis, analyse
+from fxcompress.channels.constants import parameter_maps, propagate
+from fxcompress.channels.interpret import Trail
+from fxcompress.channels.plan import Plan
+from fxcompress.channels.rules.registry import Known
+from fxcompress.passes.branches import Branch, dead_branches, remove_branches
+from fxcompress.passes.cutting import Cut
+from fxcompress.passes.rewrite import rewrite
+from fxcompress.trace.inputs import ExampleInputs
+from fxcompress.trace.skeleton import skeleton
+from fxcompress.trace.traced import TracedModule
+
+Seeds = Callable[[TracedModule, Trail], dict[int, Tensor]]
+"""What is known of the parameters at the start: from a module and its trail to the maps of the values."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """The result of :func:`prune_channels`.
+
+    Attributes:
+        module: the rewritten network; tensors that lost nothing are shared with the original.
+        analysis: of the network just before channels were cut (branches were gone already).
+        plan: that was carried out.
+        cuts: what was taken out of each tensor, by name.
+        branches: that were taken out.
+        gone: names of the tensors that went with them.
+    """
+
+    module: TracedModule
+    analysis: Analysis
+    plan: Plan
+    cuts: dict[str, Cut] = field(default_factory=dict)
+    branches: tuple[Branch, ...] = ()
+    gone: tuple[str, ...] = ()
+
+    @property
+    def modified(self) -> bool:
+        """Whether anything was removed."""
+        return bool(self.cuts or self.branches)
+
+
+def knowns_of(analysis: Analysis, seeds: Seeds, modes: tuple[bool, ...] = (False, True)) -> dict[str, list[Known]]:
+    """What is known in each graph, for batch norm in evaluation (False) and in training (True)."""
+    result: dict[str, list[Known]] = {}
+    for mode, trail in analysis.trails.items():
+        own = modes if mode == "train" or len(analysis.trails) == 1 else modes[:1]
+        maps, nonzero = seeds(analysis.module, trail), dict[int, Tensor]()
+        result[mode] = [propagate(trail, maps, training=training, nonzero=nonzero) for training in own]
+    return result
+
+
+def values_known(module: TracedModule, trail: Trail) -> dict[int, Tensor]:
+    """The seeds of a network as it stands: the value of every parameter and buffer is known."""
+    return parameter_maps(trail, module)
+
+
+def prune_channels(
+    module: TracedModule,
+    inputs: ExampleInputs,
+    seeds: Seeds = values_known,
+    *,
+    modes: tuple[bool, ...] = (False, True),
+    analysis: Analysis | None = None,
+) -> Pruned:
+    """Remove all branches and channels that are proved to have no effect; ``module`` stays as it is.
+
+    Args:
+        module: a traced network.
+        inputs: that it runs on.
+        seeds: what is known at the start.
+        modes: how batch norm normalises, see :func:`knowns_of`; a channel must be without effect in each.
+        analysis: of ``module``, when there is one already.
+    """
+    branches: list[Branch] = []
+    gone: list[str] = []
+    with torch.no_grad():
+        while True:
+            analysis = analysis or analyse(module, inputs)
+            knowns = knowns_of(analysis, seeds, modes)
+            found = dead_branches(analysis, knowns)
+            if not found:
+                break
+            module = skeleton(module)
+            gone += remove_branches(module, found[:1])
+            branches += found[:1]
+            analysis = None
+        result = rewrite(analysis, knowns)
+    return Pruned(result.module, analysis, result.plan, result.cuts, tuple(branches), tuple(gone))

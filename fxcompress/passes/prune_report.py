@@ -1,0 +1,143 @@
+"""What a pruning run removed, what it kept although it looks dead, and why."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from fxcompress.channels.analysis import Analysis, SiteAtoms
+from fxcompress.channels.plan import Plan
+from fxcompress.channels.rules.contraction import may_read, nonzero_weight
+from fxcompress.channels.rules.registry import Known
+from fxcompress.passes.prune_channels import Pruned
+
+_SHOWN = 12
+
+
+@dataclass(frozen=True, slots=True)
+class KeptChannel:
+    """A channel whose weights are all zero, and which stays all the same.
+
+    Attributes:
+        tensor: the weight that makes it.
+        channel: its index there.
+        reason: why it stays.
+    """
+
+    tensor: str
+    channel: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.tensor}[{self.channel}] stays: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class PruneReport:
+    """What :func:`fxcompress.prune` did; ``print(report)`` shows it.
+
+    Attributes:
+        removed: for each tensor that was cut, its shape before and after, by name.
+        branches: graph nodes that were replaced by one of their operands, as their branch was all zero.
+        gone: parameters and buffers that went with those branches.
+        parameters: number of parameters (elements) before and after.
+        kept: channels that are zero where they are made and stay all the same, each with the reason.
+        unknown_ops: ops without a rule, with the nodes that call them; all channels that touch them stay.
+    """
+
+    removed: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    branches: tuple[str, ...]
+    gone: tuple[str, ...]
+    parameters: tuple[int, int]
+    kept: tuple[KeptChannel, ...]
+    unknown_ops: dict[str, tuple[str, ...]]
+
+    @property
+    def modified(self) -> bool:
+        """Whether anything was removed."""
+        return bool(self.removed or self.branches)
+
+    @property
+    def channels(self) -> int:
+        """Output channels removed, counted over the weights that lost some."""
+        return sum(b[0] - a[0] for b, a in self.removed.values() if len(b) > 1)
+
+    def __str__(self) -> str:
+        before, after = self.parameters
+        lines = [f"parameters {before:,} -> {after:,} ({after / max(before, 1):.1%} left)"]
+        lines += [f"  {name} {b} -> {a}" for name, (b, a) in self.removed.items() if len(b) > 1]
+        lines += [f"  branch at {name} is gone" for name in self.branches]
+        lines += [f"  {kept}" for kept in self.kept[:_SHOWN]]
+        if len(self.kept) > _SHOWN:
+            lines.append(f"  and {len(self.kept) - _SHOWN} more channels that are zero and stay (report.kept)")
+        lines += [f"  no rule for {op} (at {', '.join(nodes[:4])}): kept what touches it" for op, nodes in self.unknown_ops.items()]
+        return "\n".join(lines) if self.modified else "\n".join(["nothing to remove", *lines])
+
+
+def make_report(before: nn.Module, pruned: Pruned, knowns: dict[str, list[Known]] | None = None) -> PruneReport:
+    """The report of a pruning run.
+
+    Args:
+        before: the network as it was.
+        pruned: the result of the run.
+        knowns: what is known in the network just before channels were cut; needed for ``kept``.
+    """
+    unknown: dict[str, tuple[str, ...]] = {}
+    for trail in pruned.analysis.trails.values():
+        for op, nodes in trail.unknown.items():
+            unknown[op] = tuple(dict.fromkeys((*unknown.get(op, ()), *nodes)))
+    return PruneReport(
+        removed={name: (tuple(cut.old.shape), tuple(cut.new.shape)) for name, cut in pruned.cuts.items()},
+        branches=tuple(place for place, _ in pruned.branches),
+        gone=pruned.gone,
+        parameters=(_size(before), _size(pruned.module)),
+        kept=tuple(_kept(pruned.analysis, pruned.plan, knowns)) if knowns is not None else (),
+        unknown_ops=unknown,
+    )
+
+
+def _size(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _kept(analysis: Analysis, plan: Plan, knowns: dict[str, list[Known]]) -> list[KeptChannel]:
+    found: dict[tuple[str, int], KeptChannel] = {}
+    for sites in analysis.sites:
+        if not sites.weight_name or sites.site.groups > 1:
+            continue
+        zero = ~nonzero_weight(sites.site, knowns[sites.mode][0]).any(dim=1).numpy()
+        for row in np.flatnonzero(zero & plan.alive[sites.rows]).tolist():
+            reason = why_kept(analysis, plan, knowns, int(sites.rows[row]))
+            found.setdefault((sites.weight_name, row), KeptChannel(sites.weight_name, row, reason))
+    return list(found.values())
+
+
+def why_kept(analysis: Analysis, plan: Plan, knowns: dict[str, list[Known]], atom: int) -> str:
+    """Why the channel of an atom stays, in words."""
+    root = analysis.component[atom]
+    if analysis.pinned[atom]:
+        for atoms, reason in analysis.space.pins:
+            if (analysis.component[atoms] == root).any():
+                return str(reason)
+        return "no parameter makes it"
+    for sites in analysis.sites:
+        entries = np.flatnonzero(analysis.component[sites.entries] == root)
+        for known in knowns[sites.mode]:
+            read = may_read(sites.site, known).numpy()[entries]
+            if read.any():
+                return _value(sites, known, int(entries[read.argmax()]))
+    return str(plan.kept.get(int(root), "something that goes with it is in use"))
+
+
+def _value(sites: SiteAtoms, known: Known, entry: int) -> str:
+    mode = "training" if known.training else "evaluation"
+    source = known.of(sites.site.source).double().cpu()
+    others = [d for d in range(source.ndim) if d != sites.site.source_dim]
+    values = source.amax(dim=others) if others else source
+    value = float(values.expand(sites.site.entries)[entry])
+    what = f"its constant value is {value:.3g}" if value == value else "it is not constant"
+    return f"in {mode} {what} where {sites.node} reads it"
+
+
+_ = torch

@@ -1,0 +1,113 @@
+"""Pruning a network as it stands: channels that are constant zero, or that nobody reads."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxcompress.channels.prepare import prepare
+from fxcompress.passes.prune_channels import Pruned, knowns_of, prune_channels, values_known
+from fxcompress.passes.prune_report import PruneReport, make_report
+from fxcompress.provenance import Provenance, attach, provenance_of
+from fxcompress.trace.traced import TracedModule
+from fxcompress.training.optimizer import Replacement, check_optimizer, prepare_resize
+
+
+@dataclass(frozen=True, slots=True)
+class PruneResult:
+    """The result of :func:`prune`.
+
+    Attributes:
+        module: the rewritten network, a GraphModule with parameters of its own.
+        report: what went, what stayed and why; printable.
+    """
+
+    module: fx.GraphModule
+    report: PruneReport
+
+
+def prune(
+    model: nn.Module, example_inputs: Any = None, optimizer: torch.optim.Optimizer | None = None  # noqa: ANN401
+) -> PruneResult:
+    """Remove every channel that is constant zero or unused; what the network computes does not change.
+
+    A channel goes when, in evaluation and in training alike, it is zero wherever it is read, or all that reads it
+    multiplies it by zero. Branches of a sum that are zero go as a whole.
+
+    Args:
+        model: any network that torch.fx can trace. It is left as it is.
+        example_inputs: what the model can be called with: a tensor, a tuple of positional arguments or a dict of
+            keyword arguments. Inferred from the first layer where it is left out.
+        optimizer: of the model's parameters. It then holds those of the new network, and its state is cut with them.
+
+    Raises:
+        ExampleInputError: the inputs are missing and cannot be inferred, or do not fit.
+        TraceError, UnsupportedModelError: the model cannot be traced.
+        OptimizerError: the optimizer holds other parameters, or state that cannot be cut.
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    >>> with torch.no_grad():
+    ...     _ = model[0].weight[2].zero_(), model[0].bias[2].zero_()
+    >>> prune(model, torch.zeros(1, 3, 16, 16)).module.get_submodule("2").weight.shape
+    torch.Size([4, 7, 3, 3])
+    """
+    if optimizer is not None:
+        check_optimizer(optimizer, model.parameters())
+    analysis = prepare(model, example_inputs)
+    traced = analysis.module
+    pruned = prune_channels(traced, analysis.inputs, analysis=analysis)
+    report = make_report(model, pruned, knowns_of(pruned.analysis, values_known))
+    result, copies = own_tensors(pruned)
+    if optimizer is not None:
+        prepare_resize(optimizer, _replacements(traced, pruned, copies)).commit()
+    attach(result, extended(provenance_of(traced), traced, pruned))
+    return PruneResult(result, report)
+
+
+def own_tensors(pruned: Pruned) -> tuple[TracedModule, dict[int, Tensor]]:
+    """Give the result copies of the tensors that it shares with the original; the copies by the id of the original."""
+    fresh = {id(cut.new) for cut in pruned.cuts.values()}
+    copies: dict[int, Tensor] = {}
+    for module in pruned.module.modules():
+        for table in (module._parameters, module._buffers):
+            for name, tensor in table.items():
+                if tensor is not None and id(tensor) not in fresh:
+                    table[name] = copies.setdefault(id(tensor), _copy(tensor))  # type: ignore[assignment]
+    return pruned.module, copies
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    data = tensor.detach().clone()
+    if not isinstance(tensor, nn.Parameter):
+        return data
+    new = nn.Parameter(data, requires_grad=tensor.requires_grad)
+    new.grad = None if tensor.grad is None else tensor.grad.clone()
+    return new
+
+
+def _replacements(traced: TracedModule, pruned: Pruned, copies: dict[int, Tensor]) -> list[Replacement]:
+    """What takes the place of each parameter of the original."""
+    cuts = {id(cut.old): cut for cut in pruned.cuts.values()}
+    result = []
+    for parameter in traced.parameters():
+        cut = cuts.get(id(parameter))
+        new = copies.get(id(parameter)) if cut is None else cut.new
+        assert new is None or isinstance(new, nn.Parameter)
+        result.append(Replacement(parameter, new, {} if cut is None else cut.indices))
+    return result
+
+
+def extended(old: Provenance | None, before: TracedModule, pruned: Pruned) -> Provenance:
+    """The provenance of a pruned network, on top of what was cut out of it earlier."""
+    state = before.state_dict(keep_vars=True)
+    base = old or Provenance({name: tuple(t.shape) for name, t in state.items()})
+    kept = {name: dict(dims) for name, dims in base.kept.items() if name not in pruned.gone}
+    for name, cut in pruned.cuts.items():
+        dims = kept.setdefault(name, {})
+        for dim, index in cut.indices.items():
+            earlier = dims.get(dim)
+            positions = index.tolist()
+            dims[dim] = tuple(positions) if earlier is None else tuple(earlier[i] for i in positions)
+    grids = {name: grid for name, grid in base.grids.items() if name not in pruned.gone}
+    return Provenance(base.shapes, kept, base.cuts + pruned.branches, grids, base.weights)

@@ -255,6 +255,26 @@ def test_containers_of_unknown_kind_are_refused() -> None:
     )
 
 
+class Packed(Tensor):
+    """Stands for the state of 8-bit optimizers: it looks like the parameter, but cannot be indexed."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+        if func is Tensor.index_select:
+            raise NotImplementedError("index_select on Packed")
+        return super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
+
+
+def test_state_that_cannot_be_indexed_is_refused() -> None:
+    params = parameters()
+    optimizer = optim.SGD(params, lr=0.1)
+    optimizer.state[params[1]] = {"codes": torch.zeros(8).as_subclass(Packed)}
+    message = r"state\['codes'\] is a Packed that cannot be indexed \(index_select on Packed\); prune before"
+    with pytest.raises(OptimizerError, match=message):
+        resize_optimizer(optimizer, sliced(params))
+    assert list(optimizer.state) == [params[1]]
+
+
 @pytest.mark.parametrize("shapes", [[(8,)], [(5,), (8,)]])
 def test_lbfgs_is_refused_once_it_has_a_history(shapes: list[tuple[int, ...]]) -> None:
     """Its flat history lies in the state of the first parameter, which may even look as if it could be cut."""

@@ -254,7 +254,7 @@ def test_start_clips_nothing_beyond_the_asymmetry(bits: float) -> None:
 
 def test_start_of_channels_without_weights_is_finite() -> None:
     weight = torch.randn(4, 5)
-    weight[1], weight[2] = 0.0, 1e-40
+    weight[1], weight[2], weight[2, 0] = 0.0, 1e-40, 0.0
     quantizer = Quantizer.for_weight(weight)
     assert quantizer.exponent.isfinite().all()
     assert quantizer.exponent[1] == quantizer.exponent[[0, 3]].max()

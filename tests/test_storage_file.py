@@ -125,11 +125,13 @@ def test_every_dtype_and_empty_and_scalar_tensors(tmp_path: Path) -> None:
         module.register_buffer(f"a_{name}", torch.arange(6).reshape(2, 3).to(getattr(torch, name)))
     module.register_buffer("step", torch.tensor(7))
     module.register_buffer("empty", torch.zeros(0, 4))
+    module.register_buffer("empty_too", torch.zeros(0, 4))
     module.register_buffer("transposed", torch.arange(6.0).reshape(2, 3).T)
     module.register_buffer("conjugate", torch.ones(2, dtype=torch.complex64).mul(1j).conj())
     save(module, tmp_path / "net")
     tensors = read(tmp_path / "net").tensors
     assert tensors["conjugate"].tolist() == [-1j, -1j]
+    assert tensors["empty"] is not tensors["empty_too"]  # both without memory, so at the same address
     del module.conjugate
     assert_same_state({name: value for name, value in tensors.items() if name != "conjugate"}, module)
 

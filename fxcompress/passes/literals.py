@@ -114,7 +114,7 @@ def _narrow(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> 
 
 def _groups(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> Proposal | None:
     """Functional convolutions: the number of groups that are left."""
-    position = 7 if "transpose" in getattr(node.target, "__name__", "") else 6
+    position = 6
     groups = _argument(node, position, "groups", 1)
     if not isinstance(groups, int) or groups == 1:
         return None

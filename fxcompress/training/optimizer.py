@@ -215,13 +215,23 @@ def _cut_tensor(tensor: Tensor, change: Replacement, optimizer: str, path: str) 
     shape, of_parameter = tuple(tensor.shape), tuple(change.old.shape)
     if len(shape) == len(of_parameter) and all(n in {1, full} for n, full in zip(shape, of_parameter, strict=True)):
         cut = {dim: index for dim, index in change.indices.items() if shape[dim] == of_parameter[dim]}
-        return _kept(tensor, cut) if cut else tensor
+        return _cut_values(tensor, cut, optimizer, path)
     if tensor.numel() == 1:
         return tensor
     raise OptimizerError(
         f"cannot cut the state of {optimizer}: {path} has shape {shape}, which does not follow from the shape "
         f"{of_parameter} of its parameter; {_REMEDY}"
     )
+
+
+def _cut_values(tensor: Tensor, indices: Mapping[int, Tensor], optimizer: str, path: str) -> Tensor:
+    try:
+        return _kept(tensor, indices)
+    except (RuntimeError, TypeError) as error:  # tensor subclasses, such as those of 8-bit optimizers
+        raise OptimizerError(
+            f"cannot cut the state of {optimizer}: {path} is a {type(tensor).__name__} that cannot be indexed "
+            f"({error}); {_REMEDY}"
+        ) from error
 
 
 _REMEDY = "prune before the first step, use another optimizer, or build a new one after pruning"

@@ -1,0 +1,123 @@
+"""Who feeds each entry of each tensor: the third domain, run over the tape of the first.
+
+A **segment** is the stretch of one channel from where it is made. Contractions make a new segment for each output;
+batch norm, activations, pooling and data movement carry it on; where two meet (a sum, a gate), they join to a new
+segment with both as its sources. The objectives need it (whose bits feed layer l, the l' of equation 5), and so does
+the rule that a channel dies when its bits and *its* biases are zero.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fxcompress.channels.analysis import SiteAtoms
+from fxcompress.channels.interpret import Trail
+from fxcompress.channels.layers import pad_rank, vector
+from fxcompress.channels.rules.contraction import CONTRACTIONS, site_of
+from fxcompress.channels.rules.registry import Known
+from fxcompress.channels.values import Step, Value, find
+
+_MOVING = {"movement", "reshape", "permute", "cat", "index", "same values"}
+
+
+@dataclass(slots=True)
+class Segments:
+    """The segments of one graph.
+
+    Attributes:
+        maps: for each value, the segment of its entries, by the value's key; a map as in :class:`Known`, NaN = none.
+        sources: for each segment, the contraction outputs behind it: (site, row) pairs.
+    """
+
+    maps: dict[int, Tensor] = field(default_factory=dict)
+    sources: list[tuple[tuple[int, int], ...]] = field(default_factory=lambda: [()])
+
+    def along(self, value: Value, dim: int) -> np.ndarray:
+        """The segment of each entry along ``dim``, 0 where there is none or where it varies otherwise; (size,)."""
+        size = value.shape[dim]
+        found = self.maps.get(value.key)
+        if found is None or any(n > 1 for d, n in enumerate(found.shape) if d != dim):
+            return np.zeros(size, dtype=np.int64)
+        return found.reshape(-1).expand(size).nan_to_num().to(torch.int64).numpy()
+
+
+def trace_segments(trail: Trail, sites: list[SiteAtoms]) -> Segments:
+    """Find the segments of a graph.
+
+    Args:
+        trail: its interpretation.
+        sites: its contractions, in order; ``sources`` refers to them by position.
+    """
+    result = Segments()
+    known = Known(result.maps, training=False)
+    known.maps = result.maps
+    position = 0
+    for step in trail.tape:
+        if step.op in CONTRACTIONS and site_of(step.call) is not None:
+            _make(step, sites[position], position, result)
+            position += 1
+            continue
+        for value, found in zip(step.outputs, _carried(step, known, result), strict=True):
+            if found is not None and (found.numel() > 1 or not bool(found.isnan())):
+                result.maps[value.key] = found
+    return result
+
+
+def _make(step: Step, sites: SiteAtoms, position: int, result: Segments) -> None:
+    """New segments for the outputs of a contraction."""
+    out, first = step.outputs[0], len(result.sources)
+    rows = sites.site.rows
+    result.sources += [((position, row),) for row in range(rows)]
+    ids = torch.arange(first, first + rows, dtype=torch.float64)
+    result.maps[out.key] = vector(ids, out.rank, sites.site.out_dim)
+
+
+def _carried(step: Step, known: Known, result: Segments) -> list[Tensor | None]:
+    if step.op.name in _MOVING:
+        return list(step.op.constants(step, known))
+    if step.op.name == "quantize":
+        return [None]
+    if step.op.name == "pad":
+        return [_padded(step, known)]
+    values = find(Value, (step.call.args, step.call.kwargs))
+    if step.op.name.startswith(("pointwise", "multiply")):
+        joined = _join([pad_rank(known.of(v), step.outputs[0].rank) for v in values], result)
+        return [joined] * len(step.outputs)
+    return [_fit(known.of(values[0]), out) if values else None for out in step.outputs]
+
+
+def _padded(step: Step, known: Known) -> Tensor | None:
+    found = step.op.constants(step, known)[0]
+    source = known.of(step.call.args[0])
+    return source if found.shape == source.shape else found
+
+
+def _fit(source: Tensor, out: Value) -> Tensor | None:
+    """The map of a reduction, window or norm's output: dims that it does not vary along may change at will."""
+    if source.ndim == out.rank:
+        same = all(n in (1, m) for n, m in zip(source.shape, out.shape, strict=True))
+        return source if same else None
+    kept = [n for n in source.shape if n > 1]
+    dims = [d for d, n in enumerate(source.shape) if n > 1]
+    if len(kept) != 1 or dims[0] >= out.rank or out.shape[dims[0]] != kept[0]:
+        return None
+    return vector(source.reshape(-1), out.rank, dims[0])
+
+
+def _join(maps: list[Tensor], result: Segments) -> Tensor:
+    """One segment where one operand has one, or all have the same; a new one where different segments meet."""
+    together = torch.stack(torch.broadcast_tensors(*maps)).nan_to_num()
+    flat = together.reshape(len(maps), -1).to(torch.int64).numpy()
+    unique, inverse = np.unique(flat, axis=1, return_inverse=True)
+    ids = np.array([_joined(set(column.tolist()) - {0}, result) for column in unique.T], dtype=np.float64)
+    values = torch.from_numpy(ids[inverse.reshape(-1)]).reshape(together.shape[1:])
+    return torch.where(values == 0, torch.nan, values)
+
+
+def _joined(segments: set[int], result: Segments) -> int:
+    if len(segments) < 2:
+        return next(iter(segments), 0)
+    result.sources.append(tuple(dict.fromkeys(s for segment in sorted(segments) for s in result.sources[segment])))
+    return len(result.sources) - 1

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxcompress.channels.prepare import prepare
+from fxcompress.passes.history import extended
 from fxcompress.passes.prune_channels import Pruned, knowns_of, prune_channels, values_known
 from fxcompress.passes.prune_report import PruneReport, make_report
-from fxcompress.provenance import Provenance, attach, provenance_of
+from fxcompress.provenance import attach
 from fxcompress.trace.traced import TracedModule
 from fxcompress.training.optimizer import Replacement, check_optimizer, prepare_resize
 
@@ -61,7 +62,7 @@ def prune(
     result, copies = own_tensors(pruned)
     if optimizer is not None:
         prepare_resize(optimizer, _replacements(traced, pruned, copies)).commit()
-    attach(result, extended(provenance_of(traced), traced, pruned))
+    attach(result, extended(traced, pruned))
     return PruneResult(result, report)
 
 
@@ -96,18 +97,3 @@ def _replacements(traced: TracedModule, pruned: Pruned, copies: dict[int, Tensor
         assert new is None or isinstance(new, nn.Parameter)
         result.append(Replacement(parameter, new, {} if cut is None else cut.indices))
     return result
-
-
-def extended(old: Provenance | None, before: TracedModule, pruned: Pruned) -> Provenance:
-    """The provenance of a pruned network, on top of what was cut out of it earlier."""
-    state = before.state_dict(keep_vars=True)
-    base = old or Provenance({name: tuple(t.shape) for name, t in state.items()})
-    kept = {name: dict(dims) for name, dims in base.kept.items() if name not in pruned.gone}
-    for name, cut in pruned.cuts.items():
-        dims = kept.setdefault(name, {})
-        for dim, index in cut.indices.items():
-            earlier = dims.get(dim)
-            positions = index.tolist()
-            dims[dim] = tuple(positions) if earlier is None else tuple(earlier[i] for i in positions)
-    grids = {name: grid for name, grid in base.grids.items() if name not in pruned.gone}
-    return Provenance(base.shapes, kept, base.cuts + pruned.branches, grids, base.weights)

@@ -7,20 +7,18 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from fxcompress.quantizer import Quantizer
 
 
-def old_groups(module: nn.Module) -> int | None:
-    """The number of groups of a convolution or quantizer; None for other modules."""
-    return module.groups if isinstance(module, _ConvNd | Quantizer) else None
-
-
-def update_attributes(module: nn.Module, old_channels: int | None) -> None:
-    """Make the attributes of ``module`` agree with its tensors.
+def update_attributes(module: nn.Module, original: nn.Module) -> None:
+    """Make the attributes of ``module`` agree with its tensors, which are cut already.
 
     Args:
-        module: its parameters and buffers are cut already.
-        old_channels: the size that its groups divided before: dim 0 of the weight of a convolution.
+        module: a part of the cut network.
+        original: the same part of the network as it was.
     """
     if isinstance(module, _ConvNd):
-        _convolution(module, old_channels)
+        _convolution(module, original)
+    elif isinstance(module, Quantizer):
+        if module.channel_dim == 1 and module.groups > 1:
+            module.groups = module.groups * module.bits.numel() // original.get_parameter("bits").numel()
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, _NormBase):
@@ -30,10 +28,10 @@ def update_attributes(module: nn.Module, old_channels: int | None) -> None:
         module.num_parameters = module.weight.numel()
 
 
-def _convolution(module: _ConvNd, old_channels: int | None) -> None:
+def _convolution(module: _ConvNd, original: nn.Module) -> None:
     first, second = module.weight.shape[:2]
-    if module.groups > 1 and old_channels:
-        module.groups = module.groups * first // old_channels
+    if module.groups > 1:
+        module.groups = module.groups * first // original.get_parameter("weight").shape[0]
     if isinstance(module, _ConvTransposeNd):
         module.in_channels, module.out_channels = first, second * module.groups
     else:

@@ -53,13 +53,8 @@ def cut_module(analysis: Analysis, plan: Plan) -> CutModule:
         _put(owner, leaf, cut.new)
         result.cuts[name] = cut
     for path in dict.fromkeys(name.rpartition(".")[0] for name in result.cuts):
-        _update(result, analysis.module, path)
+        update_attributes(result.module.get_submodule(path), analysis.module.get_submodule(path))
     return result
-
-
-def _update(result: CutModule, original: TracedModule, path: str) -> None:
-    weight = getattr(original.get_submodule(path), "weight", None)
-    update_attributes(result.module.get_submodule(path), weight.shape[0] if isinstance(weight, Tensor) else None)
 
 
 def _sliced(tensor: Tensor, indices: dict[int, Tensor]) -> Tensor:

@@ -57,12 +57,17 @@ class TracedModule(fx.GraphModule):
         memo[id(self)] = result
         state = nn.Module()
         state.__dict__.update(
-            {k: copy.deepcopy(v, memo) for k, v in self.__dict__.items() if k not in {"_graph", "train_graph"}}
+            {k: copy.deepcopy(v, memo) for k, v in self.__dict__.items() if not _is_transient(k)}
         )
         train_graph = None if self.train_graph is None else copy_graph(self.train_graph)
         TracedModule.__init__(result, state, copy_graph(self.graph), train_graph, type(self).__name__)
         result.meta = state.__dict__["meta"]
         return result
+
+
+def _is_transient(name: str) -> bool:
+    """Whether an attribute is a cache, or is copied in a way of its own."""
+    return name in {"_graph", "train_graph"} or name.startswith("_fxc_")
 
 
 def copy_graph(graph: fx.Graph) -> fx.Graph:
@@ -85,7 +90,7 @@ def adopt(module: fx.GraphModule, root: nn.Module) -> None:
         setattr(module, field, root.__dict__[field])
     module.training = root.training
     for name, value in root.__dict__.items():
-        if name not in _SKIP:
+        if name not in _SKIP and not _is_transient(name):
             module.__dict__[name] = value
 
 

@@ -1,0 +1,62 @@
+"""The way in: from any model to one that compresses itself."""
+
+import copy
+
+from torch import nn
+
+from fxcompress.channels.prepare import prepare
+from fxcompress.errors import UnsupportedModelError
+from fxcompress.objectives import OBJECTIVES, Objective
+from fxcompress.passes.history import original_provenance
+from fxcompress.passes.inject_quantizers import InjectQuantizers
+from fxcompress.provenance import attach
+from fxcompress.quantizer import Quantizer
+from fxcompress.training.compressed import CompressedModule, Settings, new_compressed
+
+
+def compress(
+    model: nn.Module,
+    example_inputs: object = None,
+    *,
+    bits: float = 8.0,
+    objective: Objective = "eq5",
+    bias_shrink: float = 0.01,
+) -> CompressedModule:
+    """Give every output channel of every weight a quantizer with a trained bit depth and exponent.
+
+    Args:
+        model: any network that torch.fx can trace. It is left as it is; the result has parameters of its own.
+        example_inputs: what the model can be called with: a tensor, a tuple of positional arguments or a dict of
+            keyword arguments. Inferred from the first layer where it is left out.
+        bits: bit depth to start with.
+        objective: what ``net.size()`` counts, ``"eq4"`` or ``"eq5"`` of the paper (arXiv 2301.13142).
+        bias_shrink: what each step takes off the absolute value of a bias in front of which everything is zero. It
+            should be above the step that the optimizer makes, or the bias never lands on zero.
+
+    Raises:
+        ExampleInputError: the inputs are missing and cannot be inferred, or do not fit.
+        TraceError: torch.fx cannot trace the model.
+        UnsupportedModelError: the model is compressed already, has no trainable weight to quantize, or is in a state
+            that cannot be analysed (NaN weights, meta tensors, hooks, parametrizations).
+        ValueError: an argument is out of its range.
+
+    >>> net = compress(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)))
+    >>> float(net.size("eq4"))
+    8.0
+    """
+    if objective not in OBJECTIVES:
+        raise ValueError(f"objective={objective!r} is none of {', '.join(OBJECTIVES)}")
+    if not 0 < bits <= 24:
+        raise ValueError(f"bits={bits} is out of range: more than 0, at most 24")
+    if bias_shrink <= 0:
+        raise ValueError(f"bias_shrink={bias_shrink} must be positive, or no biased channel could ever be removed")
+    if isinstance(model, nn.Module) and any(isinstance(module, Quantizer) for module in model.modules()):
+        raise UnsupportedModelError(
+            "the model is compressed already: go on training it, or call finalize() and compress the result"
+        )
+    analysis = prepare(model, example_inputs)
+    traced = copy.deepcopy(analysis.module)
+    quantized = InjectQuantizers(bits)(traced)
+    weights = sum(traced.get_parameter(name).numel() for name in quantized)
+    attach(traced, original_provenance(analysis.module, weights))
+    return new_compressed(traced, Settings(analysis.inputs, objective, bias_shrink))

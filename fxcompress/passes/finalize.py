@@ -1,0 +1,76 @@
+"""Turns a network with quantizers into an ordinary one.
+
+    conv1.weight -> conv1.weight_quantizer
+                              |                   ->      x -> conv1 (call_module; its weight lies on the grid)
+    x -----------------> F.conv2d
+"""
+
+import torch
+from torch import fx, nn
+
+from fxcompress.passes.inject_quantizers import MODULE_KEY
+from fxcompress.provenance import Grid
+from fxcompress.quantizer import Quantizer
+from fxcompress.trace.traced import TracedModule
+
+
+def finalize_quantizers(module: TracedModule) -> dict[str, Grid]:
+    """Put each quantized weight in the place of its parameter, and take the quantizers out; in place.
+
+    Returns:
+        the number format of each weight, by its name.
+    """
+    grids: dict[str, Grid] = {}
+    for path, quantizer in list(module.named_modules()):
+        if isinstance(quantizer, Quantizer):
+            weight = path.removesuffix("_quantizer")
+            _replace_weight(module, weight, quantizer)
+            grids[weight] = Grid(
+                tuple(quantizer.bits.detach().tolist()), tuple(quantizer.exponent.detach().tolist()),
+                quantizer.channel_dim, quantizer.groups,
+            )  # fmt: skip
+    for graph in module.graphs.values():
+        _drop_quantizers(module, graph)
+        _restore_modules(graph)
+        graph.lint()
+    for weight in grids:
+        owner, _, leaf = weight.rpartition(".")
+        delattr(module.get_submodule(owner), f"{leaf}_quantizer")
+    module.recompile()
+    return grids
+
+
+def _replace_weight(module: nn.Module, name: str, quantizer: Quantizer) -> None:
+    """Every name that shares the parameter gets the same new one."""
+    old = module.get_parameter(name)
+    with torch.no_grad():
+        new = nn.Parameter(quantizer(old).detach().clone(), requires_grad=old.requires_grad)
+    for owner in module.modules():
+        for leaf, parameter in owner._parameters.items():
+            if parameter is old:
+                owner._parameters[leaf] = new
+
+
+def _drop_quantizers(module: TracedModule, graph: fx.Graph) -> None:
+    for node in list(graph.find_nodes(op="call_module")):
+        if isinstance(module.get_submodule(str(node.target)), Quantizer):
+            weight = node.args[0]
+            assert isinstance(weight, fx.Node)
+            node.replace_all_uses_with(weight)
+            graph.erase_node(node)
+
+
+def _restore_modules(graph: fx.Graph) -> None:
+    """Turn functions that came from a layer back into calls of that layer."""
+    for node in list(graph.nodes):
+        path = node.meta.pop(MODULE_KEY, None)
+        if path is None:
+            continue
+        source, operands = node.args[0], node.all_input_nodes
+        if isinstance(source, fx.Node) and source.target is torch.nn.functional.pad and len(source.users) == 1:
+            operands.append(source.all_input_nodes[0])
+            source = source.args[0]
+        node.op, node.target, node.args, node.kwargs = "call_module", path, (source,), {}
+        for operand in operands:
+            if not operand.users and operand.op != "placeholder":
+                graph.erase_node(operand)

@@ -1,0 +1,52 @@
+"""Keeps the provenance of a network up to date with what passes cut out of it."""
+
+import torch
+from torch import Tensor, nn
+
+from fxcompress.passes.prune_channels import Pruned
+from fxcompress.provenance import Grid, Provenance, provenance_of
+from fxcompress.trace.traced import TracedModule
+
+
+def original_provenance(module: nn.Module, weights: int = 0) -> Provenance:
+    """The provenance of a network that nothing was cut out of."""
+    return Provenance({n: tuple(t.shape) for n, t in module.state_dict(keep_vars=True).items()}, weights=weights)
+
+
+def extended(before: TracedModule, pruned: Pruned) -> Provenance:
+    """The provenance of a pruned network, on top of what was cut out of it earlier.
+
+    Args:
+        before: the network as it was, with its provenance.
+        pruned: what was done to it. Tensors that the original does not have (those of quantizers) are left out.
+    """
+    base = provenance_of(before) or original_provenance(before)
+    kept = {name: dict(dims) for name, dims in base.kept.items() if name not in pruned.gone}
+    grids = {name: grid for name, grid in base.grids.items() if name not in pruned.gone}
+    for name, cut in pruned.cuts.items():
+        if name not in base.shapes:
+            continue
+        dims = kept.setdefault(name, {})
+        for dim, index in cut.indices.items():
+            earlier = dims.get(dim)
+            positions = index.tolist()
+            dims[dim] = tuple(positions) if earlier is None else tuple(earlier[i] for i in positions)
+        if name in grids:
+            grids[name] = _cut_grid(grids[name], cut.old.shape[0], cut.indices)
+    return Provenance(base.shapes, kept, base.cuts + pruned.branches, grids, base.weights)
+
+
+def _cut_grid(grid: Grid, inputs: int, indices: dict[int, Tensor]) -> Grid:
+    """The number format of the channels that are left."""
+    grouped = grid.channel_dim == 1 and grid.groups > 1
+    index = indices.get(0 if grouped else grid.channel_dim)
+    if index is None:
+        return grid
+    groups = grid.groups
+    if grouped:
+        left = torch.unique(index // (inputs // groups))
+        each = len(grid.bits) // groups
+        index = (left[:, None] * each + torch.arange(each)).reshape(-1)
+        groups = len(left)
+    channels = index.tolist()
+    return Grid(tuple(grid.bits[c] for c in channels), tuple(grid.exponent[c] for c in channels), grid.channel_dim, groups)

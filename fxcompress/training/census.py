@@ -1,0 +1,222 @@
+"""Where bits and biases are, which biases belong to which channels, and what follows from some being zero.
+
+A census belongs to one shape of a network: it is taken anew after each removal.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fxcompress.channels.analysis import Analysis, analyse
+from fxcompress.channels.constants import propagate
+from fxcompress.channels.interpret import Trail
+from fxcompress.channels.plan import Plan, make_plan
+from fxcompress.channels.rules.contraction import CONTRACTIONS, live_rows, site_of
+from fxcompress.channels.rules.norms import BATCH_NORM
+from fxcompress.channels.rules.registry import Known
+from fxcompress.channels.segments import Segments, trace_segments
+from fxcompress.channels.values import Step, Value, find
+from fxcompress.passes.branches import dead_branches, remove_branches
+from fxcompress.quantizer import Quantizer
+from fxcompress.trace.inputs import ExampleInputs
+from fxcompress.trace.skeleton import skeleton
+from fxcompress.trace.traced import TracedModule
+
+Zeros = dict[str, np.ndarray]
+"""For bits and biases by name, which of their entries are zero (for good, or just now); bool (K,)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Span:
+    """Where the entries of one parameter stand in the concatenation of all of its kind."""
+
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Use:
+    """One place where a bias is added: by a contraction, or by batch norm."""
+
+    mode: str
+    step: Step
+    bias: str
+    statistics: tuple[str, str] | None
+
+
+class Census:
+    """What training needs to know of a network with quantizers.
+
+    Attributes:
+        view: the network without its dead branches; shares all tensors with the network.
+        analysis: of the view.
+        bits: names of all bits parameters, with their place in the concatenation.
+        weights: the same by the name of the weight.
+        biases: names of all biases that may be shrunk, with their place.
+        removable_rows: bool (R,), rows that are not pinned.
+        pairs: (row, bias) positions: the biases that belong to one row alone.
+    """
+
+    def __init__(self, module: TracedModule, inputs: ExampleInputs, analysis: Analysis | None = None) -> None:
+        self.inputs = inputs
+        self.view = module
+        self._take(analysis)
+
+    def _take(self, analysis: Analysis | None = None) -> None:
+        self.analysis = analysis or analyse(self.view, self.inputs)
+        quantizers = {n: m for n, m in self.view.named_modules() if isinstance(m, Quantizer)}
+        read = {name for trail in self.analysis.trails.values() for name in trail.parameters}
+        names = [f"{name}.bits" for name in quantizers if f"{name}.bits" in read]
+        self.bits = _spans(names, self.view)
+        self.weights = {name.removesuffix("_quantizer.bits"): span for name, span in self.bits.items()}
+        uses = [use for mode in self.analysis.trails for use in self._uses(mode)]
+        self.biases = _spans(list(dict.fromkeys(u.bias for u in uses if self._shrinkable(u.bias))), self.view)
+        self.uses = [use for use in uses if use.bias in self.biases]
+        self.removable_rows = self._removable_rows()
+        self.pairs = self._pairs()
+
+    def _uses(self, mode: str) -> list[_Use]:
+        trail = self.analysis.trails[mode]
+        names = {value.key: name for name, value in trail.parameters.items()}
+        found = []
+        for step in trail.tape:
+            if step.op is BATCH_NORM:
+                _, _, bias, mean, var = step.call.args[:5]
+                statistics = (names.get(_key(mean), ""), names.get(_key(var), ""))
+                found.append(_Use(mode, step, names.get(_key(bias), ""), statistics))
+            elif step.op in CONTRACTIONS and (site := site_of(step.call)) is not None and site.bias is not None:
+                found.append(_Use(mode, step, names.get(site.bias.key, ""), None))
+        return [use for use in found if use.bias]
+
+    def _shrinkable(self, name: str) -> bool:
+        atoms = self.analysis.atoms[name].get(0)
+        parameter = dict(self.view.named_parameters(remove_duplicate=False)).get(name)
+        trained = parameter is not None and parameter.requires_grad and parameter.ndim == 1
+        return trained and atoms is not None and bool((~self.analysis.pinned[atoms.numpy()]).any())
+
+    def removable(self, bias: str) -> np.ndarray:
+        """Which entries of a bias are not pinned; bool (K,)."""
+        atoms = self.analysis.atoms[bias][0].numpy()
+        free: np.ndarray = ~self.analysis.pinned[atoms]
+        return free
+
+    def _removable_rows(self) -> np.ndarray:
+        result = np.zeros(_total(self.bits), dtype=bool)
+        for sites in self.analysis.sites:
+            span = self.weights.get(sites.weight_name)
+            if span is not None:
+                result[span.start : span.stop] = ~self.analysis.pinned[sites.rows]
+        return result
+
+    def _pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        rows: list[int] = []
+        biases: list[int] = []
+        for mode, trail in self.analysis.trails.items():
+            sites = [s for s in self.analysis.sites if s.mode == mode]
+            segments = trace_segments(trail, sites)
+            for use in (u for u in self.uses if u.mode == mode):
+                for entry, segment in enumerate(_fed(use, segments)):
+                    sources = segments.sources[segment]
+                    span = self.weights.get(sites[sources[0][0]].weight_name) if len(sources) == 1 else None
+                    if span is not None:
+                        rows.append(span.start + sources[0][1])
+                        biases.append(self.biases[use.bias].start + entry)
+        return np.array(rows, dtype=np.int64), np.array(biases, dtype=np.int64)
+
+    def known(self, zeros: Zeros) -> dict[str, list[Known]]:
+        """What follows in each graph from some bits and biases being zero, with batch norm as in training."""
+        return {mode: [propagate(t, seeds(t, zeros), training=True)] for mode, t in self.analysis.trails.items()}
+
+    def before_biases(self, knowns: dict[str, list[Known]]) -> Zeros:
+        """For each bias, where all that it is added to is zero: only there may it shrink."""
+        result: Zeros = {}
+        for use in self.uses:
+            zero = _zero_before(use, knowns[use.mode][0])
+            result[use.bias] = zero & result.get(use.bias, np.ones_like(zero))
+        return result
+
+    def statistics(self, before: Zeros) -> dict[tuple[str, str], np.ndarray]:
+        """Where batch norm reads nothing but zeros, by the names of its running mean and variance."""
+        return {
+            use.statistics: before[use.bias] for use in self.uses if use.statistics is not None and all(use.statistics)
+        }
+
+    def is_cut(self, dead: set[str]) -> bool:
+        """Whether some output would no longer depend on the input with all channels of these weights at zero bits."""
+        zeros = {f"{name}_quantizer.bits": np.ones(self.weights[name].stop - self.weights[name].start, bool) for name in dead}
+        zeros |= {name: self.removable(name) for name in self.biases}
+        knowns = self.known(zeros)
+        for mode, graph in self.view.graphs.items():
+            output = next(node for node in reversed(graph.nodes) if node.op == "output")
+            values = find(Value, self.analysis.trails[mode].values[output.name])
+            if any(not bool(knowns[mode][0].of(value).isnan().any()) for value in values):
+                return True
+        return False
+
+    def drop_dead_branches(self, zeros: Zeros) -> dict[str, list[Known]]:
+        """Take branches out of the view that are zero for good; what is known in the view that is left."""
+        while True:
+            knowns = self.known(zeros)
+            branches = dead_branches(self.analysis, knowns)
+            if not branches:
+                return knowns
+            self.view = skeleton(self.view)
+            remove_branches(self.view, branches[:1])
+            self._take()
+
+    def plan(self, knowns: dict[str, list[Known]]) -> Plan:
+        """What could be removed at once."""
+        return make_plan(self.analysis, knowns)
+
+
+def seeds(trail: Trail, zeros: Zeros) -> dict[int, Tensor]:
+    """Maps of the values that hold bits and biases: zero where told so, and nothing known elsewhere."""
+    maps: dict[int, Tensor] = {}
+    for name, value in trail.parameters.items():
+        if name in zeros:
+            zero = torch.from_numpy(zeros[name])
+            maps[value.key] = torch.where(zero, 0.0, torch.nan).to(torch.float64)
+    return maps
+
+
+def _spans(names: list[str], module: nn.Module) -> dict[str, Span]:
+    spans: dict[str, Span] = {}
+    start = 0
+    for name in names:
+        stop = start + module.get_parameter(name).numel()
+        spans[name] = Span(start, stop)
+        start = stop
+    return spans
+
+
+def _total(spans: dict[str, Span]) -> int:
+    return max((span.stop for span in spans.values()), default=0)
+
+
+def _key(value: Any) -> int:  # noqa: ANN401
+    return value.key if isinstance(value, Value) else -1
+
+
+def _zero_before(use: _Use, known: Known) -> np.ndarray:
+    if use.statistics is None:
+        site = site_of(use.step.call)
+        assert site is not None
+        return ~live_rows(site, known).numpy()
+    source: Value = use.step.call.args[0]
+    found = known.of(source)
+    others = [d for d in range(found.ndim) if d != 1]
+    zero = (found == 0).all(dim=others) if others else found == 0
+    return zero.expand(source.shape[1]).numpy().copy()
+
+
+def _fed(use: _Use, segments: Segments) -> list[int]:
+    """The segment of each entry that a bias is added to."""
+    if use.statistics is None:
+        out = use.step.outputs[0]
+        site = site_of(use.step.call)
+        assert site is not None
+        return segments.along(out, site.out_dim).tolist()
+    return segments.along(use.step.call.args[0], 1).tolist()

@@ -58,5 +58,5 @@ def compress(
     traced = copy.deepcopy(analysis.module)
     quantized = InjectQuantizers(bits)(traced)
     weights = sum(traced.get_parameter(name).numel() for name in quantized)
-    attach(traced, original_provenance(analysis.module, weights))
+    attach(traced, original_provenance(analysis.module, analysis.inputs, weights))
     return new_compressed(traced, Settings(analysis.inputs, objective, bias_shrink))

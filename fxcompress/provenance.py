@@ -35,9 +35,11 @@ class Provenance:
     Attributes:
         shapes: the original shape of every parameter and buffer, by its name in the state_dict.
         kept: for each tensor that was cut, the original indices that stay along each cut dim.
-        cuts: names of graph nodes that were replaced by one of their operands, in order: ``(node, operand)``.
+        cuts: graph nodes that were replaced by one of their operands, in order: ``("mode:node", operand)``.
         grids: the number format of each quantized weight, by its name in the state_dict.
         weights: N of the paper, the quantized weights of the starting network; 0 when nothing was quantized.
+        inputs: what the network was analysed on: (keyword or "", shape, dtype) of each tensor; empty where an input
+            was no tensor.
     """
 
     shapes: dict[str, tuple[int, ...]]
@@ -45,6 +47,7 @@ class Provenance:
     cuts: tuple[tuple[str, str], ...] = ()
     grids: dict[str, Grid] = field(default_factory=dict)
     weights: int = 0
+    inputs: tuple[tuple[str, tuple[int, ...], str], ...] = ()
 
 
 def attach(module: fx.GraphModule, provenance: Provenance) -> None:

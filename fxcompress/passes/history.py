@@ -5,12 +5,21 @@ from torch import Tensor, nn
 
 from fxcompress.passes.prune_channels import Pruned
 from fxcompress.provenance import Grid, Provenance, provenance_of
+from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.traced import TracedModule
 
 
-def original_provenance(module: nn.Module, weights: int = 0) -> Provenance:
+def original_provenance(module: nn.Module, inputs: ExampleInputs, weights: int = 0) -> Provenance:
     """The provenance of a network that nothing was cut out of."""
-    return Provenance({n: tuple(t.shape) for n, t in module.state_dict(keep_vars=True).items()}, weights=weights)
+    shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict(keep_vars=True).items()}
+    return Provenance(shapes, weights=weights, inputs=_described(inputs))
+
+
+def _described(inputs: ExampleInputs) -> tuple[tuple[str, tuple[int, ...], str], ...]:
+    named = [*(("", value) for value in inputs.args), *inputs.kwargs.items()]
+    if not all(isinstance(value, Tensor) for _, value in named):
+        return ()
+    return tuple((name, tuple(value.shape), str(value.dtype).removeprefix("torch.")) for name, value in named)
 
 
 def extended(before: TracedModule, pruned: Pruned) -> Provenance:
@@ -20,7 +29,7 @@ def extended(before: TracedModule, pruned: Pruned) -> Provenance:
         before: the network as it was, with its provenance.
         pruned: what was done to it. Tensors that the original does not have (those of quantizers) are left out.
     """
-    base = provenance_of(before) or original_provenance(before)
+    base = provenance_of(before) or original_provenance(before, pruned.analysis.inputs)
     kept = {name: dict(dims) for name, dims in base.kept.items() if name not in pruned.gone}
     grids = {name: grid for name, grid in base.grids.items() if name not in pruned.gone}
     for name, cut in pruned.cuts.items():
@@ -33,7 +42,7 @@ def extended(before: TracedModule, pruned: Pruned) -> Provenance:
             dims[dim] = tuple(positions) if earlier is None else tuple(earlier[i] for i in positions)
         if name in grids:
             grids[name] = _cut_grid(grids[name], cut.old.shape[0], cut.indices)
-    return Provenance(base.shapes, kept, base.cuts + pruned.branches, grids, base.weights)
+    return Provenance(base.shapes, kept, base.cuts + pruned.branches, grids, base.weights, base.inputs)
 
 
 def _cut_grid(grid: Grid, inputs: int, indices: dict[int, Tensor]) -> Grid:

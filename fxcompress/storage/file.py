@@ -208,7 +208,7 @@ def _describe(state: dict[str, Tensor], provenance: Provenance, writer: _Writer)
             row.update(_content(name, state[name], provenance, writer))
         else:
             row.update(a=owner[name], g=int(name in provenance.grids))
-    return {"t": rows, "m": [size for size, _ in masks], "c": provenance.cuts, "w": provenance.weights}
+    return {"t": rows, "m": [size for size, _ in masks], "c": provenance.cuts, "w": provenance.weights, "i": provenance.inputs}
 
 
 def _origin(name: str, provenance: Provenance, masks: dict[tuple[int, tuple[int, ...]], int]) -> _Json:
@@ -266,9 +266,9 @@ def _rebuild(reader: _Reader, length: int) -> SavedNetwork:
     tensors |= {name: tensors[row["a"]] for name, row in rows.items() if "a" in row}
     grids |= {name: grids[row["a"]] for name, row in rows.items() if row.get("a") in grids and row["g"]}
     cuts = tuple((node, operand) for node, operand in index["c"])
-    return SavedNetwork(
-        {name: tensors[name] for name in rows if name in tensors}, Provenance(shapes, kept, cuts, grids, index["w"])
-    )
+    inputs = tuple((name, tuple(shape), dtype) for name, shape, dtype in index.get("i", ()))
+    provenance = Provenance(shapes, kept, cuts, grids, index["w"], inputs)
+    return SavedNetwork({name: tensors[name] for name in rows if name in tensors}, provenance)
 
 
 def _mask(reader: _Reader, size: int) -> tuple[int, ...]:

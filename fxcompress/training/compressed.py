@@ -256,7 +256,7 @@ class CompressedModule(TracedModule):
         grids = finalize_quantizers(plain)
         base = provenance or Provenance({})
         kept = {name: dims for name, dims in base.kept.items() if name in base.shapes}
-        attach(plain, Provenance(base.shapes, kept, base.cuts, grids, base.weights))
+        attach(plain, Provenance(base.shapes, kept, base.cuts, grids, base.weights, base.inputs))
         if prune:
             pruned = prune_channels(plain, self.settings.inputs)
             attach(pruned.module, extended(plain, pruned))

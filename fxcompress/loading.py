@@ -1,0 +1,119 @@
+"""``fxcompress.load``: a file and a freshly built original give the compressed network back."""
+
+import os
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fxcompress.channels.analysis import Analysis, analyse
+from fxcompress.channels.plan import Plan
+from fxcompress.channels.prepare import prepare
+from fxcompress.errors import ExampleInputError, StorageError
+from fxcompress.passes.branches import remove_branches
+from fxcompress.passes.replay import Mismatch
+from fxcompress.passes.rewrite import carry_out
+from fxcompress.provenance import Provenance, attach
+from fxcompress.storage.file import SavedNetwork, read
+from fxcompress.trace.skeleton import skeleton
+from fxcompress.trace.traced import TracedModule
+
+
+def load(path: str | os.PathLike[str], model: nn.Module, example_inputs: Any = None) -> TracedModule:  # noqa: ANN401
+    """Cut a freshly built original to the shape of a saved network, and fill in the saved values, bit for bit.
+
+    Args:
+        path: of a file that :func:`fxcompress.save` wrote.
+        model: the original network, built by the same code as the one that was compressed; its values do not matter.
+            It is left as it is.
+        example_inputs: only where the saved network took inputs that are no tensors.
+
+    Returns:
+        the network in evaluation mode, on the device of ``model``.
+
+    Raises:
+        StorageError: the file is no such file, is damaged, or does not fit ``model``.
+        TraceError, UnsupportedModelError: the model cannot be traced.
+    """
+    saved = read(path)
+    provenance = saved.provenance
+    _check_shapes(model, provenance, path)
+    inputs = example_inputs if example_inputs is not None else _inputs(provenance, model)
+    try:
+        result = _cut(prepare(model, inputs), provenance, path)
+    except ExampleInputError as error:
+        raise StorageError(f"{path} does not fit the model: {error}") from error
+    _fill(result, saved, path)
+    attach(result, provenance)
+    return result.eval()
+
+
+def _check_shapes(model: nn.Module, provenance: Provenance, path: object) -> None:
+    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    for name, shape in provenance.shapes.items():
+        if own.get(name) != shape:
+            found = f"has {own[name]}" if name in own else "has no such tensor"
+            raise StorageError(
+                f"{path} was saved from another network: its original had {name} of shape {shape}, {type(model).__name__} "
+                f"{found}; build the model with the arguments that it was built with"
+            )
+    extra = [name for name in own if name not in provenance.shapes]
+    if extra:
+        raise StorageError(f"{path} was saved from another network: its original had no {extra[0]}")
+
+
+def _inputs(provenance: Provenance, model: nn.Module) -> Any:  # noqa: ANN401
+    """Zeros of the shapes that the network was analysed on; None where they are not known."""
+    if not provenance.inputs:
+        return None
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    tensors = [(n, torch.zeros(shape, dtype=getattr(torch, dtype), device=device)) for n, shape, dtype in provenance.inputs]
+    named = {name: tensor for name, tensor in tensors if name}
+    return named or tuple(tensor for _, tensor in tensors)
+
+
+def _cut(analysis: Analysis, provenance: Provenance, path: object) -> TracedModule:
+    """Take out the branches and channels that the saved network lacks."""
+    if provenance.cuts:
+        module = skeleton(analysis.module)
+        try:
+            for cut in provenance.cuts:
+                remove_branches(module, [cut])
+        except KeyError as error:
+            raise StorageError(f"{path} does not fit the model: its graph has no node {error}") from error
+        analysis = analyse(module, analysis.inputs)
+    alive = np.ones(analysis.space.size, dtype=bool)
+    for name, dims in provenance.kept.items():
+        for dim, indices in dims.items():
+            atoms = analysis.atoms[name][dim].numpy()
+            alive[np.delete(atoms, list(indices))] = False
+    try:
+        return carry_out(analysis, Plan(alive)).module
+    except Mismatch as mismatch:
+        raise StorageError(f"{path} does not fit the model: {mismatch.reason}") from mismatch
+
+
+def _fill(module: TracedModule, saved: SavedNetwork, path: object) -> None:
+    """Give the module the saved tensors, its own parameters and buffers from now on."""
+    missing = set(module.state_dict()) ^ set(saved.tensors)
+    if missing:
+        raise StorageError(f"{path} does not fit the model: {sorted(missing)[0]} is on one side only")
+    made: dict[int, Tensor] = {}
+    for prefix, owner in module.named_modules():
+        for table in (owner._parameters, owner._buffers):
+            for leaf, old in table.items():
+                name = f"{prefix}.{leaf}" if prefix else leaf
+                if old is not None:
+                    made.setdefault(id(old), _filled(old, saved.tensors.get(name), name, path))
+                    table[leaf] = made[id(old)]  # type: ignore[assignment]
+
+
+def _filled(old: Tensor, value: Tensor | None, name: str, path: object) -> Tensor:
+    if value is None:
+        data = old.detach().clone()
+    elif value.shape != old.shape:
+        raise StorageError(f"{path} does not fit the model: {name} is {tuple(value.shape)}, not {tuple(old.shape)}")
+    else:
+        data = value.to(old.device, copy=True)
+    return nn.Parameter(data, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else data

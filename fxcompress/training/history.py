@@ -1,0 +1,38 @@
+"""The record of a training run."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class EpochRecord:
+    """The figures at the end of one epoch.
+
+    Attributes:
+        epoch: from 1.
+        loss: mean task loss over the epoch.
+        metric: what the user's ``validate`` returned; None without one.
+        size: share of the original bits that is left (fractional); 1 for a network without quantizers.
+        weights: share of the quantized weights that is left.
+        channels: output channels that are left.
+        gamma: pressure at the last step.
+        seconds: time that training took in this epoch, validation excluded.
+    """
+
+    epoch: int
+    loss: float
+    metric: float | None
+    size: float
+    weights: float
+    channels: int
+    gamma: float
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        accuracy = "" if self.metric is None else f" accuracy {self.metric:6.2%}"
+        left = f" bits {self.size:6.2%} weights {self.weights:5.1%}" if self.size < 1 else ""
+        return f"epoch {self.epoch} loss {self.loss:.4f}{accuracy}{left} channels {self.channels}"

@@ -41,7 +41,7 @@ def compress(
         ValueError: an argument is out of its range.
 
     >>> net = compress(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)))
-    >>> float(net.size("eq4"))
+    >>> net.size("eq4").item()
     8.0
     """
     if objective not in OBJECTIVES:

@@ -25,6 +25,8 @@ from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.skeleton import skeleton
 from fxcompress.trace.traced import TracedModule
 
+_NONE = np.zeros(1, dtype=bool)
+
 Zeros = dict[str, np.ndarray]
 """For bits and biases by name, which of their entries are zero (for good, or just now); bool (K,)."""
 
@@ -56,26 +58,29 @@ class Census:
         bits: names of all bits parameters, with their place in the concatenation.
         weights: the same by the name of the weight.
         biases: names of all biases that may be shrunk, with their place.
-        removable_rows: bool (R,), rows that are not pinned.
+        free: for bits and biases, which entries may die; bool (K,).
+        free_rows: bool (R,), the same for all bits.
         pairs: (row, bias) positions: the biases that belong to one row alone.
     """
 
-    def __init__(self, module: TracedModule, inputs: ExampleInputs, analysis: Analysis | None = None) -> None:
+    def __init__(self, module: TracedModule, inputs: ExampleInputs, free: Zeros) -> None:
         self.inputs = inputs
         self.view = module
-        self._take(analysis)
+        self.free = free
+        self._take()
 
-    def _take(self, analysis: Analysis | None = None) -> None:
-        self.analysis = analysis or analyse(self.view, self.inputs)
+    def _take(self) -> None:
+        self.analysis = analyse(self.view, self.inputs)
         quantizers = {n: m for n, m in self.view.named_modules() if isinstance(m, Quantizer)}
         read = {name for trail in self.analysis.trails.values() for name in trail.parameters}
         names = [f"{name}.bits" for name in quantizers if f"{name}.bits" in read]
         self.bits = _spans(names, self.view)
         self.weights = {name.removesuffix("_quantizer.bits"): span for name, span in self.bits.items()}
         uses = [use for mode in self.analysis.trails for use in self._uses(mode)]
-        self.biases = _spans(list(dict.fromkeys(u.bias for u in uses if self._shrinkable(u.bias))), self.view)
+        self.biases = _spans(list(dict.fromkeys(u.bias for u in uses if self.free.get(u.bias, _NONE).any())), self.view)
         self.uses = [use for use in uses if use.bias in self.biases]
-        self.removable_rows = self._removable_rows()
+        parts = [self.free[name] for name in names]
+        self.free_rows = np.concatenate(parts) if parts else np.zeros(0, dtype=bool)
         self.pairs = self._pairs()
 
     def _uses(self, mode: str) -> list[_Use]:
@@ -90,26 +95,6 @@ class Census:
             elif step.op in CONTRACTIONS and (site := site_of(step.call)) is not None and site.bias is not None:
                 found.append(_Use(mode, step, names.get(site.bias.key, ""), None))
         return [use for use in found if use.bias]
-
-    def _shrinkable(self, name: str) -> bool:
-        atoms = self.analysis.atoms[name].get(0)
-        parameter = dict(self.view.named_parameters(remove_duplicate=False)).get(name)
-        trained = parameter is not None and parameter.requires_grad and parameter.ndim == 1
-        return trained and atoms is not None and bool((~self.analysis.pinned[atoms.numpy()]).any())
-
-    def removable(self, bias: str) -> np.ndarray:
-        """Which entries of a bias are not pinned; bool (K,)."""
-        atoms = self.analysis.atoms[bias][0].numpy()
-        free: np.ndarray = ~self.analysis.pinned[atoms]
-        return free
-
-    def _removable_rows(self) -> np.ndarray:
-        result = np.zeros(_total(self.bits), dtype=bool)
-        for sites in self.analysis.sites:
-            span = self.weights.get(sites.weight_name)
-            if span is not None:
-                result[span.start : span.stop] = ~self.analysis.pinned[sites.rows]
-        return result
 
     def _pairs(self) -> tuple[np.ndarray, np.ndarray]:
         rows: list[int] = []
@@ -145,16 +130,26 @@ class Census:
         }
 
     def is_cut(self, dead: set[str]) -> bool:
-        """Whether some output would no longer depend on the input with all channels of these weights at zero bits."""
-        zeros = {f"{name}_quantizer.bits": np.ones(self.weights[name].stop - self.weights[name].start, bool) for name in dead}
-        zeros |= {name: self.removable(name) for name in self.biases}
-        knowns = self.known(zeros)
+        """Whether some output would no longer depend on the input with all channels of these weights at zero bits.
+
+        The biases that can be shrunk are taken for zero, and the other vectors for the constants that they are.
+        """
+        zeros = {f"{n}_quantizer.bits": np.ones(self.weights[n].stop - self.weights[n].start, bool) for n in dead}
+        zeros |= {name: self.free[name] for name in self.biases}
         for mode, graph in self.view.graphs.items():
+            trail = self.analysis.trails[mode]
+            vectors = {v.key: self._tensor(n) for n, v in trail.parameters.items() if v.rank == 1 and n not in self.bits}
+            shrunk = {key: torch.where(zero == 0, zero, vectors[key]) for key, zero in seeds(trail, zeros).items() if key in vectors}
+            known = propagate(trail, vectors | seeds(trail, zeros) | shrunk, training=True)
             output = next(node for node in reversed(graph.nodes) if node.op == "output")
-            values = find(Value, self.analysis.trails[mode].values[output.name])
-            if any(not bool(knowns[mode][0].of(value).isnan().any()) for value in values):
+            if any(not bool(known.of(value).isnan().any()) for value in find(Value, trail.values[output.name])):
                 return True
         return False
+
+    def _tensor(self, name: str) -> Tensor:
+        owner, _, leaf = name.rpartition(".")
+        tensor: Tensor = getattr(self.view.get_submodule(owner), leaf)
+        return tensor.detach().double().cpu()
 
     def drop_dead_branches(self, zeros: Zeros) -> dict[str, list[Known]]:
         """Take branches out of the view that are zero for good; what is known in the view that is left."""
@@ -170,6 +165,18 @@ class Census:
     def plan(self, knowns: dict[str, list[Known]]) -> Plan:
         """What could be removed at once."""
         return make_plan(self.analysis, knowns)
+
+
+def free_entries(analysis: Analysis) -> Zeros:
+    """Which entries of bits and trained biases may die: those that nothing pins."""
+    result: Zeros = {}
+    for name, parameter in analysis.module.named_parameters():
+        owner = analysis.module.get_submodule(name.rpartition(".")[0])
+        if parameter.ndim != 1 or not parameter.requires_grad or (isinstance(owner, Quantizer) and not name.endswith(".bits")):
+            continue
+        atoms = analysis.atoms[name].get(0)
+        result[name] = np.zeros(parameter.numel(), bool) if atoms is None else ~analysis.pinned[atoms.numpy()]
+    return result
 
 
 def seeds(trail: Trail, zeros: Zeros) -> dict[int, Tensor]:
@@ -190,10 +197,6 @@ def _spans(names: list[str], module: nn.Module) -> dict[str, Span]:
         spans[name] = Span(start, stop)
         start = stop
     return spans
-
-
-def _total(spans: dict[str, Span]) -> int:
-    return max((span.stop for span in spans.values()), default=0)
 
 
 def _key(value: Any) -> int:  # noqa: ANN401

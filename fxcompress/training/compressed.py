@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.optim import Optimizer
 
+from fxcompress.channels.analysis import analyse
 from fxcompress.errors import UnsupportedModelError
 from fxcompress.objectives import OBJECTIVES, Objective, SizeTerms, size_terms
 from fxcompress.passes.finalize import finalize_quantizers
@@ -19,7 +20,7 @@ from fxcompress.provenance import Provenance, attach, provenance_of
 from fxcompress.quantizer import Quantizer, storage_bits
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.traced import TracedModule
-from fxcompress.training.census import seeds
+from fxcompress.training.census import free_entries, seeds
 from fxcompress.training.liveness import Liveness, LivenessUpdate
 from fxcompress.training.optimizer import Replacement, check_optimizer, prepare_resize
 
@@ -59,25 +60,19 @@ class CompressedModule(TracedModule):
     def start(self, settings: Settings) -> None:
         """Take up self-compression; called once, by :func:`fxcompress.compress`."""
         self.settings = settings
-        biases = {n: p.numel() for n, p in self.named_parameters() if p.ndim == 1 and not self._is_quantizer(n)}
-        names = {f"{n}.bits": q.bits.numel() for n, q in self._quantizers().items()} | biases
-        names |= {n: b.numel() for n, b in self.named_buffers() if b.ndim == 1 and b.is_floating_point()}
-        device = next(self.parameters()).device
-        self.add_module(LIVENESS, Liveness(names, device))
-        _ = self.liveness
+        free = free_entries(analyse(self, settings.inputs))
+        sizes = {name: len(may) for name, may in free.items()}
+        sizes |= {n: b.numel() for n, b in self.named_buffers() if b.ndim == 1 and b.is_floating_point()}
+        self.add_module(LIVENESS, Liveness(sizes, free, next(self.parameters()).device))
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         """As of any module; what is dead is found anew."""
         result = super().load_state_dict(*args, **kwargs)
         self.__dict__.pop(_UPDATE, None)
-        _ = self.liveness
         return result
 
     def _quantizers(self) -> dict[str, Quantizer]:
         return {name: module for name, module in self.named_modules() if isinstance(module, Quantizer)}
-
-    def _is_quantizer(self, parameter: str) -> bool:
-        return isinstance(self.get_submodule(parameter.rpartition(".")[0]), Quantizer)
 
     @property
     def liveness(self) -> LivenessUpdate:
@@ -141,7 +136,6 @@ class CompressedModule(TracedModule):
         key = (update.version, bits.device, bits.dtype)
         cached = self.__dict__.get(_TERMS)
         if cached is None or cached[0] != key:
-            assert update.plan is not None
             rows = {name: (span.start, span.stop - span.start) for name, span in update.census.weights.items()}
             terms = size_terms(update.census.analysis, update.plan, rows, self.weights).to(bits.device, bits.dtype)
             cached = self.__dict__[_TERMS] = (key, terms)
@@ -180,7 +174,6 @@ class CompressedModule(TracedModule):
 
     def _alive_rows(self) -> np.ndarray:
         update = self.liveness
-        assert update.plan is not None
         census = update.census
         alive = np.zeros(max((s.stop for s in census.weights.values()), default=0), dtype=bool)
         for sites in census.analysis.sites:
@@ -240,7 +233,6 @@ class CompressedModule(TracedModule):
         self.set_graphs(pruned.module.graph, pruned.module.train_graph)
         self.__dict__.pop(_UPDATE, None)
         self.__dict__.pop(_TERMS, None)
-        _ = self.liveness
 
     def finalize(self, *, prune: bool = True) -> TracedModule:
         """The network as an ordinary GraphModule: weights on their grid, no quantizers; this one stays as it is.

@@ -4,6 +4,8 @@ A channel may recover until its bits and its biases are both zero. From then on 
 :meth:`Liveness.step`, so that training goes the same way whether it is removed at once, later, or never.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -14,32 +16,68 @@ from fxcompress.trace.traced import TracedModule
 from fxcompress.training.census import Census, Span, Zeros
 
 
+_SHRINKS, _FREE = "!shrinks", "!free"
+
+
 class Liveness(nn.Module):
-    """Flags of dead bits and biases, kept as buffers so that checkpoints hold them."""
+    """What is remembered from step to step, as buffers, so that checkpoints hold it and pruning cuts it.
 
-    def __init__(self, names: dict[str, int], device: torch.device) -> None:
+    For bits and biases: what is dead for good, and what may die at all (a layer that is down to one channel has no
+    labels that would tell). For biases as well: what is being shrunk, which the next step needs before it has looked
+    at anything. For running means: what has been reset.
+
+    Args:
+        sizes: the size of each parameter or buffer, by its name.
+        free: for bits and biases, which entries may die, bool (K,).
+        device: of the network.
+    """
+
+    def __init__(self, sizes: dict[str, int], free: Zeros, device: torch.device) -> None:
         super().__init__()
-        for name, size in names.items():
-            self.register_buffer(key_of(name), torch.zeros(size, dtype=torch.bool, device=device))
+        for name, size in sizes.items():
+            self._add(name, torch.zeros(size, dtype=torch.bool, device=device))
+        for name, may in free.items():
+            self._add(name + _SHRINKS, torch.zeros(len(may), dtype=torch.bool, device=device))
+            self._add(name + _FREE, torch.from_numpy(may).to(device))
 
-    def flags(self, name: str) -> Tensor | None:
-        """The flags of a bits parameter or bias; None where it has none."""
-        return self._buffers.get(key_of(name))
+    def _add(self, name: str, flags: Tensor) -> None:
+        self.register_buffer(name.replace(".", ":"), flags)
+
+    def flags(self, name: str) -> Tensor:
+        """The flags of a bits parameter, bias or running mean."""
+        return self.get_buffer(name.replace(".", ":"))
+
+    def shrinks(self, name: str) -> Tensor:
+        """Which entries of a bias are being shrunk."""
+        return self.flags(name + _SHRINKS)
+
+    def free(self) -> Zeros:
+        """Which entries of each bits parameter and bias may die."""
+        return {name.removesuffix(_FREE): f.cpu().numpy() for name, f in self._named() if name.endswith(_FREE)}
+
+    def dead(self) -> Zeros:
+        """Which entries of each bits parameter and bias are dead for good."""
+        free = {name.removesuffix(_FREE) for name, _ in self._named() if name.endswith(_FREE)}
+        return {name: flags.cpu().numpy() for name, flags in self._named() if name in free}
+
+    def _named(self) -> Iterator[tuple[str, Tensor]]:
+        for key, flags in self._buffers.items():
+            if flags is not None:
+                yield key.replace(":", "."), flags
 
     def keep(self, name: str, indices: Tensor | None) -> None:
-        """Cut the flags of a parameter that was cut; drop them where ``indices`` is None."""
-        flags = self._buffers.pop(key_of(name), None)
-        if flags is not None and indices is not None:
-            self._buffers[key_of(name)] = flags[indices.to(flags.device)]
-
-
-def key_of(name: str) -> str:
-    """The name of the buffer for a parameter."""
-    return name.replace(".", ":")
+        """Cut what belongs to a tensor that was cut; drop it where ``indices`` is None."""
+        for suffix in ("", _SHRINKS, _FREE):
+            key = name.replace(".", ":") + suffix
+            flags = self._buffers.pop(key, None)
+            if flags is not None and indices is not None:
+                self._buffers[key] = flags[indices.to(flags.device)]
 
 
 class LivenessUpdate:
     """Works on the parameters of a network after each optimizer step.
+
+    Making one changes nothing; the first :meth:`step` does.
 
     Args:
         module: the network with quantizers.
@@ -52,18 +90,21 @@ class LivenessUpdate:
         self.module = module
         self.flags = flags
         self.shrink = shrink
-        self.census = Census(module, inputs)
+        self.census = Census(module, inputs, flags.free())
         self.accepted: set[str] = set()
-        self.plan: Plan | None = None
         self.version = 0
+        self._seen: Tensor | None = None
         self._bind()
-        self._refresh(self._zero())
+        self._replan()
 
     def _bind(self) -> None:
         """Look up the parameters once; they change only when channels are removed."""
         self.bits = [self.module.get_parameter(name) for name in self.census.bits]
         self.biases = [self.module.get_parameter(name) for name in self.census.biases]
-        self._limits = [torch.zeros_like(bias) for bias in self.biases]
+        held = self.flags.free()
+        self._held = [(name, self.module.get_parameter(name)) for name in held]
+        self._projected = [p for name, p in self._held if name.endswith("_quantizer.bits")]
+        self._limits = [self.flags.shrinks(n).to(b) * self.shrink for n, b in zip(self.census.biases, self.biases, strict=True)]
         self._hold()
 
     @torch.no_grad()
@@ -71,13 +112,12 @@ class LivenessUpdate:
         """Project bits to >= 0, hold what is dead at zero, shrink biases of dead channels, and flag what has died."""
         if not self.bits:
             return
-        torch._foreach_clamp_min_(self.bits, 0.0)
-        torch._foreach_mul_(self.bits, self._keep_bits)
+        torch._foreach_clamp_min_(self._projected, 0.0)
+        torch._foreach_mul_([p for _, p in self._held], self._keep)
         if self.biases:
-            torch._foreach_mul_(self.biases, self._keep_biases)
             self._soft_threshold()
         zero = self._zero()
-        if not torch.equal(zero, self._seen):
+        if self._seen is None or not torch.equal(zero, self._seen):
             self._refresh(zero)
 
     def _soft_threshold(self) -> None:
@@ -99,12 +139,14 @@ class LivenessUpdate:
         before = self.census.before_biases(self.census.known(zeros))
         self._reset_statistics(before)
         for bias, limit in zip(self.census.biases, self._limits, strict=True):
-            may = before[bias] & self.census.removable(bias)
-            limit.copy_(torch.from_numpy(may).to(limit) * self.shrink)
-        if self._flag(rows, biases) or self.plan is None:
-            self._replan()
+            may = before[bias] & self.census.free[bias]
+            self.flags.shrinks(bias).copy_(torch.from_numpy(may))
+            limit.copy_(self.flags.shrinks(bias)).mul_(self.shrink)
         self._hold()
         self._seen = self._zero()
+        if self._flag(rows, biases):
+            self._hold()
+            self._replan()
 
     def _guard(self, zero: np.ndarray) -> np.ndarray:
         """Revive one channel of a layer whose death would cut the network."""
@@ -121,7 +163,6 @@ class LivenessUpdate:
         bits = self.module.get_parameter(f"{name}_quantizer.bits")
         exponent = self.module.get_parameter(f"{name}_quantizer.exponent").detach()
         flags = self.flags.flags(f"{name}_quantizer.bits")
-        assert flags is not None
         best = int(torch.where(flags, -torch.inf, exponent).argmax())
         bits.data[best] = 1.0
         zero = zero.copy()
@@ -133,12 +174,11 @@ class LivenessUpdate:
         for (mean, var), zero in self.census.statistics(before).items():
             earlier = self.flags.flags(mean)
             now = torch.from_numpy(zero).to(self.module.get_buffer(mean).device)
-            fresh = now if earlier is None else now & ~earlier
+            fresh = now & ~earlier
             if bool(fresh.any()):
                 self.module.get_buffer(mean).masked_fill_(fresh, 0.0)
                 self.module.get_buffer(var).masked_fill_(fresh, 1.0)
-            if earlier is not None:
-                earlier.copy_(now)
+            earlier.copy_(now)
 
     def _flag(self, rows: np.ndarray, biases: np.ndarray) -> bool:
         """Flag what is dead for good; whether anything is new."""
@@ -146,12 +186,12 @@ class LivenessUpdate:
         pair_row, pair_bias = self.census.pairs
         waiting = np.zeros_like(rows)
         waiting[pair_row[~biases[pair_bias]]] = True
-        new_rows = flagged_rows | (rows & self.census.removable_rows & ~waiting)
+        new_rows = flagged_rows | (rows & self.census.free_rows & ~waiting)
         new = flagged
         while True:
             zeros = _split(self.census.bits, new_rows) | _split(self.census.biases, new)
             before = self.census.before_biases(self.census.known(zeros))
-            may = [before[name] & self.census.removable(name) for name in self.census.biases]
+            may = [before[name] & self.census.free[name] for name in self.census.biases]
             more = new | (np.concatenate(may) & biases if may else new)
             if np.array_equal(more, new):
                 break
@@ -162,23 +202,16 @@ class LivenessUpdate:
         return changed
 
     def _flagged(self, spans: dict[str, Span]) -> np.ndarray:
-        parts = [self._stored(name, span) for name, span in spans.items()]
+        parts = [self.flags.flags(name).cpu().numpy() for name in spans]
         return np.concatenate(parts) if parts else np.zeros(0, dtype=bool)
-
-    def _stored(self, name: str, span: Span) -> np.ndarray:
-        flags = self.flags.flags(name)
-        return np.zeros(span.stop - span.start, dtype=bool) if flags is None else flags.cpu().numpy()
 
     def _store(self, spans: dict[str, Span], values: np.ndarray) -> None:
         for name, span in spans.items():
-            flags = self.flags.flags(name)
-            if flags is not None:
-                flags.copy_(torch.from_numpy(values[span.start : span.stop]))
+            self.flags.flags(name).copy_(torch.from_numpy(values[span.start : span.stop]))
 
     def zeros(self) -> Zeros:
-        """What is flagged, by name."""
-        spans = self.census.bits | self.census.biases
-        return {name: self._stored(name, span) for name, span in spans.items()}
+        """What is dead for good, by name, in the whole network, dead branches included."""
+        return self.flags.dead()
 
     def _replan(self) -> None:
         """What could be removed at once; dead branches leave the census for good."""
@@ -187,16 +220,13 @@ class LivenessUpdate:
         if self.census.view is not view:
             self.accepted &= set(self.census.weights)
             self._bind()
-        self.plan = self.census.plan(knowns)
+            self._seen = None
+        self.plan: Plan = self.census.plan(knowns)
         self.version += 1
 
     def _hold(self) -> None:
-        self._keep_bits = [self._keep(name, p) for name, p in zip(self.census.bits, self.bits, strict=True)]
-        self._keep_biases = [self._keep(name, p) for name, p in zip(self.census.biases, self.biases, strict=True)]
-
-    def _keep(self, name: str, parameter: Tensor) -> Tensor:
-        flags = self.flags.flags(name)
-        return torch.ones_like(parameter) if flags is None else (~flags).to(parameter.dtype)
+        """What each held parameter is multiplied with after a step: 0 where it is dead, in dead branches as well."""
+        self._keep = [(~self.flags.flags(name)).to(parameter.dtype) for name, parameter in self._held]
 
 
 def _split(spans: dict[str, Span], values: np.ndarray) -> Zeros:

@@ -1,0 +1,58 @@
+"""Small networks for the tests of training."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fxcompress.quantizer import Quantizer
+
+
+class Block(nn.Module):
+    """x + bn2(conv2(relu(bn1(conv1(x)))))."""
+
+    def __init__(self, channels: int, *, bias: bool = False) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=bias)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=bias)
+        self.bn2 = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))  # type: ignore[no-any-return]
+
+
+class ResidualNet(nn.Module):
+    """A stem, two blocks and a classifier."""
+
+    def __init__(self, channels: int = 8, classes: int = 5) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, channels, 3, bias=False), nn.BatchNorm2d(channels), nn.ReLU())
+        self.block1 = Block(channels)
+        self.block2 = Block(channels, bias=True)
+        self.fc = nn.Linear(channels, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.block2(F.relu(self.block1(self.stem(x)))))
+        return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def quantizer(net: nn.Module, weight: str) -> Quantizer:
+    """The quantizer of a weight."""
+    found = net.get_submodule(f"{weight}_quantizer")
+    assert isinstance(found, Quantizer)
+    return found
+
+
+def set_bits(net: nn.Module, weight: str, channels: list[int], bits: float = 0.0) -> None:
+    """Set the bits of some channels of a weight."""
+    with torch.no_grad():
+        quantizer(net, weight).bits[channels] = bits
+
+
+def batch(classes: int = 5, size: int = 32, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Inputs (N, 3, 10, 10) in float64 with labels that can be learnt from them."""
+    generator = torch.Generator().manual_seed(seed)
+    target = torch.randint(classes, (size,), generator=generator)
+    patterns = torch.randn(classes, 3, 10, 10, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    noise = torch.randn(size, 3, 10, 10, generator=generator, dtype=torch.float64)
+    return patterns[target] + 0.3 * noise, target

@@ -82,7 +82,7 @@ def test_removal_as_they_die_equals_removal_at_the_end() -> None:
     assert often.get_parameter("block2.conv1.weight").shape[0] < 4
     assert losses == pytest.approx(others, rel=1e-10)
     assert never.prune().modified
-    same_networks(never, often, 1e-9)
+    same_networks(never, often, 1e-6)  # a bias in front of batch norm has rounding for a gradient, and Adam scales it up
 
 
 @pytest.mark.parametrize("seed", range(4))

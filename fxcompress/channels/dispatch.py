@@ -9,11 +9,15 @@ from torch import Tensor
 from torch._decomp import decomposition_table
 
 from fxcompress.channels.rules import rule_of
+from fxcompress.channels.rules.contraction import CONTRACTIONS
 from fxcompress.channels.rules.norms import BATCH_NORM
 from fxcompress.channels.rules.pointwise import OPAQUE_VALUES, POINTWISE
 from fxcompress.channels.rules.registry import OpClass
 from fxcompress.channels.space import Space
 from fxcompress.channels.values import Call, LabelTensor, Step, Storage, Value, find, replace
+
+_ARITHMETIC = CONTRACTIONS | {BATCH_NORM}
+"""Classes whose rules read every tensor operand as a Value; a tensor from outside is one of which nothing is known."""
 
 UNKNOWN = OpClass("unknown", lambda call, space: _pin_everything(call, space))
 
@@ -59,6 +63,8 @@ class Dispatch:
 
     def _apply(self, op: OpClass, func: Any, args: Any, kwargs: Any) -> tuple[tuple[Value, ...], Any]:  # noqa: ANN401
         call_args, call_kwargs = replace(lambda t: t.fxc_value, LabelTensor, (args, kwargs))
+        if op in _ARITHMETIC:
+            call_args = replace(lambda t: Value(t.to("meta")), torch.Tensor, call_args)
         template = _shapes(op, func, args, kwargs)
         metas = tuple(find(torch.Tensor, template))
         call = Call(func, tuple(call_args), call_kwargs, metas)

@@ -1,0 +1,109 @@
+"""``fit``: the whole loop on real data, its controllers, and its errors."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+import fxcompress as fxc
+from fxcompress.training.controller import ConstantGamma, TargetSize
+from fxcompress.training.history import EpochRecord
+from tests.nets import Block
+
+
+class Digits(nn.Module):
+    """A small residual net for 8x8 images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+        self.block = Block(16)
+        self.fc = nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.relu(self.block(F.max_pool2d(self.stem(x), 2))).amax((2, 3)))  # type: ignore[no-any-return]
+
+
+def digits() -> tuple[list[tuple[Tensor, Tensor]], Tensor, Tensor]:
+    """Batches to train on, and a test set."""
+    data = load_digits()
+    x = torch.tensor(data.images, dtype=torch.float32)[:, None] / 8 - 1
+    y = torch.tensor(data.target)
+    batches = list(zip(x[:1400].split(100), y[:1400].split(100), strict=True))
+    return batches, x[1400:], y[1400:]
+
+
+def test_fit_shrinks_a_network_on_digits_and_keeps_it_working() -> None:
+    torch.manual_seed(0)
+    loader, x, y = digits()
+
+    def accuracy(net: nn.Module) -> float:
+        return (net(x).argmax(1) == y).float().mean().item()
+
+    records: list[EpochRecord] = []
+    model = Digits()
+    result = fxc.fit(
+        model, loader, F.cross_entropy, epochs=8, target_size=0.06, lr=5e-3, validate=accuracy, progress=False,
+        on_epoch=records.append,
+    )  # fmt: skip
+    last = result.history[-1]
+    assert records == result.history
+    assert 0.04 < last.size < 0.08
+    assert last.weights < 1
+    assert last.metric is not None
+    assert last.metric > 0.75
+    assert accuracy(result.module) == pytest.approx(last.metric, abs=0.01)
+    assert sum(p.numel() for p in result.module.parameters()) < sum(p.numel() for p in model.parameters())
+    assert not result.module.training
+
+
+def test_fit_trains_a_compressed_network_with_the_users_own_optimizer() -> None:
+    torch.manual_seed(0)
+    loader, _, _ = digits()
+    net = fxc.compress(Digits(), loader[0][0])
+    optimizer = torch.optim.AdamW(net.param_groups(1e-3, weight_decay=0.01))
+    result = fxc.fit(net, loader, F.cross_entropy, epochs=1, gamma=0.02, optimizer=optimizer, progress=False)
+    assert result.net is net
+    assert result.history[0].gamma == 0.02
+    assert result.history[0].size < 0.25
+
+
+def test_gamma_and_target_size_exclude_each_other() -> None:
+    loader, _, _ = digits()
+    for options in ({}, {"gamma": 0.1, "target_size": 0.1}):
+        with pytest.raises(ValueError, match="either gamma= .* or target_size="):
+            fxc.fit(Digits(), loader, F.cross_entropy, epochs=1, progress=False, **options)  # type: ignore[arg-type]
+
+
+def test_an_optimizer_of_the_plain_model_is_refused() -> None:
+    loader, _, _ = digits()
+    model = Digits()
+    with pytest.raises(ValueError, match=r"net\.param_groups\(\)"):
+        fxc.fit(model, loader, F.cross_entropy, epochs=1, gamma=0.1, optimizer=torch.optim.SGD(model.parameters(), 0.1))
+
+
+def test_batches_must_be_pairs() -> None:
+    with pytest.raises(TypeError, match="a batch must be a tuple"):
+        fxc.fit(Digits(), [torch.zeros(2, 1, 8, 8)], F.cross_entropy, epochs=1, gamma=0.1, progress=False)
+
+
+@pytest.mark.parametrize("target", [0.0, 1.0, 5.0])
+def test_a_target_is_a_share(target: float) -> None:
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        TargetSize(target)
+
+
+def test_constant_gamma_warms_up() -> None:
+    gamma = ConstantGamma(0.2, warmup=0.5)
+    assert [gamma(p, 0.1) for p in (0.0, 0.25, 0.5, 1.0)] == pytest.approx([0.0, 0.1, 0.2, 0.2])
+
+
+def test_the_controller_presses_harder_on_a_network_that_is_too_large() -> None:
+    controls = [TargetSize(0.02) for _ in range(2)]
+    for control in controls:
+        control(0.0, 0.25)
+    small, large = (control(0.8, size) for control, size in zip(controls, (0.02, 0.1), strict=True))
+    assert large > 10 * small
+    assert controls[0].wanted(0.0) == pytest.approx(0.25)
+    assert controls[0].wanted(1.0) == pytest.approx(0.02)

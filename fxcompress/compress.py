@@ -8,9 +8,10 @@ from fxcompress.channels.prepare import prepare
 from fxcompress.errors import UnsupportedModelError
 from fxcompress.objectives import OBJECTIVES, Objective
 from fxcompress.passes.history import original_provenance
-from fxcompress.passes.inject_quantizers import InjectQuantizers
+from fxcompress.passes.inject_quantizers import inject_quantizers
 from fxcompress.provenance import attach
 from fxcompress.quantizer import Quantizer
+from fxcompress.trace.support import check_supported
 from fxcompress.training.compressed import CompressedModule, Settings, new_compressed
 
 
@@ -50,13 +51,14 @@ def compress(
         raise ValueError(f"bits={bits} is out of range: more than 0, at most 24")
     if bias_shrink <= 0:
         raise ValueError(f"bias_shrink={bias_shrink} must be positive, or no biased channel could ever be removed")
-    if isinstance(model, nn.Module) and any(isinstance(module, Quantizer) for module in model.modules()):
+    check_supported(model)
+    if any(isinstance(module, Quantizer) for module in model.modules()):
         raise UnsupportedModelError(
             "the model is compressed already: go on training it, or call finalize() and compress the result"
         )
     analysis = prepare(model, example_inputs)
     traced = copy.deepcopy(analysis.module)
-    quantized = InjectQuantizers(bits)(traced)
+    quantized = inject_quantizers(traced, bits)
     weights = sum(traced.get_parameter(name).numel() for name in quantized)
     attach(traced, original_provenance(analysis.module, analysis.inputs, weights))
     return new_compressed(traced, Settings(analysis.inputs, objective, bias_shrink))

@@ -40,7 +40,8 @@ def fit(
         epochs: how often.
         gamma: weight of ``net.size()`` in the loss, or a function of (progress, size); or else
         target_size: share of the original 32-bit weights to end at (fractional); gamma is steered to it.
-        lr, weight_decay: of the weights, for the default optimizer, Adam.
+        lr: of the weights, for the default optimizer, Adam.
+        weight_decay: the same.
         optimizer: of a compressed model's ``param_groups()``; only with a model from :func:`compress`.
         scheduler: stepped after each batch; half a cosine down to 0 by default, for bits as well.
         example_inputs: taken from the first batch by default.
@@ -50,7 +51,7 @@ def fit(
         on_epoch: called with each record.
 
     Raises:
-        ValueError: neither or both of ``gamma`` and ``target_size`` are given, or an optimizer comes with a plain model.
+        ValueError: neither or both of ``gamma`` and ``target_size`` are given, or an optimizer of a plain model.
         FxCompressError: see :func:`compress`.
     """
     control = gamma_of(gamma, target_size)
@@ -60,10 +61,18 @@ def fit(
     chosen = optimizer or torch.optim.Adam(net.param_groups(lr, weight_decay=weight_decay))
     steps = epochs * batches(loader)
     return train(
-        net, loader, loss_fn, epochs=epochs, gamma=control, optimizer=chosen,
-        scheduler=scheduler or cosine(chosen, steps, min(steps // 20, 100)), validate=validate, prune=prune, progress=progress,
+        net,
+        loader,
+        loss_fn,
+        epochs=epochs,
+        gamma=control,
+        optimizer=chosen,
+        scheduler=scheduler or cosine(chosen, steps, min(steps // 20, 100)),
+        validate=validate,
+        prune=prune,
+        progress=progress,
         on_epoch=on_epoch,
-    )  # fmt: skip
+    )
 
 
 def _compressed(

@@ -54,9 +54,10 @@ def _check_shapes(model: nn.Module, provenance: Provenance, path: object) -> Non
     for name, shape in provenance.shapes.items():
         if own.get(name) != shape:
             found = f"has {own[name]}" if name in own else "has no such tensor"
+            kind = type(model).__name__
             raise StorageError(
-                f"{path} was saved from another network: its original had {name} of shape {shape}, {type(model).__name__} "
-                f"{found}; build the model with the arguments that it was built with"
+                f"{path} was saved from another network: its original had {name} of shape {shape}, {kind} {found}; "
+                "build the model with the arguments that it was built with"
             )
     extra = [name for name in own if name not in provenance.shapes]
     if extra:
@@ -68,7 +69,9 @@ def _inputs(provenance: Provenance, model: nn.Module) -> Any:  # noqa: ANN401
     if not provenance.inputs:
         return None
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    tensors = [(n, torch.zeros(shape, dtype=getattr(torch, dtype), device=device)) for n, shape, dtype in provenance.inputs]
+    tensors = [
+        (n, torch.zeros(shape, dtype=getattr(torch, dtype), device=device)) for n, shape, dtype in provenance.inputs
+    ]
     named = {name: tensor for name, tensor in tensors if name}
     return named or tuple(tensor for _, tensor in tensors)
 
@@ -98,7 +101,7 @@ def _fill(module: TracedModule, saved: SavedNetwork, path: object) -> None:
     """Give the module the saved tensors, its own parameters and buffers from now on."""
     missing = set(module.state_dict()) ^ set(saved.tensors)
     if missing:
-        raise StorageError(f"{path} does not fit the model: {sorted(missing)[0]} is on one side only")
+        raise StorageError(f"{path} does not fit the model: {min(missing)} is on one side only")
     made: dict[int, Tensor] = {}
     for prefix, owner in module.named_modules():
         for table in (owner._parameters, owner._buffers):
@@ -106,7 +109,7 @@ def _fill(module: TracedModule, saved: SavedNetwork, path: object) -> None:
                 name = f"{prefix}.{leaf}" if prefix else leaf
                 if old is not None:
                     made.setdefault(id(old), _filled(old, saved.tensors.get(name), name, path))
-                    table[leaf] = made[id(old)]  # type: ignore[assignment]
+                    table[leaf] = made[id(old)]
 
 
 def _filled(old: Tensor, value: Tensor | None, name: str, path: object) -> Tensor:

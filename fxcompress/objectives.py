@@ -25,7 +25,7 @@ from fxcompress.channels.plan import Plan
 from fxcompress.channels.segments import Segments, trace_segments
 
 Objective = Literal["eq4", "eq5"]
-"""``"eq4"`` counts each layer's own bits; ``"eq5"`` also rewards a producer for the weights its consumers would lose."""
+"""``"eq4"`` counts a layer's own bits; ``"eq5"`` also rewards a producer for the weights its consumers would lose."""
 
 OBJECTIVES: tuple[Objective, ...] = ("eq4", "eq5")
 
@@ -173,7 +173,11 @@ class _Builder:
         """Join the parts."""
         kinds = {"kernel": np.float64, "inputs": np.float64, "cell_count": np.float64, "free": np.bool_}
         tensors = {
-            name: torch.from_numpy(np.concatenate(parts).astype(kinds.get(name, np.int64)) if parts else np.zeros(0, kinds.get(name, np.int64)))
+            name: torch.from_numpy(
+                np.concatenate(parts).astype(kinds.get(name, np.int64))
+                if parts
+                else np.zeros(0, kinds.get(name, np.int64))
+            )
             for name, parts in self.parts.items()
             if name != "weights"
         }

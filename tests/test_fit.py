@@ -39,7 +39,7 @@ def test_fit_shrinks_a_network_on_digits_and_keeps_it_working() -> None:
     loader, x, y = digits()
 
     def accuracy(net: nn.Module) -> float:
-        return (net(x).argmax(1) == y).float().mean().item()
+        return float((net(x).argmax(1) == y).float().mean())
 
     records: list[EpochRecord] = []
     model = Digits()
@@ -72,7 +72,7 @@ def test_fit_trains_a_compressed_network_with_the_users_own_optimizer() -> None:
 def test_gamma_and_target_size_exclude_each_other() -> None:
     loader, _, _ = digits()
     for options in ({}, {"gamma": 0.1, "target_size": 0.1}):
-        with pytest.raises(ValueError, match="either gamma= .* or target_size="):
+        with pytest.raises(ValueError, match=r"either gamma= .* or target_size="):
             fxc.fit(Digits(), loader, F.cross_entropy, epochs=1, progress=False, **options)  # type: ignore[arg-type]
 
 

@@ -102,9 +102,15 @@ def test_concat() -> None:
 
 def test_depthwise_and_grouped() -> None:
     model = nn.Sequential(
-        nn.Conv2d(3, 4, 1, bias=False), nn.Conv2d(4, 4, 3, groups=4, bias=False), nn.Conv2d(4, 6, 1, groups=2, bias=False)
+        nn.Conv2d(3, 4, 1, bias=False),
+        nn.Conv2d(4, 4, 3, groups=4, bias=False),
+        nn.Conv2d(4, 6, 1, groups=2, bias=False),
     )
-    bits: dict[str, list[float]] = {"0": [1.0, 2.0, 3.0, 4.0], "1": [5.0, 6.0, 7.0, 8.0], "2": [1.0, 1.0, 2.0, 2.0, 3.0, 3.0]}
+    bits: dict[str, list[float]] = {
+        "0": [1.0, 2.0, 3.0, 4.0],
+        "1": [5.0, 6.0, 7.0, 8.0],
+        "2": [1.0, 1.0, 2.0, 2.0, 3.0, 3.0],
+    }
     net = compressed(model, **bits)
     eq4 = 3 * 10 + 9 * 26 + 2 * 12
     depthwise = 9 * sum(own + fed for own, fed in zip(bits["1"], bits["0"], strict=True))
@@ -128,7 +134,7 @@ def test_a_layer_that_is_called_twice_counts_once() -> None:
 
 def test_gradient_of_the_size() -> None:
     net = compressed(chain(), **{"0": [8.0, 4.0, 2.0, 1.0], "2": [3.0, 5.0]})
-    net.size("eq5").backward()  # type: ignore[no-untyped-call]
+    net.size("eq5").backward()
     first, second = (net.get_parameter(f"{i}.weight_quantizer.bits").grad for i in "02")
     assert first is not None
     assert second is not None

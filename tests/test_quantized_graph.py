@@ -64,7 +64,9 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], Any, int]] = {
         ),
         image(), 2,
     ),
-    "circular padding": (_stack(nn.Conv2d(3, 6, 3), nn.Conv2d(6, 4, 3, padding=1, padding_mode="circular")), image(), 2),
+    "circular padding": (
+        _stack(nn.Conv2d(3, 6, 3), nn.Conv2d(6, 4, 3, padding=1, padding_mode="circular")), image(), 2,
+    ),
     "transposed 1d": (_stack(nn.ConvTranspose1d(3, 6, 3), nn.ReLU(), nn.Conv1d(6, 4, 3)), torch.randn(2, 3, 12), 2),
     "transposed 2d": (
         _stack(nn.ConvTranspose2d(3, 6, 3, stride=2, output_padding=1), nn.ReLU(), nn.Conv2d(6, 4, 3)), image(), 2,
@@ -112,7 +114,9 @@ def deaden(net: fxc.CompressedModule) -> None:
 def test_quantizers_are_nodes_and_training_reaches_them(case: str) -> None:
     model, x, count = make(case)
     net = fxc.compress(model, x)
-    nodes = [n for n in net.graph.find_nodes(op="call_module") if isinstance(net.get_submodule(str(n.target)), Quantizer)]
+    nodes = [
+        n for n in net.graph.find_nodes(op="call_module") if isinstance(net.get_submodule(str(n.target)), Quantizer)
+    ]
     assert len(nodes) == count
     net.graph.lint()
     (net(x).square().mean() + net.size()).backward()
@@ -145,7 +149,9 @@ def test_finalize_gives_the_same_network_without_quantizers(case: str) -> None:
     assert list(final.state_dict()) == list(model.state_dict())
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     plain = net.finalize(prune=False)
-    assert [tuple(t.shape) for t in plain.state_dict().values()] == [tuple(t.shape) for t in model.state_dict().values()]
+    assert [tuple(t.shape) for t in plain.state_dict().values()] == [
+        tuple(t.shape) for t in model.state_dict().values()
+    ]
     kinds = [type(module) for module in model.modules()][1:]
     assert [type(module) for module in plain.modules()][1:] == kinds
 

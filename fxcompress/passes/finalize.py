@@ -1,17 +1,31 @@
 """Turns a network with quantizers into an ordinary one.
 
-    conv1.weight -> conv1.weight_quantizer
-                              |                   ->      x -> conv1 (call_module; its weight lies on the grid)
-    x -----------------> F.conv2d
+conv1.weight -> conv1.weight_quantizer
+|                   ->      x -> conv1 (call_module; its weight lies on the grid)
+x -----------------> F.conv2d
 """
+
+import copy
+from dataclasses import dataclass
 
 import torch
 from torch import fx, nn
 
+from fxcompress.passes.base import Pass, PassResult, traced
 from fxcompress.passes.inject_quantizers import MODULE_KEY
 from fxcompress.provenance import Grid
 from fxcompress.quantizer import Quantizer
 from fxcompress.trace.traced import TracedModule
+
+
+@dataclass(frozen=True, slots=True)
+class Finalize(Pass):
+    """Take the quantizers out; see the picture above."""
+
+    def __call__(self, module: fx.GraphModule) -> PassResult:
+        """A copy without quantizers, which has parameters of its own."""
+        result = copy.deepcopy(traced(module))
+        return PassResult(result, bool(finalize_quantizers(result)))
 
 
 def finalize_quantizers(module: TracedModule) -> dict[str, Grid]:

@@ -58,4 +58,6 @@ def _cut_grid(grid: Grid, inputs: int, indices: dict[int, Tensor]) -> Grid:
         index = (left[:, None] * each + torch.arange(each)).reshape(-1)
         groups = len(left)
     channels = index.tolist()
-    return Grid(tuple(grid.bits[c] for c in channels), tuple(grid.exponent[c] for c in channels), grid.channel_dim, groups)
+    return Grid(
+        tuple(grid.bits[c] for c in channels), tuple(grid.exponent[c] for c in channels), grid.channel_dim, groups
+    )

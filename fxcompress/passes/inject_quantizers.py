@@ -1,10 +1,11 @@
 """Puts a quantizer between each weight and the convolution or linear layer that reads it.
 
-    x -> conv1 (call_module)                  conv1.weight (O, I, 3, 3) -> conv1.weight_quantizer
-                                        ->                                          |
-                                              x ------------------------------> F.conv2d
+x -> conv1 (call_module)                  conv1.weight (O, I, 3, 3) -> conv1.weight_quantizer
+->                                          |
+x ------------------------------> F.conv2d
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from fxcompress.passes.base import Pass, PassResult, traced
 from fxcompress.quantizer import Quantizer
 from fxcompress.trace.traced import TracedModule
 
@@ -41,7 +43,7 @@ class _Use:
 
 
 @dataclass(frozen=True, slots=True)
-class InjectQuantizers:
+class InjectQuantizers(Pass):
     """Give each output channel of each weight a quantizer with trained bits and exponent.
 
     Weights of conv 1d, 2d, 3d, their transposed forms and linear, as modules or as functional calls on a parameter. A
@@ -53,44 +55,50 @@ class InjectQuantizers:
 
     bits: float = 8.0
 
-    def __call__(self, module: TracedModule) -> dict[str, str]:
-        """Change ``module`` in place.
+    def __call__(self, module: fx.GraphModule) -> PassResult:
+        """A copy with quantizers, which has parameters of its own."""
+        result = copy.deepcopy(traced(module))
+        return PassResult(result, bool(inject_quantizers(result, self.bits)))
 
-        Returns:
-            the name of each quantizer module, by the name of its weight.
-        """
-        uses = [use for graph in module.graphs.values() for use in _uses(module, graph)]
-        names = _quantizable(module, uses)
-        made: dict[str, str] = {}
-        nodes: dict[tuple[fx.Graph, str], fx.Node] = {}
-        for use in uses:
-            weight = names.get(use.weight)
-            if weight is None:
-                continue
-            if weight not in made:
-                made[weight] = self._add(module, weight, use)
-            if use.node.op == "call_module":
-                _to_function(module, use.node)
-            key = (use.graph, weight)
-            if key not in nodes:
-                nodes[key] = _quantized(use, weight, made[weight])
-            _read(use.node, nodes[key])
-        for graph in module.graphs.values():
-            for node in reversed(graph.find_nodes(op="get_attr")):
-                if not node.users:
-                    graph.erase_node(node)
-            graph.lint()
-        module.recompile()
-        return made
 
-    def _add(self, module: TracedModule, weight: str, use: _Use) -> str:
-        parameter = module.get_parameter(weight)
-        quantizer = Quantizer.for_weight(
-            parameter, bits=self.bits, channel_dim=int(use.transposed), groups=use.groups if use.transposed else 1
-        )
-        owner, _, leaf = weight.rpartition(".")
-        module.get_submodule(owner).add_module(f"{leaf}_quantizer", quantizer)
-        return f"{weight}_quantizer"
+def inject_quantizers(module: TracedModule, bits: float) -> dict[str, str]:
+    """Put quantizers into ``module``, in place.
+
+    Returns:
+        the name of each new quantizer, by the name of its weight.
+    """
+    uses = [use for graph in module.graphs.values() for use in _uses(module, graph)]
+    names = _quantizable(module, uses)
+    made: dict[str, str] = {}
+    nodes: dict[tuple[fx.Graph, str], fx.Node] = {}
+    for use in uses:
+        weight = names.get(use.weight)
+        if weight is None:
+            continue
+        if weight not in made:
+            made[weight] = _add(module, weight, use, bits)
+        if use.node.op == "call_module":
+            _to_function(module, use.node)
+        key = (use.graph, weight)
+        if key not in nodes:
+            nodes[key] = _quantized(use, weight, made[weight])
+        _read(use.node, nodes[key])
+    for graph in module.graphs.values():
+        for node in reversed(graph.find_nodes(op="get_attr")):
+            if not node.users:
+                graph.erase_node(node)
+        graph.lint()
+    module.recompile()
+    return made
+
+
+def _add(module: TracedModule, weight: str, use: _Use, bits: float) -> str:
+    groups = use.groups if use.transposed else 1
+    parameter = module.get_parameter(weight)
+    quantizer = Quantizer.for_weight(parameter, bits=bits, channel_dim=int(use.transposed), groups=groups)
+    owner, _, leaf = weight.rpartition(".")
+    module.get_submodule(owner).add_module(f"{leaf}_quantizer", quantizer)
+    return f"{weight}_quantizer"
 
 
 def _uses(module: TracedModule, graph: fx.Graph) -> Iterator[_Use]:
@@ -100,7 +108,7 @@ def _uses(module: TracedModule, graph: fx.Graph) -> Iterator[_Use]:
             plain = len(node.args) == 1 and not node.kwargs
             if type(layer) in _MODULES and plain:
                 groups = layer.groups if isinstance(layer, _ConvNd) else 1
-                yield _Use(graph, node, f"{node.target}.weight", isinstance(layer, _ConvTransposeNd), int(groups))  # type: ignore[arg-type]
+                yield _Use(graph, node, f"{node.target}.weight", isinstance(layer, _ConvTransposeNd), int(groups))
         elif node.op == "call_function" and node.target in _FUNCTIONS:
             weight = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
             if isinstance(weight, fx.Node) and weight.op == "get_attr":
@@ -155,12 +163,13 @@ def _to_function(module: TracedModule, node: fx.Node) -> None:
     layer = module.get_submodule(path)
     graph, source = node.graph, node.args[0]
     with graph.inserting_before(node):
-        bias = graph.get_attr(f"{path}.bias") if layer.bias is not None else None
+        bias = graph.get_attr(f"{path}.bias") if layer._parameters.get("bias") is not None else None
         weight = graph.get_attr(f"{path}.weight")
         if isinstance(layer, nn.Linear):
             args: tuple[Any, ...] = (source, weight, bias)
         elif isinstance(layer, _ConvTransposeNd):
-            args = (source, weight, bias, layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation)
+            strides = (layer.stride, layer.padding, layer.output_padding)
+            args = (source, weight, bias, *strides, layer.groups, layer.dilation)
         else:
             assert isinstance(layer, _ConvNd)
             padding: Any = layer.padding

@@ -9,13 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from fxcompress.channels.analysis import Analysis, analyse
 from fxcompress.channels.constants import parameter_maps, propagate
 from fxcompress.channels.interpret import Trail
 from fxcompress.channels.plan import Plan
 from fxcompress.channels.rules.registry import Known
+from fxcompress.passes.base import Pass, PassResult, traced
 from fxcompress.passes.branches import Branch, dead_branches, remove_branches
 from fxcompress.passes.cutting import Cut
 from fxcompress.passes.rewrite import rewrite
@@ -51,6 +52,22 @@ class Pruned:
     def modified(self) -> bool:
         """Whether anything was removed."""
         return bool(self.cuts or self.branches)
+
+
+@dataclass(frozen=True, slots=True)
+class PruneChannels(Pass):
+    """Remove all that is proved to be without effect, for a network as it stands; see the picture above.
+
+    Attributes:
+        inputs: that the network runs on.
+    """
+
+    inputs: ExampleInputs
+
+    def __call__(self, module: fx.GraphModule) -> PassResult:
+        """The rewritten network; tensors that lose nothing are shared with the original."""
+        pruned = prune_channels(traced(module), self.inputs)
+        return PassResult(pruned.module, pruned.modified)
 
 
 def knowns_of(analysis: Analysis, seeds: Seeds, modes: tuple[bool, ...] = (False, True)) -> dict[str, list[Known]]:

@@ -1,0 +1,1 @@
+"""Training: what is dead, what size costs, and how the optimizer follows when channels go."""

@@ -138,8 +138,14 @@ class Census:
         zeros |= {name: self.free[name] for name in self.biases}
         for mode, graph in self.view.graphs.items():
             trail = self.analysis.trails[mode]
-            vectors = {v.key: self._tensor(n) for n, v in trail.parameters.items() if v.rank == 1 and n not in self.bits}
-            shrunk = {key: torch.where(zero == 0, zero, vectors[key]) for key, zero in seeds(trail, zeros).items() if key in vectors}
+            vectors = {
+                v.key: self._tensor(n) for n, v in trail.parameters.items() if v.rank == 1 and n not in self.bits
+            }
+            shrunk = {
+                key: torch.where(zero == 0, zero, vectors[key])
+                for key, zero in seeds(trail, zeros).items()
+                if key in vectors
+            }
             known = propagate(trail, vectors | seeds(trail, zeros) | shrunk, training=True)
             output = next(node for node in reversed(graph.nodes) if node.op == "output")
             if any(not bool(known.of(value).isnan().any()) for value in find(Value, trail.values[output.name])):
@@ -172,7 +178,11 @@ def free_entries(analysis: Analysis) -> Zeros:
     result: Zeros = {}
     for name, parameter in analysis.module.named_parameters():
         owner = analysis.module.get_submodule(name.rpartition(".")[0])
-        if parameter.ndim != 1 or not parameter.requires_grad or (isinstance(owner, Quantizer) and not name.endswith(".bits")):
+        if (
+            parameter.ndim != 1
+            or not parameter.requires_grad
+            or (isinstance(owner, Quantizer) and not name.endswith(".bits"))
+        ):
             continue
         atoms = analysis.atoms[name].get(0)
         result[name] = np.zeros(parameter.numel(), bool) if atoms is None else ~analysis.pinned[atoms.numpy()]
@@ -221,5 +231,5 @@ def _fed(use: _Use, segments: Segments) -> list[int]:
         out = use.step.outputs[0]
         site = site_of(use.step.call)
         assert site is not None
-        return segments.along(out, site.out_dim).tolist()
-    return segments.along(use.step.call.args[0], 1).tolist()
+        return list(segments.along(out, site.out_dim))
+    return list(segments.along(use.step.call.args[0], 1))

@@ -87,14 +87,21 @@ class CompressedModule(TracedModule):
         return update
 
     def param_groups(
-        self, lr: float = 1e-3, *, weight_decay: float = 0.0, bits_lr: float = 0.5, bits_eps: float = 1e-3, **options: Any  # noqa: ANN401
+        self,
+        lr: float = 1e-3,
+        *,
+        weight_decay: float = 0.0,
+        bits_lr: float = 0.5,
+        bits_eps: float = 1e-3,
+        **options: Any,  # noqa: ANN401
     ) -> list[dict[str, Any]]:
         """Parameter groups for an optimizer of the Adam family, with the paper's setting for bits and exponents.
 
         Args:
             lr: of weights, biases and norms.
             weight_decay: of weights alone.
-            bits_lr, bits_eps: of bits and exponents. The large eps matters: it makes their step proportional to their
+            bits_lr: of bits and exponents.
+            bits_eps: the same. The large eps matters: it makes their step proportional to their
                 gradient, so that layers shrink by what they cost, not all at the same speed.
             options: further entries of the first two groups, such as ``eps``.
         """
@@ -154,7 +161,9 @@ class CompressedModule(TracedModule):
         bits = torch.cat([p.detach() for p in self.liveness.bits])
         whole = storage_bits(bits).to(torch.float64)
         terms = self._size_terms(bits)
-        per_row = torch.zeros_like(whole).index_add(0, terms.rows, (terms.kernel * terms.inputs).to(whole)[terms.row_block])
+        per_row = torch.zeros_like(whole).index_add(
+            0, terms.rows, (terms.kernel * terms.inputs).to(whole)[terms.row_block]
+        )
         left = (whole > 0).sum()
         return float((whole * per_row).sum() + 40 * left) / (32 * self.weights)
 
@@ -260,8 +269,8 @@ def new_compressed(traced: TracedModule, settings: Settings) -> CompressedModule
     """A CompressedModule from a traced module with quantizers, whose tensors it takes over."""
     if not any(isinstance(module, Quantizer) for module in traced.modules()):
         raise UnsupportedModelError(
-            f"{type(traced).__name__} has no weight to quantize: no convolution or linear layer with a trainable weight "
-            "that nothing else reads; unfreeze its weights first"
+            f"{type(traced).__name__} has no weight to quantize: no convolution or linear layer with a trainable "
+            "weight that nothing else reads; unfreeze its weights first"
         )
     result = CompressedModule(traced, traced.graph, traced.train_graph, type(traced).__name__)
     result.meta = dict(traced.meta)
@@ -286,7 +295,7 @@ def _transplant(old: nn.Module, new: dict[str, nn.Module], prefix: str = "") -> 
 def _replacements(before: TracedModule, pruned: Pruned) -> list[Replacement]:
     parameters = dict(before.named_parameters())
     changes: dict[int, Replacement] = {}
-    for name, cut in pruned.cuts.items():
+    for cut in pruned.cuts.values():
         if isinstance(cut.old, nn.Parameter) and isinstance(cut.new, nn.Parameter):
             changes.setdefault(id(cut.old), Replacement(cut.old, cut.new, cut.indices))
     left = {id(p) for p in pruned.module.parameters()}

@@ -13,12 +13,18 @@ class Display:
 
     def __init__(self, title: str, epochs: int, *, enabled: bool = True, console: Console | None = None) -> None:
         self._progress = Progress(
-            TextColumn("[bold]{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
-            TimeElapsedColumn(), TimeRemainingColumn(compact=True), console=console, disable=not enabled,
-        )  # fmt: skip
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            disable=not enabled,
+        )
         self._task = self._progress.add_task(title, total=epochs, figures="")
 
-    def __enter__(self) -> "Display":
+    def __enter__(self) -> "Display":  # noqa: PYI034 - typing.Self needs Python 3.11
         self._progress.start()
         return self
 

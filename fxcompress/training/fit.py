@@ -99,7 +99,7 @@ class Trainer:
             self.last_gamma = self.gamma(self.done / max(1, self.total), self._fraction())
             full = task + self.last_gamma * size
         self.optimizer.zero_grad(set_to_none=True)
-        full.backward()  # type: ignore[no-untyped-call]
+        full.backward()
         self.optimizer.step()
         self.scheduler.step()
         if isinstance(self.net, CompressedModule):

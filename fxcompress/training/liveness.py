@@ -15,7 +15,6 @@ from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.traced import TracedModule
 from fxcompress.training.census import Census, Span, Zeros
 
-
 _SHRINKS, _FREE = "!shrinks", "!free"
 
 
@@ -99,12 +98,14 @@ class LivenessUpdate:
 
     def _bind(self) -> None:
         """Look up the parameters once; they change only when channels are removed."""
-        self.bits = [self.module.get_parameter(name) for name in self.census.bits]
-        self.biases = [self.module.get_parameter(name) for name in self.census.biases]
+        self.bits: list[Tensor] = [self.module.get_parameter(name) for name in self.census.bits]
+        self.biases: list[Tensor] = [self.module.get_parameter(name) for name in self.census.biases]
         held = self.flags.free()
         self._held = [(name, self.module.get_parameter(name)) for name in held]
-        self._projected = [p for name, p in self._held if name.endswith("_quantizer.bits")]
-        self._limits = [self.flags.shrinks(n).to(b) * self.shrink for n, b in zip(self.census.biases, self.biases, strict=True)]
+        self._projected: list[Tensor] = [p for name, p in self._held if name.endswith("_quantizer.bits")]
+        self._limits = [
+            self.flags.shrinks(n).to(b) * self.shrink for n, b in zip(self.census.biases, self.biases, strict=True)
+        ]
         self._hold()
 
     @torch.no_grad()

@@ -29,7 +29,9 @@ class PruneResult:
 
 
 def prune(
-    model: nn.Module, example_inputs: Any = None, optimizer: torch.optim.Optimizer | None = None  # noqa: ANN401
+    model: nn.Module,
+    example_inputs: Any = None,
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> PruneResult:
     """Remove every channel that is constant zero or unused; what the network computes does not change.
 

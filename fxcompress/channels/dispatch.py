@@ -138,7 +138,9 @@ def _shapes(op: OpClass, func: Any, args: Any, kwargs: Any) -> Any:  # noqa: ANN
         source = args[0].fxc_value.meta
         statistics = source.new_empty(source.shape[1])
         return (source, *[statistics] * (len(func._schema.returns) - 1))
-    args, kwargs = replace(lambda t: t.fxc_value.meta if isinstance(t, LabelTensor) else t.to("meta"), torch.Tensor, (args, kwargs))
+    args, kwargs = replace(
+        lambda t: t.fxc_value.meta if isinstance(t, LabelTensor) else t.to("meta"), torch.Tensor, (args, kwargs)
+    )
     if kwargs.get("device") is not None:
         kwargs = kwargs | {"device": torch.device("meta")}
     try:

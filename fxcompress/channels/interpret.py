@@ -9,11 +9,11 @@ from torch import Tensor, fx, nn
 
 from fxcompress.channels.dispatch import Dispatch
 from fxcompress.channels.layers import vector
+from fxcompress.channels.rules.quantize import QUANTIZE
 from fxcompress.channels.space import Space
 from fxcompress.channels.values import Call, LabelTensor, Step, Value, find, replace
 from fxcompress.errors import ExampleInputError, FxCompressError
 from fxcompress.quantizer import Quantizer
-from fxcompress.channels.rules.quantize import QUANTIZE
 from fxcompress.trace.inputs import ExampleInputs
 
 Atoms = dict[str, dict[int, Tensor]]
@@ -205,4 +205,3 @@ def _place(node: fx.Node) -> str:
         return ""
     name, _, rest = lines[-1].removeprefix('File "').partition('", line ')
     return f" at {name}:{rest.split(',')[0]}"
-

@@ -68,7 +68,7 @@ def _unflatten(node: fx.Node, source: Value, result: object, alive: np.ndarray) 
 
 
 def _split(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> Proposal | None:
-    """chunk and split: the sizes that are left of each part."""
+    """Chunk and split: the sizes that are left of each part."""
     dim = _argument(node, 2, "dim", 0)
     parts = find(Value, result)
     if not isinstance(dim, int) or not parts:

@@ -1,8 +1,8 @@
 """Removes what is proved to be without effect: branches first, then channels.
 
-    conv1.weight (8, 3, 3, 3)   channel 3 is zero       conv1.weight (7, 3, 3, 3)
-    bn1.weight   (8,)                              ->   bn1.weight   (7,)
-    conv2.weight (16, 8, 3, 3)                          conv2.weight (16, 7, 3, 3)
+conv1.weight (8, 3, 3, 3)   channel 3 is zero       conv1.weight (7, 3, 3, 3)
+bn1.weight   (8,)                              ->   bn1.weight   (7,)
+conv2.weight (16, 8, 3, 3)                          conv2.weight (16, 7, 3, 3)
 """
 
 from collections.abc import Callable

@@ -71,7 +71,10 @@ class PruneReport:
         lines += [f"  {kept}" for kept in self.kept[:_SHOWN]]
         if len(self.kept) > _SHOWN:
             lines.append(f"  and {len(self.kept) - _SHOWN} more channels that are zero and stay (report.kept)")
-        lines += [f"  no rule for {op} (at {', '.join(nodes[:4])}): kept what touches it" for op, nodes in self.unknown_ops.items()]
+        lines += [
+            f"  no rule for {op} (at {', '.join(nodes[:4])}): kept what touches it"
+            for op, nodes in self.unknown_ops.items()
+        ]
         return "\n".join(lines) if self.modified else "\n".join(["nothing to remove", *lines])
 
 

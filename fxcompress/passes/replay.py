@@ -130,7 +130,9 @@ class Replay(Interpreter):
         atoms = np.concatenate(layers) if layers else np.flatnonzero(~self.alive)
         if self.alive[atoms].all():
             atoms = np.flatnonzero(~self.alive)
-        return Mismatch(atoms, Reason("rewrite", f"{node.name} cannot be rewritten for fewer channels: {why}", node.name))
+        return Mismatch(
+            atoms, Reason("rewrite", f"{node.name} cannot be rewritten for fewer channels: {why}", node.name)
+        )
 
     def check_couplings(self) -> None:
         """Labels that meet in the cut network must belong together in the original one."""

@@ -68,7 +68,9 @@ class ExampleInputs:
         nodes = graph.find_nodes(op="placeholder")
         targets = [str(node.target) for node in nodes]
         if len(self.args) > len(nodes):
-            raise ExampleInputError(f"forward takes {len(nodes)} arguments ({', '.join(targets)}); {len(self.args)} given")
+            raise ExampleInputError(
+                f"forward takes {len(nodes)} arguments ({', '.join(targets)}); {len(self.args)} given"
+            )
         unknown = sorted(set(self.kwargs) - set(targets))
         if unknown:
             raise ExampleInputError(f"forward has no argument {', '.join(unknown)}; it takes {', '.join(targets)}")
@@ -76,7 +78,9 @@ class ExampleInputs:
         defaults = {str(n.target): n.args[0] for n in nodes if n.args}
         missing = [t for t in targets if t not in values and t not in defaults and not t.startswith("*")]
         if missing:
-            raise ExampleInputError(f"example_inputs leaves out {', '.join(missing)}; forward takes {', '.join(targets)}")
+            raise ExampleInputError(
+                f"example_inputs leaves out {', '.join(missing)}; forward takes {', '.join(targets)}"
+            )
         return defaults | values
 
     def __str__(self) -> str:

@@ -1,6 +1,5 @@
 """Models that are refused at the door, each with the reason and the remedy."""
 
-import math
 from collections.abc import Iterator
 
 import torch
@@ -72,16 +71,25 @@ def _tensor_reason(tensor: torch.Tensor) -> str | None:
     if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
         return "it is lazy and has no shape yet; run the model once on an input"
     if tensor.is_meta:
-        return "it is on the meta device and has no values; materialise the model first (model.to_empty, load_state_dict)"
+        return (
+            "it is on the meta device and has no values; materialise the model first (model.to_empty, load_state_dict)"
+        )
     if tensor.is_quantized:
         return "it is quantized already; pass the float model"
     return None
 
 
 def _not_finite(named: list[tuple[str, nn.Parameter]]) -> Iterator[str]:
-    """Names of the parameters with NaN or infinite values: one host synchronisation for each device, not each tensor."""
+    """Names of the parameters with NaN or infinite values.
+
+    A sum is finite unless a value is not (or it overflows, which the second look tells apart): one pass over the
+    weights, and one host synchronisation for each device.
+    """
     floating = [(name, p.detach()) for name, p in named if p.is_floating_point() and p.numel()]
     for device in {p.device for _, p in floating}:
         here = [(name, p) for name, p in floating if p.device == device]
-        norms = torch.stack([norm.double() for norm in torch._foreach_norm([p for _, p in here], math.inf)])
-        yield from (here[i][0] for i in (~torch.isfinite(norms)).nonzero().flatten().tolist())
+        sums = torch.stack([p.sum().double() for _, p in here])
+        for i in (~torch.isfinite(sums)).nonzero().flatten().tolist():
+            name, parameter = here[i]
+            if not bool(torch.isfinite(parameter).all()):
+                yield name

@@ -56,9 +56,7 @@ class TracedModule(fx.GraphModule):
         result: TracedModule = type(self).__new__(type(self))
         memo[id(self)] = result
         state = nn.Module()
-        state.__dict__.update(
-            {k: copy.deepcopy(v, memo) for k, v in self.__dict__.items() if not _is_transient(k)}
-        )
+        state.__dict__.update({k: copy.deepcopy(v, memo) for k, v in self.__dict__.items() if not _is_transient(k)})
         train_graph = None if self.train_graph is None else copy_graph(self.train_graph)
         TracedModule.__init__(result, state, copy_graph(self.graph), train_graph, type(self).__name__)
         result.meta = state.__dict__["meta"]

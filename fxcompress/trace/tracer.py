@@ -32,7 +32,7 @@ def trace(model: nn.Module, inputs: ExampleInputs | None = None) -> TracedModule
     root = skeleton(model)
     modes = [(module, module.training) for module in root.modules()]
     constants = _defaults(root, inputs)
-    graph = _graph(root.eval(), constants)
+    graph = _graph(root.eval(), constants, record_lines=True)
     train_graph: fx.Graph | None = _graph(root.train(), constants)
     for module, training in modes:
         module.training = training
@@ -51,12 +51,12 @@ class _Tracer(fx.Tracer):
         return (leaf and not isinstance(m, nn.Sequential)) or super().is_leaf_module(m, module_qualified_name)
 
 
-def _graph(root: nn.Module, constants: dict[str, Any]) -> fx.Graph:
+def _graph(root: nn.Module, constants: dict[str, Any], *, record_lines: bool = False) -> fx.Graph:
     if isinstance(root, fx.GraphModule) and not constants:
         train_graph = root.train_graph if isinstance(root, TracedModule) and root.training else None
         return copy_graph(train_graph or root.graph)
     tracer = _Tracer()
-    tracer.record_stack_traces = True
+    tracer.record_stack_traces = record_lines
     try:
         graph = tracer.trace(root, concrete_args=constants or None)
     except Exception as error:

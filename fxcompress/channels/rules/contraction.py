@@ -191,7 +191,7 @@ def live_rows(site: Site, known: Known) -> Tensor:
     weight, read = nonzero_weight(site, known), may_read(site, known)
     g = site.groups
     if g == 1:
-        return (weight.float() @ read.float()) > 0
+        return (weight & read).any(1)
     if site.transposed:
         return (weight & read).reshape(-1, g, site.entries // g).any(-1).t().reshape(-1)
     return (weight.reshape(g, -1, weight.shape[1]) & read.reshape(g, 1, -1)).any(-1).reshape(-1)

@@ -7,7 +7,14 @@ import torch
 from torch import Tensor
 
 from fxcompress.channels.layers import (
-    Layers, compress, expand, move, overlapping, reshape, support, zeros_like_dim,
+    Layers,
+    compress,
+    expand,
+    move,
+    overlapping,
+    reshape,
+    support,
+    zeros_like_dim,
 )  # fmt: skip
 from fxcompress.channels.rules.pointwise import couple_aligned
 from fxcompress.channels.rules.registry import Known, OpClass, nothing_known, register
@@ -119,7 +126,10 @@ def _cat_constants(step: Step, known: Known) -> list[Tensor]:
         return nothing_known(step, known)
     maps = [known.of(t).double().cpu() for t in tensors]
     full = [max(m.shape[d] for m in maps) for d in range(out.rank)]
-    pieces = [m.expand([t.shape[dim] if d == dim else n for d, n in enumerate(full)]) for m, t in zip(maps, tensors, strict=True)]
+    pieces = [
+        m.expand([t.shape[dim] if d == dim else n for d, n in enumerate(full)])
+        for m, t in zip(maps, tensors, strict=True)
+    ]
     return [compress(torch.cat(pieces, dim).view(torch.int64)).view(torch.float64)]
 
 
@@ -131,9 +141,7 @@ def _pad_labels(call: Call, space: Space) -> tuple[Layers, ...]:
 
 def _pad(layer: Tensor, amounts: list[int], value: float) -> Tensor:
     """Pad along the dims that vary, and only those."""
-    own = [
-        amount if layer.shape[layer.ndim - 1 - i // 2] > 1 else 0 for i, amount in enumerate(amounts)
-    ]
+    own = [amount if layer.shape[layer.ndim - 1 - i // 2] > 1 else 0 for i, amount in enumerate(amounts)]
     return torch.constant_pad_nd(layer, own, value)
 
 

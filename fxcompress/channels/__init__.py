@@ -1,0 +1,1 @@
+"""What channels hang together, and what is known of their values: labels, constants, segments and plans."""

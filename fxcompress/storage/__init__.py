@@ -1,0 +1,1 @@
+"""Networks on disk, with each weight in the bits that it needs."""

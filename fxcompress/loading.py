@@ -12,7 +12,7 @@ from fxcompress.channels.plan import Plan
 from fxcompress.channels.prepare import prepare
 from fxcompress.errors import ExampleInputError, StorageError
 from fxcompress.passes.branches import remove_branches
-from fxcompress.passes.replay import Mismatch
+from fxcompress.passes.replay import MismatchError
 from fxcompress.passes.rewrite import carry_out
 from fxcompress.provenance import Provenance, attach
 from fxcompress.storage.file import SavedNetwork, read
@@ -93,7 +93,7 @@ def _cut(analysis: Analysis, provenance: Provenance, path: object) -> TracedModu
             alive[np.delete(atoms, list(indices))] = False
     try:
         return carry_out(analysis, Plan(alive)).module
-    except Mismatch as mismatch:
+    except MismatchError as mismatch:
         raise StorageError(f"{path} does not fit the model: {mismatch.reason}") from mismatch
 
 

@@ -1,7 +1,6 @@
 """Pruning a network as it stands: channels that are constant zero, or that nobody reads."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -30,7 +29,7 @@ class PruneResult:
 
 def prune(
     model: nn.Module,
-    example_inputs: Any = None,
+    example_inputs: object = None,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> PruneResult:
     """Remove every channel that is constant zero or unused; what the network computes does not change.

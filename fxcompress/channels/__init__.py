@@ -1,1 +1,1 @@
-"""What channels hang together, and what is known of their values: labels, constants, segments and plans."""
+"""Which channels of a network hang together, which are constant, and what may go: analysis only, no rewriting."""

@@ -73,11 +73,12 @@ class Analysis:
         for block in self.space.blocks:
             if block.is_parameter:
                 has_parameter[self.component[block.start : block.start + block.size]] = True
-        return (roots | ~has_parameter)[self.component]
+        pinned: np.ndarray = (roots | ~has_parameter)[self.component]
+        return pinned
 
     @cached_property
     def joints(self) -> list[np.ndarray]:
-        """Layers with two or more labelled dims, squeezed: what is kept of them must be a product of rows and columns."""
+        """Layers with two or more labelled dims, squeezed: what is kept must be a product of rows and columns."""
         found: dict[int, np.ndarray] = {}
         for layer in self._layers():
             if len(support(layer)) > 1:
@@ -99,7 +100,8 @@ class Analysis:
         """Which atoms belong to a unit with a pinned member, bool (atoms,)."""
         roots = np.zeros(self.space.size, dtype=bool)
         roots[self.units[self.pinned]] = True
-        return roots[self.units]
+        pinned: np.ndarray = roots[self.units]
+        return pinned
 
     @cached_property
     def sites(self) -> list[SiteAtoms]:
@@ -121,9 +123,9 @@ class Analysis:
         names = {value.key: name for name, value in self.trails[mode].parameters.items()}
         for step in self.trails[mode].tape:
             source = step.call.args[0] if step.call.args else None
-            if isinstance(source, Value) and source.key in names:
-                if step.op is QUANTIZE or step.op.name in {"reshape", "permute", "same values"}:
-                    names[step.outputs[0].key] = names[source.key]
+            same = step.op is QUANTIZE or step.op.name in {"reshape", "permute", "same values"}
+            if same and isinstance(source, Value) and source.key in names:
+                names[step.outputs[0].key] = names[source.key]
         return names
 
     def _layers(self) -> list[Tensor]:

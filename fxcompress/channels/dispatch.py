@@ -19,14 +19,15 @@ from fxcompress.channels.values import Call, LabelTensor, Step, Storage, Value, 
 _ARITHMETIC = CONTRACTIONS | {BATCH_NORM}
 """Classes whose rules read every tensor operand as a Value; a tensor from outside is one of which nothing is known."""
 
-UNKNOWN = OpClass("unknown", lambda call, space: _pin_everything(call, space))
-
 
 def _pin_everything(call: Call, space: Space) -> tuple[tuple[Tensor, ...], ...]:
     for value in find(Value, (call.args, call.kwargs)):
         for layer in value.layers:
             space.pin(layer, "unknown-op", f"{call.func} has no rule")
     return tuple(() for _ in call.metas)
+
+
+UNKNOWN = OpClass("unknown", _pin_everything)
 
 
 class Dispatch:

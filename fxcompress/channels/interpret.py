@@ -41,6 +41,7 @@ def fresh_atoms(module: nn.Module, space: Space) -> Atoms:
     """Atoms for each dim of size > 1 of each floating parameter and buffer, by name; a shared tensor gets them once."""
     atoms: Atoms = {}
     seen: dict[int, str] = {}
+    named: list[tuple[str, Tensor, bool]]
     named = [(n, p, True) for n, p in module.named_parameters(remove_duplicate=False)]
     named += [(n, b, False) for n, b in module.named_buffers(remove_duplicate=False)]
     for name, tensor, is_parameter in named:
@@ -84,7 +85,8 @@ class Interpreter:
         bound = inputs.bind(graph)
         last_use = _last_use(graph)
         env = self.env
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng(devices=()):
+            torch.manual_seed(0)  # noise that the graph draws must be the same in every run, see passes/replay.py
             for node in graph.nodes:
                 self.space.node = node.name
                 result = self._run_node(node, bound)

@@ -84,7 +84,8 @@ class _Fixpoint:
         """Components all of whose atoms are requested."""
         partly = np.zeros(len(request), dtype=bool)
         partly[self.component[~request]] = True
-        return ~partly[self.component]
+        whole: np.ndarray = ~partly[self.component]
+        return whole
 
     def _keep_one(self, dead: np.ndarray, sites: SiteAtoms) -> None:
         """A layer keeps at least one input and one output."""
@@ -117,31 +118,32 @@ class _Check:
     def broken(self, dead: np.ndarray) -> np.ndarray:
         """The atoms of entries that may not go."""
         suspects = dead[self.sites.entries] & self.may_read
-        if not suspects.any():
-            return self.sites.entries[:0]
-        return self.sites.entries[suspects & self._read(~dead[self.sites.rows])]
+        if suspects.any():
+            suspects = suspects & self._read(~dead[self.sites.rows])
+        atoms: np.ndarray = self.sites.entries[suspects]
+        return atoms
 
     def _read(self, surviving: np.ndarray) -> np.ndarray:
         """Which entries a surviving row multiplies by something that may not be zero: bool (K,)."""
         site = self.sites.site
-        weight = nonzero_weight(site, self.known).numpy()
+        weight: np.ndarray = nonzero_weight(site, self.known).numpy()
         g = site.groups
         if g == 1:
-            return weight[surviving].any(axis=0)
-        if site.transposed:
-            rows = np.repeat(surviving.reshape(g, -1).T, site.entries // g, axis=1)
-            return (weight & rows).any(axis=0)
-        return (weight & surviving[:, None]).reshape(g, -1, weight.shape[1]).any(axis=1).reshape(-1)
+            read: np.ndarray = weight[surviving].any(axis=0)
+        elif site.transposed:
+            read = (weight & np.repeat(surviving.reshape(g, -1).T, site.entries // g, axis=1)).any(axis=0)
+        else:
+            read = (weight & surviving[:, None]).reshape(g, -1, weight.shape[1]).any(axis=1).reshape(-1)
+        return read
 
 
 def _ragged(joint: np.ndarray, dead: np.ndarray) -> np.ndarray:
     """The dead entries that lie on a kept row and column of a joint layer."""
     alive = ~dead[joint]
-    if alive.all():
-        return joint.reshape(-1)[:0]
-    product = np.ones_like(alive)
+    product = np.full(alive.shape, not alive.all())
     for axis in range(alive.ndim):
         others = tuple(a for a in range(alive.ndim) if a != axis)
         shape = [alive.shape[axis] if a == axis else 1 for a in range(alive.ndim)]
         product &= alive.any(axis=others).reshape(shape)
-    return joint[product & ~alive]
+    atoms: np.ndarray = joint[product & ~alive]
+    return atoms

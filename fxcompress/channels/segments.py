@@ -19,7 +19,7 @@ from fxcompress.channels.rules.contraction import CONTRACTIONS, site_of
 from fxcompress.channels.rules.registry import Known
 from fxcompress.channels.values import Step, Value, find
 
-_MOVING = {"movement", "reshape", "permute", "cat", "index", "same values"}
+_MOVING = {"movement", "reshape", "permute", "cat", "index", "same values", "restride"}
 
 
 @dataclass(slots=True)

@@ -19,7 +19,7 @@ class Reason:
     """Why atoms must stay.
 
     Attributes:
-        code: one of a few words that tests and tables can compare: ``output``, ``norm``, ``reduction``, ``unknown-op``...
+        code: one of a few words that tests and tables can compare: ``output``, ``norm``, ``unknown-op``...
         text: the same in words.
         node: the graph node where it was found.
     """

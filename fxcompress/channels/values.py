@@ -38,10 +38,12 @@ class Value:
 
     @property
     def shape(self) -> torch.Size:
+        """Of the tensor."""
         return self.meta.shape
 
     @property
     def rank(self) -> int:
+        """Number of dims."""
         return self.meta.ndim
 
 
@@ -103,7 +105,7 @@ class LabelTensor(torch.Tensor):
     fxc_storage: Storage
 
     @staticmethod
-    def __new__(
+    def __new__(  # noqa: D102, PYI034 - the class docstring says it; a static method, as torch wants it
         cls: "type[LabelTensor]", value: Value, run: Dispatcher, device: torch.device, storage: Storage | None = None
     ) -> "LabelTensor":
         meta = value.meta
@@ -116,12 +118,12 @@ class LabelTensor(torch.Tensor):
         self.fxc_storage.members.append(weakref.ref(self))
         return self
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls,
-        func: Any,
+        func: Any,  # noqa: ANN401 - an OpOverload
         types: object,
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
@@ -130,7 +132,7 @@ class LabelTensor(torch.Tensor):
         found = find(LabelTensor, (args, kwargs))
         return found[0].fxc_run.dispatch(func, args, kwargs)
 
-    def __repr__(self, *, tensor_contents: object = None) -> str:
+    def __repr__(self, *, tensor_contents: object = None) -> str:  # type: ignore[override]
         return f"LabelTensor{tuple(self.shape)}"
 
 
@@ -160,9 +162,7 @@ def replace(function: Callable[[Any], Any], kind: type, tree: Any) -> Any:  # no
         return function(tree)
     if isinstance(tree, tuple | list):
         items = [replace(function, kind, item) for item in tree]
-        if hasattr(tree, "_fields"):
-            return type(tree)(*items)
-        return type(tree)(items) if isinstance(tree, tuple | list) else items
+        return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
     if isinstance(tree, dict):
         return {key: replace(function, kind, item) for key, item in tree.items()}
     return tree

@@ -76,8 +76,9 @@ def _operands(node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
 def _replaces(values: dict[str, object], node: fx.Node, kept: fx.Node) -> bool:
     """Whether the operand has the shape and type of the sum."""
     whole, part = values[node.name], values[kept.name]
-    both = isinstance(whole, Value) and isinstance(part, Value)
-    return both and whole.shape == part.shape and whole.meta.dtype == part.meta.dtype  # type: ignore[union-attr]
+    if not isinstance(whole, Value) or not isinstance(part, Value):
+        return False
+    return whole.shape == part.shape and whole.meta.dtype == part.meta.dtype
 
 
 def _zero(value: object, knowns: list[Known]) -> bool:
@@ -128,7 +129,8 @@ def _used_modules(module: TracedModule) -> set[str]:
 
 def _delete_modules(module: nn.Module, gone: set[str]) -> None:
     """Delete modules, and the parents that are left with neither children nor tensors."""
-    for path in sorted(gone, key=lambda p: -p.count(".")):
+    for leaf in sorted(gone, key=lambda p: -p.count(".")):
+        path = leaf
         while path:
             parent, _, name = path.rpartition(".")
             owner = module.get_submodule(parent)

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import fx
 
 from fxcompress.channels.survivors import kept_masks, kept_shape
@@ -79,15 +78,25 @@ def _split(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> P
 
 
 def _getitem(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> Proposal | None:
-    """Slices: prefix counts of what is kept."""
+    """Slices and numbers: where the entries that they name are now."""
     index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
     masks, patched, dim = kept_masks(source, alive), [], 0
     for item in index:
         if item is Ellipsis:
             dim = source.rank - sum(1 for i in index[index.index(item) + 1 :] if i is not None)
-        patched.append(_slice(item, masks[dim]) if isinstance(item, slice) and dim in masks else item)
+        patched.append(_position(item, masks[dim]) if dim in masks else item)
         dim += item is not None and item is not Ellipsis
     return Proposal(operator.getitem, (node.args[0], tuple(patched)), {})
+
+
+def _position(item: Any, kept: np.ndarray) -> Any:  # noqa: ANN401 - whatever a tensor can be indexed with
+    if isinstance(item, slice):
+        return _slice(item, kept)
+    if type(item) is int and kept[item]:
+        return int(kept[: item % len(kept)].sum())
+    if isinstance(item, list) and all(type(i) is int for i in item):
+        return [_position(i, kept) for i in item if kept[i]]
+    return item
 
 
 def _slice(item: slice, kept: np.ndarray) -> slice:
@@ -110,6 +119,14 @@ def _narrow(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> 
     kept = masks[dim % source.rank]
     piece = _slice(slice(start, start + length), kept)
     return Proposal(node.target, (node.args[0], dim, piece.start or 0, int(kept[start : start + length].sum())), {})
+
+
+def _select(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> Proposal | None:
+    dim, index = _argument(node, 1, "dim"), _argument(node, 2, "index")
+    masks = kept_masks(source, alive)
+    if not isinstance(dim, int) or dim % source.rank not in masks:
+        return None
+    return Proposal(node.target, (node.args[0], dim, _position(index, masks[dim % source.rank])), {})
 
 
 def _groups(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> Proposal | None:
@@ -135,7 +152,7 @@ _RULES: dict[str, Propose] = {
     **dict.fromkeys(("chunk", "split", "split_with_sizes"), _split),
     "getitem": _getitem,
     "narrow": _narrow,
+    "select": _select,
     **dict.fromkeys((f"conv{n}d" for n in (1, 2, 3)), _groups),
     **dict.fromkeys((f"conv_transpose{n}d" for n in (1, 2, 3)), _groups),
 }
-_ = F

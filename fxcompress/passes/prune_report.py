@@ -1,15 +1,16 @@
 """What a pruning run removed, what it kept although it looks dead, and why."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import nn
 
 from fxcompress.channels.analysis import Analysis, SiteAtoms
 from fxcompress.channels.plan import Plan
 from fxcompress.channels.rules.contraction import may_read, nonzero_weight
 from fxcompress.channels.rules.registry import Known
+from fxcompress.channels.space import Reason
 from fxcompress.passes.prune_channels import Pruned
 
 _SHOWN = 12
@@ -105,32 +106,51 @@ def _size(module: nn.Module) -> int:
 
 
 def _kept(analysis: Analysis, plan: Plan, knowns: dict[str, list[Known]]) -> list[KeptChannel]:
+    """Channels that are zero where they are made and stay."""
+    why = WhyKept(analysis, plan, knowns)
     found: dict[tuple[str, int], KeptChannel] = {}
     for sites in analysis.sites:
         if not sites.weight_name or sites.site.groups > 1:
             continue
         zero = ~nonzero_weight(sites.site, knowns[sites.mode][0]).any(dim=1).numpy()
         for row in np.flatnonzero(zero & plan.alive[sites.rows]).tolist():
-            reason = why_kept(analysis, plan, knowns, int(sites.rows[row]))
-            found.setdefault((sites.weight_name, row), KeptChannel(sites.weight_name, row, reason))
+            kept = KeptChannel(sites.weight_name, row, why(int(sites.rows[row])))
+            found.setdefault((sites.weight_name, row), kept)
     return list(found.values())
 
 
-def why_kept(analysis: Analysis, plan: Plan, knowns: dict[str, list[Known]], atom: int) -> str:
-    """Why the channel of an atom stays, in words."""
-    root = analysis.component[atom]
-    if analysis.pinned[atom]:
+class WhyKept:
+    """Why the channel of an atom stays, in words.
+
+    Args:
+        analysis: of a network.
+        plan: made from it.
+        knowns: that the plan was made with.
+    """
+
+    def __init__(self, analysis: Analysis, plan: Plan, knowns: dict[str, list[Known]]) -> None:
+        self.analysis = analysis
+        self.plan = plan
+        self._pins: dict[int, Reason] = {}
         for atoms, reason in analysis.space.pins:
-            if (analysis.component[atoms] == root).any():
-                return str(reason)
-        return "no parameter makes it"
-    for sites in analysis.sites:
-        entries = np.flatnonzero(analysis.component[sites.entries] == root)
-        for known in knowns[sites.mode]:
-            read = may_read(sites.site, known).numpy()[entries]
-            if read.any():
-                return _value(sites, known, int(entries[read.argmax()]))
-    return str(plan.kept.get(int(root), "something that goes with it is in use"))
+            for root in np.unique(analysis.component[atoms]).tolist():
+                self._pins.setdefault(root, reason)
+        self._reads: dict[int, tuple[SiteAtoms, Known, int]] = {}
+        for sites in analysis.sites:
+            for known in knowns[sites.mode]:
+                read = np.flatnonzero(may_read(sites.site, known).numpy())
+                roots, first = np.unique(analysis.component[sites.entries[read]], return_index=True)
+                for root, position in zip(roots.tolist(), first.tolist(), strict=True):
+                    self._reads.setdefault(root, (sites, known, int(read[position])))
+
+    def __call__(self, atom: int) -> str:
+        """The reason for one atom."""
+        root = int(self.analysis.component[atom])
+        if self.analysis.pinned[atom]:
+            return str(self._pins.get(root, "no parameter makes it"))
+        if root in self._reads:
+            return _value(*self._reads[root])
+        return str(self.plan.kept.get(root, "something that goes with it is in use"))
 
 
 def _value(sites: SiteAtoms, known: Known, entry: int) -> str:
@@ -139,8 +159,5 @@ def _value(sites: SiteAtoms, known: Known, entry: int) -> str:
     others = [d for d in range(source.ndim) if d != sites.site.source_dim]
     values = source.amax(dim=others) if others else source
     value = float(values.expand(sites.site.entries)[entry])
-    what = f"its constant value is {value:.3g}" if value == value else "it is not constant"
+    what = "it is not constant" if math.isnan(value) else f"its constant value is {value:.3g}"
     return f"in {mode} {what} where {sites.node} reads it"
-
-
-_ = torch

@@ -15,17 +15,18 @@ from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.interpret import Atoms, Interpreter, Trail
 from fxcompress.channels.layers import support
 from fxcompress.channels.plan import Plan
-from fxcompress.channels.space import Reason, Space
+from fxcompress.channels.space import FIXED, Reason, Space
 from fxcompress.channels.survivors import canonical, kept_layers, kept_shape
 from fxcompress.channels.values import LabelTensor, Step, Value, find, leaves
 from fxcompress.errors import ExampleInputError
 from fxcompress.passes.literals import Proposal, propose
+from fxcompress.passes.positions import pair_up, same_entries
 
 _VALUE_OPS = {"pointwise", "pointwise, values unknown", "multiply"}
 
 
 @dataclass(eq=False)
-class Mismatch(Exception):
+class MismatchError(Exception):
     """A node whose result on what is left is not what is left of its result.
 
     Attributes:
@@ -54,15 +55,18 @@ class Replay(Interpreter):
         self.alive = plan.alive
         self.lonely = _lonely(analysis, plan)
         self.patched = False
-        self._position = 0
+        self.steps: dict[str, list[Step]] = {}
+        for step in self.original.tape:
+            self.steps.setdefault(step.node, []).append(step)
 
     def call(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+        """Run a node on what is left; patch its sizes where it does not agree with the original."""
         marks = len(self.dispatch.tape), len(self.space.edges)
         try:
             result, error = super().call(node, args, kwargs), None
         except ExampleInputError as caught:
             result, error = None, caught
-        if error is not None or not self._agrees(node, result):
+        if error is not None or not self._agrees(node, result, marks[0]):
             del self.dispatch.tape[marks[0] :], self.space.edges[marks[1] :]
             result = self._patch(node, error)
         self._compare_scalars(node, self.dispatch.tape[marks[0] :])
@@ -75,13 +79,14 @@ class Replay(Interpreter):
             raise self._mismatch(node, str(error).splitlines()[-1].strip() if error else "its labels would differ")
         old = Proposal(node.target, node.args, dict(node.kwargs))
         _set(node, proposal)
+        start = len(self.dispatch.tape)
         try:
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.env.__getitem__)
             result = super().call(node, args, kwargs)
         except ExampleInputError as caught:
             _set(node, old)
             raise self._mismatch(node, str(caught).splitlines()[-1].strip()) from caught
-        if not self._agrees(node, result):
+        if not self._agrees(node, result, start):
             _set(node, old)
             raise self._mismatch(node, "no size makes its labels agree")
         self.patched = True
@@ -92,10 +97,17 @@ class Replay(Interpreter):
         value = self.original.values.get(first.name) if isinstance(first, fx.Node) else None
         return value if isinstance(value, Value) else None
 
-    def _agrees(self, node: fx.Node, result: object) -> bool:
+    def _agrees(self, node: fx.Node, result: object, start: int) -> bool:
+        """Whether the result of the steps from ``start`` on is what is left of the original result."""
         expected = find(Value, self.original.values[node.name])
         found = [tensor.fxc_value for tensor in find(LabelTensor, result)]
-        return len(expected) == len(found) and all(map(self._same, expected, found))
+        if len(expected) != len(found) or not all(map(self._same, expected, found)):
+            return False
+        pairs = self._pairs(node, self.dispatch.tape[start:])
+        return pairs is None or all(same_entries(before, after, self.alive) for before, after in pairs)
+
+    def _pairs(self, node: fx.Node, steps: list[Step]) -> list[tuple[Step, Step]] | None:
+        return pair_up(self.steps.get(node.name, []), steps, self.alive)
 
     def _same(self, expected: Value, found: Value) -> bool:
         if tuple(found.shape) != kept_shape(expected, self.alive):
@@ -115,33 +127,39 @@ class Replay(Interpreter):
 
     def _compare_scalars(self, node: fx.Node, steps: list[Step]) -> None:
         """A size that flows into a value (a scale, a mean) must not change with the width."""
-        old = self.original.tape
-        for step in steps:
-            before = old[self._position] if self._position < len(old) else None
-            self._position += 1
-            if before is None or before.op is not step.op:
-                raise self._mismatch(node, "it takes another path on fewer channels")
+        pairs = self._pairs(node, steps)
+        if pairs is None:
+            raise self._mismatch(node, "it takes another path on fewer channels")
+        for before, step in pairs:
             if step.op.name in _VALUE_OPS and _scalars(before) != _scalars(step):
                 raise self._mismatch(node, "a size flows into its value")
 
-    def _mismatch(self, node: fx.Node, why: str) -> Mismatch:
+    def _mismatch(self, node: fx.Node, why: str) -> MismatchError:
         values = [self.original.values[n.name] for n in (node, *node.all_input_nodes)]
         layers = [layer.reshape(-1).numpy() for value in find(Value, values) for layer in value.layers]
         atoms = np.concatenate(layers) if layers else np.flatnonzero(~self.alive)
         if self.alive[atoms].all():
             atoms = np.flatnonzero(~self.alive)
-        return Mismatch(
+        return MismatchError(
             atoms, Reason("rewrite", f"{node.name} cannot be rewritten for fewer channels: {why}", node.name)
         )
 
     def check_couplings(self) -> None:
-        """Labels that meet in the cut network must belong together in the original one."""
+        """Labels that meet in the cut network must belong together in the original one.
+
+        The inner dim of a grouped convolution is shared by all groups and never cut. Once a single group is left it
+        meets the inputs of that group, as that of any convolution does.
+        """
         component = self.analysis.component
+        inner = np.zeros(len(component), dtype=bool)
+        for atoms, reason in self.analysis.space.pins:
+            if reason.code == "group-inner":
+                inner[atoms] = True
         for a, b in self.space.edges:
-            wrong = component[a] != component[b]
+            wrong = (component[a] != component[b]) & ~inner[a] & ~inner[b]
             if wrong.any():
                 atoms = np.concatenate([a[wrong], b[wrong]])
-                raise Mismatch(atoms, Reason("rewrite", "channels would meet that do not belong together", ""))
+                raise MismatchError(atoms, Reason("rewrite", "channels would meet that do not belong together", ""))
 
 
 def packed_atoms(analysis: Analysis, plan: Plan) -> Atoms:
@@ -158,13 +176,18 @@ def packed_atoms(analysis: Analysis, plan: Plan) -> Atoms:
 
 
 def _lonely(analysis: Analysis, plan: Plan) -> np.ndarray:
-    """Atoms that are the last of their dim, with all that they belong to: a dim of size 1 carries no label."""
+    """Atoms that are the last of their dim, with all that they belong to: a dim of size 1 carries no label.
+
+    FIXED is one of them: next to it alone, a layer does not vary.
+    """
     roots = np.zeros(len(plan.alive), dtype=bool)
+    roots[FIXED] = True
     for block in analysis.space.blocks:
         left = plan.alive[block.start : block.start + block.size]
         if left.sum() == 1:
             roots[analysis.component[block.start + int(left.argmax())]] = True
-    return roots[analysis.component]
+    lonely: np.ndarray = roots[analysis.component]
+    return lonely
 
 
 def _scalars(step: Step) -> list[Any]:

@@ -8,9 +8,8 @@ from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.plan import Plan, make_plan
 from fxcompress.channels.rules.registry import Known
 from fxcompress.channels.space import Reason
-from fxcompress.errors import RewriteError
 from fxcompress.passes.cutting import Cut, cut_module
-from fxcompress.passes.replay import Mismatch, Replay
+from fxcompress.passes.replay import MismatchError, Replay
 from fxcompress.trace.traced import TracedModule
 
 
@@ -45,10 +44,10 @@ def rewrite(analysis: Analysis, knowns: dict[str, list[Known]], request: np.ndar
             plan.kept.setdefault(root, reason)
         try:
             return carry_out(analysis, plan)
-        except Mismatch as mismatch:
+        except MismatchError as mismatch:
             atoms = mismatch.atoms[~plan.alive[mismatch.atoms]]
-            if not len(atoms):
-                raise RewriteError(f"the rewrite does not agree with the original: {mismatch.reason}") from mismatch
+            if not len(atoms):  # nothing to blame in particular: keep all
+                atoms = np.flatnonzero(~plan.alive)
             wanted[atoms] = False
             for root in np.unique(analysis.component[atoms]).tolist():
                 kept.setdefault(root, mismatch.reason)
@@ -58,7 +57,7 @@ def carry_out(analysis: Analysis, plan: Plan) -> Rewritten:
     """Cut by a given plan.
 
     Raises:
-        Mismatch: the cut network is not what the plan says.
+        MismatchError: the cut network is not what the plan says.
     """
     if not plan.changes:
         return Rewritten(cut_module(analysis, plan).module, {}, plan)

@@ -1,1 +1,1 @@
-"""From a model to a graph that keeps all of it."""
+"""From a model and its example inputs to a graph that keeps all of the model."""

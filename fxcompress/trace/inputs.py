@@ -119,7 +119,8 @@ def infer_inputs(model: nn.Module, works: Callable[[ExampleInputs], bool]) -> Ex
         tried.append(str(guess).removesuffix(" (inferred)"))
     listing = "; ".join(tried[:6]) + (f"; and {len(tried) - 6} more" if len(tried) > 6 else "")
     raise ExampleInputError(
-        f"cannot infer what {type(model).__name__} takes: tried {listing or 'nothing, as it has no layer that says'}\n  {hint}"
+        f"cannot infer what {type(model).__name__} takes: "
+        f"tried {listing or 'nothing, as it has no layer that says'}\n  {hint}"
     )
 
 
@@ -146,9 +147,9 @@ def _shapes(model: nn.Module) -> Iterator[tuple[int, ...]]:
     for module in model.modules():
         dims = next((d for kind, d in {**_CONVS, **_NORMS}.items() if isinstance(module, kind)), None)
         if dims is not None:
-            channels = getattr(module, "in_channels", None) or getattr(module, "num_features", 1)
+            channels = int(getattr(module, "in_channels", 0) or getattr(module, "num_features", 1))
             sizes = _LENGTHS if dims == 1 else _SIZES[1:10] if dims == 3 else _SIZES
-            yield from ((2, int(channels), *[size] * dims) for size in sizes)
+            yield from ((2, channels, *[size] * dims) for size in sizes)
         elif isinstance(module, nn.Linear):
             yield from ((2, module.in_features), (2, 16, module.in_features))
         else:

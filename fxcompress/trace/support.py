@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from fxcompress.errors import UnsupportedModelError
@@ -68,7 +69,7 @@ def _hook_reason(kind: str, hook: object) -> str:
 
 
 def _tensor_reason(tensor: torch.Tensor) -> str | None:
-    if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+    if is_lazy(tensor):
         return "it is lazy and has no shape yet; run the model once on an input"
     if tensor.is_meta:
         return (

@@ -41,6 +41,7 @@ class TracedModule(fx.GraphModule):
         return {"eval": self.graph} if self.train_graph is None else {"eval": self.graph, "train": self.train_graph}
 
     def recompile(self) -> Any:  # noqa: ANN401 - PythonCode is not public
+        """Compile both graphs; ``forward`` takes the one of the module's mode."""
         code = super().recompile()
         if self.train_graph is not None:
             evaluate = type(self).forward
@@ -49,7 +50,7 @@ class TracedModule(fx.GraphModule):
             def forward(self: TracedModule, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
                 return (train if self.training else evaluate)(self, *args, **kwargs)
 
-            type(self).forward = forward  # type: ignore[method-assign]
+            type(self).forward = forward
         return code
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "TracedModule":
@@ -72,14 +73,9 @@ def copy_graph(graph: fx.Graph) -> fx.Graph:
     """A copy with the same node names, targets and metadata."""
     new = fx.Graph()
     new.output(new.graph_copy(graph, {}))
-    old_output, output = _output(graph), _output(new)
-    output.meta = copy.copy(old_output.meta)
+    new.output_node().meta = copy.copy(graph.output_node().meta)
     new._codegen = copy.copy(graph._codegen)
     return new
-
-
-def _output(graph: fx.Graph) -> fx.Node:
-    return next(node for node in reversed(graph.nodes) if node.op == "output")
 
 
 def adopt(module: fx.GraphModule, root: nn.Module) -> None:

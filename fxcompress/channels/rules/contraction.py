@@ -155,9 +155,9 @@ def _matmul_labels(call: Call, space: Space) -> tuple[Layers, ...]:
         if atoms is not None:
             kept.append(vector(atoms, rank, free))
     if rank == 3:
-        batch = [take(site.source, 0, space), take(site.weight, 0, space)]
-        meet(*batch, space)
-        kept += [vector(atoms, rank, 0) for atoms in batch[:1] if atoms is not None]
+        batch = take(site.source, 0, space)
+        meet(batch, take(site.weight, 0, space), space)
+        kept += [] if batch is None else [vector(batch, rank, 0)]
     if site.bias is None:
         return (tuple(kept),)
     return (couple_aligned([(out.shape, tuple(kept)), (site.bias.shape, site.bias.layers)], rank, space),)

@@ -184,6 +184,28 @@ def _index_constants(step: Step, known: Known) -> list[Tensor]:
     return _constants(step, known)
 
 
+def _restride_labels(call: Call, space: Space) -> tuple[Layers, ...]:
+    """A new memory layout for the same entries, as channels-last pooling asks for."""
+    source: Value = call.args[0]
+    if _moves_nothing(call):
+        return (source.layers,)
+    for layer in source.layers:
+        space.pin(layer, "aliased-write", f"{call.func.__name__} reads memory in another order")
+    return ((),)
+
+
+def _moves_nothing(call: Call) -> bool:
+    """Whether each entry stays where it was: the same shape, and the same stride along each dim that has entries."""
+    source: Value = call.args[0]
+    strides = zip(source.shape, source.meta.stride(), call.args[2], strict=False)
+    same = all(n == 1 or old == new for n, old, new in strides)
+    return tuple(call.args[1]) == tuple(source.shape) and same and not call.arg(3, "storage_offset")
+
+
+def _restride_constants(step: Step, known: Known) -> list[Tensor]:
+    return [known.of(step.call.args[0])] if _moves_nothing(step.call) else nothing_known(step, known)
+
+
 MOVEMENT = register(
     OpClass("movement", _labels, _constants),
     [
@@ -202,3 +224,4 @@ PERMUTE = register(
 CAT = register(OpClass("cat", _cat_labels, _cat_constants), ["cat", "concat"])
 PAD = register(OpClass("pad", _pad_labels, _pad_constants), ["constant_pad_nd"])
 INDEX = register(OpClass("index", _index_labels, _index_constants), ["index", "index_select", "_unsafe_index"])
+RESTRIDE = register(OpClass("restride", _restride_labels, _restride_constants), ["as_strided"])

@@ -1,0 +1,77 @@
+"""Whether an op that moves entries still moves the same ones.
+
+Labels alone do not prove it: entries of one label (those of an input of the network, or the pixels of one channel after
+a flatten) cannot be told apart. Here each entry of a cut dim is followed by its position.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fxcompress.channels.layers import compress, move, vector
+from fxcompress.channels.rules.movement import INDEX, MOVEMENT, PAD, PERMUTE
+from fxcompress.channels.survivors import kept_masks
+from fxcompress.channels.values import Call, Step, Value, find
+
+_MOVING = (MOVEMENT, PERMUTE, INDEX, PAD)
+
+
+def pair_up(before: list[Step], after: list[Step], alive: np.ndarray) -> list[tuple[Step, Step]] | None:
+    """The steps of a node before and after a cut, side by side; None where they are not the same ops.
+
+    A slice may disappear, once it takes all that is left.
+    """
+    before, after = ([s for s in steps if s.call.func is not torch.ops.aten.alias.default] for steps in (before, after))
+    surplus = len(before) - len(after)
+    rest, pairs = iter(after), []
+    for step in before:
+        if surplus and step.op is MOVEMENT and same_entries(step, None, alive):
+            surplus -= 1
+            continue
+        other = next(rest, None)
+        if other is None or other.op is not step.op:
+            return None
+        pairs.append((step, other))
+    return pairs if next(rest, None) is None else None
+
+
+def same_entries(before: Step, after: Step | None, alive: np.ndarray) -> bool:
+    """Whether ``after`` does to what is left what ``before`` did to the whole; None stands for doing nothing.
+
+    Args:
+        before: a step of the original tape.
+        after: the step that takes its place.
+        alive: bool (atoms,).
+    """
+    source = before.call.args[0] if before.call.args else None
+    if before.op not in _MOVING or not isinstance(source, Value) or find(Value, before.call.args[1:]):
+        return True
+    masks = {dim: torch.from_numpy(mask) for dim, mask in kept_masks(source, alive).items()}
+    left = [int(masks[d].sum()) if d in masks else n for d, n in enumerate(source.shape)]
+    for dim, mask in masks.items():
+        if not mask.all() or after is None:
+            whole = vector(torch.arange(1, len(mask) + 1), source.rank, dim)
+            rest = whole.index_select(dim, mask.nonzero().flatten())
+            expected = [_left(out, v, alive) for out, v in zip(_run(before.call, whole), before.outputs, strict=False)]
+            try:
+                found = [compress(rest)] if after is None else _run(after.call, rest, left)
+            except (IndexError, RuntimeError):  # the index points at what is gone; shapes on meta do not show it
+                return False
+            if len(expected) != len(found) or not all(map(torch.equal, expected, found)):
+                return False
+    return True
+
+
+def _run(call: Call, positions: Tensor, shape: list[int] | None = None) -> list[Tensor]:
+    """The positions after the call; 0 where it pads."""
+    if call.func is torch.ops.aten.constant_pad_nd.default:
+        return [compress(torch.constant_pad_nd(positions.expand(shape or call.args[0].shape), call.args[1], 0))]
+    return move(lambda x: call.func(x, *call.args[1:], **call.kwargs), positions, shape or call.args[0].shape)
+
+
+def _left(positions: Tensor, value: Value, alive: np.ndarray) -> Tensor:
+    """What is left of an output's positions."""
+    for dim, mask in kept_masks(value, alive).items():
+        if positions.shape[dim] > 1:
+            positions = positions.index_select(dim, torch.from_numpy(np.flatnonzero(mask)))
+    return compress(positions)

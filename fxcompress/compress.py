@@ -7,7 +7,7 @@ from torch import nn
 from fxcompress.channels.prepare import prepare
 from fxcompress.errors import UnsupportedModelError
 from fxcompress.objectives import OBJECTIVES, Objective
-from fxcompress.passes.history import original_provenance
+from fxcompress.passes.history import started
 from fxcompress.passes.inject_quantizers import inject_quantizers
 from fxcompress.provenance import attach
 from fxcompress.quantizer import Quantizer
@@ -60,5 +60,5 @@ def compress(
     traced = copy.deepcopy(analysis.module)
     quantized = inject_quantizers(traced, bits)
     weights = sum(traced.get_parameter(name).numel() for name in quantized)
-    attach(traced, original_provenance(analysis.module, analysis.inputs, weights))
+    attach(traced, started(analysis.module, analysis.inputs, weights))
     return new_compressed(traced, Settings(analysis.inputs, objective, bias_shrink))

@@ -1,16 +1,19 @@
 """Pruning a network as it stands: channels that are constant zero, or that nobody reads."""
 
+import copy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
 
 from fxcompress.channels.prepare import prepare
+from fxcompress.errors import OptimizerError
 from fxcompress.passes.history import extended
-from fxcompress.passes.prune_channels import Pruned, knowns_of, prune_channels, values_known
+from fxcompress.passes.prune_channels import Pruned, prune_channels
 from fxcompress.passes.prune_report import PruneReport, make_report
 from fxcompress.provenance import attach
 from fxcompress.trace.traced import TracedModule
+from fxcompress.training.compressed import CompressedModule
 from fxcompress.training.optimizer import Replacement, check_optimizer, prepare_resize
 
 
@@ -54,17 +57,28 @@ def prune(
     >>> prune(model, torch.zeros(1, 3, 16, 16)).module.get_submodule("2").weight.shape
     torch.Size([4, 7, 3, 3])
     """
+    if isinstance(model, CompressedModule):
+        return _prune_compressed(model, optimizer)
     if optimizer is not None:
         check_optimizer(optimizer, model.parameters())
     analysis = prepare(model, example_inputs)
     traced = analysis.module
     pruned = prune_channels(traced, analysis.inputs, analysis=analysis)
-    report = make_report(model, pruned, knowns_of(pruned.analysis, values_known))
+    report = make_report(model, pruned)
     result, copies = own_tensors(pruned)
     if optimizer is not None:
         prepare_resize(optimizer, _replacements(traced, pruned, copies)).commit()
     attach(result, extended(traced, pruned))
     return PruneResult(result, report)
+
+
+def _prune_compressed(model: CompressedModule, optimizer: torch.optim.Optimizer | None) -> PruneResult:
+    if optimizer is not None:
+        raise OptimizerError(
+            "a network from compress() is pruned in place, together with its optimizer: call net.prune(optimizer)"
+        )
+    own = copy.deepcopy(model)
+    return PruneResult(own, own.prune())
 
 
 def own_tensors(pruned: Pruned) -> tuple[TracedModule, dict[int, Tensor]]:

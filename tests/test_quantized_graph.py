@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxcompress as fxc
-from fxcompress.errors import StorageError, UnsupportedModelError
+from fxcompress.errors import OptimizerError, StorageError, UnsupportedModelError
 from fxcompress.provenance import provenance_of
 from fxcompress.quantizer import Quantizer
 from tests.nets import ResidualNet, batch, quantizer
@@ -248,6 +248,33 @@ def test_a_finalized_network_can_be_compressed_again() -> None:
     final = fxc.compress(ResidualNet(), image()).finalize()
     again = fxc.compress(final, image())
     assert again.size("eq4").item() == pytest.approx(8.0)
+
+
+def test_what_was_cut_before_is_remembered(tmp_path: Path) -> None:
+    """Pruned, compressed, pruned, finalized: the file still loads into a fresh original."""
+    torch.manual_seed(0)
+    model = ResidualNet()
+    with torch.no_grad():
+        model.block1.conv1.weight[2] = 0
+        model.block1.bn1.bias[2] = 0
+    net = fxc.compress(fxc.prune(model, image()).module, image())
+    deaden(net)
+    net.prune()
+    final = net.finalize().eval()
+    fxc.save(final, tmp_path / "net.fxc")
+    assert torch.equal(fxc.load(tmp_path / "net.fxc", ResidualNet())(image()), final(image()))
+
+
+def test_prune_of_a_compressed_network_works_on_a_copy() -> None:
+    net = fxc.compress(ResidualNet(), image())
+    deaden(net)
+    result = fxc.prune(net)
+    assert result.report.modified
+    assert isinstance(result.module, fxc.CompressedModule)
+    assert net.get_parameter("fc.weight").shape == (5, 8)
+    torch.testing.assert_close(result.module.eval()(image()), net.eval()(image()))
+    with pytest.raises(OptimizerError, match=r"net\.prune\(optimizer\)"):
+        fxc.prune(net, optimizer=torch.optim.SGD(net.parameters(), 0.1))
 
 
 def test_half_precision() -> None:

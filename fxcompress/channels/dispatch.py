@@ -53,10 +53,12 @@ class Dispatch:
                 return result
             op, target = UNKNOWN, func
             self.unknown.setdefault(str(func), []).append(self.space.node)
-        written = args[0] if func._schema.is_mutable and args and isinstance(args[0], LabelTensor) else None
         outputs, template = self._apply(op, target, args, kwargs)
-        if written is not None:
-            return self._write(written, outputs[0] if outputs else None)
+        written = _written(func, args, kwargs)
+        for tensor in written:
+            self._write(tensor, outputs[0] if op is not UNKNOWN and outputs else None)
+        if written and any(r.alias_info is not None for r in func._schema.returns):
+            return written[0]
         storage = _shared(func, args)
         device = find(LabelTensor, (args, kwargs))[0].device
         made = iter([LabelTensor(value, self, device, storage) for value in outputs])
@@ -74,7 +76,7 @@ class Dispatch:
         self.tape.append(Step(op, call, outputs, self.space.node))
         return outputs, template
 
-    def _write(self, tensor: LabelTensor, value: Value | None) -> LabelTensor:
+    def _write(self, tensor: LabelTensor, value: Value | None) -> None:
         """An in-place op: the tensor holds a new value; others that share its memory are no longer understood."""
         if value is None or value.shape != tensor.fxc_value.shape:
             value = Value(tensor.fxc_value.meta)
@@ -84,9 +86,8 @@ class Dispatch:
                 for layer in (*stale.fxc_value.layers, *value.layers):
                     self.space.pin(layer, "aliased-write", "an in-place op writes to memory that another tensor shares")
                 stale.fxc_value = Value(stale.fxc_value.meta)
-            return tensor
-        tensor.fxc_value = value
-        return tensor
+        else:
+            tensor.fxc_value = value
 
     def _decompose(self, func: Any, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
         if func._schema.is_mutable:
@@ -133,12 +134,41 @@ def _rule(func: Any) -> OpClass | None:  # noqa: ANN401
     return rule
 
 
+_LIKE_OPERANDS = frozenset(
+    getattr(torch.ops.aten, name)
+    for name in (
+        "relu",
+        "hardtanh",
+        "hardswish",
+        "hardsigmoid",
+        "silu",
+        "sigmoid",
+        "tanh",
+        "gelu",
+        "leaky_relu",
+        "add",
+        "mul",
+    )
+)
+
+
+def _like(args: tuple[Any, ...]) -> Tensor | None:
+    """Where all tensor operands are alike and floating, so is the result: spares the slow shape functions of torch."""
+    if not all(isinstance(a, LabelTensor | int | float) for a in args):
+        return None
+    first, *others = [a.fxc_value.meta for a in args if isinstance(a, LabelTensor)]
+    alike = all(o.shape == first.shape and o.stride() == first.stride() and o.dtype == first.dtype for o in others)
+    return first if alike and first.is_floating_point() else None
+
+
 def _shapes(op: OpClass, func: Any, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
     """The outputs on the meta device."""
     if op is BATCH_NORM:
         source = args[0].fxc_value.meta
         statistics = source.new_empty(source.shape[1])
         return (source, *[statistics] * (len(func._schema.returns) - 1))
+    if func.overloadpacket in _LIKE_OPERANDS and (like := _like(args)) is not None:
+        return like
     args, kwargs = replace(
         lambda t: t.fxc_value.meta if isinstance(t, LabelTensor) else t.to("meta"), torch.Tensor, (args, kwargs)
     )
@@ -149,6 +179,15 @@ def _shapes(op: OpClass, func: Any, args: Any, kwargs: Any) -> Any:  # noqa: ANN
     except NotImplementedError:
         real = replace(lambda t: torch.zeros(t.shape, dtype=t.dtype), torch.Tensor, (args, kwargs))
         return replace(lambda t: t.to("meta"), torch.Tensor, func(*real[0], **real[1]))
+
+
+def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[LabelTensor]:  # noqa: ANN401
+    """The arguments that an op writes to."""
+    if not func._schema.is_mutable:
+        return []
+    given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
+    named = {a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write}
+    return find(LabelTensor, [value for name, value in given.items() if name in named])
 
 
 def _shared(func: Any, args: tuple[Any, ...]) -> Storage | None:  # noqa: ANN401

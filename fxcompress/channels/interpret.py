@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 
 from fxcompress.channels.dispatch import Dispatch
 from fxcompress.channels.layers import vector
+from fxcompress.channels.rules.noise import NOISE, noise_of
 from fxcompress.channels.rules.quantize import QUANTIZE
 from fxcompress.channels.space import Space
 from fxcompress.channels.values import Call, LabelTensor, Step, Value, find, replace
@@ -26,14 +27,17 @@ class Trail:
     Attributes:
         tape: the ATen calls.
         values: the result of each node, a Value in place of each labelled tensor.
-        args: the arguments of each node in the same form.
+        args: the positional arguments of each call, as they are when it is made, in the same form.
         parameters: the Value of each parameter and floating buffer that was read, by name.
+        storages: which memory the result of each node lies in: nodes that share a number share memory.
         unknown: ops without a rule, with the nodes that call them.
     """
 
     tape: list[Step] = field(default_factory=list)
     values: dict[str, Any] = field(default_factory=dict)
+    args: dict[str, Any] = field(default_factory=dict)
     parameters: dict[str, Value] = field(default_factory=dict)
+    storages: dict[str, frozenset[int]] = field(default_factory=dict)
     unknown: dict[str, list[str]] = field(default_factory=dict)
 
 
@@ -90,7 +94,8 @@ class Interpreter:
             for node in graph.nodes:
                 self.space.node = node.name
                 result = self._run_node(node, bound)
-                self.trail.values[node.name] = replace(lambda t: t.fxc_value, LabelTensor, result)
+                self.trail.values[node.name] = _values(result)
+                self.trail.storages[node.name] = frozenset(t.fxc_storage.key for t in find(LabelTensor, result))
                 env[node] = result
                 del result
                 for dead in last_use.get(node, ()):
@@ -107,6 +112,7 @@ class Interpreter:
         if node.op == "output":
             self._pin_output(args[0])
             return args[0]
+        self.trail.args[node.name] = _values(args)
         return self.call(node, args, kwargs)
 
     def call(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
@@ -116,7 +122,7 @@ class Interpreter:
                 module = self.module.get_submodule(str(node.target))
                 if isinstance(module, Quantizer):
                     return self._quantize(str(node.target), module, args[0])
-                return self._shadow(str(node.target), module)(*args, **kwargs)
+                return self._noisy(module, self._shadow(str(node.target), module)(*args, **kwargs))
             if node.op == "call_method":
                 return getattr(args[0], str(node.target))(*args[1:], **kwargs)
             return node.target(*args, **kwargs)  # type: ignore[operator]
@@ -163,6 +169,16 @@ class Interpreter:
             self._shadows[path] = shadow
         return self._shadows[path]
 
+    def _noisy(self, module: nn.Module, result: Any) -> Any:  # noqa: ANN401 - whatever the module returns
+        """The result of a module, with what it adds in training on the tape."""
+        call = noise_of(module, result.fxc_value) if isinstance(result, LabelTensor) else None
+        if call is None:
+            return result
+        (layers,) = NOISE.labels(call, self.space)
+        value = Value(result.fxc_value.meta, layers)
+        self.dispatch.tape.append(Step(NOISE, call, (value,), self.space.node))
+        return LabelTensor(value, self.dispatch, result.device, result.fxc_storage)
+
     def _quantize(self, path: str, quantizer: Quantizer, weight: LabelTensor) -> LabelTensor:
         bits, exponent = (self._labelled(f"{path}.{n}", getattr(quantizer, n)) for n in ("bits", "exponent"))
         layout = (quantizer.channel_dim, quantizer.groups)
@@ -177,6 +193,10 @@ class Interpreter:
         for tensor in find(LabelTensor, result):
             for layer in tensor.fxc_value.layers:
                 self.space.pin(layer, "output", "it is an output of the network")
+
+
+def _values(tree: Any) -> Any:  # noqa: ANN401 - a tree of anything
+    return replace(lambda t: t.fxc_value, LabelTensor, tree)
 
 
 def _last_use(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:

@@ -86,9 +86,10 @@ class Dispatcher(Protocol):
 class Storage:
     """The tensors that share memory: an in-place op on one of them changes what the others hold."""
 
-    __slots__ = ("members",)
+    __slots__ = ("key", "members")
 
     def __init__(self) -> None:
+        self.key = _next()
         self.members: list[weakref.ref[LabelTensor]] = []
 
     def others(self, tensor: "LabelTensor") -> "list[LabelTensor]":

@@ -11,8 +11,11 @@ from collections.abc import Iterator
 
 import torch
 from torch import fx, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 
 from fxcompress.channels.analysis import Analysis
+from fxcompress.channels.interpret import Trail
 from fxcompress.channels.rules.registry import Known
 from fxcompress.channels.values import Value
 from fxcompress.trace.traced import TracedModule
@@ -21,7 +24,9 @@ Branch = tuple[str, str]
 """``("mode:node", operand)``: a node of the graph of that mode, and the operand that takes its place."""
 
 _SUMS = {operator.add, operator.iadd, torch.add, "add", "add_"}
-_WRITING = {"setitem", "iadd", "isub", "imul", "itruediv", "_assert", "dropout_", "relu_", "leaky_relu_", "elu_"}
+_WRITING = {"setitem", "iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "_assert"}
+_IN_PLACE_SUMS = {operator.iadd, operator.isub, "add_", "sub_"}
+_FRESH = {operator.add, operator.sub, operator.mul, torch.add, torch.sub, torch.mul, torch.cat, "add", "sub", "mul"}
 _DIFFERENCES = {operator.sub, operator.isub, torch.sub, "sub", "sub_"}
 
 
@@ -29,11 +34,13 @@ def dead_branches(analysis: Analysis, knowns: dict[str, list[Known]]) -> list[Br
     """Sums with an operand that is known to be zero in every mode that can run them."""
     found = []
     for mode, graph in analysis.module.graphs.items():
-        values = analysis.trails[mode].values
+        trail = analysis.trails[mode]
         for node in graph.nodes:
             for kept, dropped in _operands(node):
-                if _replaces(values, node, kept) and _zero(values[dropped.name], knowns[mode]):
-                    found.append((f"{mode}:{node.name}", kept.name))
+                operand = node.args[kept]
+                zero = _zero(trail.args[node.name][dropped], knowns[mode]) and _replaces(trail.values, node, operand)
+                if zero and not (dropped == 0 and _written_operand_is_read(node, trail)):
+                    found.append((f"{mode}:{node.name}", operand.name))
                     break
     return found
 
@@ -53,24 +60,25 @@ def remove_branches(module: TracedModule, branches: list[Branch]) -> list[str]:
         mode, _, name = place.partition(":")
         graph = module.graphs[mode]
         nodes = {node.name: node for node in graph.nodes}
-        _replace(graph, nodes[name], nodes[operand])
+        _replace(module, graph, nodes[name], nodes[operand])
     for graph in module.graphs.values():
-        _drop_unused(graph)
-    _delete_modules(module, used - _used_modules(module))
+        _drop_unused(module, graph)
+    left = _used_modules(module)
+    _delete_modules(module, used - left, left)
     module.recompile()
     return sorted(before - set(module.state_dict(keep_vars=True)))
 
 
-def _operands(node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
-    """(kept, dropped) pairs of the operands of a sum; the second operand is dropped first."""
+def _operands(node: fx.Node) -> Iterator[tuple[int, int]]:
+    """(kept, dropped) positions of the operands of a sum; the second operand is dropped first."""
     sums, differences = node.target in _SUMS, node.target in _DIFFERENCES
     if not (sums or differences) or node.kwargs or len(node.args) != 2:
         return
     first, second = node.args
     if isinstance(first, fx.Node) and isinstance(second, fx.Node) and first is not second:
-        yield first, second
+        yield 0, 1
         if sums:
-            yield second, first
+            yield 1, 0
 
 
 def _replaces(values: dict[str, object], node: fx.Node, kept: fx.Node) -> bool:
@@ -85,37 +93,59 @@ def _zero(value: object, knowns: list[Known]) -> bool:
     return isinstance(value, Value) and all(bool((known.of(value) == 0).all()) for known in knowns)
 
 
-def _replace(graph: fx.Graph, node: fx.Node, operand: fx.Node) -> None:
-    """Let ``operand`` take the place of ``node``; a copy of it when it is read elsewhere and may be written to."""
+def _written_operand_is_read(node: fx.Node, trail: Trail) -> bool:
+    """Whether an in-place sum writes its result to memory that is read later by other names."""
+    if node.target not in _IN_PLACE_SUMS:
+        return False
+    nodes = list(node.graph.nodes)
+    position = {other: i for i, other in enumerate(nodes)}
+    memory = trail.storages[node.all_input_nodes[0].name]
+    sharing = (m for m in nodes[: position[node]] if trail.storages[m.name] & memory)
+    return any(position[user] > position[node] for m in sharing for user in m.users)
+
+
+def _replace(module: nn.Module, graph: fx.Graph, node: fx.Node, operand: fx.Node) -> None:
+    """Let ``operand`` take the place of ``node``; a copy of it where something may write to what others read."""
     stand_in = operand
-    if len(operand.users) > 1 and any(_in_place(other) for other in graph.nodes):
+    in_its_memory = node.target in _IN_PLACE_SUMS and node.args[0] is operand
+    safe = in_its_memory or (len(operand.users) == 1 and _is_fresh(module, operand))
+    if not safe and any(_in_place(module, other) for other in graph.nodes):
         with graph.inserting_before(node):
             stand_in = graph.call_method("clone", (operand,))
     node.replace_all_uses_with(stand_in)
     graph.erase_node(node)
 
 
-def _drop_unused(graph: fx.Graph) -> None:
-    """Erase nodes without users. In-place ops on values that are still read are left alone."""
+def _drop_unused(module: nn.Module, graph: fx.Graph) -> None:
+    """Erase nodes without users. In-place ops on values that may still be read are left alone."""
     for node in reversed(graph.nodes):
-        if not node.users and node.op not in {"placeholder", "output"} and not _writes(node):
+        if node.users or node.op in {"placeholder", "output"}:
+            continue
+        if not _in_place(module, node) or all(_is_private(module, used) for used in node.all_input_nodes):
             graph.erase_node(node)
 
 
-def _writes(node: fx.Node) -> bool:
-    """Whether a node without users changes a tensor that others read."""
-    return _in_place(node) and any(len(used.users) > 1 for used in node.all_input_nodes)
+def _is_private(module: nn.Module, node: fx.Node) -> bool:
+    """Whether the memory of a result has one reader only, the user of ``node``."""
+    if len(node.users) > 1 or node.op in {"placeholder", "get_attr"}:
+        return False
+    return _is_fresh(module, node) or all(_is_private(module, used) for used in node.all_input_nodes)
 
 
-def _in_place(node: fx.Node) -> bool:
+def _is_fresh(module: nn.Module, node: fx.Node) -> bool:
+    """Whether a result lies in memory of its own, for certain."""
+    if node.op == "call_module":
+        return isinstance(module.get_submodule(str(node.target)), _ConvNd | _NormBase | nn.Linear)
+    return node.target in _FRESH
+
+
+def _in_place(module: nn.Module, node: fx.Node) -> bool:
     """Whether a node may write to its arguments, or checks something."""
     if node.op == "call_module":
-        root = node.graph.owning_module
-        module = root.get_submodule(str(node.target)) if root is not None else None
-        return bool(getattr(module, "inplace", False))
+        return bool(getattr(module.get_submodule(str(node.target)), "inplace", False))
     name = str(node.target if isinstance(node.target, str) else getattr(node.target, "__name__", ""))
-    method = node.op == "call_method" and name.endswith("_") and not name.endswith("__")
-    return method or name in _WRITING or bool(node.kwargs.get("inplace") or node.kwargs.get("out") is not None)
+    writes = name.endswith("_") and not name.endswith("__")
+    return writes or name in _WRITING or bool(node.kwargs.get("inplace") or node.kwargs.get("out") is not None)
 
 
 def _used_modules(module: TracedModule) -> set[str]:
@@ -127,11 +157,11 @@ def _used_modules(module: TracedModule) -> set[str]:
     return used - {""}
 
 
-def _delete_modules(module: nn.Module, gone: set[str]) -> None:
-    """Delete modules, and the parents that are left with neither children nor tensors."""
+def _delete_modules(module: nn.Module, gone: set[str], used: set[str]) -> None:
+    """Delete modules that nothing uses any more, and the parents that are left with neither children nor tensors."""
     for leaf in sorted(gone, key=lambda p: -p.count(".")):
         path = leaf
-        while path:
+        while path and not any(other.startswith(f"{path}.") for other in used):
             parent, _, name = path.rpartition(".")
             owner = module.get_submodule(parent)
             del owner._modules[name]

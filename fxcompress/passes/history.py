@@ -1,5 +1,7 @@
 """Keeps the provenance of a network up to date with what passes cut out of it."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -9,10 +11,16 @@ from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.traced import TracedModule
 
 
-def original_provenance(module: nn.Module, inputs: ExampleInputs, weights: int = 0) -> Provenance:
+def original_provenance(module: nn.Module, inputs: ExampleInputs) -> Provenance:
     """The provenance of a network that nothing was cut out of."""
     shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict(keep_vars=True).items()}
-    return Provenance(shapes, weights=weights, inputs=_described(inputs))
+    return Provenance(shapes, inputs=_described(inputs))
+
+
+def started(module: TracedModule, inputs: ExampleInputs, weights: int) -> Provenance:
+    """The provenance of a network that starts to compress itself, with all that was cut out of it before."""
+    base = provenance_of(module) or original_provenance(module, inputs)
+    return replace(base, grids={}, weights=weights)
 
 
 def _described(inputs: ExampleInputs) -> tuple[tuple[str, tuple[int, ...], str], ...]:
@@ -42,7 +50,7 @@ def extended(before: TracedModule, pruned: Pruned) -> Provenance:
             dims[dim] = tuple(positions) if earlier is None else tuple(earlier[i] for i in positions)
         if name in grids:
             grids[name] = _cut_grid(grids[name], cut.old.shape[0], cut.indices)
-    return Provenance(base.shapes, kept, base.cuts + pruned.branches, grids, base.weights, base.inputs)
+    return replace(base, kept=kept, cuts=base.cuts + pruned.branches, grids=grids)
 
 
 def _cut_grid(grid: Grid, inputs: int, indices: dict[int, Tensor]) -> Grid:

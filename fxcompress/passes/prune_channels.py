@@ -35,6 +35,7 @@ class Pruned:
     Attributes:
         module: the rewritten network; tensors that lost nothing are shared with the original.
         analysis: of the network just before channels were cut (branches were gone already).
+        knowns: what was known there.
         plan: that was carried out.
         cuts: what was taken out of each tensor, by name.
         branches: that were taken out.
@@ -43,6 +44,7 @@ class Pruned:
 
     module: TracedModule
     analysis: Analysis
+    knowns: dict[str, list[Known]]
     plan: Plan
     cuts: dict[str, Cut] = field(default_factory=dict)
     branches: tuple[Branch, ...] = ()
@@ -116,4 +118,4 @@ def prune_channels(
             branches += found[:1]
             analysis = None
         result = rewrite(analysis, knowns)
-    return Pruned(result.module, analysis, result.plan, result.cuts, tuple(branches), tuple(gone))
+    return Pruned(result.module, analysis, knowns, result.plan, result.cuts, tuple(branches), tuple(gone))

@@ -79,13 +79,13 @@ class PruneReport:
         return "\n".join(lines) if self.modified else "\n".join(["nothing to remove", *lines])
 
 
-def make_report(before: nn.Module, pruned: Pruned, knowns: dict[str, list[Known]] | None = None) -> PruneReport:
+def make_report(before: nn.Module, pruned: Pruned, *, explain: bool = True) -> PruneReport:
     """The report of a pruning run.
 
     Args:
         before: the network as it was.
         pruned: the result of the run.
-        knowns: what is known in the network just before channels were cut; needed for ``kept``.
+        explain: find out why channels that are zero stay.
     """
     unknown: dict[str, tuple[str, ...]] = {}
     for trail in pruned.analysis.trails.values():
@@ -96,7 +96,7 @@ def make_report(before: nn.Module, pruned: Pruned, knowns: dict[str, list[Known]
         branches=tuple(place for place, _ in pruned.branches),
         gone=pruned.gone,
         parameters=(_size(before), _size(pruned.module)),
-        kept=tuple(_kept(pruned.analysis, pruned.plan, knowns)) if knowns is not None else (),
+        kept=tuple(_kept(pruned.analysis, pruned.plan, pruned.knowns)) if explain else (),
         unknown_ops=unknown,
     )
 

@@ -208,7 +208,8 @@ def _describe(state: dict[str, Tensor], provenance: Provenance, writer: _Writer)
             row.update(_content(name, state[name], provenance, writer))
         else:
             row.update(a=owner[name], g=int(name in provenance.grids))
-    return {"t": rows, "m": [size for size, _ in masks], "c": provenance.cuts, "w": provenance.weights, "i": provenance.inputs}
+    masked = [size for size, _ in masks]
+    return {"t": rows, "m": masked, "c": provenance.cuts, "w": provenance.weights, "i": provenance.inputs}
 
 
 def _origin(name: str, provenance: Provenance, masks: dict[tuple[int, tuple[int, ...]], int]) -> _Json:

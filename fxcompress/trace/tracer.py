@@ -5,6 +5,8 @@ where the two graphs differ, the traced module keeps both.
 """
 
 import inspect
+import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -43,8 +45,27 @@ def trace(model: nn.Module, inputs: ExampleInputs | None = None) -> TracedModule
     return traced
 
 
+class _Proxy(fx.Proxy):
+    """fx.Proxy that keeps ``x += y`` in place; torch.fx makes ``x = x + y`` of it, which other names of x miss."""
+
+
+def _in_place(function: Callable[..., object]) -> Callable[[fx.Proxy, object], fx.Proxy]:
+    def record(self: fx.Proxy, other: object) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return record
+
+
+for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow"):
+    setattr(_Proxy, f"__{_name}__", _in_place(getattr(operator, _name)))
+
+
 class _Tracer(fx.Tracer):
     """fx.Tracer that leaves quantizers and everything of torch.nn whole."""
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """What stands for the result of ``node`` while tracing."""
+        return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         leaf = type(m).__module__.split(".")[0] in {"torch", "fxcompress"} and not isinstance(m, fx.GraphModule)

@@ -1,7 +1,7 @@
 """The network that compresses itself while it trains."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -217,7 +217,7 @@ class CompressedModule(TracedModule):
         pruned = prune_channels(
             self, self.settings.inputs, lambda _, trail: seeds(trail, zeros), modes=(True,), analysis=analysis
         )
-        report = make_report(self, pruned)
+        report = make_report(self, pruned, explain=False)
         if not pruned.modified:
             return report
         changes = _replacements(self, pruned)
@@ -257,7 +257,7 @@ class CompressedModule(TracedModule):
         grids = finalize_quantizers(plain)
         base = provenance or Provenance({})
         kept = {name: dims for name, dims in base.kept.items() if name in base.shapes}
-        attach(plain, Provenance(base.shapes, kept, base.cuts, grids, base.weights, base.inputs))
+        attach(plain, replace(base, kept=kept, grids=grids))
         if prune:
             pruned = prune_channels(plain, self.settings.inputs)
             attach(pruned.module, extended(plain, pruned))

@@ -123,16 +123,13 @@ def _grouped(
     outer = columns if site.transposed else rows
     if inner is not None:
         space.pin(inner, "group-inner", "all groups of a grouped convolution share it")
-    meet(None if read is None else read.reshape(site.groups, -1)[:, :1], _by_group(outer, site.groups), space)
     if read is None or outer is None:
+        meet(read, outer, space)
         return None if site.transposed else outer
     members = read.reshape(site.groups, -1)
     space.couple(members, members[:, :1])
+    space.couple(members[:, :1], outer.reshape(site.groups, -1))
     return members[:, :1].expand(site.groups, site.rows // site.groups).reshape(-1) if site.transposed else outer
-
-
-def _by_group(atoms: Tensor | None, groups: int) -> Tensor | None:
-    return None if atoms is None else atoms.reshape(groups, -1)
 
 
 def _pin_all(call: Call, space: Space) -> tuple[Layers, ...]:

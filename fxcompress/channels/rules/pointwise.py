@@ -89,10 +89,36 @@ def _untouched(step: Step, known: Known) -> list[Tensor]:
     return [known.of(value)] * len(step.outputs) if floating else nothing_known(step, known)
 
 
+def _choose(step: Step, known: Known) -> list[Tensor]:
+    """Where all that may be chosen is the same, the choice is."""
+    (out,) = step.outputs
+    choices = [_choice(leaf, known) for leaf in leaves(step.call.args) if not _is_mask(leaf)]
+    if not out.meta.is_floating_point() or any(c is None for c in choices):
+        return nothing_known(step, known)
+    maps = torch.broadcast_tensors(*[pad_rank(c, out.rank) for c in choices if c is not None])
+    same = torch.stack([m == maps[0] for m in maps]).all(0)
+    return [torch.where(same, maps[0], torch.nan)]
+
+
+def _is_mask(leaf: object) -> bool:
+    return (leaf.meta if isinstance(leaf, Value) else getattr(leaf, "dtype", None)) is not None and (
+        leaf.meta.dtype if isinstance(leaf, Value) else leaf.dtype  # type: ignore[attr-defined]
+    ) == torch.bool
+
+
+def _choice(leaf: object, known: Known) -> Tensor | None:
+    """What is known of one of the tensors or numbers to choose from; None for nothing."""
+    if isinstance(leaf, Value):
+        return known.of(leaf).double().cpu() if leaf.meta.is_floating_point() else None
+    return torch.tensor(float(leaf), dtype=torch.float64) if isinstance(leaf, int | float) else None
+
+
 POINTWISE = OpClass("pointwise", _labels, run_known)
 OPAQUE_VALUES = OpClass("pointwise, values unknown", _labels, nothing_known)
 MULTIPLY = register(OpClass("multiply", _labels, _multiply), ["mul", "multiply"])
 SAME = register(OpClass("same values", _labels, _untouched), ["clone", "detach", "alias", "lift_fresh", "_to_copy"])
+
+register(OpClass("choice", _labels, _choose), ["where", "masked_fill"])
 
 # Elementwise, but without the pointwise tag.
 register(POINTWISE, ["hardswish", "hardsigmoid", "fill", "zero", "zeros_like", "ones_like", "full_like", "copy"])
@@ -100,7 +126,7 @@ register(POINTWISE, ["hardswish", "hardsigmoid", "fill", "zero", "zeros_like", "
 register(
     OPAQUE_VALUES,
     [
-        "where", "masked_fill", "nan_to_num", "fmax", "fmin", "bernoulli", "rand_like", "randn_like", "empty_like",
+        "nan_to_num", "fmax", "fmin", "bernoulli", "rand_like", "randn_like", "empty_like",
         "native_dropout", "uniform", "normal_functional", "rrelu_with_noise", "rrelu_with_noise_functional",
     ],
 )  # fmt: skip

@@ -318,7 +318,8 @@ def _write(path: Path, streams: dict[str, Tensor], about: str) -> int:
     library = _library()
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        library.torch.save_file(streams, temporary, {_KEY: about})
+        # Not save_file, whose files only their owner can read.
+        temporary.write_bytes(library.torch.save(streams, {_KEY: about}))
         size = temporary.stat().st_size
         temporary.replace(path)
     except (OSError, library.SafetensorError) as error:

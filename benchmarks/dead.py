@@ -1,0 +1,78 @@
+"""Networks of torchvision, and channels of them that are made dead."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fxcompress as fxc
+
+EXAMPLE = (1, 3, 224, 224)
+CLASSES = 1000
+
+
+def network(name: str, seed: int) -> nn.Module:
+    """A network of torchvision with random weights, in evaluation mode."""
+    import torchvision
+
+    torch.manual_seed(seed)
+    options: dict[str, Any] = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
+    net: nn.Module = getattr(torchvision.models, name)(**options).eval()
+    return net
+
+
+def spread(size: int, share: float) -> list[int]:
+    """``share`` of the indices below ``size``, evenly spaced: 1, 3, 5... for a half."""
+    return [i for i in range(size) if int((i + 1) * share) > int(i * share)]
+
+
+def zero_share(model: nn.Module, example: Tensor, share: float) -> int:
+    """Make the same share of each layer's removable groups dead, by zeroing what makes them; never what reads them.
+
+    That is: rows of weights (for a convolution without groups and a linear layer the outputs lie along dim 0),
+    biases, and the affine parameters of batch norm.
+
+    Returns:
+        how many groups are dead now.
+    """
+    graph = fxc.ChannelGraph.of(model, example)
+    parameters = dict(model.named_parameters())
+    found: dict[str, set[int]] = {}
+    count = 0
+    for bundle in graph.bundles:
+        if bundle.removable:
+            for position in spread(len(bundle.groups), share):
+                count += 1
+                for name, dim, index in graph.groups[bundle.groups[position]].members:
+                    if dim == 0 and name in parameters:
+                        found.setdefault(name, set()).add(index)
+    with torch.no_grad():
+        for name, indices in found.items():
+            parameters[name].index_fill_(0, torch.tensor(sorted(indices)), 0.0)
+    return count
+
+
+def randomise(model: nn.Module, seed: int) -> None:
+    """Random statistics and affine parameters for batch norm, so that what is compared is not trivial."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                for tensor, low, high in (
+                    (module.weight, 0.5, 1.5),
+                    (module.bias, -0.5, 0.5),
+                    (module.running_mean, -0.5, 0.5),
+                    (module.running_var, 0.5, 1.5),
+                ):
+                    assert tensor is not None
+                    tensor.uniform_(low, high, generator=generator)
+
+
+def difference(a: Tensor, b: Tensor) -> float:
+    """The largest difference, relative to the largest entry."""
+    return float((a - b).abs().max() / a.abs().max())
+
+
+def parameters_of(model: nn.Module) -> int:
+    """How many numbers its parameters hold."""
+    return sum(p.numel() for p in model.parameters())

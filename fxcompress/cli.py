@@ -1,0 +1,104 @@
+"""The command line: ``fxcompress demo`` and ``fxcompress inspect``."""
+
+import argparse
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+
+import torch
+from torch import nn
+
+from fxcompress import ChannelGraph, FxCompressError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code.
+
+    Args:
+        arguments: those after the program's name; those of the process by default.
+    """
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(format="%(message)s")
+    try:
+        if options.command == "demo":
+            _demo(options)
+        else:
+            _inspect(options)
+    except (FxCompressError, KeyError, IndexError) as error:
+        text = error.args[0] if isinstance(error, KeyError) else error
+        sys.stderr.write(f"fxcompress: {text}\n")
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("fxcompress", description="Networks that compress themselves while they train.")
+    parser.add_argument("--version", action="version", version=f"fxcompress {metadata.version('fxcompress')}")
+    commands = parser.add_subparsers(dest="command", required=True)
+    demo = commands.add_parser("demo", help="train a small network that compresses itself, and report on it")
+    demo.add_argument("--out", default="out/demo", help="folder for the report, the pictures and the network")
+    demo.add_argument("--seed", type=int, default=0, help="of weights and data order (default 0)")
+    demo.add_argument("--epochs", type=int, default=None, help="of each network; fewer are faster and worse")
+    inspect = commands.add_parser("inspect", help="show which channels of a network hang together")
+    inspect.add_argument("model", help="torchvision:resnet18, or package.module:function_that_builds_it")
+    inspect.add_argument("--input", default=None, help="shape of the input, such as 1,3,224,224; inferred by default")
+    inspect.add_argument("--explain", nargs=2, metavar=("LAYER", "CHANNEL"), help="what keeps one channel, in words")
+    return parser
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from fxcompress.demo.run import Recipe, run
+
+    if options.epochs is not None and options.epochs < 1:
+        raise FxCompressError(f"--epochs {options.epochs} must be at least 1")
+    run(options.out, Recipe(epochs=options.epochs or Recipe().epochs, seed=options.seed))
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    graph = ChannelGraph.of(_model(options.model), _input(options.input))
+    if options.explain:
+        layer, channel = options.explain
+        if not channel.isdigit():
+            raise FxCompressError(f"channel {channel!r} is no number")
+        print(graph.explain(layer, int(channel)))
+    else:
+        print(graph)
+
+
+def _input(text: str | None) -> torch.Tensor | None:
+    if text is None:
+        return None
+    try:
+        return torch.zeros([int(n) for n in text.split(",")])
+    except ValueError as error:
+        raise FxCompressError(f"--input {text!r} is no shape; write it as 1,3,224,224") from error
+
+
+def _model(name: str) -> nn.Module:
+    """Build a model by name, with random weights."""
+    place, _, what = name.partition(":")
+    if not what:
+        raise FxCompressError(f"{name!r} names no model; write torchvision:resnet18 or package.module:function")
+    if place == "torchvision":
+        return _torchvision(what)
+    try:
+        built = getattr(importlib.import_module(place), what)()
+    except (ImportError, AttributeError, TypeError) as error:
+        raise FxCompressError(f"cannot build {name}: {error}") from error
+    if not isinstance(built, nn.Module):
+        raise FxCompressError(f"{name}() is a {type(built).__name__}, not a torch.nn.Module")
+    return built
+
+
+def _torchvision(name: str) -> nn.Module:
+    try:
+        models = importlib.import_module("torchvision.models")
+    except ImportError as error:
+        raise FxCompressError('its models need torchvision: pip install "fxcompress[zoo]"') from error
+    try:
+        model: nn.Module = models.get_model(name, weights=None)
+    except ValueError as error:
+        raise FxCompressError(f"torchvision has no model {name!r}: {error}") from error
+    return model

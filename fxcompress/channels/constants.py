@@ -32,6 +32,6 @@ def propagate(
     with torch.no_grad():
         for step in trail.tape:
             for value, found in zip(step.outputs, step.op.constants(step, known), strict=True):
-                if found.numel() > 1 or not bool(found.isnan()):
+                if found.numel() != 1 or not bool(found.isnan()):
                     known.maps[value.key] = found
     return known

@@ -15,6 +15,7 @@ from fxcompress.channels.rules.pointwise import OPAQUE_VALUES, POINTWISE
 from fxcompress.channels.rules.registry import OpClass
 from fxcompress.channels.space import Space
 from fxcompress.channels.values import Call, LabelTensor, Step, Storage, Value, find, replace
+from fxcompress.errors import UnsupportedModelError
 
 _ARITHMETIC = CONTRACTIONS | {BATCH_NORM}
 """Classes whose rules read every tensor operand as a Value; a tensor from outside is one of which nothing is known."""
@@ -46,6 +47,11 @@ class Dispatch:
 
     def dispatch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         """Run one ATen call on labels."""
+        if func.name() == "aten::_local_scalar_dense":
+            raise UnsupportedModelError(
+                f"node {self.space.node} reads a number out of a tensor (item(), float(), bool()): what the network "
+                "does next may depend on it, and cannot be analysed; keep the number in a tensor"
+            )
         target, op = _functional(func)
         if op is None:
             result = self._decompose(func, args, kwargs)
@@ -120,11 +126,20 @@ def _functional(func: Any) -> tuple[Any, OpClass | None]:  # noqa: ANN401
         target = func
         if func._schema.is_mutable:
             packet = getattr(torch.ops.aten, func.overloadpacket.__name__.rstrip("_"), None)
-            overload = getattr(packet, func._overloadname, None) or getattr(packet, "default", None)
-            mutable = overload is None or overload._schema.is_mutable or not func._schema.name.endswith("_")
-            target = None if mutable else overload
+            target = _same_arguments(func, packet) if func._schema.name.endswith("_") else None
         _FUNCTIONAL[func] = (func, None) if target is None else (target, _rule(target))
     return _FUNCTIONAL[func]
+
+
+def _same_arguments(func: Any, packet: Any) -> Any:  # noqa: ANN401 - an overload and a packet of overloads
+    """The overload that takes what ``func`` takes and writes to none of it, or None."""
+    wanted = [argument.name for argument in func._schema.arguments]
+    names = [] if packet is None else sorted(packet.overloads(), key=lambda name: name != func._overloadname)
+    for name in names:
+        schema = getattr(packet, name)._schema
+        if not schema.is_mutable and [argument.name for argument in schema.arguments] == wanted:
+            return getattr(packet, name)
+    return None
 
 
 def _rule(func: Any) -> OpClass | None:  # noqa: ANN401

@@ -1,6 +1,7 @@
 """Takes labels through a traced graph, node by node."""
 
 import copy
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -223,6 +224,7 @@ def _run_message(node: fx.Node, args: object, kwargs: object, error: Exception) 
 def _place(node: fx.Node) -> str:
     """The line of the user's code that made a node."""
     lines = [line.strip() for line in (node.stack_trace or "").splitlines() if line.strip().startswith("File")]
+    lines = [line for line in lines if f"{os.sep}torch{os.sep}" not in line]
     if not lines:
         return ""
     name, _, rest = lines[-1].removeprefix('File "').partition('", line ')

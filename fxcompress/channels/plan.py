@@ -61,13 +61,15 @@ class _Fixpoint:
         if request is not None:
             dead &= self._whole(request)
         checks = [_Check(s, known) for s in self.analysis.sites for known in self.knowns[s.mode]]
-        while True:
-            self._settle(dead, checks)
-            before = int(dead.sum())
-            for sites in self.analysis.sites:
-                self._keep_one(dead, sites)
-            if int(dead.sum()) == before:
-                return Plan(~dead, self.kept)
+        self._settle(dead, checks)
+        # Backwards: one channel kept at the end keeps what it reads, and then the layers before it need no help.
+        for sites in reversed(self.analysis.sites):
+            for atoms in (sites.rows, sites.entries):
+                if dead[atoms].all():
+                    reason = Reason("last-channel", "a layer keeps at least one channel", sites.node)
+                    self._restore(dead, atoms[:1], reason)
+                    self._settle(dead, checks)
+        return Plan(~dead, self.kept)
 
     def _settle(self, dead: np.ndarray, checks: "list[_Check]") -> None:
         """Put back what is still read, or lies inside what stays, until nothing changes."""
@@ -86,13 +88,6 @@ class _Fixpoint:
         partly[self.component[~request]] = True
         whole: np.ndarray = ~partly[self.component]
         return whole
-
-    def _keep_one(self, dead: np.ndarray, sites: SiteAtoms) -> None:
-        """A layer keeps at least one input and one output."""
-        for atoms in (sites.entries, sites.rows):
-            if dead[atoms].all():
-                reason = Reason("last-channel", "a layer keeps at least one channel", sites.node)
-                self._restore(dead, atoms[:1], reason)
 
     def _restore(self, dead: np.ndarray, atoms: np.ndarray, reason: Reason) -> None:
         if not len(atoms):

@@ -43,7 +43,7 @@ class Recipe:
     epochs: int = 80
     seed: int = 0
     lr: float = 5e-3
-    gamma: float = 0.65
+    gamma: float = 0.55
     smoothing: float = 0.05
     teacher: float = 0.7
     temperature: float = 3.0

@@ -13,7 +13,8 @@ from fxcompress.trace.traced import TracedModule
 
 def original_provenance(module: nn.Module, inputs: ExampleInputs) -> Provenance:
     """The provenance of a network that nothing was cut out of."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict(keep_vars=True).items()}
+    state = module.state_dict(keep_vars=True)
+    shapes = {name: tuple(value.shape) for name, value in state.items() if isinstance(value, Tensor)}
     return Provenance(shapes, inputs=_described(inputs))
 
 

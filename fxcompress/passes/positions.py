@@ -9,18 +9,25 @@ import torch
 from torch import Tensor
 
 from fxcompress.channels.layers import compress, move, vector
-from fxcompress.channels.rules.movement import INDEX, MOVEMENT, PAD, PERMUTE
+from fxcompress.channels.rules.contraction import MATMUL
+from fxcompress.channels.rules.movement import INDEX, MOVEMENT, PAD, PERMUTE, RESHAPE
+from fxcompress.channels.rules.pointwise import SAME
 from fxcompress.channels.survivors import kept_masks
 from fxcompress.channels.values import Call, Step, Value, find
 
+_PRODUCT = (MATMUL, RESHAPE, SAME)
+_AROUND = {torch.ops.aten.t.default, torch.ops.aten.transpose.int, torch.ops.aten.expand.default}
 _MOVING = (MOVEMENT, PERMUTE, INDEX, PAD)
 
 
 def pair_up(before: list[Step], after: list[Step], alive: np.ndarray) -> list[tuple[Step, Step]] | None:
     """The steps of a node before and after a cut, side by side; None where they are not the same ops.
 
-    A slice may disappear, once it takes all that is left.
+    A slice may disappear, once it takes all that is left. A matrix product may be folded in another way, as torch
+    decides by sizes and strides: there is nothing to compare then, none of its steps picks entries or holds a number.
     """
+    if all(map(_is_product, before)) and all(map(_is_product, after)):
+        return []
     before, after = ([s for s in steps if s.call.func is not torch.ops.aten.alias.default] for steps in (before, after))
     surplus = len(before) - len(after)
     rest, pairs = iter(after), []
@@ -33,6 +40,11 @@ def pair_up(before: list[Step], after: list[Step], alive: np.ndarray) -> list[tu
             return None
         pairs.append((step, other))
     return pairs if next(rest, None) is None else None
+
+
+def _is_product(step: Step) -> bool:
+    """Whether a step is a matrix product, or what torch puts around one to fold its operands."""
+    return step.op in _PRODUCT or step.call.func in _AROUND
 
 
 def same_entries(before: Step, after: Step | None, alive: np.ndarray) -> bool:

@@ -63,13 +63,22 @@ class Replay(Interpreter):
         """Run a node on what is left; patch its sizes where it does not agree with the original."""
         marks = len(self.dispatch.tape), len(self.space.edges)
         try:
-            result, error = super().call(node, args, kwargs), None
+            result, error = self._run(node, args, kwargs), None
         except ExampleInputError as caught:
             result, error = None, caught
         if error is not None or not self._agrees(node, result, marks[0]):
             del self.dispatch.tape[marks[0] :], self.space.edges[marks[1] :]
             result = self._patch(node, error)
         self._compare_scalars(node, self.dispatch.tape[marks[0] :])
+        return result
+
+    def _run(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+        """Run a node. Where one entry is all that is left of a dim, it has no label any more."""
+        start = len(self.space.pins)
+        result = super().call(node, args, kwargs)
+        for atoms, reason in self.space.pins[start:]:
+            if reason.code == "single-entry":
+                self.lonely[atoms] = True
         return result
 
     def _patch(self, node: fx.Node, error: Exception | None) -> Any:  # noqa: ANN401
@@ -82,7 +91,7 @@ class Replay(Interpreter):
         start = len(self.dispatch.tape)
         try:
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.env.__getitem__)
-            result = super().call(node, args, kwargs)
+            result = self._run(node, args, kwargs)
         except ExampleInputError as caught:
             _set(node, old)
             raise self._mismatch(node, str(caught).splitlines()[-1].strip()) from caught
@@ -145,49 +154,61 @@ class Replay(Interpreter):
         )
 
     def check_couplings(self) -> None:
-        """Labels that meet in the cut network must belong together in the original one.
-
-        The inner dim of a grouped convolution is shared by all groups and never cut. Once a single group is left it
-        meets the inputs of that group, as that of any convolution does.
-        """
+        """Labels that meet in the cut network must belong together in the original one."""
         component = self.analysis.component
-        inner = np.zeros(len(component), dtype=bool)
-        for atoms, reason in self.analysis.space.pins:
-            if reason.code == "group-inner":
-                inner[atoms] = True
         for a, b in self.space.edges:
-            wrong = (component[a] != component[b]) & ~inner[a] & ~inner[b]
+            wrong = (component[a] != component[b]) & (a != FIXED) & (b != FIXED)
             if wrong.any():
                 atoms = np.concatenate([a[wrong], b[wrong]])
                 raise MismatchError(atoms, Reason("rewrite", "channels would meet that do not belong together", ""))
 
 
 def packed_atoms(analysis: Analysis, plan: Plan) -> Atoms:
-    """The labels that are left of each parameter and buffer."""
+    """The labels that are left of each parameter and buffer.
+
+    The inner dim of a grouped convolution is shared by all groups and never cut. It has no labels here: once a single
+    group is left, it would meet the inputs of that group, as that of any convolution does.
+    """
+    inner = _inner(analysis)
     packed: Atoms = {}
     for name, dims in analysis.atoms.items():
         packed[name] = {}
         for dim, atoms in dims.items():
             index = plan.indices(atoms)
             rest = atoms if index is None else atoms[index]
-            if rest.numel() > 1:
+            if rest.numel() > 1 and not inner[rest.numpy()].all():
                 packed[name][dim] = rest
     return packed
 
 
 def _lonely(analysis: Analysis, plan: Plan) -> np.ndarray:
-    """Atoms that are the last of their dim, with all that they belong to: a dim of size 1 carries no label.
+    """Atoms that a cut network need not have a label for.
 
-    FIXED is one of them: next to it alone, a layer does not vary.
+    Those that are the last of their dim, with all that they belong to: a dim of size 1 carries no label. Those of a
+    grouped convolution's last group, and of its inner dim, see :func:`packed_atoms`. And FIXED: next to it alone, a
+    layer does not vary.
     """
-    roots = np.zeros(len(plan.alive), dtype=bool)
+    roots = _inner(analysis)
     roots[FIXED] = True
+    for sites in analysis.sites:
+        left = sites.entries[plan.alive[sites.entries]] if sites.site.groups > 1 else sites.entries[:0]
+        if len(left) * sites.site.groups == len(sites.entries):
+            roots[analysis.component[left]] = True
     for block in analysis.space.blocks:
         left = plan.alive[block.start : block.start + block.size]
         if left.sum() == 1:
             roots[analysis.component[block.start + int(left.argmax())]] = True
-    lonely: np.ndarray = roots[analysis.component]
+    lonely: np.ndarray = roots[analysis.component] | roots
     return lonely
+
+
+def _inner(analysis: Analysis) -> np.ndarray:
+    """The atoms of the inner dims of grouped convolutions, bool (atoms,)."""
+    inner = np.zeros(analysis.space.size, dtype=bool)
+    for atoms, reason in analysis.space.pins:
+        if reason.code == "group-inner":
+            inner[atoms] = True
+    return inner
 
 
 def _scalars(step: Step) -> list[Any]:

@@ -45,8 +45,8 @@ def rewrite(analysis: Analysis, knowns: dict[str, list[Known]], request: np.ndar
         try:
             return carry_out(analysis, plan)
         except MismatchError as mismatch:
-            atoms = mismatch.atoms[~plan.alive[mismatch.atoms]]
-            if not len(atoms):  # nothing to blame in particular: keep all
+            atoms = mismatch.atoms
+            if plan.alive[atoms].all():  # nothing to blame in particular: keep all
                 atoms = np.flatnonzero(~plan.alive)
             wanted[atoms] = False
             for root in np.unique(analysis.component[atoms]).tolist():

@@ -1,9 +1,10 @@
 """Models that are refused at the door, each with the reason and the remedy."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
@@ -44,20 +45,48 @@ def check_supported(model: nn.Module) -> None:
         )
 
 
-def _module_reason(module: nn.Module) -> str | None:
-    if isinstance(module, torch.jit.ScriptModule):
-        return "a ScriptModule has no Python code to trace; pass the eager model"
-    if isinstance(module, nn.parallel.DataParallel | nn.parallel.DistributedDataParallel):
-        return "pass the wrapped model (model.module), and wrap the result again"
-    if parametrize.is_parametrized(module):
-        return (
+def _is_of(*prefixes: str) -> Callable[[nn.Module], bool]:
+    return lambda module: f"{type(module).__module__}.{type(module).__name__}".startswith(prefixes)
+
+
+_REFUSED: tuple[tuple[Callable[[nn.Module], bool], str], ...] = (
+    (
+        lambda module: isinstance(module, LazyModuleMixin) and module.has_uninitialized_params(),
+        "it is lazy and has no shape yet; run the model once on an input",
+    ),
+    (
+        _is_of("torch.ao.nn.quantized.", "torch.ao.nn.intrinsic.quantized."),
+        "it is quantized already; pass the float model",
+    ),
+    (
+        _is_of("torch._dynamo.eval_frame.OptimizedModule"),
+        "pass the model that was compiled (model._orig_mod), and compile the result",
+    ),
+    (
+        lambda module: isinstance(module, torch.jit.ScriptModule),
+        "a ScriptModule has no Python code to trace; pass the eager model",
+    ),
+    (
+        lambda module: isinstance(module, nn.parallel.DataParallel | nn.parallel.DistributedDataParallel),
+        "pass the wrapped model (model.module), and wrap the result again",
+    ),
+    (
+        parametrize.is_parametrized,
+        (
             "it computes its parameters (weight_norm, spectral_norm or another parametrization); call "
             "torch.nn.utils.parametrize.remove_parametrizations(module, 'weight') first"
-        )
-    for attribute, kind in _HOOKS.items():
-        for hook in getattr(module, attribute).values():
-            return _hook_reason(kind, hook)
-    return None
+        ),
+    ),
+    (
+        lambda module: "forward" in module.__dict__,
+        "its forward was replaced on the instance, which a trace does not see; define it in a class",
+    ),
+)
+
+
+def _module_reason(module: nn.Module) -> str | None:
+    hooks = (_hook_reason(kind, hook) for name, kind in _HOOKS.items() for hook in getattr(module, name).values())
+    return next((reason for applies, reason in _REFUSED if applies(module)), next(hooks, None))
 
 
 def _hook_reason(kind: str, hook: object) -> str:

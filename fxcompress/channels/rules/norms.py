@@ -18,11 +18,13 @@ def _labels(call: Call, space: Space) -> tuple[Layers, ...]:
             meet(channels, take(own, 0, space), space)
     others = tuple(layer for layer in source.layers if layer.shape[1] == 1)
     kept = others if channels is None else (vector(channels, source.rank, 1), *others)
-    return (kept, *(() for _ in call.metas[1:]))
+    statistics = () if channels is None else (vector(channels, 1, 0),)
+    return (kept, *(statistics for _ in call.metas[1:]))
 
 
 def _constants(step: Step, known: Known) -> list[Tensor]:
-    source, weight, bias, mean, var, training, _, eps = step.call.args[:8]
+    source, weight, bias, mean, var, *flags, _, eps = step.call.args
+    training = any(flags)  # the op for evaluation alone has no such flag
     channels = known.of(source)
     if any(n > 1 for d, n in enumerate(channels.shape) if d != 1):
         return nothing_known(step, known)

@@ -1,0 +1,379 @@
+"""What users throw at it: it works exactly, or says what is wrong; and nothing of theirs has changed either way."""
+
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
+
+import fxcompress as fxc
+from fxcompress.errors import ExampleInputError, FxCompressError, OptimizerError, TraceError, UnsupportedModelError
+from fxcompress.pruning import PruneResult
+from tests.exactness import Fingerprint, difference, outputs
+
+LIBRARY = torch.library.Library("fxc_test", "FRAGMENT")
+LIBRARY.define("twice(Tensor x) -> Tensor")
+LIBRARY.define("bare(Tensor x) -> Tensor")
+LIBRARY.define("overwrite(Tensor x, Tensor(a!) y) -> ()")
+LIBRARY.impl("twice", lambda x: x * 2, "CompositeExplicitAutograd")
+LIBRARY.impl("bare", lambda x: x * 2, "CPU")
+
+
+def _overwrite(x: Tensor, y: Tensor) -> None:
+    y.copy_(x.flip(1))
+
+
+LIBRARY.impl("overwrite", _overwrite, "CPU")
+torch.library.register_fake("fxc_test::twice", torch.empty_like, lib=LIBRARY)
+torch.library.register_fake("fxc_test::overwrite", lambda x, y: None, lib=LIBRARY)
+twice, bare, overwrite = (getattr(torch.ops.fxc_test, name) for name in ("twice", "bare", "overwrite"))
+
+
+class Net(nn.Module):
+    """conv (3 -> 8, channel 1 dead), something, conv (8 -> 2)."""
+
+    def __init__(self, between: Callable[[Tensor], Tensor] = F.relu) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 1)
+        self.between = between
+        with torch.no_grad():
+            self.conv1.weight[1] = 0
+            self.conv1.bias[1] = 0  # type: ignore[index]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv2(self.between(self.conv1(x)))  # type: ignore[no-any-return]
+
+
+def image(dtype: torch.dtype = torch.float64, channels: int = 3) -> Tensor:
+    return torch.randn(2, channels, 8, 8, dtype=torch.float64).to(dtype)
+
+
+def prune(net: nn.Module, inputs: object, optimizer: torch.optim.Optimizer | None = None) -> PruneResult:
+    """Prune a network of the caller's, of which nothing may change."""
+    net.eval()
+    visit = Fingerprint(net)
+    result = fxc.prune(net, inputs, optimizer)
+    visit.check()
+    if isinstance(inputs, Tensor):
+        assert difference(outputs(net, (inputs,)), outputs(result.module, (inputs,))) <= 1e-9
+    return result
+
+
+def refusal(
+    error: type[FxCompressError], net: nn.Module, inputs: object, optimizer: torch.optim.Optimizer | None = None
+) -> str:
+    """The text of the error; neither the network nor the optimizer may have changed."""
+    visit = Fingerprint(net, optimizer)
+    with pytest.raises(error) as caught:
+        fxc.prune(net, inputs, optimizer)
+    visit.check()
+    return str(caught.value)
+
+
+def check_removed(net: nn.Module, inputs: Tensor, optimizer: torch.optim.Optimizer | None = None) -> PruneResult:
+    result = prune(net, inputs, optimizer)
+    assert result.module.get_parameter("conv1.weight").shape[0] == 7
+    assert result.module.get_parameter("conv2.weight").shape[1] == 7
+    return result
+
+
+def check_kept(net: nn.Module, inputs: Tensor, op: str) -> None:
+    result = prune(net, inputs)
+    assert not result.report.modified
+    assert op in result.report.unknown_ops
+    assert f"no rule for {op}" in str(result.report)
+
+
+def index_put(h: Tensor) -> Tensor:
+    return h.index_add(1, torch.tensor([0]), h[:, :1])
+
+
+def write_into(h: Tensor) -> Tensor:
+    """A custom op that writes to its second argument."""
+    y = h * 0
+    overwrite(h, y)
+    return y
+
+
+UNKNOWN: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "sort": (lambda h: h.sort(1)[0], "aten.sort.default"),
+    "topk": (lambda h: h.topk(8, 1)[0], "aten.topk.default"),
+    "gather": (lambda h: h.gather(1, h.argsort(1)), "aten.gather.default"),
+    "fft": (lambda h: torch.fft.ifft2(torch.fft.fft2(h)).real, "aten._fft_c2c.default"),
+    "index_add": (index_put, "aten.index_put.default"),
+    "nonzero": (lambda h: h * (h.nonzero().shape[0] > 0), "aten.nonzero.default"),
+    "unique": (lambda h: h + torch.unique(h).sum(), "aten._unique2.default"),
+    "a custom op with a fake": (twice, "fxc_test.twice.default"),
+    "a custom op that writes": (write_into, "fxc_test.overwrite.default"),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_ops_without_a_rule_keep_what_they_touch(name: str) -> None:
+    between, op = UNKNOWN[name]
+    check_kept(Net(between).double(), image(), op)
+
+
+def test_a_custom_op_without_a_fake() -> None:
+    """It runs on zeros then, for the shape."""
+    check_kept(Net(bare).double(), image(), "fxc_test.bare.default")
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda h: h.cumsum(1),
+        lambda h: h.softmax(1),
+        lambda h: h - h.mean(1, keepdim=True),
+        lambda h: h * h.shape[1] ** -0.5,
+        lambda h: h / h.size(1),
+        lambda h: F.group_norm(h, 2),
+        lambda h: F.normalize(h, dim=1),
+        lambda h: h[:, torch.arange(8).flip(0)],
+        lambda h: h + h[h > 0].sum(),
+    ],
+)
+def test_ops_that_mix_channels_keep_them(between: Callable[[Tensor], Tensor]) -> None:
+    result = prune(Net(between).double(), image())
+    assert not result.report.modified
+    assert [kept.channel for kept in result.report.kept if kept.tensor == "conv1.weight"] == [1]
+
+
+def test_a_number_out_of_a_tensor() -> None:
+    text = refusal(UnsupportedModelError, Net(lambda h: h * h.sum().item()).double(), image())
+    assert "node item reads a number out of a tensor" in text
+
+
+def test_untraceable() -> None:
+    def branch(h: Tensor) -> Tensor:
+        return h if h.sum() > 0 else -h
+
+    text = refusal(TraceError, Net(branch).double(), image())
+    assert "torch.fx cannot trace Net" in text
+    assert "return h if h.sum() > 0 else -h" in text
+
+
+@pytest.mark.parametrize(
+    ("inputs", "text"),
+    [
+        (image(channels=5), "node conv1 (call_module conv1) failed on tensors of shape (2, 5, 8, 8)"),
+        (image(torch.float32), "node conv1 (call_module conv1) failed on tensors of shape (2, 3, 8, 8)"),
+        (torch.zeros(2, 3, dtype=torch.float64), "failed on tensors of shape (2, 3)"),
+        ((), "example_inputs leaves out x"),
+        ((image(), image()), "forward takes 1 arguments (x); 2 given"),
+        ({"y": image()}, "forward has no argument y; it takes x"),
+        ("image", "example_inputs is a str"),
+    ],
+)
+def test_inputs_that_do_not_fit(inputs: object, text: str) -> None:
+    found = refusal(ExampleInputError, Net().double(), inputs)
+    assert text in found
+    assert "test_bad_input.py" in found or "forward" in found or "example_inputs is" in found
+
+
+def test_inputs_that_cannot_be_inferred() -> None:
+    text = refusal(ExampleInputError, nn.Bilinear(2, 2, 2), None)
+    assert "takes 2 arguments without a default" in text
+
+
+@pytest.mark.parametrize("inputs", [(image(),), [image()], {"x": image()}])
+def test_all_forms_of_inputs(inputs: object) -> None:
+    result = prune(Net().double(), inputs)
+    assert result.report.modified
+
+
+def nan(net: Net) -> None:
+    net.conv1.weight.data[0, 0, 0, 0] = torch.nan
+
+
+def infinite(net: Net) -> None:
+    net.conv2.bias.data[0] = torch.inf  # type: ignore[union-attr]
+
+
+def hook(net: Net) -> None:
+    net.conv1.register_forward_hook(lambda module, args, output: output * 2)
+
+
+def pre_hook(net: Net) -> None:
+    net.register_forward_pre_hook(lambda module, args: None)
+
+
+def backward_hook(net: Net) -> None:
+    net.conv1.register_full_backward_hook(lambda module, before, after: None)
+
+
+def old_weight_norm(net: Net) -> None:
+    with pytest.warns(FutureWarning):
+        nn.utils.weight_norm(net.conv1)
+
+
+def old_spectral_norm(net: Net) -> None:
+    nn.utils.spectral_norm(net.conv1)
+
+
+def new_weight_norm(net: Net) -> None:
+    parametrizations.weight_norm(net.conv1)
+
+
+def patched(net: Net) -> None:
+    net.__dict__["forward"] = net.conv1.forward
+
+
+def lock(net: Net) -> None:
+    net.__dict__["lock"] = threading.Lock()
+
+
+@pytest.mark.parametrize(
+    ("damage", "text"),
+    [
+        (nan, "parameter 'conv1.weight' holds NaN or infinite values"),
+        (infinite, "parameter 'conv2.bias' holds NaN or infinite values"),
+        (hook, "module 'conv1' (Conv2d): it has a forward hook"),
+        (pre_hook, "module '<root>' (Net): it has a forward pre-hook"),
+        (backward_hook, "module 'conv1' (Conv2d): it has a backward hook"),
+        (old_weight_norm, "it computes its weight in a hook (WeightNorm)"),
+        (old_spectral_norm, "it computes its weight in a hook (SpectralNorm)"),
+        (new_weight_norm, "remove_parametrizations(module, 'weight')"),
+        (patched, "module '<root>' (Net): its forward was replaced on the instance"),
+        (lock, "Net cannot be copied"),
+    ],
+)
+def test_models_that_are_refused(damage: Callable[[Net], None], text: str) -> None:
+    net = Net().double()
+    damage(net)
+    assert text in refusal(UnsupportedModelError, net, image())
+
+
+def test_the_remedy_for_weight_norm_works() -> None:
+    net = Net().double()
+    parametrizations.weight_norm(net.conv2)
+    parametrize.remove_parametrizations(net.conv2, "weight")
+    check_removed(net, image())
+
+
+def test_meta_lazy_scripted_parallel_and_compiled() -> None:
+    assert "is on the meta device" in refusal(UnsupportedModelError, Net().to("meta"), image())
+    lazy = nn.Sequential(nn.LazyConv2d(4, 3))
+    with pytest.raises(UnsupportedModelError, match="it is lazy and has no shape yet; run the model once"):
+        fxc.prune(lazy, image(torch.float32))
+    lazy(image(torch.float32))
+    prune(lazy, image(torch.float32))
+    with pytest.raises(UnsupportedModelError, match=r"pass the wrapped model \(model.module\)"):
+        fxc.prune(nn.DataParallel(Net().double()), image())
+    with pytest.raises(UnsupportedModelError, match=r"pass the model that was compiled"):
+        fxc.prune(torch.compile(Net(), backend="eager"), image())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"expected a torch.nn.Module, got int"):
+        fxc.prune(3, image())  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_scripted_and_quantized() -> None:
+    scripted = torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 1)))
+    with pytest.raises(UnsupportedModelError, match="a ScriptModule has no Python code to trace"):
+        fxc.prune(scripted, image(torch.float32))
+    quantized = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(4, 4)))
+    with pytest.raises(UnsupportedModelError, match="it is quantized already; pass the float model"):
+        fxc.prune(quantized, torch.zeros(1, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_precisions(dtype: torch.dtype) -> None:
+    net, x = Net().to(dtype), image(dtype)
+    result = fxc.prune(net, x)
+    assert result.module.get_parameter("conv1.weight").shape[0] == 7
+    assert result.module.get_parameter("conv1.weight").dtype == dtype
+    assert difference(net(x).float(), result.module(x).float()) < 5 * torch.finfo(dtype).eps
+
+
+def test_frozen_parameters_stay_frozen() -> None:
+    net = Net().double()
+    net.conv1.requires_grad_(False)
+    module = check_removed(net, image()).module
+    assert [p.requires_grad for p in module.parameters()] == [False, False, True, True]
+
+
+def test_shared_weights_stay_shared() -> None:
+    class Shared(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.twin = nn.Conv2d(3, 8, 3)
+            self.twin.weight = self.conv1.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv2(self.conv1(x) + self.twin(x))  # type: ignore[no-any-return]
+
+    net = Shared().double()
+    nn.init.zeros_(net.twin.bias)  # type: ignore[arg-type]
+    module = check_removed(net, image()).module
+    assert module.get_parameter("twin.weight") is module.get_parameter("conv1.weight")
+    assert [name for name, _ in module.named_parameters()] == [name for name, _ in net.named_parameters()]
+
+
+def test_gradients_are_cut_with_their_weights() -> None:
+    net = Net().double()
+    net(image()).sum().backward()
+    module = check_removed(net, image()).module
+    grad, expected = module.get_parameter("conv1.weight").grad, net.conv1.weight.grad
+    assert grad is not None
+    assert expected is not None
+    assert torch.equal(grad, expected[[0, 2, 3, 4, 5, 6, 7]])
+
+
+def test_hooks_on_tensors_are_the_callers() -> None:
+    net = Net().double()
+    seen: list[Tensor] = []
+    net.conv1.weight.register_hook(seen.append)
+    module = check_removed(net, image()).module
+    module(image()).sum().backward()
+    assert seen == []
+
+
+def trained(net: Net) -> torch.optim.Optimizer:
+    """An optimizer with state, for a network whose channel 1 is dead all the same."""
+    optimizer = torch.optim.Adam(net.parameters())
+    net(image()).sum().backward()
+    optimizer.step()
+    with torch.no_grad():
+        net.conv1.weight[1] = 0
+        net.conv1.bias[1] = 0  # type: ignore[index]
+    return optimizer
+
+
+def test_the_optimizer_follows() -> None:
+    net = Net().double()
+    optimizer = trained(net)
+    average = optimizer.state[net.conv1.weight]["exp_avg"].clone()
+    module = check_removed(net, image(), optimizer).module
+    weight = module.get_parameter("conv1.weight")
+    assert optimizer.param_groups[0]["params"] == list(module.parameters())
+    assert torch.equal(optimizer.state[weight]["exp_avg"], average[[0, 2, 3, 4, 5, 6, 7]])
+
+
+def test_an_optimizer_of_another_network() -> None:
+    other = Net().double()
+    text = refusal(OptimizerError, Net().double(), image(), trained(other))
+    assert "the optimizer holds 4 parameters that are not the network's" in text
+
+
+def test_an_optimizer_is_left_alone_when_something_fails() -> None:
+    net = Net().double()
+    refusal(ExampleInputError, net, image(channels=5), trained(net))
+
+
+def test_a_network_without_parameters() -> None:
+    assert not fxc.prune(nn.Sequential(nn.ReLU()), image()).report.modified
+
+
+def test_extra_state_is_no_tensor() -> None:
+    class Extra(Net):
+        def get_extra_state(self) -> str:
+            return "mine"
+
+        def set_extra_state(self, state: object) -> None:
+            assert state == "mine"
+
+    net, x = Extra().double(), image()
+    assert difference(net(x), fxc.prune(net, x).module(x)) <= 1e-9

@@ -1,0 +1,161 @@
+"""The dependency graph, counted by hand on small networks."""
+
+import networkx as nx
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fxcompress as fxc
+from tests.nets import ResidualNet
+
+
+class Chain(nn.Sequential):
+    """conv (3 -> 8), batch norm, relu, conv (8 -> 4)."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3))
+
+
+class Concat(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.last = nn.Conv2d(3, 5, 1), nn.Conv2d(3, 7, 1), nn.Conv2d(15, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.cat([self.a(x), x, self.b(x)], 1))  # type: ignore[no-any-return]
+
+
+class Grouped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.grouped, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 12, 3, groups=4), nn.Conv2d(12, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(F.relu(self.grouped(self.conv(x))))  # type: ignore[no-any-return]
+
+
+def graph_of(model: nn.Module) -> fxc.ChannelGraph:
+    return fxc.ChannelGraph.of(model, torch.zeros(2, 3, 10, 10))
+
+
+def count(graph: fxc.ChannelGraph) -> int:
+    return sum(group.removable for group in graph.groups)
+
+
+@pytest.mark.parametrize(
+    ("model", "removable", "elements"),
+    [
+        # each: a row of the first conv with its bias, the norm's weight and bias, a column of the second conv
+        (Chain, 8, 27 + 1 + 2 + 4 * 9),
+        # 5 of one layer and 7 of the other; those of the input are no groups
+        (Concat, 12, 3 + 1 + 2),
+        # whole groups: 2 inputs, and 3 outputs
+        (Grouped, 4, 2 * (3 + 1) + 3 * (18 + 1) + 3 * 2),
+    ],
+)
+def test_counts(model: type[nn.Module], removable: int, elements: int) -> None:
+    graph = graph_of(model())
+    assert count(graph) == removable
+    assert {group.parameters for group in graph.groups if group.removable} == {elements}
+
+
+def test_counts_of_a_residual_network() -> None:
+    graph = graph_of(ResidualNet(8))
+    # the stem and what is added to it are one set of 8; each block has 8 of its own
+    assert count(graph) == 8 + 8 + 8
+    group = graph.find("stem.0", 5)
+    assert group.producers == tuple((f"{name}.weight", 5) for name in ("stem.0", "block1.conv2", "block2.conv2"))
+    assert group.consumers == tuple((f"{name}.weight", 5) for name in ("block1.conv1", "block2.conv1", "fc"))
+    assert group == graph.find("block1.conv2", 5) == graph.find("block2.bn2", 5)
+    assert graph.find("block1.conv1", 5).producers == (("block1.conv1.weight", 5),)
+    assert not graph.find("fc", 0).removable
+
+
+def test_share() -> None:
+    graph = graph_of(Chain())
+    weights = 27 * 8 + 8 + 16 + 4 * 8 * 9
+    assert graph.share == pytest.approx(weights / (weights + 4))  # the last bias stays
+
+
+def test_members_are_a_partition() -> None:
+    for model in (Chain, Concat, Grouped, ResidualNet):
+        graph = graph_of(model())
+        members = [member for group in graph.groups for member in group.members]
+        assert len(members) == len(set(members))
+        assert [group.index for group in graph.groups] == list(range(len(graph.groups)))
+
+
+def test_explain() -> None:
+    graph = graph_of(Chain())
+    assert graph.explain("0", 3) == (
+        "0[3] belongs to group 3, 66 parameters\n"
+        "  made by     0.weight[3]\n"
+        "  read by     3.weight[3]\n"
+        "  goes with   0.bias[3], 1.weight[3], 1.bias[3], 1.running_mean[3], 1.running_var[3]\n"
+        "  it can be removed as soon as it is zero wherever it is read"
+    )
+    assert graph.explain("3", 1).endswith("it stays: it is an output of the network (at output)")
+
+
+def test_explain_an_op_without_a_rule() -> None:
+    class Sorted(Chain):
+        def forward(self, x: Tensor) -> Tensor:
+            return self[3](self[0](x).sort(1)[0])  # type: ignore[no-any-return]
+
+    graph = graph_of(Sorted())
+    assert graph.unknown_ops == {"aten.sort.default": ("sort",)}
+    assert "it stays: aten.sort.default has no rule (at sort)" in graph.explain("0", 3)
+    assert "no rule for aten.sort.default: what touches it stays (sort)" in str(graph)
+
+
+@pytest.mark.parametrize(
+    ("name", "channel", "error", "text"),
+    [
+        ("nothing", 0, KeyError, "no module or parameter 'nothing'"),
+        ("0", 8, IndexError, r"0\.weight has no channel 8: its shape is \(8, 3, 3, 3\)"),
+        ("0", -1, IndexError, r"0\.weight has no channel -1"),
+    ],
+)
+def test_find_says_what_is_wrong(name: str, channel: int, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        graph_of(Chain()).find(name, channel)
+
+
+def test_find_knows_transposed_convolutions() -> None:
+    graph = graph_of(nn.Sequential(nn.Conv2d(3, 6, 1), nn.ConvTranspose2d(6, 4, 2), nn.Conv2d(4, 2, 1)))
+    assert graph.find("1", 3).producers == (("1.weight", 3),)
+    assert graph.find("1", 3).consumers == (("2.weight", 3),)
+    assert graph.find("0", 5).consumers == (("1.weight", 5),)
+
+
+def test_networkx() -> None:
+    graph = graph_of(ResidualNet(8))
+    network = graph.to_networkx()
+    assert isinstance(network, nx.DiGraph)
+    kinds = nx.get_node_attributes(network, "kind")
+    assert set(kinds.values()) == {"tensor", "bundle"}
+    assert network.nodes["stem.0.weight"] == {"kind": "tensor", "shape": (8, 3, 3, 3), "parameters": 216}
+    (trunk,) = network.successors("stem.0.weight")
+    assert network.nodes[trunk]["groups"] == tuple(graph.find("stem.0", i).index for i in range(8))
+    assert network.nodes[trunk]["removable"]
+    assert network.nodes[trunk]["reasons"] == ()
+    assert set(network.predecessors(trunk)) == {"stem.0.weight", "block1.conv2.weight", "block2.conv2.weight"}
+    assert set(network.successors(trunk)) == {"block1.conv1.weight", "block2.conv1.weight", "fc.weight"}
+    assert network.edges["stem.0.weight", trunk]["role"] == "producer"
+    assert network.edges[trunk, "fc.weight"]["role"] == "consumer"
+    assert nx.is_directed_acyclic_graph(network) is False  # the trunk is read and added to again and again
+
+
+def test_print() -> None:
+    text = str(graph_of(Chain()))
+    assert text.splitlines()[0] == "Chain on (2, 3, 10, 10) float32"
+    assert "8 of them removable" in text
+    assert any(line.split()[:4] == ["8", "528", "0", "3"] and line.endswith("-") for line in text.splitlines())
+    assert "it is an output of the network" in text
+
+
+def test_inputs_are_inferred(caplog: pytest.LogCaptureFixture) -> None:
+    graph = fxc.ChannelGraph.of(Chain())
+    assert count(graph) == 8
+    assert "no example_inputs given; took (2, 3, 224, 224) float32 (inferred)" in caplog.text

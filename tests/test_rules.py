@@ -1,0 +1,340 @@
+"""Every rule of the table, next to what shapes do not see through: flip, cat, groups, a sum, a channel shuffle."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fxcompress as fxc
+from fxcompress.channels.analysis import Analysis
+from fxcompress.channels.prepare import prepare
+from fxcompress.channels.rules import registered
+from fxcompress.channels.rules.registry import OpClass, register
+from fxcompress.passes.rewrite import carry_out
+from tests.exactness import Fingerprint, atoms_of, difference, forced, kill, outputs, removable_units
+from tests.networks import randomise
+
+aten = torch.ops.aten
+C, SIZE = 8, 6
+
+
+@dataclass(frozen=True)
+class Case:
+    """An op in a network.
+
+    Attributes:
+        run: takes (N, 8, 6, 6), whose channels have labels, and the net for its extra weights.
+        stays: the code of the reason for which all of the channels stay; "" if they may go.
+        zero: whether a zero channel is still zero after it.
+        matters: whether the result depends on each channel.
+    """
+
+    run: Callable[[Tensor, "Net"], Tensor]
+    stays: str = ""
+    zero: bool = True
+    matters: bool = True
+
+
+class Net(nn.Module):
+    """conv - neighbour - the op - flip - conv."""
+
+    mean: Tensor
+    var: Tensor
+    index: Tensor
+
+    def __init__(self, case: Case, neighbour: str) -> None:
+        super().__init__()
+        self.case, self.neighbour = case, neighbour
+        self.conv1, self.other = nn.Conv2d(3, C, 3, bias=False), nn.Conv2d(3, C, 3, bias=False)
+        self.grouped = nn.Conv2d(C, C, 3, padding=1, groups=4, bias=False)
+        self.weight, self.square = nn.Parameter(torch.randn(C, C, 1, 1)), nn.Parameter(torch.randn(C, C))
+        self.gain, self.shift = nn.Parameter(torch.rand(C) + 0.5), nn.Parameter(torch.zeros(C))
+        self.row = nn.Parameter(torch.randn(SIZE))
+        self.register_buffer("mean", torch.zeros(C))
+        self.register_buffer("var", torch.rand(C) + 0.5)
+        self.register_buffer("index", torch.tensor([3, 1, 4, 1, 5]))
+        self.last: nn.Module = nn.Identity()
+
+    def start(self, x: Tensor) -> Tensor:
+        h = self.conv1(x)
+        neighbours: dict[str, Callable[[], Tensor]] = {
+            "flip": lambda: h.flip(1),
+            "cat": lambda: torch.cat([h[:, : C // 2], self.other(x)[:, C // 2 :]], 1),
+            "grouped": lambda: self.grouped(h),
+            "add": lambda: h + self.other(x),
+            "shuffle": lambda: h.view(h.shape[0], 2, C // 2, SIZE, SIZE).transpose(1, 2).reshape(h.shape),
+        }
+        return neighbours[self.neighbour]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.case.run(self.start(x), self)
+        if isinstance(self.last, nn.Identity):
+            return y
+        return self.last(y.flip(1))  # type: ignore[no-any-return]
+
+
+READERS: dict[int, Callable[[int], nn.Module]] = {
+    2: lambda c: nn.Linear(c, 3),
+    3: lambda c: nn.Conv1d(c, 3, 1),
+    4: lambda c: nn.Conv2d(c, 3, 1),
+    5: lambda c: nn.Conv3d(c, 3, 1),
+}
+
+
+def build(case: Case, neighbour: str) -> tuple[Net, Tensor]:
+    torch.manual_seed(0)
+    net, x = Net(case, neighbour).double(), torch.randn(2, 3, SIZE + 2, SIZE + 2, dtype=torch.float64)
+    randomise(net)
+    y = net(x)
+    if y.ndim in READERS and y.shape[1] > 1 and y.is_floating_point():
+        net.last = READERS[y.ndim](y.shape[1]).double()
+    return net.eval(), x
+
+
+def flat(h: Tensor) -> Tensor:
+    """(N, 8, 36)."""
+    return h.flatten(2)
+
+
+def deep(h: Tensor) -> Tensor:
+    """(N, 8, 2, 3, 6)."""
+    result: Tensor = h.unflatten(2, (2, 3))
+    return result
+
+
+def rows(h: Tensor) -> Tensor:
+    """(2 * 36, 8)."""
+    return h.permute(0, 2, 3, 1).reshape(-1, h.shape[1])
+
+
+CASES: dict[str, Case] = {
+    # multiply, same values, choice, pointwise
+    "mul": Case(lambda h, net: h * net.gain.view(C, 1, 1)),
+    "multiply": Case(lambda h, net: torch.multiply(h, h.flip(1)), matters=False),
+    "clone": Case(lambda h, net: h.clone()),
+    "detach": Case(lambda h, net: h.detach()),
+    "alias": Case(lambda h, net: aten.alias.default(h)),
+    "lift_fresh": Case(lambda h, net: aten.lift_fresh.default(h)),
+    "_to_copy": Case(lambda h, net: h.to(torch.float32).to(torch.float64)),
+    "where": Case(lambda h, net: torch.where(h > 0, h, h * 0.1)),
+    "masked_fill": Case(lambda h, net: h.masked_fill(h < 0, 0.0)),
+    "hardswish": Case(lambda h, net: F.hardswish(h, inplace=True)),
+    "hardsigmoid": Case(lambda h, net: F.hardsigmoid(h), zero=False),
+    "fill": Case(lambda h, net: aten.fill.Scalar(h, 0.5), zero=False, matters=False),
+    "zero": Case(lambda h, net: aten.zero.default(h) + h),
+    "zeros_like": Case(lambda h, net: torch.zeros_like(h) + h),
+    "ones_like": Case(lambda h, net: torch.ones_like(h) * h),
+    "full_like": Case(lambda h, net: torch.full_like(h, 2.0) * h),
+    "copy": Case(lambda h, net: aten.copy.default(h.flip(1), h)),
+    # pointwise, of which nothing is known
+    "nan_to_num": Case(lambda h, net: torch.nan_to_num(h), zero=False),
+    "fmax": Case(lambda h, net: torch.fmax(h, h.flip(1)), zero=False, matters=False),
+    "fmin": Case(lambda h, net: torch.fmin(h, h.flip(1)), zero=False, matters=False),
+    "bernoulli": Case(lambda h, net: aten.bernoulli.default(torch.zeros_like(h)) + h, zero=False),
+    "rand_like": Case(lambda h, net: torch.rand_like(h) * 0 + h, zero=False),
+    "randn_like": Case(lambda h, net: torch.randn_like(h) * 0 + h, zero=False),
+    "empty_like": Case(lambda h, net: torch.empty_like(h).zero_() + h, zero=False),
+    "native_dropout": Case(lambda h, net: aten.native_dropout.default(h, 0.0, True)[0], zero=False),
+    "uniform": Case(lambda h, net: aten.uniform.default(h, 0.0, 0.0) + h, zero=False),
+    "normal_functional": Case(lambda h, net: aten.normal_functional.default(h, 0.0, 0.0) + h, zero=False),
+    # contractions
+    "convolution": Case(lambda h, net: F.conv2d(h, net.weight)),
+    "mm": Case(lambda h, net: torch.mm(rows(h), net.square)),
+    "addmm": Case(lambda h, net: torch.addmm(net.shift, rows(h), net.square.t())),
+    "bmm": Case(lambda h, net: torch.bmm(flat(h).transpose(1, 2), net.square.expand(2, C, C)).transpose(1, 2)),
+    "baddbmm": Case(
+        lambda h, net: torch.baddbmm(torch.zeros(1, dtype=h.dtype), flat(h).mT, net.square.expand(2, C, C)).mT
+    ),
+    # movement
+    "select": Case(lambda h, net: torch.stack([h[:, 5], h.select(1, 2), h[:, 6]], 1), matters=False),
+    "slice": Case(lambda h, net: torch.cat([h[:, 5:], h[:, :4]], 1), matters=False),
+    "split": Case(lambda h, net: torch.cat([h.split(3, 1)[2], h.split(3, 1)[0]], 1), matters=False),
+    "split_with_sizes": Case(lambda h, net: torch.cat([h.split((3, 5), 1)[1], h.split((3, 5), 1)[0]], 1)),
+    "chunk": Case(lambda h, net: torch.cat([h.chunk(2, 1)[1], h.chunk(2, 1)[0]], 1)),
+    "unbind": Case(lambda h, net: torch.stack([h.unbind(2)[3], h.unbind(2)[0]], 2)),
+    "narrow": Case(lambda h, net: torch.cat([h.narrow(1, 2, 4), h.narrow(1, 0, 2)], 1), matters=False),
+    "expand": Case(lambda h, net: h.unsqueeze(2).expand(-1, -1, 3, -1, -1)),
+    "repeat": Case(lambda h, net: h.repeat(1, 2, 1, 1)),
+    "diagonal": Case(lambda h, net: h.diagonal(0, 2, 3)),
+    "unfold": Case(lambda h, net: h.unfold(2, 2, 2).flatten(3)),
+    "pixel_shuffle": Case(lambda h, net: F.pixel_shuffle(h, 2), stays="crossing"),
+    "pixel_unshuffle": Case(lambda h, net: F.pixel_unshuffle(h, 2)),
+    "channel_shuffle": Case(lambda h, net: F.channel_shuffle(h, 2), stays="rewrite"),
+    "tile": Case(lambda h, net: h.tile(1, 2, 1, 1)),
+    "repeat_interleave": Case(lambda h, net: h.repeat_interleave(2, 1)),
+    # reshape, permute
+    "view": Case(lambda h, net: h.view(h.size(0), -1)),
+    "_unsafe_view": Case(lambda h, net: aten._unsafe_view.default(h, [2, -1, 36])),
+    "reshape": Case(lambda h, net: h.reshape(2, 4, 2, SIZE, SIZE).flip(1).reshape(2, -1, SIZE, SIZE)),
+    "squeeze": Case(lambda h, net: h.mean((2, 3), keepdim=True).squeeze(3).squeeze(2)),
+    "unsqueeze": Case(lambda h, net: h.unsqueeze(2)),
+    "flatten": Case(lambda h, net: h.flatten(1)),
+    "unflatten": Case(lambda h, net: h.unflatten(1, (2, 4)).transpose(1, 2).flatten(1, 2)),
+    "_reshape_alias": Case(lambda h, net: aten._reshape_alias.default(h, [2, C, 36], [C * 36, 36, 1]), stays="rewrite"),
+    "view_as": Case(lambda h, net: h.flatten(2).view_as(h)),
+    "permute": Case(lambda h, net: h.permute(0, 1, 3, 2)),
+    "transpose": Case(lambda h, net: h.transpose(2, 3)),
+    "t": Case(lambda h, net: rows(h).t().t()),
+    "flip": Case(lambda h, net: h.flip(1, 2)),
+    "roll": Case(lambda h, net: h.roll(1, 2)),
+    "movedim": Case(lambda h, net: h.movedim(1, -1).movedim(-1, 1)),
+    "numpy_T": Case(lambda h, net: rows(h).T.T),
+    "cat": Case(lambda h, net: torch.cat([h, h.flip(1), h[:, 2:5]], 1)),
+    "concat": Case(lambda h, net: torch.concat([h, h.flip(1)], 1)),
+    "constant_pad_nd": Case(lambda h, net: F.pad(h, (1, 0, 0, 2, 3, 1))),
+    "index": Case(lambda h, net: h[:, [3, 1, 4, 1, 5]], matters=False),
+    "index_select": Case(lambda h, net: h.index_select(2, net.index)),
+    "_unsafe_index": Case(lambda h, net: aten._unsafe_index.Tensor(h, [None, None, net.index])),
+    "as_strided": Case(lambda h, net: h.mean(3).as_strided((2, C, SIZE), (C * SIZE, SIZE, 1)), stays="rewrite"),
+    # norms, reductions
+    "native_batch_norm": Case(lambda h, net: F.batch_norm(h, net.mean, net.var, net.gain, net.shift, False, 0.1, 1e-5)),
+    "_native_batch_norm_legit_no_training": Case(
+        lambda h, net: aten._native_batch_norm_legit_no_training.default(
+            h, net.gain, net.shift, net.mean, net.var, 0.1, 1e-5
+        )[0]
+    ),
+    "mean": Case(lambda h, net: h.mean((2, 3))),
+    "amax": Case(lambda h, net: h.amax((2, 3))),
+    "amin": Case(lambda h, net: h.amin(3)),
+    "sum": Case(lambda h, net: h.sum((2, 3), keepdim=True)),
+    "prod": Case(lambda h, net: h.prod(3), zero=False),
+    "var": Case(lambda h, net: h.var((2, 3)), zero=False),
+    "std": Case(lambda h, net: h.std((2, 3)), zero=False),
+    "var_mean": Case(lambda h, net: torch.var_mean(h, (2, 3))[0], zero=False),
+    "std_mean": Case(lambda h, net: torch.std_mean(h, (2, 3))[0], zero=False),
+    "logsumexp": Case(lambda h, net: h.logsumexp(3), zero=False),
+    "argmax": Case(lambda h, net: h + h.argmax(1, keepdim=True), stays="reduction"),
+    "argmin": Case(lambda h, net: h + h.argmin(1, keepdim=True), stays="reduction"),
+    "all": Case(lambda h, net: h * (h > 0).all(3, keepdim=True), matters=False),
+    "any": Case(lambda h, net: h * (h > 0).any(3, keepdim=True)),
+    "linalg_vector_norm": Case(lambda h, net: torch.linalg.vector_norm(h, dim=(2, 3)), zero=False),
+    "_softmax": Case(lambda h, net: h.softmax(3), zero=False),
+    "_log_softmax": Case(lambda h, net: h.log_softmax(1), stays="softmax"),
+    "cumsum": Case(lambda h, net: h.cumsum(2), zero=False),
+    "logcumsumexp": Case(lambda h, net: h.logcumsumexp(1), stays="softmax"),
+    "native_layer_norm": Case(lambda h, net: F.layer_norm(h, (SIZE,), net.row), zero=False),
+}
+
+for _n, _view in ((1, flat), (2, lambda h: h), (3, deep)):
+    _down, _up = [2] * _n, [4] * _n
+    CASES |= {
+        f"max_pool{_n}d_with_indices": Case(
+            lambda h, net, n=_n, v=_view: getattr(F, f"max_pool{n}d")(v(h), 2, ceil_mode=True)  # type: ignore[misc]
+        ),
+        f"adaptive_max_pool{_n}d": Case(
+            lambda h, net, n=_n, v=_view: getattr(F, f"adaptive_max_pool{n}d")(v(h), 1)  # type: ignore[misc]
+        ),
+        f"avg_pool{_n}d": Case(
+            lambda h, net, n=_n, v=_view: getattr(F, f"avg_pool{n}d")(v(h), 2, 1, 1)  # type: ignore[misc]
+        ),
+        f"_adaptive_avg_pool{_n}d": Case(
+            lambda h, net, n=_n, v=_view: getattr(F, f"adaptive_avg_pool{n}d")(v(h), 2)  # type: ignore[misc]
+        ),
+    }
+    for _mode in ("reflect", "replicate"):
+        CASES[f"{_mode.replace('reflect', 'reflection').replace('replicate', 'replication')}_pad{_n}d"] = Case(
+            lambda h, net, n=_n, v=_view, m=_mode: F.pad(v(h), (1, 1) * n, mode=m)  # type: ignore[misc]
+        )
+    _linear = {1: "linear", 2: "bilinear", 3: "trilinear"}[_n]
+    for _name, _mode in (
+        (f"upsample_nearest{_n}d", "nearest"),
+        (f"_upsample_nearest_exact{_n}d", "nearest-exact"),
+        (f"upsample_{_linear}{_n}d", _linear),
+    ):
+        CASES[_name] = Case(
+            lambda h, net, v=_view, m=_mode: F.interpolate(v(h), scale_factor=2, mode=m)  # type: ignore[misc]
+        )
+CASES |= {
+    "upsample_bicubic2d": Case(lambda h, net: F.interpolate(h, scale_factor=2, mode="bicubic")),
+    "_upsample_bilinear2d_aa": Case(lambda h, net: F.interpolate(h, size=(3, 3), mode="bilinear", antialias=True)),
+    "_upsample_bicubic2d_aa": Case(lambda h, net: F.interpolate(h, size=(3, 3), mode="bicubic", antialias=True)),
+}
+
+# Ops that no case can call, each with the reason.
+OUT_OF_REACH = {
+    "cudnn_batch_norm": "needs a GPU",
+    "_batch_norm_with_update": "writes to its statistics: kept as an unknown op",
+    "rrelu_with_noise": "writes to its noise: kept as an unknown op",
+    "rrelu_with_noise_functional": "only torch.compile makes it",
+    "max_pool1d": "arrives as max_pool2d_with_indices",
+    "max_pool2d": "arrives as max_pool2d_with_indices",
+    "max_pool3d": "arrives as max_pool3d_with_indices",
+    "adaptive_avg_pool1d": "arrives as _adaptive_avg_pool2d",
+    "adaptive_avg_pool2d": "arrives as _adaptive_avg_pool2d",
+    "adaptive_avg_pool3d": "arrives as _adaptive_avg_pool3d",
+    "_adaptive_avg_pool1d": "there is no such op",
+}
+# Composite ops are taken apart before they arrive, others go by another name; their cases test what arrives.
+COMPOSITE = {
+    "multiply", "chunk", "narrow", "tile", "repeat_interleave", "reshape", "flatten", "unflatten", "view_as", "movedim",
+    "numpy_T", "concat", "max_pool1d_with_indices", "adaptive_max_pool1d", "_adaptive_avg_pool1d", "std", "std_mean",
+    "var", "unbind", "avg_pool1d", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "lift_fresh", "detach",
+}  # fmt: skip
+
+
+def names() -> set[str]:
+    return {str(packet).split(".")[-1] for packet in registered()}
+
+
+def test_every_rule_has_a_case() -> None:
+    assert names() - set(CASES) - set(OUT_OF_REACH) == set()
+    assert set(CASES) - names() - COMPOSITE == set()
+
+
+def test_every_class_of_ops_has_a_case() -> None:
+    tested = {op_class.name for packet, op_class in registered().items() if str(packet).split(".")[-1] in CASES}
+    assert {op_class.name for op_class in registered().values()} == tested
+
+
+def called(analysis: Analysis) -> set[str]:
+    found = (step.call.func for trail in analysis.trails.values() for step in trail.tape)
+    return {func.overloadpacket.__name__ for func in found if hasattr(func, "overloadpacket")}
+
+
+@pytest.mark.parametrize("neighbour", ["flip", "cat", "grouped", "add", "shuffle"])
+@pytest.mark.parametrize("name", CASES)
+def test_rule(name: str, neighbour: str) -> None:
+    case = CASES[name]
+    net, x = build(case, neighbour)
+    analysis = prepare(net, x)
+    assert name in COMPOSITE or name in called(analysis)
+    assert {s for trail in analysis.trails.values() for s in trail.unknown} == set()
+    own = np.unique(analysis.units[analysis.atoms["conv1.weight"][0].numpy()])
+    units = np.intersect1d(own, removable_units(analysis))
+    if case.stays and case.stays != "rewrite":
+        assert len(units) == 0 or neighbour == "cat"
+        codes = {r.code for atoms, r in analysis.space.pins if np.isin(analysis.units[atoms], own).any()}
+        assert case.stays in codes
+        return
+    assert len(units)
+    if not case.stays and neighbour == "add":
+        check_live(net, x, analysis, units, case)
+    kill(analysis, atoms_of(analysis, units[:1]))
+    visit = Fingerprint(net)
+    result = fxc.prune(net, x)
+    visit.check()
+    assert difference(outputs(net, (x,)), outputs(result.module, (x,))) <= 1e-9
+    left = result.module.get_parameter("conv1.weight").shape[0]
+    if case.stays:
+        assert left == (C // 2 if neighbour == "cat" else C)  # what is not read goes all the same
+        assert any("cannot be rewritten for fewer channels" in kept.reason for kept in result.report.kept)
+    elif case.zero:
+        assert left < C
+
+
+def check_live(net: Net, x: Tensor, analysis: Analysis, units: np.ndarray, case: Case) -> None:
+    """The negative control: taking out a channel that is alive goes through, and changes the output."""
+    changed = [
+        difference(outputs(net, (x,)), outputs(carry_out(analysis, forced(analysis, np.array([u]))).module, (x,)))
+        for u in units[:2]
+    ]
+    assert max(changed) > 1e-6 or not case.matters
+
+
+def test_a_second_rule_for_an_op_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"aten\.flip has the rule 'permute' already"):
+        register(OpClass("another", lambda call, space: ()), ["flip"])

@@ -1,0 +1,229 @@
+"""From a model to its graph: both modes, names, arguments, attributes, and errors."""
+
+import copy
+import operator
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from fxcompress.errors import ExampleInputError, TraceError
+from fxcompress.trace.inputs import ExampleInputs, infer_inputs
+from fxcompress.trace.skeleton import skeleton
+from fxcompress.trace.traced import TracedModule
+from fxcompress.trace.tracer import trace
+from tests.exactness import Fingerprint, difference
+
+
+class Modes(nn.Module):
+    """Functional dropout, and a second head in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head, self.aux = nn.Conv2d(3, 4, 1), nn.Linear(4, 2), nn.Linear(4, 3)
+        self.note = {"why": "kept"}
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        x = F.dropout(self.body(x).mean((2, 3)), 0.5, self.training)
+        return (self.head(x), self.aux(x)) if self.training else self.head(x)
+
+
+class Defaults(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, scale: float = 2.0, y: Tensor | None = None, *, twice: bool = False) -> Tensor:
+        x = self.fc(x) * scale
+        x = x if y is None else x + self.fc(y)
+        return self.fc(x) if twice else x
+
+
+def test_both_modes() -> None:
+    traced = trace(Modes())
+    assert set(traced.graphs) == {"eval", "train"}
+    x = torch.randn(2, 3, 4, 4)
+    assert isinstance(traced.eval()(x), Tensor)
+    assert len(traced.train()(x)) == 2
+    assert torch.equal(traced.eval()(x), traced(x))
+    assert not torch.equal(traced.train()(x)[0], traced(x)[0])
+
+
+def test_one_mode() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Dropout())
+    traced = trace(model)
+    assert set(traced.graphs) == {"eval"}
+    assert traced.training
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_trace_leaves_the_model_alone(training: bool) -> None:  # noqa: FBT001
+    model = Modes().train(training)
+    model.aux.eval()
+    visit = Fingerprint(model)
+    traced = trace(model)
+    visit.check()
+    assert traced.training is training
+    assert not traced.get_submodule("aux").training
+    assert traced.get_parameter("body.weight") is model.body.weight
+    assert list(traced.state_dict()) == list(model.state_dict())
+    assert type(traced).__name__ == "Modes"
+
+
+def test_plain_attributes_are_kept() -> None:
+    model = Modes()
+    traced = trace(model)
+    note = traced.__dict__["note"]
+    assert note == {"why": "kept"}
+    assert note is not model.note
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_deepcopy(training: bool) -> None:  # noqa: FBT001
+    traced = trace(Modes()).train(training)
+    traced.meta["mine"] = 1
+    twin = copy.deepcopy(traced)
+    x = torch.randn(2, 3, 4, 4)
+    assert isinstance(twin, TracedModule)
+    assert twin.training is training
+    assert twin.meta == traced.meta
+    assert set(twin.graphs) == {"eval", "train"}
+    assert difference(traced.eval()(x), twin.eval()(x)) == 0
+    assert len(twin.train()(x)) == 2
+    with torch.no_grad():
+        twin.get_parameter("head.bias").add_(1)
+    assert difference(traced.eval()(x), twin.eval()(x)) > 0
+    assert [n.name for n in twin.graph.nodes] == [n.name for n in traced.graph.nodes]
+
+
+def test_a_trace_of_a_trace() -> None:
+    traced = trace(trace(Modes()))
+    x = torch.randn(2, 3, 4, 4)
+    assert set(traced.graphs) == {"eval", "train"}
+    assert len(traced.train()(x)) == 2
+    assert isinstance(traced.eval()(x), Tensor)
+
+
+def test_a_graph_module_of_torch() -> None:
+    plain = fx.symbolic_trace(nn.Sequential(nn.Linear(3, 4), nn.ReLU()))
+    x = torch.randn(2, 3)
+    assert torch.equal(trace(plain)(x), plain(x))
+
+
+def test_unused_modules_are_kept() -> None:
+    class Unused(Modes):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x)  # type: ignore[no-any-return]
+
+    model = Unused()
+    assert list(trace(model).state_dict()) == list(model.state_dict())
+
+
+def test_defaults() -> None:
+    x, y, model = torch.randn(2, 4), torch.randn(2, 4), Defaults()
+    assert difference(trace(model)(x), model(x)) == 0
+    given = trace(model, ExampleInputs.of({"x": x, "y": y}))
+    assert difference(given(x, y=y), model(x, y=y)) == 0
+    assert difference(given(x=x, y=y), model(x, y=y)) == 0
+    assert [node.target for node in given.graph.find_nodes(op="placeholder")] == ["x", "scale", "y", "twice"]
+
+
+def test_in_place_sums_stay_in_place() -> None:
+    """torch.fx makes ``x = x + y`` of ``x += y``, and other names of x miss it."""
+
+    class Alias(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x = x * 1
+            view = x.view(-1)
+            x += 1
+            x *= 2
+            x -= 3
+            x /= 4
+            return view + x.view(-1)
+
+    x = torch.randn(2, 3)
+    traced = trace(Alias())
+    assert {operator.iadd, operator.imul, operator.isub, operator.itruediv} <= {n.target for n in traced.graph.nodes}
+    assert torch.equal(traced(x), Alias()(x))
+
+
+def test_a_skeleton_shares_tensors_only() -> None:
+    model = Modes()
+    twin = skeleton(model)
+    assert twin.body is not model.body
+    assert twin.note is not model.note
+    assert all(a is b for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+def test_control_flow_on_values() -> None:
+    class Branching(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + 1 if x.sum() > 0 else x - 1
+
+    with pytest.raises(TraceError) as caught:
+        trace(Branching())
+    text = str(caught.value)
+    assert text.startswith("torch.fx cannot trace Branching: symbolically traced variables cannot be used as inputs")
+    assert "test_trace.py:" in text
+    assert "return x + 1 if x.sum() > 0 else x - 1" in text
+    assert "torch.fx.wrap" in text
+    assert caught.value.__cause__ is not None
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ("abc", r"example_inputs is a str; pass a tensor, a tuple of positional arguments, or a dict"),
+        (3, r"example_inputs is a int"),
+    ],
+)
+def test_inputs_of_no_known_kind(given: object, text: str) -> None:
+    with pytest.raises(ExampleInputError, match=text):
+        ExampleInputs.of(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ((1, 2, 3, 4, 5), r"forward takes 4 arguments \(x, scale, y, twice\); 5 given"),
+        ({"x": 1, "z": 2}, r"forward has no argument z; it takes x, scale, y, twice"),
+        ({"scale": 1}, r"example_inputs leaves out x; forward takes x, scale, y, twice"),
+    ],
+)
+def test_inputs_that_do_not_fit(given: object, text: str) -> None:
+    with pytest.raises(ExampleInputError, match=text):
+        ExampleInputs.of(given).bind(trace(Defaults()).graph)
+
+
+def test_inputs_bind() -> None:
+    graph = trace(Defaults()).graph
+    assert ExampleInputs.of((1, 3.0)).bind(graph)["scale"] == 3.0
+    assert ExampleInputs.of([1]).bind(graph)["x"] == 1
+    assert str(ExampleInputs.of({"x": torch.zeros(2, 3), "n": 4, "s": object()})) == "x=(2, 3) float32, n=4, s=object"
+
+
+def test_inference_asks_where_it_cannot_know() -> None:
+    with pytest.raises(
+        ExampleInputError, match=r"(?s)takes 2 arguments without a default \(input1, input2\).*pass example"
+    ):
+        infer_inputs(nn.Bilinear(2, 3, 4), lambda guess: True)
+    with pytest.raises(ExampleInputError, match=r"tried \(2, 4\) float32; \(2, 16, 4\) float32\n"):
+        infer_inputs(nn.Linear(4, 4), lambda guess: False)
+    with pytest.raises(ExampleInputError, match=r"tried nothing, as it has no layer that says"):
+        infer_inputs(nn.ReLU(), lambda guess: True)
+    with pytest.raises(ExampleInputError, match=r"; and \d+ more\n"):
+        infer_inputs(nn.Conv2d(1, 2, 3), lambda guess: False)
+
+
+def test_inference_takes_the_first_that_works() -> None:
+    guess = infer_inputs(nn.Conv1d(2, 3, 3).half(), lambda guess: guess.args[0].shape[-1] == 256)
+    assert str(guess) == "(2, 2, 256) float16 (inferred)"
+    assert infer_inputs(nn.Embedding(5, 2), lambda guess: True).args[0].dtype == torch.int64
+
+
+def test_a_trace_can_be_pickled() -> None:
+    traced = trace(nn.Sequential(nn.Linear(3, 4), nn.ReLU()))
+    x = torch.randn(2, 3)
+    assert torch.equal(pickle.loads(pickle.dumps(traced))(x), traced(x))

@@ -38,7 +38,7 @@ lint: $(VENV)/.test
 fuzz: $(VENV)/.test
 	FXCOMPRESS_FUZZ=1 $(PYTEST) -m hypothesis
 
-bench: $(VENV)/.test
+bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks --out out/bench
 
 clean:
@@ -46,7 +46,7 @@ clean:
 	find fxcompress tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamps: an environment is installed once, and again when pyproject.toml changes.
-$(VENV)/.demo $(VENV)/.test: $(VENV)/.%: pyproject.toml | $(VENV)/.created
+$(VENV)/.bench $(VENV)/.demo $(VENV)/.test: $(VENV)/.%: pyproject.toml | $(VENV)/.created
 	@echo "installing fxcompress[$*] into $(VENV); the first time, this downloads torch"
 	@$(BIN)/python -m pip install --quiet --editable ".[$*]"
 	@touch $@

@@ -139,6 +139,7 @@ def environment() -> dict[str, Any]:
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "default threads": DEFAULT_THREADS,
+        "OpenMP settings": [f"{k}={v}" for k, v in sorted(os.environ.items()) if k.startswith(("OMP_", "GOMP_"))],
         "load average": load,
         "commit": _commit(),
     }
@@ -193,7 +194,7 @@ def _cell(value: object, form: str) -> str:
 
 
 def _listed(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
 
 
 def parser(name: str, description: str | None, repeats: int) -> argparse.ArgumentParser:

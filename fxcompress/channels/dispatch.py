@@ -59,7 +59,8 @@ class Dispatch:
                 return result
             op, target = UNKNOWN, func
             self.unknown.setdefault(str(func), []).append(self.space.node)
-        outputs, template = self._apply(op, target, args, kwargs)
+        given = kwargs if target is func else _with_defaults(func, args, kwargs)
+        outputs, template = self._apply(op, target, args, given)
         written = _written(func, args, kwargs)
         for tensor in written:
             self._write(tensor, outputs[0] if op is not UNKNOWN and outputs else None)
@@ -140,6 +141,12 @@ def _same_arguments(func: Any, packet: Any) -> Any:  # noqa: ANN401 - an overloa
         if not schema.is_mutable and [argument.name for argument in schema.arguments] == wanted:
             return getattr(packet, name)
     return None
+
+
+def _with_defaults(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401
+    """The keyword arguments with the defaults of ``func``, which another overload may not have (``bernoulli_``)."""
+    rest = [argument for argument in func._schema.arguments[len(args) :] if argument.has_default_value()]
+    return {argument.name: argument.default_value for argument in rest} | kwargs
 
 
 def _rule(func: Any) -> OpClass | None:  # noqa: ANN401

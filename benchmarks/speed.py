@@ -230,7 +230,7 @@ def claims(compared: list[dict[str, Any]]) -> list[Claim]:
         for clock in CLOCKS:
             for key, words in (("ratio", "at its cheapest"), ("pruner ratio", "by its pruner")):
                 if row["model"] == "resnet50" and f"{clock} {key}" in row:
-                    text = f"resnet50, {row['threads']} threads, {clock} time, ours / Torch-Pruning {words}"
+                    text = f"resnet50, threads: {row['threads']}, {clock} time, ours / Torch-Pruning {words}"
                     found.append(Claim(text, row[f"{clock} {key}"], LIMIT))
     return found
 

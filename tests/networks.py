@@ -304,9 +304,10 @@ class Builder:
         if self.flag():
             kind = self.choose([nn.Dropout, nn.Dropout2d, nn.AlphaDropout])
             self.keeps_zero &= kind is not nn.AlphaDropout
-            return self.call(kind(0.3), i, c, size)
+            return self.call(kind(self.choose([0.3, 0.5])), i, c, size)
         self.noisy = True
-        return self.emit(lambda net, v: F.dropout(v[i], 0.3, net.training), c, size)
+        rate = self.choose([0.3, 0.5])  # 0.5 is the default of an op below, and takes another path
+        return self.emit(lambda net, v: F.dropout(v[i], rate, net.training), c, size)
 
     def pair(self) -> tuple[int, int]:
         """Two values of one shape, the second made to fit if there is none."""

@@ -65,11 +65,25 @@ class _Fixpoint:
         # Backwards: one channel kept at the end keeps what it reads, and then the layers before it need no help.
         for sites in reversed(self.analysis.sites):
             for atoms in (sites.rows, sites.entries):
-                if dead[atoms].all():
-                    reason = Reason("last-channel", "a layer keeps at least one channel", sites.node)
-                    self._restore(dead, atoms[:1], reason)
-                    self._settle(dead, checks)
+                self._keep_some(dead, checks, sites, atoms)
         return Plan(~dead, self.kept)
+
+    def _keep_some(self, dead: np.ndarray, checks: "list[_Check]", sites: SiteAtoms, atoms: np.ndarray) -> None:
+        """A layer keeps a channel; a grouped convolution two groups.
+
+        With a single group it would be another layer, whose channels can go one by one: then the same network, cut in
+        one step or in two, would not be the same.
+        """
+        groups = sites.site.groups
+        reason = Reason("last-channel", "a layer keeps at least one channel", sites.node)
+        if groups > 1:
+            reason = Reason("last-group", "a grouped convolution keeps at least two groups", sites.node)
+        for _ in range(min(groups, 2)):
+            gone = dead[atoms].reshape(groups, -1).all(axis=1)
+            if groups - gone.sum() >= min(groups, 2):
+                return
+            self._restore(dead, atoms.reshape(groups, -1)[gone][0][:1], reason)
+            self._settle(dead, checks)
 
     def _settle(self, dead: np.ndarray, checks: "list[_Check]") -> None:
         """Put back what is still read, or lies inside what stays, until nothing changes."""

@@ -13,7 +13,7 @@ from fxcompress.channels.rules.contraction import MATMUL
 from fxcompress.channels.rules.movement import INDEX, MOVEMENT, PAD, PERMUTE, RESHAPE
 from fxcompress.channels.rules.pointwise import SAME
 from fxcompress.channels.survivors import kept_masks
-from fxcompress.channels.values import Call, Step, Value, find
+from fxcompress.channels.values import Call, Step, Value, find, leaves
 
 _PRODUCT = (MATMUL, RESHAPE, SAME)
 _AROUND = {torch.ops.aten.t.default, torch.ops.aten.transpose.int, torch.ops.aten.expand.default}
@@ -43,7 +43,9 @@ def pair_up(before: list[Step], after: list[Step], alive: np.ndarray) -> list[tu
 
 
 def _is_product(step: Step) -> bool:
-    """Whether a step is a matrix product, or what torch puts around one to fold its operands."""
+    """Whether a step is a matrix product, or what torch puts around one to fold its operands and to add a bias."""
+    if step.call.func is torch.ops.aten.add.Tensor:
+        return all(isinstance(leaf, Value) for leaf in leaves((step.call.args, step.call.kwargs)))
     return step.op in _PRODUCT or step.call.func in _AROUND
 
 

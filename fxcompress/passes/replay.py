@@ -30,7 +30,7 @@ class MismatchError(Exception):
     """A node whose result on what is left is not what is left of its result.
 
     Attributes:
-        atoms: must be kept, then; int64 (n,).
+        atoms: that meet there, and must be kept then; int64 (n,). Perhaps none of them was to go.
         reason: in words.
     """
 
@@ -146,9 +146,7 @@ class Replay(Interpreter):
     def _mismatch(self, node: fx.Node, why: str) -> MismatchError:
         values = [self.original.values[n.name] for n in (node, *node.all_input_nodes)]
         layers = [layer.reshape(-1).numpy() for value in find(Value, values) for layer in value.layers]
-        atoms = np.concatenate(layers) if layers else np.flatnonzero(~self.alive)
-        if self.alive[atoms].all():
-            atoms = np.flatnonzero(~self.alive)
+        atoms = np.concatenate(layers) if layers else np.zeros(0, dtype=np.int64)
         return MismatchError(
             atoms, Reason("rewrite", f"{node.name} cannot be rewritten for fewer channels: {why}", node.name)
         )
@@ -164,51 +162,31 @@ class Replay(Interpreter):
 
 
 def packed_atoms(analysis: Analysis, plan: Plan) -> Atoms:
-    """The labels that are left of each parameter and buffer.
-
-    The inner dim of a grouped convolution is shared by all groups and never cut. It has no labels here: once a single
-    group is left, it would meet the inputs of that group, as that of any convolution does.
-    """
-    inner = _inner(analysis)
+    """The labels that are left of each parameter and buffer."""
     packed: Atoms = {}
     for name, dims in analysis.atoms.items():
         packed[name] = {}
         for dim, atoms in dims.items():
             index = plan.indices(atoms)
             rest = atoms if index is None else atoms[index]
-            if rest.numel() > 1 and not inner[rest.numpy()].all():
+            if rest.numel() > 1:
                 packed[name][dim] = rest
     return packed
 
 
 def _lonely(analysis: Analysis, plan: Plan) -> np.ndarray:
-    """Atoms that a cut network need not have a label for.
+    """Atoms that are the last of their dim, with all that they belong to: a dim of size 1 carries no label.
 
-    Those that are the last of their dim, with all that they belong to: a dim of size 1 carries no label. Those of a
-    grouped convolution's last group, and of its inner dim, see :func:`packed_atoms`. And FIXED: next to it alone, a
-    layer does not vary.
+    FIXED is one of them: next to it alone, a layer does not vary.
     """
-    roots = _inner(analysis)
+    roots = np.zeros(len(plan.alive), dtype=bool)
     roots[FIXED] = True
-    for sites in analysis.sites:
-        left = sites.entries[plan.alive[sites.entries]] if sites.site.groups > 1 else sites.entries[:0]
-        if len(left) * sites.site.groups == len(sites.entries):
-            roots[analysis.component[left]] = True
     for block in analysis.space.blocks:
         left = plan.alive[block.start : block.start + block.size]
         if left.sum() == 1:
             roots[analysis.component[block.start + int(left.argmax())]] = True
-    lonely: np.ndarray = roots[analysis.component] | roots
+    lonely: np.ndarray = roots[analysis.component]
     return lonely
-
-
-def _inner(analysis: Analysis) -> np.ndarray:
-    """The atoms of the inner dims of grouped convolutions, bool (atoms,)."""
-    inner = np.zeros(analysis.space.size, dtype=bool)
-    for atoms, reason in analysis.space.pins:
-        if reason.code == "group-inner":
-            inner[atoms] = True
-    return inner
 
 
 def _scalars(step: Step) -> list[Any]:

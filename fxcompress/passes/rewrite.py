@@ -48,6 +48,7 @@ def rewrite(analysis: Analysis, knowns: dict[str, list[Known]], request: np.ndar
             atoms = mismatch.atoms
             if plan.alive[atoms].all():  # nothing to blame in particular: keep all
                 atoms = np.flatnonzero(~plan.alive)
+                wanted[:] = False
             wanted[atoms] = False
             for root in np.unique(analysis.component[atoms]).tolist():
                 kept.setdefault(root, mismatch.reason)

@@ -8,8 +8,7 @@ from typing import Any
 
 from fxcompress.errors import FxCompressError
 from fxcompress.report.layers import LayerWidth
-from fxcompress.report.summary import Comparison
-from fxcompress.training.history import EpochRecord
+from fxcompress.report.summary import Comparison, Network
 
 _BITS, _WEIGHTS, _BASELINE, _INK = "#2457c5", "#d9660f", "#8a8f98", "#22262d"
 _STYLE = {
@@ -19,6 +18,8 @@ _STYLE = {
     "text.color": _INK, "xtick.color": _INK, "ytick.color": _INK,
 }  # fmt: skip
 _DPI = 130
+_NONE_WRONG = 0.13
+"""Where an error of 0 % is drawn on the logarithmic axis."""
 
 
 def draw_progress(comparison: Comparison, path: str | os.PathLike[str]) -> None:
@@ -29,8 +30,8 @@ def draw_progress(comparison: Comparison, path: str | os.PathLike[str]) -> None:
     """
     plt = _pyplot()
     with plt.rc_context(_STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.7), layout="constrained")
-        _draw_size(left, comparison.compressed.history)
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9.8, 3.9), layout="constrained")
+        _draw_size(left, comparison.compressed)
         _draw_accuracy(right, comparison)
         _save(plt, figure, path)
 
@@ -59,29 +60,39 @@ def draw_layers(layers: Sequence[LayerWidth], path: str | os.PathLike[str]) -> N
         _save(plt, figure, path)
 
 
-def _draw_size(axes: Any, history: Sequence[EpochRecord]) -> None:  # noqa: ANN401
+def _draw_size(axes: Any, network: Network) -> None:  # noqa: ANN401
+    """Lines over the epochs; beside their ends, what the finished network takes when stored, and as a file."""
+    history, end = network.history, network.history[-1].epoch
     epochs = [record.epoch for record in history]
-    for values, color, label in (
-        ([100 * record.weights for record in history], _WEIGHTS, "weights"),
-        ([100 * record.size for record in history], _BITS, "bits (fractional)"),
-    ):
-        axes.plot(epochs, values, color=color, label=label)
-        axes.annotate(f"{values[-1]:.3g} %", (epochs[-1], values[-1]), (4, 0), textcoords="offset points",
-                      va="center", color=color, fontweight="bold")  # fmt: skip
+    weights, bits = [100 * record.weights for record in history], [100 * record.size for record in history]
+    axes.plot(epochs, weights, color=_WEIGHTS, label="weights")
+    axes.plot(epochs, bits, color=_BITS, label="bits (fractional)")
+    _end_note(axes, end, weights[-1], _WEIGHTS, f"{weights[-1]:.3g} %")
+    stored, file = 100 * network.sizes.stored, 100 * network.sizes.file
+    axes.plot([end, end], [stored, file], "o", color=_BITS, markersize=4, clip_on=False)
+    heights = _apart([bits[-1], stored, file], 1.26)
+    for value, height, label in zip((bits[-1], stored, file), heights, ("", " stored", " file"), strict=True):
+        _end_note(axes, end, height, _BITS, f"{value:.3g} %{label}")
     axes.set(title="What is left", xlabel="epoch", ylabel="% of the original, logarithmic", yscale="log")
-    _percent_ticks(axes, [100 * min(min(record.size, record.weights) for record in history), 100.0])
-    axes.set_xlim(0, 1.13 * epochs[-1])
-    axes.grid(visible=True)
-    axes.legend(loc="best")
+    _percent_ticks(axes, 0.75 * bits[-1], 115)
+    axes.set_xlim(0, end)
+    _finish(axes)
 
 
-def _percent_ticks(axes: Any, span: Sequence[float]) -> None:  # noqa: ANN401
-    """Round numbers on a logarithmic axis of percentages."""
-    ticks = [t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if span[0] / 2 <= t <= span[1] * 1.01]
-    axes.set_ylim(span[0] / 1.35, span[1] * 1.2)
-    axes.set_yticks([t for t in ticks if t >= span[0] / 1.35], minor=False)
-    axes.set_yticklabels([f"{t:g}" for t in ticks if t >= span[0] / 1.35])
-    axes.minorticks_off()
+def _end_note(axes: Any, x: float, y: float, color: str, text: str) -> None:  # noqa: ANN401
+    axes.annotate(text, (x, y), (7, 0), textcoords="offset points", va="center", color=color, annotation_clip=False)
+
+
+def _apart(values: Sequence[float], factor: float) -> list[float]:
+    """Rising values, moved up where they are closer than a factor.
+
+    >>> _apart([1.0, 1.5, 8.0], 2)
+    [1.0, 2.0, 8.0]
+    """
+    result: list[float] = []
+    for value in values:
+        result.append(max(value, factor * result[-1]) if result else value)
+    return result
 
 
 def _draw_accuracy(axes: Any, comparison: Comparison) -> None:  # noqa: ANN401
@@ -89,15 +100,35 @@ def _draw_accuracy(axes: Any, comparison: Comparison) -> None:  # noqa: ANN401
         (comparison.baseline, _BASELINE, "float baseline"),
         (comparison.compressed, _BITS, "self-compressing"),
     ):
-        points = [(r.epoch, 100 * (1 - r.metric)) for r in network.history if r.metric is not None]
-        axes.plot(*zip(*points, strict=True), color=color, label=f"{label}, {network.accuracy:.2%} at the end")
+        points = [(r.epoch, max(_NONE_WRONG, 100 * (1 - r.metric))) for r in network.history if r.metric is not None]
+        axes.plot(*zip(*points, strict=True), color=color, label=f"{label} ({100 - 100 * network.accuracy:.2f} %)")
     axes.set(title="Error on the test set", xlabel="epoch", ylabel="wrong, %, logarithmic", yscale="log")
-    axes.set_ylim(0.2, 100)
-    axes.set_yticks([0.2, 0.5, 1, 2, 5, 10, 20, 50, 100])
-    axes.set_yticklabels(["0.2", "0.5", "1", "2", "5", "10", "20", "50", "100"])
+    _percent_ticks(axes, _NONE_WRONG, 110)
+    axes.set_yticks([_NONE_WRONG, *axes.get_yticks()])
+    axes.set_yticklabels(["0", *(f"{tick:g}" for tick in axes.get_yticks()[1:])])
+    axes.set_xlim(0, comparison.compressed.history[-1].epoch)
+    _finish(axes)
+
+
+def _percent_ticks(axes: Any, low: float, high: float) -> None:  # noqa: ANN401
+    """Round numbers on a logarithmic axis of percentages."""
+    ticks = [t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if low < t < high]
+    axes.set_ylim(low, high)
+    axes.set_yticks(ticks)
+    axes.set_yticklabels([f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
+
+
+def _finish(axes: Any) -> None:  # noqa: ANN401
+    """Grid; the legend in one line between title and lines, where it covers nothing; whole epochs below."""
     axes.grid(visible=True)
-    axes.legend(loc="upper right")
+    axes.locator_params(axis="x", integer=True)
+    axes.set_title(axes.get_title("left"), pad=24)
+    legend = axes.legend(
+        loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize=8.5, borderpad=0.3, borderaxespad=0,
+        handlelength=1.4, columnspacing=1.2,
+    )  # fmt: skip
+    legend.set_in_layout(False)
 
 
 def _save(plt: Any, figure: Any, path: str | os.PathLike[str]) -> None:  # noqa: ANN401

@@ -2,6 +2,8 @@
 
 import copy
 import os
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -157,6 +159,19 @@ def _is_dead(example: Example, kept: object, dead: np.ndarray) -> bool:
 @given(examples())
 def test_nothing_dead(example: Example) -> None:
     check(example, 0.0)
+
+
+@settings(CASES, max_examples=CASES.max_examples // 10)
+@given(examples(), st.sampled_from([0.3, 1.0]))
+def test_pruned_networks_are_saved_and_loaded(example: Example, share: float) -> None:
+    """What is loaded is the original, freshly built and cut in one step."""
+    fresh = copy.deepcopy(example.net)
+    module = check(example, share)[0].module
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "net.fxc"
+        fxc.save(module, path)
+        loaded = fxc.load(path, model=fresh)
+    assert difference(outputs(module, example.inputs), outputs(loaded, example.inputs)) <= TOLERANCE
 
 
 class Chain(nn.Module):

@@ -51,6 +51,49 @@ def test_both_modes() -> None:
     assert not torch.equal(traced.train()(x)[0], traced(x)[0])
 
 
+class FrozenPart(nn.Module):
+    """The same twice, one of them to be frozen, and batch norm, which may be in any mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen, self.norm, self.body = Modes(), nn.BatchNorm2d(3), nn.Sequential(nn.Conv2d(3, 3, 1), nn.Dropout())
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        return self.frozen(self.norm(self.body(x)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("rest", [False, True])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_graph_is_that_of_the_modules_that_read_the_mode(*, rest: bool, frozen: bool) -> None:
+    model, x = FrozenPart().train(rest), torch.randn(2, 3, 4, 4)
+    model.frozen.train(frozen)
+    traced = trace(model)
+    assert traced.mode_readers == ("frozen",)
+    results = []
+    for net in (model, traced, copy.deepcopy(traced), trace(traced)):
+        torch.manual_seed(0)
+        results.append([t.detach() for t in (net(x) if frozen else [net(x)])])
+    assert len(results[0]) == 1 + frozen
+    for result in results[1:]:
+        assert all(map(torch.equal, results[0], result))
+
+
+def test_a_mixture_of_modes_that_no_graph_has_is_refused() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = nn.ModuleDict({"a": Modes(), "b": Modes()})
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.parts["a"](x), self.parts["b"](x)
+
+    traced = trace(Both()).eval()
+    traced(torch.randn(1, 3, 4, 4))
+    traced.get_submodule("parts.b").train()
+    with pytest.raises(TraceError, match=r"parts\.a is in evaluation, parts\.b in training"):
+        traced(torch.randn(1, 3, 4, 4))
+
+
 def test_one_mode() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Dropout())
     traced = trace(model)

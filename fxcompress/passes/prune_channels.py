@@ -73,12 +73,14 @@ class PruneChannels(Pass):
 
 
 def knowns_of(analysis: Analysis, seeds: Seeds, modes: tuple[bool, ...] = (False, True)) -> dict[str, list[Known]]:
-    """What is known in each graph, for batch norm in evaluation (False) and in training (True)."""
+    """What is known in each graph, for batch norm in evaluation (False) and in training (True).
+
+    Each graph may meet both: batch norm is often in another mode than the rest of the network.
+    """
     result: dict[str, list[Known]] = {}
     for mode, trail in analysis.trails.items():
-        own = modes if mode == "train" or len(analysis.trails) == 1 else modes[:1]
         maps, nonzero = seeds(analysis.module, trail), dict[int, Tensor]()
-        result[mode] = [propagate(trail, maps, training=training, nonzero=nonzero) for training in own]
+        result[mode] = [propagate(trail, maps, training=training, nonzero=nonzero) for training in modes]
     return result
 
 

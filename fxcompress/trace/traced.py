@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import fx, nn
 
+from fxcompress.errors import TraceError
+
 _SKIP = frozenset(nn.Module().__dict__) | frozenset(dir(fx.GraphModule)) | {"_graph", "meta", "train_graph"}
 
 
@@ -14,14 +16,16 @@ class TracedModule(fx.GraphModule):
     Two things set it apart from a plain GraphModule. It keeps every child module, used or not, in the original order,
     so that ``state_dict`` has the same keys. And when the model computes something else in training than in
     evaluation (auxiliary heads, functional dropout, stochastic depth), it holds a second graph and takes the one that
-    ``self.training`` asks for, as the original did.
+    the modules which read ``self.training`` ask for, as the original did.
 
     Attributes:
         graph: the graph of evaluation, and of training where that is the same.
         train_graph: the graph of training, or None when it is the same.
+        mode_readers: names of the modules whose ``training`` the original's code reads; they choose the graph.
     """
 
     train_graph: fx.Graph | None = None
+    mode_readers: tuple[str, ...] = ("",)
 
     def __init__(
         self, root: nn.Module, graph: fx.Graph, train_graph: fx.Graph | None = None, class_name: str | None = None
@@ -48,10 +52,29 @@ class TracedModule(fx.GraphModule):
             train = type(fx.GraphModule(self, self.train_graph)).forward
 
             def forward(self: TracedModule, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-                return (train if self.training else evaluate)(self, *args, **kwargs)
+                return (train if self.reads_training() else evaluate)(self, *args, **kwargs)
 
             type(self).forward = forward
         return code
+
+    def reads_training(self) -> bool:
+        """Whether the modules that choose the graph are in training.
+
+        Raises:
+            TraceError: some are and some are not: the original would compute something that is in neither graph.
+        """
+        modes = {path: module.training for path, module in self.named_modules() if path in self.mode_readers}
+        training = next(iter(modes.values()), self.training)
+        other = [path or "the network itself" for path, mode in modes.items() if mode != training]
+        if other:
+            this, that = ("training", "evaluation") if training else ("evaluation", "training")
+            raise TraceError(
+                f"{type(self).__name__} was traced in training and in evaluation, and is now in a mixture: "
+                f"{next(iter(modes)) or 'the network itself'} is in {this}, {', '.join(other[:3])} in {that}\n"
+                "  they compute something else in each mode, so they must share one: call train() or eval() on all of "
+                "them. Modules that hold no such code (batch norm, dropout) may be in any mode"
+            )
+        return training
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "TracedModule":
         result: TracedModule = type(self).__new__(type(self))

@@ -6,8 +6,10 @@ where the two graphs differ, the traced module keeps both.
 
 import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import fx, nn
@@ -34,15 +36,37 @@ def trace(model: nn.Module, inputs: ExampleInputs | None = None) -> TracedModule
     root = skeleton(model)
     modes = [(module, module.training) for module in root.modules()]
     constants = _defaults(root, inputs)
-    graph = _graph(root.eval(), constants, record_lines=True)
-    train_graph: fx.Graph | None = _graph(root.train(), constants)
+    with _reads_of_mode() as readers:
+        graph = _graph(root, constants, training=False)
+        train_graph: fx.Graph | None = _graph(root, constants, training=True)
     for module, training in modes:
         module.training = training
     if train_graph is not None and _same(graph, train_graph):
         train_graph = None
     traced = TracedModule(root, graph, train_graph, type(model).__name__)
+    if readers:
+        traced.mode_readers = tuple(name for name, module in root.named_modules() if id(module) in readers)
     traced.meta = dict(model.meta) if isinstance(model, fx.GraphModule) else {}
     return traced
+
+
+@contextmanager
+def _reads_of_mode() -> Iterator[set[int]]:
+    """Collects the ids of the modules whose code reads ``self.training``.
+
+    A property on nn.Module sees the reads; the flag itself stays where it is, in the ``__dict__`` of each module.
+    """
+    readers: set[int] = set()
+
+    def read(self: nn.Module) -> object:
+        readers.add(id(self))
+        return self.__dict__["training"]
+
+    def write(self: nn.Module, value: object) -> None:
+        self.__dict__["training"] = value
+
+    with patch.object(nn.Module, "training", property(read, write), create=True):
+        yield readers
 
 
 class _Proxy(fx.Proxy):
@@ -72,12 +96,13 @@ class _Tracer(fx.Tracer):
         return (leaf and not isinstance(m, nn.Sequential)) or super().is_leaf_module(m, module_qualified_name)
 
 
-def _graph(root: nn.Module, constants: dict[str, Any], *, record_lines: bool = False) -> fx.Graph:
+def _graph(root: nn.Module, constants: dict[str, Any], *, training: bool) -> fx.Graph:
     if isinstance(root, fx.GraphModule) and not constants:
-        train_graph = root.train_graph if isinstance(root, TracedModule) and root.training else None
+        train_graph = root.train_graph if isinstance(root, TracedModule) and training else None
         return copy_graph(train_graph or root.graph)
     tracer = _Tracer()
-    tracer.record_stack_traces = record_lines
+    tracer.record_stack_traces = not training
+    root.train(training)
     try:
         graph = tracer.trace(root, concrete_args=constants or None)
     except Exception as error:

@@ -17,7 +17,6 @@ from fxcompress.channels.rules.registry import Known, OpClass, nothing_known, re
 from fxcompress.channels.space import Space
 from fxcompress.channels.values import Call, Step, Value
 
-
 _CHUNK = 1 << 17  # entries that are looked at together: they stay in the cache
 
 

@@ -10,8 +10,9 @@ from torch import Tensor
 from fxcompress.channels.interpret import Atoms, Interpreter, Trail, fresh_atoms
 from fxcompress.channels.layers import support
 from fxcompress.channels.rules.contraction import CONTRACTIONS, Site, site_of
+from fxcompress.channels.rules.products import BATCHED, Product, inner, product_of
 from fxcompress.channels.rules.quantize import QUANTIZE
-from fxcompress.channels.space import FIXED, Space, components
+from fxcompress.channels.space import FIXED, Slots, Space, components
 from fxcompress.channels.values import Value, find
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.traced import TracedModule
@@ -36,6 +37,25 @@ class SiteAtoms:
     entries: np.ndarray
     rows: np.ndarray
     weight_name: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ProductAtoms:
+    """A batched product with the atoms of its entries and results.
+
+    Attributes:
+        product: the product.
+        mode: the graph that holds it.
+        node: the node that holds it.
+        entries: (N or 1, K), what is contracted.
+        results: the layers of the result, each of the form (N or 1, L or 1, R or 1).
+    """
+
+    product: Product
+    mode: str
+    node: str
+    entries: np.ndarray
+    results: tuple[np.ndarray, ...]
 
 
 @dataclass(eq=False)
@@ -87,18 +107,33 @@ class Analysis:
 
     @cached_property
     def units(self) -> np.ndarray:
-        """Like ``component``, closed over joints: the smallest sets that can go on their own, shape (atoms,)."""
+        """Like ``component``, closed over joints and slots: the smallest sets that can go on their own, (atoms,)."""
         edges = list(self.space.edges)
         for joint in self.joints:
-            rows = int(np.argmax(joint.shape))
-            columns = np.moveaxis(joint, rows, -1).reshape(-1, joint.shape[rows])
-            edges.append((columns[1:].reshape(-1), np.broadcast_to(columns[:1], columns[1:].shape).reshape(-1)))
-        return components(self.space.size, edges)
+            edges += self._columns(joint)
+        while True:
+            units = components(self.space.size, edges)
+            whole = [_whole_slots(slots, units) for slots in self.space.slots]
+            if all((units[a] == units[b]).all() for a, b in whole):
+                return units
+            edges += whole
+
+    def _columns(self, joint: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Edges along all dims of a joint but one: that which leaves the most units."""
+        found = []
+        for dim, size in enumerate(joint.shape):
+            columns = np.moveaxis(joint, dim, -1).reshape(-1, size)
+            found.append((len(np.unique(np.sort(self.component[columns].T, axis=1), axis=0)), columns))
+        _, columns = max(found, key=lambda item: item[0])
+        return [(columns[1:].reshape(-1), np.broadcast_to(columns[:1], columns[1:].shape).reshape(-1))]
 
     @cached_property
     def unit_pinned(self) -> np.ndarray:
-        """Which atoms belong to a unit with a pinned member, bool (atoms,)."""
-        roots = np.zeros(self.space.size, dtype=bool)
+        """Which atoms belong to a unit with a pinned member, or to one of slots alone, bool (atoms,)."""
+        roots = np.ones(self.space.size, dtype=bool)
+        for block in self.space.blocks:
+            if block.name:
+                roots[self.units[block.start : block.start + block.size]] = False
         roots[self.units[self.pinned]] = True
         pinned: np.ndarray = roots[self.units]
         return pinned
@@ -116,6 +151,19 @@ class Analysis:
                     entries = _entries(site)
                     name = names.get(site.weight.key, "")
                     result.append(SiteAtoms(site, mode, step.node, entries, rows, name))
+        return result
+
+    @cached_property
+    def products(self) -> list[ProductAtoms]:
+        """Every batched product with labels along the contracted dim."""
+        result = []
+        for mode, trail in self.trails.items():
+            for step in trail.tape:
+                product = product_of(step.call) if step.op is BATCHED else None
+                entries = None if product is None else next((x for x in inner(product) if x is not None), None)
+                if product is not None and entries is not None and entries.shape[1] == 1:
+                    results = tuple(layer.numpy() for layer in step.outputs[0].layers)
+                    result.append(ProductAtoms(product, mode, step.node, entries[:, 0].numpy(), results))
         return result
 
     def weight_names(self, mode: str) -> dict[int, str]:
@@ -167,3 +215,9 @@ def _vector(value: Value, dim: int, size: int) -> np.ndarray:
         if support(layer) == {dim}:
             return layer.reshape(-1).numpy()
     return np.zeros(size, dtype=np.int64)
+
+
+def _whole_slots(slots: Slots, units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Slots all of whose members are one unit, each with a member."""
+    whole = (units[slots.members] == units[slots.members[:, :1]]).all(axis=1)
+    return slots.atoms[whole], slots.members[whole, 0]

@@ -12,12 +12,13 @@ from fxcompress.channels.rules import rule_of
 from fxcompress.channels.rules.contraction import CONTRACTIONS
 from fxcompress.channels.rules.norms import BATCH_NORM
 from fxcompress.channels.rules.pointwise import OPAQUE_VALUES, POINTWISE
+from fxcompress.channels.rules.products import BATCHED
 from fxcompress.channels.rules.registry import OpClass
 from fxcompress.channels.space import Space
 from fxcompress.channels.values import Call, LabelTensor, Step, Storage, Value, find, replace
 from fxcompress.errors import UnsupportedModelError
 
-_ARITHMETIC = CONTRACTIONS | {BATCH_NORM}
+_ARITHMETIC = CONTRACTIONS | {BATCH_NORM, BATCHED}
 """Classes whose rules read every tensor operand as a Value; a tensor from outside is one of which nothing is known."""
 
 

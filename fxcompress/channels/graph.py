@@ -113,6 +113,7 @@ class ChannelGraph:
         order = np.argsort(units, kind="stable")
         starts = np.flatnonzero(np.r_[True, np.diff(units[order]) != 0])
         members = {int(units[part[0]]): part for part in np.split(order, starts[1:]) if units[part[0]] != FIXED}
+        members = {root: part for root, part in members.items() if any(self._where(atom)[0] for atom in part.tolist())}
         rows, columns = self._roles()
         reasons = self._reasons
         return tuple(
@@ -123,7 +124,7 @@ class ChannelGraph:
     def _group(
         self, index: int, atoms: np.ndarray, rows: set[int], columns: set[int], reasons: tuple[Reason, ...]
     ) -> Group:
-        channels = [(atom, *self._where(atom)) for atom in atoms.tolist()]
+        channels = [found for atom in atoms.tolist() if (found := (atom, *self._where(atom)))[1]]
         parameters = sum(self._elements[name] // max(size, 1) for _, name, _, _, size in channels)
         return Group(
             index,

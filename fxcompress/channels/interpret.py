@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fxcompress.channels.dispatch import Dispatch
 from fxcompress.channels.layers import vector
@@ -90,7 +91,8 @@ class Interpreter:
         bound = inputs.bind(graph)
         last_use = _last_use(graph)
         env = self.env
-        with torch.no_grad(), torch.random.fork_rng(devices=()):
+        # Attention as the products that it is made of: the fused kernels are many, and mean the same.
+        with torch.no_grad(), torch.random.fork_rng(devices=()), sdpa_kernel(SDPBackend.MATH):
             torch.manual_seed(0)  # noise that the graph draws must be the same in every run, see passes/replay.py
             for node in graph.nodes:
                 self.space.node = node.name

@@ -5,6 +5,7 @@ does not vary. The layers of one tensor have disjoint supports. Maps of constant
 movement is written once for both.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -102,10 +103,22 @@ def blocks(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list
     return result
 
 
+def slices(layer: Tensor, dims: Iterable[int]) -> Tensor:
+    """The labels of each slice along ``dims``, shape (slices, labels in one)."""
+    kept = sorted(dims)
+    rest = [d for d in range(layer.ndim) if d not in kept]
+    return layer.permute(*kept, *rest).reshape(math.prod(layer.shape[d] for d in kept), -1)
+
+
 def overlapping(layers: Iterable[Tensor]) -> list[Tensor]:
     """Those layers whose support meets that of another one."""
     items = [(layer, support(layer)) for layer in layers]
     return [a for i, (a, s) in enumerate(items) if any(s & t for j, (_, t) in enumerate(items) if i != j)]
+
+
+def crosses(a: frozenset[int], b: frozenset[int]) -> bool:
+    """Whether two supports meet, and neither holds the other."""
+    return bool(a & b) and not a <= b and not b <= a
 
 
 def zeros_like_dim(size: int, rank: int, dim: int) -> Tensor:

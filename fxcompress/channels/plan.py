@@ -1,15 +1,17 @@
 """From what is dead to what may go: a fixpoint that keeps whatever cannot be proved."""
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fxcompress.channels.analysis import Analysis, SiteAtoms
+from fxcompress.channels.analysis import Analysis, ProductAtoms, SiteAtoms
 from fxcompress.channels.rules.contraction import may_read, nonzero_weight
+from fxcompress.channels.rules.products import may_multiply
 from fxcompress.channels.rules.registry import Known
-from fxcompress.channels.space import Reason
+from fxcompress.channels.space import Reason, Slots
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,15 +62,21 @@ class _Fixpoint:
         dead = ~self.analysis.pinned
         if request is not None:
             dead &= self._whole(request)
-        checks = [_Check(s, known) for s in self.analysis.sites for known in self.knowns[s.mode]]
+        checks: list[Check] = [_Site(s, known) for s in self.analysis.sites for known in self.knowns[s.mode]]
+        checks += [_Product(p, known) for p in self.analysis.products for known in self.knowns[p.mode]]
         self._settle(dead, checks)
+        for product in self.analysis.products:
+            if dead[product.entries].all():
+                reason = Reason("last-channel", "a product keeps at least one entry", product.node)
+                self._restore(dead, product.entries.reshape(-1)[:1], reason)
+                self._settle(dead, checks)
         # Backwards: one channel kept at the end keeps what it reads, and then the layers before it need no help.
         for sites in reversed(self.analysis.sites):
             for atoms in (sites.rows, sites.entries):
                 self._keep_some(dead, checks, sites, atoms)
         return Plan(~dead, self.kept)
 
-    def _keep_some(self, dead: np.ndarray, checks: "list[_Check]", sites: SiteAtoms, atoms: np.ndarray) -> None:
+    def _keep_some(self, dead: np.ndarray, checks: "list[Check]", sites: SiteAtoms, atoms: np.ndarray) -> None:
         """A layer keeps a channel; a grouped convolution two groups.
 
         With a single group it would be another layer, whose channels can go one by one: then the same network, cut in
@@ -85,9 +93,10 @@ class _Fixpoint:
             self._restore(dead, atoms.reshape(groups, -1)[gone][0][:1], reason)
             self._settle(dead, checks)
 
-    def _settle(self, dead: np.ndarray, checks: "list[_Check]") -> None:
+    def _settle(self, dead: np.ndarray, checks: "list[Check]") -> None:
         """Put back what is still read, or lies inside what stays, until nothing changes."""
         ragged = Reason("ragged", "what is left would not be rectangular", "")
+        torn = Reason("slot", "it belongs to a slice, such as a head, that is in use", "")
         before = -1
         while int(dead.sum()) != before:
             before = int(dead.sum())
@@ -95,6 +104,8 @@ class _Fixpoint:
                 self._restore(dead, check.broken(dead), check.reason)
             for joint in self.analysis.joints:
                 self._restore(dead, _ragged(joint, dead), ragged)
+            for slots in self.analysis.space.slots:
+                self._restore(dead, _torn(slots, dead), torn)
 
     def _whole(self, request: np.ndarray) -> np.ndarray:
         """Components all of whose atoms are requested."""
@@ -114,15 +125,24 @@ class _Fixpoint:
             self.kept.setdefault(root, reason)
 
 
-class _Check:
-    """One site in one mode: which dead entries are still read there."""
+class Check(Protocol):
+    """One place that reads channels, in one mode."""
+
+    reason: Reason
+
+    def broken(self, dead: np.ndarray) -> np.ndarray:
+        """The dead atoms that are still read there."""
+        ...
+
+
+class _Site:
+    """A convolution or matrix product."""
 
     def __init__(self, sites: SiteAtoms, known: Known) -> None:
         self.sites = sites
         self.known = known
         self.may_read = may_read(sites.site, known).numpy()
-        mode = "training" if known.training else "evaluation"
-        self.reason = Reason("not-zero", f"in {mode} it is not always zero where {sites.node} reads it", sites.node)
+        self.reason = _not_zero(known, sites.node)
 
     def broken(self, dead: np.ndarray) -> np.ndarray:
         """The atoms of entries that may not go."""
@@ -144,6 +164,46 @@ class _Check:
         else:
             read = (weight & surviving[:, None]).reshape(g, -1, weight.shape[1]).any(axis=1).reshape(-1)
         return read
+
+
+class _Product:
+    """A batched product: an entry matters where both factors may not be zero and some result of them survives."""
+
+    def __init__(self, product: ProductAtoms, known: Known) -> None:
+        left, right = may_multiply(product.product, known)
+        self.entries, self.results = product.entries, product.results
+        self.left, self.right = left.numpy(), right.numpy()
+        self.reason = _not_zero(known, product.node)
+
+    def broken(self, dead: np.ndarray) -> np.ndarray:
+        alive: np.ndarray = np.ones((1, 1, 1), dtype=bool)
+        for layer in self.results:
+            alive = np.logical_and(alive, ~dead[layer])
+        rows = alive.any(axis=1, keepdims=True)
+        read = self.left & (self.right & rows).any(axis=2)
+        entries, read = np.broadcast_arrays(self.entries, read)
+        atoms: np.ndarray = entries[read & dead[entries]]
+        return atoms
+
+
+def _not_zero(known: Known, node: str) -> Reason:
+    mode = "training" if known.training else "evaluation"
+    return Reason("not-zero", f"in {mode} it is not always zero where {node} reads it", node)
+
+
+def _torn(slots: Slots, dead: np.ndarray) -> np.ndarray:
+    """What must come back so that each slot is there exactly if some member is.
+
+    Of a slice whose slot stays, those members come back that lie where other slices have some left: what is left is to
+    be rectangular, and small.
+    """
+    member = ~dead[slots.members]
+    slice_alive, slot_alive = member.any(axis=1), ~dead[slots.atoms]
+    column = member.any(axis=0)
+    if not column.any():
+        column[0] = True
+    empty = slot_alive & ~slice_alive
+    return np.concatenate([slots.atoms[slice_alive & ~slot_alive], slots.members[empty][:, column].reshape(-1)])
 
 
 def _ragged(joint: np.ndarray, dead: np.ndarray) -> np.ndarray:

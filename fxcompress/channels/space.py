@@ -2,9 +2,11 @@
 
 An **atom** is the identity of one entry along one dim of one parameter or buffer. Atoms that must go together are
 coupled; the connected components are the groups of the network. Atom 0 is FIXED: it stands for everything that
-cannot be removed.
+cannot be removed. A **slot** is an atom for a whole slice of labels, such as a head of an attention: it goes when the
+last of its members does.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +36,7 @@ class Reason:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """The atoms ``start .. start + size`` are the entries of dim ``dim`` of the tensor ``name``."""
+    """The atoms ``start .. start + size`` are the entries of dim ``dim`` of the tensor ``name``; no name for slots."""
 
     name: str
     dim: int
@@ -43,15 +45,30 @@ class Block:
     is_parameter: bool
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Slots:
+    """Atoms that stand for slices: ``atoms[i]`` is there as long as any of ``members[i]`` is.
+
+    Attributes:
+        atoms: int64 (n,).
+        members: int64 (n, m); entries in one column lie at the same place in each slice.
+    """
+
+    atoms: np.ndarray
+    members: np.ndarray
+
+
 class Space:
-    """Collects atoms, couplings and pins while a network is interpreted."""
+    """Collects atoms, couplings, slots and pins while a network is interpreted."""
 
     def __init__(self) -> None:
         self.size = 1
         self.blocks: list[Block] = []
         self.pins: list[tuple[np.ndarray, Reason]] = []
         self.edges: list[tuple[np.ndarray, np.ndarray]] = []
+        self.slots: list[Slots] = []
         self.node = ""
+        self._slot_of: dict[bytes, int] = {}
 
     def fresh(self, name: str, dim: int, size: int, *, is_parameter: bool) -> Tensor:
         """New atoms for one dim of a tensor, shape (size,)."""
@@ -66,9 +83,49 @@ class Space:
             left, right = np.broadcast_arrays(a.numpy(), b.numpy())
             self.edges.append((left.reshape(-1), right.reshape(-1)))
 
+    def nest(self, atoms: Tensor, members: Tensor) -> None:
+        """Each of the ``atoms`` (n,) goes when the last of its ``members`` (n, m) does, and not before."""
+        a, rows = atoms.numpy(), members.numpy()
+        first = list({(atom, row.tobytes()): i for i, (atom, row) in enumerate(zip(a, rows, strict=True))}.values())
+        self.slots.append(Slots(a[first], rows[first]))
+
+    def slot(self, members: Tensor) -> Tensor:
+        """An atom for each slice of ``members`` (n, m), the same one for the same slice; FIXED if a member is."""
+        rows, seen = members.numpy(), dict[bytes, int]()
+        for row in rows:
+            if row.tobytes() not in seen:
+                seen[row.tobytes()] = FIXED if (row == FIXED).any() else self._slot(row)
+        atoms = np.array([seen[row.tobytes()] for row in rows], dtype=np.int64)
+        result = torch.from_numpy(atoms)
+        self.nest(result, members)
+        return result
+
+    def _slot(self, row: np.ndarray) -> int:
+        key = np.unique(row).tobytes()
+        if key not in self._slot_of:
+            self._slot_of[key] = self.size
+            self.blocks.append(Block("", 0, self.size, 1, is_parameter=True))
+            self.size += 1
+        return self._slot_of[key]
+
     def pin(self, atoms: Tensor, code: str, text: str) -> None:
         """The ``atoms`` must stay."""
         self.pins.append((atoms.numpy().reshape(-1), Reason(code, text, self.node)))
+
+    def hold(self, layer: Tensor, dims: Collection[int], code: str, text: str) -> Tensor | None:
+        """The size along ``dims`` must not change.
+
+        What varies along other dims as well can still go, a whole slice at a time; then the result is one label for
+        each slice, of size 1 along ``dims``. Otherwise the labels are pinned and the result is None.
+        """
+        first = layer
+        for dim in dims:
+            first = first.narrow(dim, 0, 1)
+        if first.numel() == 1:
+            self.pin(layer, code, text)
+            return None
+        self.couple(first, layer)
+        return first
 
     def components(self) -> np.ndarray:
         """The smallest atom that each atom is coupled with, shape (size,)."""

@@ -142,6 +142,13 @@ def _groups(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> 
     return Proposal(node.target, node.args, {**node.kwargs, "groups": new})
 
 
+def _attention(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> Proposal | None:
+    """Attention: the default scale is a matter of the head's size, and must stay what it was."""
+    if node.kwargs.get("scale") is not None:
+        return None
+    return Proposal(node.target, node.args, {**node.kwargs, "scale": source.shape[-1] ** -0.5})
+
+
 def _argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:  # noqa: ANN401
     return node.args[position] if position < len(node.args) else node.kwargs.get(name, default)
 
@@ -151,6 +158,7 @@ _RULES: dict[str, Propose] = {
     "unflatten": _unflatten,
     **dict.fromkeys(("chunk", "split", "split_with_sizes"), _split),
     "getitem": _getitem,
+    "scaled_dot_product_attention": _attention,
     "narrow": _narrow,
     "select": _select,
     **dict.fromkeys((f"conv{n}d" for n in (1, 2, 3)), _groups),

@@ -12,10 +12,11 @@ from fxcompress.channels.layers import compress, move, vector
 from fxcompress.channels.rules.contraction import MATMUL
 from fxcompress.channels.rules.movement import INDEX, MOVEMENT, PAD, PERMUTE, RESHAPE
 from fxcompress.channels.rules.pointwise import SAME
+from fxcompress.channels.rules.products import BATCHED
 from fxcompress.channels.survivors import kept_masks
 from fxcompress.channels.values import Call, Step, Value, find, leaves
 
-_PRODUCT = (MATMUL, RESHAPE, SAME)
+_PRODUCT = (MATMUL, BATCHED, RESHAPE, SAME)
 _AROUND = {torch.ops.aten.t.default, torch.ops.aten.transpose.int, torch.ops.aten.expand.default}
 _MOVING = (MOVEMENT, PERMUTE, INDEX, PAD)
 

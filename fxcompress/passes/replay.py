@@ -15,12 +15,13 @@ from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.interpret import Atoms, Interpreter, Trail
 from fxcompress.channels.layers import support
 from fxcompress.channels.plan import Plan
-from fxcompress.channels.space import FIXED, Reason, Space
+from fxcompress.channels.space import FIXED, Reason
 from fxcompress.channels.survivors import canonical, kept_layers, kept_shape
 from fxcompress.channels.values import LabelTensor, Step, Value, find, leaves
 from fxcompress.errors import ExampleInputError
 from fxcompress.passes.literals import Proposal, propose
 from fxcompress.passes.positions import pair_up, same_entries
+from fxcompress.passes.slots import KnownSlots, PackedSpace
 
 _VALUE_OPS = {"pointwise", "pointwise, values unknown", "multiply"}
 
@@ -49,7 +50,8 @@ class Replay(Interpreter):
     """
 
     def __init__(self, module: nn.Module, analysis: Analysis, mode: str, plan: Plan) -> None:
-        super().__init__(module, packed_atoms(analysis, plan), Space())
+        self.slots = KnownSlots(analysis, plan.alive)
+        super().__init__(module, packed_atoms(analysis, plan), PackedSpace(self.slots))
         self.analysis = analysis
         self.original: Trail = analysis.trails[mode]
         self.alive = plan.alive
@@ -61,16 +63,16 @@ class Replay(Interpreter):
 
     def call(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         """Run a node on what is left; patch its sizes where it does not agree with the original."""
-        marks = len(self.dispatch.tape), len(self.space.edges)
+        marks = len(self.dispatch.tape), len(self.space.edges), len(self.space.slots)
         try:
-            result, error = self._run(node, args, kwargs), None
+            result, why = self._run(node, args, kwargs), ""
         except ExampleInputError as caught:
-            result, error = None, caught
-        if error is not None or not self._agrees(node, result, marks[0]):
-            del self.dispatch.tape[marks[0] :], self.space.edges[marks[1] :]
-            result = self._patch(node, error)
-        self._compare_scalars(node, self.dispatch.tape[marks[0] :])
-        return result
+            result, why = None, _last_line(caught)
+        why = why or self._disagreement(node, result, marks[0])
+        if not why:
+            return result
+        del self.dispatch.tape[marks[0] :], self.space.edges[marks[1] :], self.space.slots[marks[2] :]
+        return self._patch(node, why)
 
     def _run(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         """Run a node. Where one entry is all that is left of a dim, it has no label any more."""
@@ -81,11 +83,11 @@ class Replay(Interpreter):
                 self.lonely[atoms] = True
         return result
 
-    def _patch(self, node: fx.Node, error: Exception | None) -> Any:  # noqa: ANN401
+    def _patch(self, node: fx.Node, why: str) -> Any:  # noqa: ANN401
         source = self._source(node)
         proposal = propose(node, source, self.original.values[node.name], self.alive)
         if proposal is None:
-            raise self._mismatch(node, str(error).splitlines()[-1].strip() if error else "its labels would differ")
+            raise self._mismatch(node, why)
         old = Proposal(node.target, node.args, dict(node.kwargs))
         _set(node, proposal)
         start = len(self.dispatch.tape)
@@ -94,10 +96,11 @@ class Replay(Interpreter):
             result = self._run(node, args, kwargs)
         except ExampleInputError as caught:
             _set(node, old)
-            raise self._mismatch(node, str(caught).splitlines()[-1].strip()) from caught
-        if not self._agrees(node, result, start):
+            raise self._mismatch(node, _last_line(caught)) from caught
+        why = self._disagreement(node, result, start)
+        if why:
             _set(node, old)
-            raise self._mismatch(node, "no size makes its labels agree")
+            raise self._mismatch(node, why)
         self.patched = True
         return result
 
@@ -106,17 +109,20 @@ class Replay(Interpreter):
         value = self.original.values.get(first.name) if isinstance(first, fx.Node) else None
         return value if isinstance(value, Value) else None
 
-    def _agrees(self, node: fx.Node, result: object, start: int) -> bool:
-        """Whether the result of the steps from ``start`` on is what is left of the original result."""
+    def _disagreement(self, node: fx.Node, result: object, start: int) -> str:
+        """Why the result of the steps from ``start`` on is not what is left of the original result; "" if it is."""
         expected = find(Value, self.original.values[node.name])
         found = [tensor.fxc_value for tensor in find(LabelTensor, result)]
         if len(expected) != len(found) or not all(map(self._same, expected, found)):
-            return False
-        pairs = self._pairs(node, self.dispatch.tape[start:])
-        return pairs is None or all(same_entries(before, after, self.alive) for before, after in pairs)
-
-    def _pairs(self, node: fx.Node, steps: list[Step]) -> list[tuple[Step, Step]] | None:
-        return pair_up(self.steps.get(node.name, []), steps, self.alive)
+            return "its labels would differ"
+        pairs = pair_up(self.steps.get(node.name, []), self.dispatch.tape[start:], self.alive)
+        if pairs is None:
+            return "it takes another path on fewer channels"
+        if not all(same_entries(before, after, self.alive) for before, after in pairs):
+            return "it would move other entries"
+        if any(before.op.name in _VALUE_OPS and _scalars(before) != _scalars(step) for before, step in pairs):
+            return "a size flows into its value"
+        return ""
 
     def _same(self, expected: Value, found: Value) -> bool:
         if tuple(found.shape) != kept_shape(expected, self.alive):
@@ -132,16 +138,8 @@ class Replay(Interpreter):
         if torch.equal(expected, found):
             return True
         a, b = expected.numpy(), found.numpy()
-        return bool(((a == b) | ((b == 0) & self.lonely[a])).all())
-
-    def _compare_scalars(self, node: fx.Node, steps: list[Step]) -> None:
-        """A size that flows into a value (a scale, a mean) must not change with the width."""
-        pairs = self._pairs(node, steps)
-        if pairs is None:
-            raise self._mismatch(node, "it takes another path on fewer channels")
-        for before, step in pairs:
-            if step.op.name in _VALUE_OPS and _scalars(before) != _scalars(step):
-                raise self._mismatch(node, "a size flows into its value")
+        same = self.slots.name[a] == self.slots.name[b]
+        return bool((same | ((b == 0) & self.lonely[a])).all())
 
     def _mismatch(self, node: fx.Node, why: str) -> MismatchError:
         values = [self.original.values[n.name] for n in (node, *node.all_input_nodes)]
@@ -153,12 +151,14 @@ class Replay(Interpreter):
 
     def check_couplings(self) -> None:
         """Labels that meet in the cut network must belong together in the original one."""
-        component = self.analysis.component
+        same = self.slots.same
+        strangers = [self.slots.strangers(slots) for slots in self.space.slots]
         for a, b in self.space.edges:
-            wrong = (component[a] != component[b]) & (a != FIXED) & (b != FIXED)
-            if wrong.any():
-                atoms = np.concatenate([a[wrong], b[wrong]])
-                raise MismatchError(atoms, Reason("rewrite", "channels would meet that do not belong together", ""))
+            wrong = (same[a] != same[b]) & (a != FIXED) & (b != FIXED)
+            strangers.append(np.concatenate([a[wrong], b[wrong]]))
+        atoms = np.concatenate(strangers) if strangers else np.zeros(0, dtype=np.int64)
+        if len(atoms):
+            raise MismatchError(atoms, Reason("rewrite", "channels would meet that do not belong together", ""))
 
 
 def packed_atoms(analysis: Analysis, plan: Plan) -> Atoms:
@@ -187,6 +187,10 @@ def _lonely(analysis: Analysis, plan: Plan) -> np.ndarray:
             roots[analysis.component[block.start + int(left.argmax())]] = True
     lonely: np.ndarray = roots[analysis.component]
     return lonely
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).splitlines()[-1].strip()
 
 
 def _scalars(step: Step) -> list[Any]:

@@ -1,6 +1,6 @@
 """Rules for classes of ATen ops; importing this package fills the table."""
 
-from fxcompress.channels.rules import contraction, movement, norms, pointwise, reductions, windows
+from fxcompress.channels.rules import contraction, movement, norms, pointwise, products, reductions, windows
 from fxcompress.channels.rules.registry import OpClass, register, registered, rule_of
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "movement",
     "norms",
     "pointwise",
+    "products",
     "reductions",
     "register",
     "registered",

@@ -57,7 +57,7 @@ class Site:
 def site_of(call: Call) -> Site | None:
     """The site of a contraction; None where an operand is no labelled tensor."""
     name = call.func.overloadpacket.__name__
-    bias, left, right = (None, *call.args[:2]) if name in {"mm", "bmm"} else call.args[:3]
+    bias, left, right = (None, *call.args[:2]) if name == "mm" else call.args[:3]
     if name == "convolution":
         left, right, bias = call.args[:3]
     if not isinstance(left, Value) or not isinstance(right, Value):
@@ -66,8 +66,7 @@ def site_of(call: Call) -> Site | None:
     if name == "convolution":
         transposed = bool(call.args[6])
         return Site(left, 1, right, int(transposed), int(not transposed), call.args[8], transposed, bias, 1)
-    rank = left.rank
-    return Site(left, rank - 1, right, rank - 1, rank - 2, 1, False, bias, rank - 1)
+    return Site(left, 1, right, 1, 0, 1, False, bias, 1)
 
 
 def take(value: Value, dim: int, space: Space) -> Tensor | None:
@@ -93,7 +92,7 @@ def meet(a: Tensor | None, b: Tensor | None, space: Space) -> None:
 def _conv_labels(call: Call, space: Space) -> tuple[Layers, ...]:
     site = site_of(call)
     if site is None:
-        return _pin_all(call, space)
+        return pin_all(call, space)
     rank = call.metas[0].ndim
     read, columns = take(site.source, 1, space), take(site.weight, site.column, space)
     rows = take(site.weight, site.row, space)
@@ -136,7 +135,8 @@ def _grouped(
     return members[:, :1].expand(site.groups, site.rows // site.groups).reshape(-1) if site.transposed else outer
 
 
-def _pin_all(call: Call, space: Space) -> tuple[Layers, ...]:
+def pin_all(call: Call, space: Space) -> tuple[Layers, ...]:
+    """For an op one of whose operands is no labelled tensor: no label survives."""
     for value in (a for a in call.args if isinstance(a, Value)):
         for layer in value.layers:
             space.pin(layer, "fixed-operand", "it meets a tensor whose size is fixed")
@@ -146,22 +146,17 @@ def _pin_all(call: Call, space: Space) -> tuple[Layers, ...]:
 def _matmul_labels(call: Call, space: Space) -> tuple[Layers, ...]:
     site = site_of(call)
     if site is None:
-        return _pin_all(call, space)
+        return pin_all(call, space)
     out = call.metas[0]
-    rank = out.ndim
-    meet(take(site.source, rank - 1, space), take(site.weight, rank - 2, space), space)
+    meet(take(site.source, 1, space), take(site.weight, 0, space), space)
     kept: list[Tensor] = []
-    for value, free in ((site.source, rank - 2), (site.weight, rank - 1)):
+    for value, free in ((site.source, 0), (site.weight, 1)):
         atoms = take(value, free, space)
         if atoms is not None:
-            kept.append(vector(atoms, rank, free))
-    if rank == 3:
-        batch = take(site.source, 0, space)
-        meet(batch, take(site.weight, 0, space), space)
-        kept += [] if batch is None else [vector(batch, rank, 0)]
+            kept.append(vector(atoms, 2, free))
     if site.bias is None:
         return (tuple(kept),)
-    return (couple_aligned([(out.shape, tuple(kept)), (site.bias.shape, site.bias.layers)], rank, space),)
+    return (couple_aligned([(out.shape, tuple(kept)), (site.bias.shape, site.bias.layers)], 2, space),)
 
 
 def nonzero_weight(site: Site, known: Known) -> Tensor:
@@ -230,5 +225,5 @@ def _constants(step: Step, known: Known) -> list[Tensor]:
 
 
 CONVOLUTION = register(OpClass("convolution", _conv_labels, _constants), ["convolution"])
-MATMUL = register(OpClass("matrix product", _matmul_labels, _constants), ["mm", "addmm", "bmm", "baddbmm"])
+MATMUL = register(OpClass("matrix product", _matmul_labels, _constants), ["mm", "addmm"])
 CONTRACTIONS = frozenset({CONVOLUTION, MATMUL})

@@ -3,37 +3,56 @@
 import torch
 from torch import Tensor
 
-from fxcompress.channels.layers import Layers, overlapping, pad_rank, support
+from fxcompress.channels.layers import Layers, crosses, pad_rank, slices, support
 from fxcompress.channels.rules.registry import Known, OpClass, nothing_known, register
 from fxcompress.channels.space import Space
 from fxcompress.channels.values import Call, Step, Value, find, leaves, replace
 
+Operand = tuple[torch.Size, Layers]
 
-def couple_aligned(operands: list[tuple[torch.Size, Layers]], rank: int, space: Space) -> Layers:
-    """Couple the labels of operands that are broadcast against each other; the layers of the result."""
+
+def couple_aligned(operands: list[Operand], rank: int, space: Space) -> Layers:
+    """Couple the labels of operands that are broadcast against each other; the layers of the result.
+
+    Labels of equal support are coupled. Where one support holds the other (heads, and dims of heads), the smaller
+    labels stand for slices of the larger ones. Supports that cross are pinned, and so is what meets a fixed size.
+    """
     shapes = [(1,) * (rank - len(shape)) + tuple(shape) for shape, _ in operands]
     stacks = [[pad_rank(layer, rank) for layer in layers] for _, layers in operands]
     if len(operands) == 1:
         return tuple(stacks[0])
-    by_support: dict[frozenset[int], list[tuple[int, Tensor]]] = {}
-    for i, layers in enumerate(stacks):
-        for layer in layers:
-            by_support.setdefault(support(layer), []).append((i, layer))
-    first = [members[0][1] for members in by_support.values()]
-    crossing = {id(layer) for layer in overlapping(first)} if len(first) > 1 else set()
-    result = []
-    for dims, members in by_support.items():
-        lead = members[0][1]
-        if id(lead) in crossing:
-            for _, layer in members:
-                space.pin(layer, "crossing", "its labels cross others of another shape")
+    everything = {support(layer) for layers in stacks for layer in layers}
+    leads: dict[frozenset[int], Tensor] = {}
+    for layer in (layer for layers in stacks for layer in layers):
+        if any(crosses(support(layer), other) for other in everything):
+            space.pin(layer, "crossing", "its labels cross others of another shape")
             continue
-        for _, layer in members[1:]:
-            space.couple(lead, layer)
-        having = {i for i, _ in members}
-        if any(shape[d] > 1 for i, shape in enumerate(shapes) if i not in having for d in dims):
-            space.pin(lead, "fixed-operand", "it meets a tensor whose size is fixed")
-        result.append(lead)
+        fixed = {d for shape, own in zip(shapes, stacks, strict=True) for d in _uncovered(shape, own, support(layer))}
+        held = space.hold(layer, fixed, "fixed-operand", "it meets a tensor whose size is fixed") if fixed else layer
+        if held is not None and support(held) in leads:
+            space.couple(leads[support(held)], held)
+        elif held is not None:
+            leads[support(held)] = held
+    return _largest(leads, space)
+
+
+def _uncovered(shape: tuple[int, ...], layers: list[Tensor], dims: frozenset[int]) -> list[int]:
+    """The ``dims`` along which an operand has entries and no labels."""
+    return [d for d in dims if shape[d] > 1 and not any(layer.shape[d] > 1 for layer in layers)]
+
+
+def _largest(leads: dict[frozenset[int], Tensor], space: Space) -> Layers:
+    """The layers that no other one holds; the others stand for slices of the next larger one."""
+    result = []
+    for dims, layer in leads.items():
+        if any(crosses(dims, other) for other in leads):
+            space.pin(layer, "crossing", "its labels cross others of another shape")
+            continue
+        larger = [other for other in leads if dims < other]
+        if larger:
+            space.nest(layer.reshape(-1), slices(leads[min(larger, key=len)], dims))
+        else:
+            result.append(layer)
     return tuple(result)
 
 

@@ -14,15 +14,11 @@ Dims = Callable[[Call], frozenset[int]]
 
 
 def pass_others(call: Call, space: Space, dims: frozenset[int], code: str) -> Layers:
-    """Pin the labels along ``dims``; the others."""
+    """The layers of the result of an op that mixes all entries along ``dims``, whose size must stay."""
     source: Value = call.args[0]
-    kept = []
-    for layer in source.layers:
-        if support(layer) & dims:
-            space.pin(layer, code, f"{call.func.__name__} mixes all entries of this dim")
-        else:
-            kept.append(layer)
-    return tuple(kept)
+    text = f"{call.func.__name__} mixes all entries of this dim"
+    held = [space.hold(x, mixed, code, text) if (mixed := support(x) & dims) else x for x in source.layers]
+    return tuple(layer for layer in held if layer is not None)
 
 
 def _some(call: Call) -> frozenset[int]:

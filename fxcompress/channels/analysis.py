@@ -119,13 +119,19 @@ class Analysis:
             edges += whole
 
     def _columns(self, joint: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Edges along all dims of a joint but one: that which leaves the most units."""
-        found = []
-        for dim, size in enumerate(joint.shape):
-            columns = np.moveaxis(joint, dim, -1).reshape(-1, size)
-            found.append((len(np.unique(np.sort(self.component[columns].T, axis=1), axis=0)), columns))
-        _, columns = max(found, key=lambda item: item[0])
+        """Edges along all dims of a joint but one: that which leaves the most units.
+
+        The choice must be the same for each transposed form of a joint, or everything would hang together.
+        """
+        found = [np.moveaxis(joint, dim, -1).reshape(-1, size) for dim, size in enumerate(joint.shape)]
+        columns = max(found, key=self._units_left)
         return [(columns[1:].reshape(-1), np.broadcast_to(columns[:1], columns[1:].shape).reshape(-1))]
+
+    def _units_left(self, columns: np.ndarray) -> tuple[int, int, list[int]]:
+        """How many different columns there are; then, to break a tie, what depends on their content alone."""
+        different = len(np.unique(np.sort(self.component[columns].T, axis=1), axis=0))
+        first = np.argwhere(columns == columns.min())[0, 1]
+        return different, columns.shape[1], sorted(columns[:, first].tolist())
 
     @cached_property
     def unit_pinned(self) -> np.ndarray:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.tracer import trace
+from tests.attention import Attention, Form
 
 Draw = Callable[..., Any]
 Values = list[Tensor]
@@ -284,6 +285,28 @@ class Builder:
         i = self.value()
         return self.call(Scale(self.shapes[i].channels), i, self.shapes[i].channels, self.shapes[i].size)
 
+    def attention(self) -> int:
+        """Attention among pixels; a residual one, more often than not."""
+        i = self.value()
+        c, size = self.shapes[i].channels, self.shapes[i].size
+        extra = self.choose(["", "", "temperature", "norm", "bias", "mask"])
+        shared = self.choose([1, 1, 2])
+        head = self.integer(1, 4)
+        form = Form(
+            heads=shared * self.integer(1, 3) if shared > 1 else self.integer(0, 3),
+            head=head,
+            value=self.choose([head, self.integer(1, 3)]),
+            product=self.choose(["sdpa", "sdpa", "matmul", "einsum", "transposed"]),
+            packed=self.flag(),
+            shared=shared,
+            extra=extra,
+            scaled=self.choose(["default", "literal"]),
+        )
+        self.fixed |= extra == "bias"
+        self.keeps_zero &= extra != "norm" and form.product != "transposed"  # softmax and layer norm move zero
+        j = self.call(Attention(c, form, size * size), i, c, size)
+        return j if self.integer(0, 3) == 0 else self.emit(lambda net, v: v[i] + v[j], c, size)
+
     # --- elementwise -----------------------------------------------------------------------------------------------
 
     def activation(self, i: int | None = None) -> int:
@@ -454,7 +477,7 @@ class Builder:
             self.conv, self.conv, self.norm, self.activation, self.activation, self.add, self.residual, self.cat,
             self.split, self.pick, self.permute, self.permute, self.grouped, self.grouped, self.transposed, self.gate,
             self.space, self.space, self.functional, self.again, self.tied, self.linear, self.scale, self.dropout,
-            self.multiply,
+            self.multiply, self.attention, self.attention,
         ]  # fmt: skip
         self.choose(kinds)()
         if self.shapes[-1].channels > 16:

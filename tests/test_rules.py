@@ -145,7 +145,7 @@ CASES: dict[str, Case] = {
     "convolution": Case(lambda h, net: F.conv2d(h, net.weight)),
     "mm": Case(lambda h, net: torch.mm(rows(h), net.square)),
     "addmm": Case(lambda h, net: torch.addmm(net.shift, rows(h), net.square.t())),
-    "bmm": Case(lambda h, net: torch.bmm(flat(h).transpose(1, 2), net.square.expand(2, C, C)).transpose(1, 2)),
+    "bmm": Case(lambda h, net: torch.bmm(flat(h).mT, torch.stack([net.square, net.square])).mT),
     "baddbmm": Case(
         lambda h, net: torch.baddbmm(torch.zeros(1, dtype=h.dtype), flat(h).mT, net.square.expand(2, C, C)).mT
     ),

@@ -5,6 +5,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fxcompress.channels.interpret import Atoms, Interpreter, Trail, fresh_atoms
@@ -13,7 +14,7 @@ from fxcompress.channels.rules.contraction import CONTRACTIONS, Site, site_of
 from fxcompress.channels.rules.products import BATCHED, Product, inner, product_of
 from fxcompress.channels.rules.quantize import QUANTIZE
 from fxcompress.channels.space import FIXED, Slots, Space, components
-from fxcompress.channels.values import Value, find
+from fxcompress.channels.values import Step, Value, find
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.traced import TracedModule
 
@@ -177,7 +178,7 @@ class Analysis:
         names = {value.key: name for name, value in self.trails[mode].parameters.items()}
         for step in self.trails[mode].tape:
             source = step.call.args[0] if step.call.args else None
-            same = step.op is QUANTIZE or step.op.name in {"reshape", "permute", "same values"}
+            same = step.op is QUANTIZE or step.op.name in {"reshape", "permute", "same values"} or _is_broadcast(step)
             if same and isinstance(source, Value) and source.key in names:
                 names[step.outputs[0].key] = names[source.key]
         return names
@@ -206,6 +207,11 @@ def analyse(module: TracedModule, inputs: ExampleInputs) -> Analysis:
             for atoms in dims.values():
                 space.pin(atoms, "unused", "no node of the graph uses this tensor")
     return result
+
+
+def _is_broadcast(step: Step) -> bool:
+    """Whether a step repeats a tensor along a new dim, or takes one of the repetitions."""
+    return step.call.func in {torch.ops.aten.expand.default, torch.ops.aten.select.int}
 
 
 def _entries(site: Site) -> np.ndarray:

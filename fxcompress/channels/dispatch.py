@@ -53,6 +53,8 @@ class Dispatch:
                 f"node {self.space.node} reads a number out of a tensor (item(), float(), bool()): what the network "
                 "does next may depend on it, and cannot be analysed; keep the number in a tensor"
             )
+        if func is torch.ops.aten.bmm.default and _is_one_matrix(args[1]):
+            return _unbatched(*args)
         target, op = _functional(func)
         if op is None:
             result = self._decompose(func, args, kwargs)
@@ -202,6 +204,17 @@ def _shapes(op: OpClass, func: Any, args: Any, kwargs: Any) -> Any:  # noqa: ANN
     except NotImplementedError:
         real = replace(lambda t: torch.zeros(t.shape, dtype=t.dtype), torch.Tensor, (args, kwargs))
         return replace(lambda t: t.to("meta"), torch.Tensor, func(*real[0], **real[1]))
+
+
+def _is_one_matrix(right: Any) -> bool:  # noqa: ANN401 - an argument of bmm
+    """Whether the right operand of a batched product is one matrix, expanded: so torch runs some linear layers."""
+    return isinstance(right, LabelTensor) and right.shape[0] > 1 and right.stride(0) == 0
+
+
+def _unbatched(left: Tensor, right: Tensor) -> Tensor:
+    """The same as a plain product: (N, L, K) times the (K, R) that all of the batch shares."""
+    flat = left.reshape(-1, left.shape[2]).mm(right.select(0, 0))
+    return flat.view(left.shape[0], left.shape[1], -1)
 
 
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[LabelTensor]:  # noqa: ANN401

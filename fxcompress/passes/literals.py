@@ -4,6 +4,7 @@ Each function proposes new arguments for one kind of node. A proposal is only th
 labels and takes the proposal if the result is what is left of the original.
 """
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -146,7 +147,7 @@ def _attention(node: fx.Node, source: Value, result: object, alive: np.ndarray) 
     """Attention: the default scale is a matter of the head's size, and must stay what it was."""
     if node.kwargs.get("scale") is not None:
         return None
-    return Proposal(node.target, node.args, {**node.kwargs, "scale": source.shape[-1] ** -0.5})
+    return Proposal(node.target, node.args, {**node.kwargs, "scale": 1 / math.sqrt(source.shape[-1])})
 
 
 def _argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:  # noqa: ANN401

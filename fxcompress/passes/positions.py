@@ -18,6 +18,8 @@ from fxcompress.channels.values import Call, Step, Value, find, leaves
 
 _PRODUCT = (MATMUL, BATCHED, RESHAPE, SAME)
 _AROUND = {torch.ops.aten.t.default, torch.ops.aten.transpose.int, torch.ops.aten.expand.default}
+_COPIES = {torch.ops.aten.alias.default, torch.ops.aten.clone.default}
+"""Where torch copies is a matter of strides, which change with sizes."""
 _MOVING = (MOVEMENT, PERMUTE, INDEX, PAD)
 
 
@@ -29,7 +31,7 @@ def pair_up(before: list[Step], after: list[Step], alive: np.ndarray) -> list[tu
     """
     if all(map(_is_product, before)) and all(map(_is_product, after)):
         return []
-    before, after = ([s for s in steps if s.call.func is not torch.ops.aten.alias.default] for steps in (before, after))
+    before, after = ([s for s in steps if s.call.func not in _COPIES] for steps in (before, after))
     surplus = len(before) - len(after)
     rest, pairs = iter(after), []
     for step in before:

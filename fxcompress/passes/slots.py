@@ -53,6 +53,8 @@ class KnownSlots:
         return np.concatenate([slots.atoms[wrong], slots.members[wrong].reshape(-1)])
 
     def _knows(self, atom: int, members: np.ndarray) -> bool:
+        if (self.same[members] == self.same[atom]).all():
+            return True
         known = self._of.get(self._key(members), [])
         return any((atom == FIXED) == (other == FIXED) and self.same[atom] == self.same[other] for other in known)
 

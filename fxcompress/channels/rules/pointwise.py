@@ -15,7 +15,8 @@ def couple_aligned(operands: list[Operand], rank: int, space: Space) -> Layers:
     """Couple the labels of operands that are broadcast against each other; the layers of the result.
 
     Labels of equal support are coupled. Where one support holds the other (heads, and dims of heads), the smaller
-    labels stand for slices of the larger ones. Supports that cross are pinned, and so is what meets a fixed size.
+    labels stand for slices of the larger ones. Where supports cross, slices along the dims that they share can still
+    go; the others keep their size, as do those that meet a fixed size.
     """
     shapes = [(1,) * (rank - len(shape)) + tuple(shape) for shape, _ in operands]
     stacks = [[pad_rank(layer, rank) for layer in layers] for _, layers in operands]
@@ -24,11 +25,14 @@ def couple_aligned(operands: list[Operand], rank: int, space: Space) -> Layers:
     everything = {support(layer) for layers in stacks for layer in layers}
     leads: dict[frozenset[int], Tensor] = {}
     for layer in (layer for layers in stacks for layer in layers):
-        if any(crosses(support(layer), other) for other in everything):
-            space.pin(layer, "crossing", "its labels cross others of another shape")
-            continue
-        fixed = {d for shape, own in zip(shapes, stacks, strict=True) for d in _uncovered(shape, own, support(layer))}
-        held = space.hold(layer, fixed, "fixed-operand", "it meets a tensor whose size is fixed") if fixed else layer
+        dims = support(layer)
+        crossing = {d for other in everything if crosses(dims, other) for d in dims - other}
+        fixed = {d for shape, own in zip(shapes, stacks, strict=True) for d in _uncovered(shape, own, dims)}
+        held: Tensor | None = layer
+        if crossing:
+            held = space.hold(layer, crossing | fixed, "crossing", "its labels cross others of another shape")
+        elif fixed:
+            held = space.hold(layer, fixed, "fixed-operand", "it meets a tensor whose size is fixed")
         if held is not None and support(held) in leads:
             space.couple(leads[support(held)], held)
         elif held is not None:

@@ -1,0 +1,160 @@
+"""Attention: heads, dims of heads and shared heads go when they are dead, and the output stays what it was."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxcompress as fxc
+from fxcompress.channels.prepare import prepare
+from fxcompress.passes.rewrite import carry_out
+from tests.attention import Attention, Form
+from tests.exactness import difference, forced, outputs
+
+FORMS = {
+    "sdpa": Form(4, 6, 5),
+    "sdpa, packed": Form(4, 6, 5, packed=True),
+    "sdpa, scale given": Form(4, 6, 6, scaled="literal"),
+    "sdpa, shared": Form(4, 6, 5, shared=2),
+    "matmul": Form(4, 6, 5, "matmul"),
+    "matmul, packed": Form(4, 6, 6, "matmul", packed=True),
+    "matmul, shared": Form(4, 6, 5, "matmul", shared=2),
+    "matmul, temperature": Form(4, 6, 5, "matmul", extra="temperature"),
+    "einsum": Form(4, 6, 5, "einsum"),
+    "transposed": Form(4, 6, 6, "transposed"),
+}
+SIZE = 4
+
+
+def build(form: Form) -> tuple[nn.Sequential, Tensor]:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 12, 1), Attention(12, form, SIZE**2), nn.ReLU(), nn.Conv2d(12, 4, 1))
+    return net.double().eval(), torch.randn(2, 3, SIZE, SIZE, dtype=torch.float64)
+
+
+def rows(net: nn.Sequential, part: int) -> tuple[Tensor, Tensor]:
+    """Weight and bias that make q (0), k (1) or v (2), in the form (heads, dims, ...)."""
+    attention = net[1]
+    assert isinstance(attention, Attention)
+    form = attention.form
+    layer = attention.qkv if form.packed else (attention.q, attention.k, attention.v)[part]
+    tensors = [layer.weight, layer.bias]
+    if form.packed:
+        tensors = [t.split(attention.sizes)[part] for t in tensors]
+    size = form.value if part == 2 else form.head
+    return tuple(t.unflatten(0, (-1, size)) for t in tensors)
+
+
+def zero(net: nn.Sequential, part: int, head: int | slice, dim: int | slice) -> None:
+    with torch.no_grad():
+        for tensor in rows(net, part):
+            tensor[head, dim] = 0
+
+
+def sizes(module: nn.Module) -> list[int]:
+    """Rows of q, k and v together, and what the layer after the attention reads."""
+    parameters = dict(module.named_parameters())
+    made = sum(
+        p.shape[0] for name, p in parameters.items() if name in {f"1.{n}.weight" for n in ("q", "k", "v", "qkv")}
+    )
+    return [made, parameters["1.out.weight"].shape[1]]
+
+
+def check(net: nn.Sequential, x: Tensor) -> list[int]:
+    """What is left after pruning, which changes nothing, on other sizes either."""
+    module = fxc.prune(net, x).module
+    for inputs in (x, torch.randn(3, 3, SIZE + 1, SIZE, dtype=torch.float64)):
+        assert difference(outputs(net, (inputs,)), outputs(module, (inputs,))) <= 1e-9
+    assert list(module.state_dict()) == list(net.state_dict())
+    module.train()(x).sum().backward()
+    return sizes(module)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_dead_head_goes(name: str) -> None:
+    form = FORMS[name]
+    net, x = build(form)
+    zero(net, 2, 1, slice(None))
+    before, left = sizes(net), check(net, x)
+    if form.product == "transposed":
+        assert left[1] < before[1]
+    else:
+        queries = form.shared * form.head
+        assert before[0] - left[0] == queries + form.head + form.value
+        assert before[1] - left[1] == form.shared * form.value
+
+
+@pytest.mark.parametrize("name", [name for name, form in FORMS.items() if form.product != "transposed"])
+@pytest.mark.parametrize("part", [0, 1, 2])
+def test_a_dim_that_is_dead_in_each_head_goes(name: str, part: int) -> None:
+    form = FORMS[name]
+    net, x = build(form)
+    zero(net, part, slice(None), 2)
+    before, left = sizes(net), check(net, x)
+    heads = form.heads // form.shared
+    assert before[0] - left[0] == (heads if part == 2 else heads + form.heads)
+    assert before[1] - left[1] == (form.heads if part == 2 else 0)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_all_at_once(name: str) -> None:
+    form = FORMS[name]
+    net, x = build(form)
+    zero(net, 2, 0, slice(None))
+    zero(net, 0, slice(None), 1)
+    zero(net, 2, slice(None), 3)
+    assert sum(check(net, x)) < sum(sizes(net))
+
+
+def test_a_dim_that_is_dead_in_some_heads_stays() -> None:
+    net, x = build(FORMS["sdpa"])
+    zero(net, 0, 2, 2)
+    assert check(net, x) == sizes(net)
+    report = fxc.prune(net, x).report
+    assert [(kept.tensor, kept.channel) for kept in report.kept] == [("1.q.weight", 14)]
+    assert "not be rectangular" in report.kept[0].reason
+
+
+def test_the_last_head_stays() -> None:
+    net, x = build(FORMS["sdpa"])
+    zero(net, 2, slice(None), slice(None))
+    made, read = check(net, x)
+    assert 0 < made < sizes(net)[0]
+    assert read > 0
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_taking_out_what_is_alive_changes_the_output(name: str) -> None:
+    net, x = build(FORMS[name])
+    analysis = prepare(net, x)
+    made = "qkv" if FORMS[name].packed else "v"
+    unit = analysis.units[int(analysis.atoms[f"1.{made}.weight"][0][-1])]
+    result = carry_out(analysis, forced(analysis, np.array([unit])))
+    assert difference(outputs(net, (x,)), outputs(result.module, (x,))) > 1e-6
+
+
+def test_share() -> None:
+    """All of an attention but what it reads and returns hangs on removable units."""
+    net = nn.Sequential(Attention(12, FORMS["sdpa"], SIZE**2))
+    assert fxc.ChannelGraph.of(net, torch.randn(1, 12, SIZE, SIZE)).share > 0.98
+
+
+def norm_of_heads(q: Tensor) -> Tensor:
+    return nn.functional.layer_norm(q, q.shape[-1:])
+
+
+@pytest.mark.parametrize("function", [norm_of_heads, lambda q: q.softmax(-1), lambda q: q - q.mean(-1, keepdim=True)])
+def test_heads_go_although_their_dims_are_mixed(function: Callable[[Tensor], Tensor]) -> None:
+    class Mixed(Attention):
+        def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return super().attend(function(q), k, v)
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 12, 1), Mixed(12, FORMS["matmul"], SIZE**2)).double().eval()
+    zero(net, 2, 3, slice(None))
+    x = torch.randn(2, 3, SIZE, SIZE, dtype=torch.float64)
+    module = fxc.prune(net, x).module
+    assert difference(outputs(net, (x,)), outputs(module, (x,))) <= 1e-9
+    assert module.get_parameter("1.q.weight").shape[0] == 18

@@ -268,7 +268,7 @@ class ChannelGraph:
         ]
         for bundle in self.bundles:
             if bundle.producers or bundle.consumers:
-                kept = "-" if bundle.removable else "; ".join(bundle.reasons) or "no parameter makes it"
+                kept = "-" if bundle.removable else _shortened(bundle.reasons) or "no parameter makes it"
                 lines.append(
                     f"{len(bundle.groups):>7,} {bundle.parameters:>12,}  {_names(bundle.producers):<34} "
                     f"{_names(bundle.consumers):<34} {kept}"
@@ -280,6 +280,10 @@ class ChannelGraph:
 def _names(names: Sequence[str]) -> str:
     short = [name.removesuffix(".weight") for name in names]
     return (", ".join(short[:2]) + (f" +{len(short) - 2}" if len(short) > 2 else "")) or "-"
+
+
+def _shortened(reasons: Sequence[str]) -> str:
+    return "; ".join(reasons[:2]) + (f"; {len(reasons) - 2} more reasons" if len(reasons) > 2 else "")
 
 
 def _listing(channels: Sequence[tuple[str, int]]) -> str:

@@ -45,7 +45,10 @@ def propose(node: fx.Node, source: Value | None, result: object, alive: np.ndarr
 
 
 def _sizes(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> Proposal | None:
-    """view, reshape, expand, unflatten: each number that was the size of a cut output dim."""
+    """view, reshape, expand: the size of each output dim that is cut, also where it was computed.
+
+    A dim that can be cut has labels, so its size is a matter of the network and never of the input: a number will do.
+    """
     if not isinstance(result, Value):
         return None
     old, new = tuple(result.shape), kept_shape(result, alive)
@@ -53,7 +56,8 @@ def _sizes(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> P
     flat = list(shape[0]) if len(shape) == 1 and isinstance(shape[0], tuple | list) else list(shape)  # type: ignore[arg-type,index]
     if len(flat) != len(old):
         return None
-    sizes = tuple(new[d] if flat[d] == old[d] and isinstance(flat[d], int) else flat[d] for d in range(len(old)))
+    cut = [a != b and n != -1 for n, a, b in zip(flat, old, new, strict=True)]
+    sizes = tuple(new[d] if cut[d] else flat[d] for d in range(len(old)))
     return Proposal(node.target, (node.args[0], sizes), {})
 
 
@@ -63,7 +67,7 @@ def _unflatten(node: fx.Node, source: Value, result: object, alive: np.ndarray) 
         return None
     start = dim % source.rank
     old, new = result.shape[start : start + len(sizes)], kept_shape(result, alive)[start : start + len(sizes)]
-    patched = tuple(n if s == o else s for s, o, n in zip(sizes, old, new, strict=True))
+    patched = tuple(n if n != o and s != -1 else s for s, o, n in zip(sizes, old, new, strict=True))
     return Proposal(node.target, (node.args[0], dim, patched), {})
 
 

@@ -16,6 +16,7 @@ from torch import fx, nn
 
 from fxcompress.errors import TraceError
 from fxcompress.trace.inputs import ExampleInputs
+from fxcompress.trace.lowering import Lowered, lower, sweep
 from fxcompress.trace.skeleton import skeleton
 from fxcompress.trace.support import check_supported
 from fxcompress.trace.traced import TracedModule, copy_graph
@@ -34,6 +35,7 @@ def trace(model: nn.Module, inputs: ExampleInputs | None = None) -> TracedModule
     """
     check_supported(model)
     root = skeleton(model)
+    lower(root)
     modes = [(module, module.training) for module in root.modules()]
     constants = _defaults(root, inputs)
     with _reads_of_mode() as readers:
@@ -92,7 +94,8 @@ class _Tracer(fx.Tracer):
         return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        leaf = type(m).__module__.split(".")[0] in {"torch", "fxcompress"} and not isinstance(m, fx.GraphModule)
+        leaf = type(m).__module__.split(".")[0] in {"torch", "fxcompress"}
+        leaf &= not isinstance(m, fx.GraphModule | Lowered)
         return (leaf and not isinstance(m, nn.Sequential)) or super().is_leaf_module(m, module_qualified_name)
 
 
@@ -108,6 +111,7 @@ def _graph(root: nn.Module, constants: dict[str, Any], *, training: bool) -> fx.
     except Exception as error:
         raise TraceError(_trace_message(root, error)) from error
     _restore_names(graph, constants)
+    sweep(graph)
     return graph
 
 

@@ -1,0 +1,214 @@
+"""Attention modules of torch.nn in a form that can have fewer heads, and smaller ones.
+
+nn.MultiheadAttention and the transformer layers around it are traced as one opaque call whose sizes are fixed. On the
+skeleton of a model they become what they compute: linear layers and scaled_dot_product_attention. Names and tensors
+stay, so the state_dict is the same; an instance only gets a class with another ``forward``.
+
+    self_attn (call_module)   ->   linear, chunk, unflatten, scaled_dot_product_attention, flatten, out_proj
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+
+class Lowered(nn.Module):
+    """Mark of the classes below: torch.fx traces into them."""
+
+
+def lower(root: nn.Module) -> None:
+    """Give the attention modules in ``root``, a skeleton, their lowered classes, in place."""
+    for module in root.modules():
+        found = _LOWERED.get(type(module))
+        if found is not None and not _is_odd(module):
+            module.__class__ = found
+        if type(module) is NonDynamicallyQuantizableLinear:
+            module.__class__ = nn.Linear  # type: ignore[assignment]
+
+
+def _is_odd(module: nn.Module) -> bool:
+    """Attention with extra keys and values, which stays opaque."""
+    return isinstance(module, nn.MultiheadAttention) and (module.bias_k is not None or module.add_zero_attn)
+
+
+def sweep(graph: fx.Graph) -> None:
+    """Erase the averages of attention weights that nobody reads."""
+    for node in reversed(graph.nodes):
+        if node.target is average_heads and not node.users:
+            graph.erase_node(node)
+
+
+class LoweredAttention(Lowered, nn.MultiheadAttention):
+    """nn.MultiheadAttention as linear layers and products; batched or not, either order of dims."""
+
+    def forward(  # noqa: D102 - the signature of nn.MultiheadAttention
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,  # noqa: FBT001, FBT002
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,  # noqa: FBT001, FBT002
+        is_causal: bool = False,  # noqa: FBT001, FBT002 - a hint; the mask says it as well
+    ) -> tuple[Tensor, Tensor | None]:
+        q, k, v = (self._heads(x) for x in self._project(query, key, value))
+        mask = None
+        if attn_mask is not None or key_padding_mask is not None:
+            mask = merge_masks(q, attn_mask, key_padding_mask)
+        rate = self.dropout if self.dropout and self.training else 0.0
+        scale, weights = self.head_dim**-0.5, None
+        if need_weights:
+            logits = (q * scale) @ k.transpose(-2, -1)
+            attention = F.softmax(logits if mask is None else logits + mask, -1)
+            attention = F.dropout(attention, rate) if rate else attention
+            y = attention @ v
+            weights = average_heads(attention) if average_attn_weights else attention
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, mask, rate, scale=scale)
+        y = y.transpose(-3, -2) if self.batch_first else y.movedim(-2, 0)
+        return self.out_proj(y.flatten(-2)), weights
+
+    def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values, heads side by side in the last dim."""
+        n, bias = self.embed_dim, self._parameters["in_proj_bias"]
+        if self._qkv_same_embed_dim and query is key and key is value:
+            q, k, v = F.linear(query, self.in_proj_weight, bias).chunk(3, -1)
+            return q, k, v
+        if self._qkv_same_embed_dim:
+            whole = self.in_proj_weight
+            matrices: tuple[Any, ...] = (whole[:n], whole[n : 2 * n], whole[2 * n :])
+        else:
+            matrices = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
+        biases = (None, None, None) if bias is None else (bias[:n], bias[n : 2 * n], bias[2 * n :])
+        return tuple(F.linear(x, w, b) for x, w, b in zip((query, key, value), matrices, biases, strict=True))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """(..., heads, tokens, dims)."""
+        x = x.unflatten(-1, (self.num_heads, -1))
+        return x.transpose(-3, -2) if self.batch_first else x.movedim(0, -2)
+
+
+@fx.wrap
+def merge_masks(query: Tensor, attn_mask: Tensor | None, key_padding_mask: Tensor | None) -> Tensor | None:
+    """What is added to the logits of all heads.
+
+    Args:
+        query: (..., heads, L, dims).
+        attn_mask: (L, S), or (N * heads, L, S); bool, True where nothing may be read, or what is to be added.
+        key_padding_mask: (N, S) or (S,), in the same two forms.
+    """
+    mask = _additive(attn_mask, query)
+    if mask is not None and mask.dim() == 3 and query.dim() == 4:
+        mask = mask.view(*query.shape[:2], *mask.shape[1:])
+    padding = _additive(key_padding_mask, query)
+    if padding is None:
+        return mask
+    padding = padding.unsqueeze(-2) if padding.dim() == 1 else padding[:, None, None, :]
+    return padding if mask is None else mask + padding
+
+
+def _additive(mask: Tensor | None, query: Tensor) -> Tensor | None:
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=query.dtype).masked_fill(mask, -torch.inf)
+
+
+@fx.wrap
+def average_heads(attention: Tensor) -> Tensor:
+    """The mean of the attention weights over heads: (..., heads, L, S) to (..., L, S)."""
+    return attention.mean(-3)
+
+
+class LoweredEncoderLayer(Lowered, nn.TransformerEncoderLayer):
+    """nn.TransformerEncoderLayer without its fast path for inference."""
+
+    def forward(  # noqa: D102 - the signature of nn.TransformerEncoderLayer
+        self,
+        src: Tensor,
+        src_mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        is_causal: bool = False,  # noqa: FBT001, FBT002
+    ) -> Tensor:
+        masks = (src_mask, src_key_padding_mask)
+        if self.norm_first:
+            src = src + self._sa_block(self.norm1(src), *masks, is_causal)
+            return src + self._ff_block(self.norm2(src))
+        src = self.norm1(src + self._sa_block(src, *masks, is_causal))
+        y: Tensor = self.norm2(src + self._ff_block(src))
+        return y
+
+
+class LoweredDecoderLayer(Lowered, nn.TransformerDecoderLayer):
+    """nn.TransformerDecoderLayer, whose own code can be traced."""
+
+
+class LoweredEncoder(Lowered, nn.TransformerEncoder):
+    """nn.TransformerEncoder without nested tensors."""
+
+    def forward(  # noqa: D102 - the signature of nn.TransformerEncoder
+        self,
+        src: Tensor,
+        mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        is_causal: bool | None = None,  # noqa: FBT001
+    ) -> Tensor:
+        for layer in self.layers:
+            src = layer(src, src_mask=mask, src_key_padding_mask=src_key_padding_mask)
+        return src if self.norm is None else self.norm(src)
+
+
+class LoweredDecoder(Lowered, nn.TransformerDecoder):
+    """nn.TransformerDecoder without a look at its masks."""
+
+    def forward(  # noqa: D102 - the signature of nn.TransformerDecoder
+        self,
+        tgt: Tensor,
+        memory: Tensor,
+        tgt_mask: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+        tgt_key_padding_mask: Tensor | None = None,
+        memory_key_padding_mask: Tensor | None = None,
+        tgt_is_causal: bool | None = None,  # noqa: FBT001
+        memory_is_causal: bool = False,  # noqa: FBT001, FBT002
+    ) -> Tensor:
+        masks = (tgt_mask, memory_mask, tgt_key_padding_mask, memory_key_padding_mask)
+        for layer in self.layers:
+            tgt = layer(tgt, memory, *masks)
+        return tgt if self.norm is None else self.norm(tgt)
+
+
+class LoweredTransformer(Lowered, nn.Transformer):
+    """nn.Transformer without its checks of shapes."""
+
+    def forward(  # noqa: D102, PLR0917 - the signature of nn.Transformer
+        self,
+        src: Tensor,
+        tgt: Tensor,
+        src_mask: Tensor | None = None,
+        tgt_mask: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        tgt_key_padding_mask: Tensor | None = None,
+        memory_key_padding_mask: Tensor | None = None,
+        src_is_causal: bool | None = None,  # noqa: FBT001
+        tgt_is_causal: bool | None = None,  # noqa: FBT001
+        memory_is_causal: bool = False,  # noqa: FBT001, FBT002
+    ) -> Tensor:
+        memory = self.encoder(src, src_mask, src_key_padding_mask)
+        masks = (tgt_mask, memory_mask, tgt_key_padding_mask, memory_key_padding_mask)
+        y: Tensor = self.decoder(tgt, memory, *masks)
+        return y
+
+
+_LOWERED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.MultiheadAttention: LoweredAttention,
+    nn.TransformerEncoderLayer: LoweredEncoderLayer,
+    nn.TransformerDecoderLayer: LoweredDecoderLayer,
+    nn.TransformerEncoder: LoweredEncoder,
+    nn.TransformerDecoder: LoweredDecoder,
+    nn.Transformer: LoweredTransformer,
+}

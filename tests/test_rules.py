@@ -53,7 +53,7 @@ class Net(nn.Module):
         self.grouped = nn.Conv2d(C, C, 3, padding=1, groups=4, bias=False)
         self.weight, self.square = nn.Parameter(torch.randn(C, C, 1, 1)), nn.Parameter(torch.randn(C, C))
         self.gain, self.shift = nn.Parameter(torch.rand(C) + 0.5), nn.Parameter(torch.zeros(C))
-        self.row = nn.Parameter(torch.randn(SIZE))
+        self.row, self.table = nn.Parameter(torch.randn(SIZE)), nn.Embedding(6, C)
         self.register_buffer("mean", torch.zeros(C))
         self.register_buffer("var", torch.rand(C) + 0.5)
         self.register_buffer("index", torch.tensor([3, 1, 4, 1, 5]))
@@ -161,7 +161,7 @@ CASES: dict[str, Case] = {
     "repeat": Case(lambda h, net: h.repeat(1, 2, 1, 1)),
     "diagonal": Case(lambda h, net: h.diagonal(0, 2, 3)),
     "unfold": Case(lambda h, net: h.unfold(2, 2, 2).flatten(3)),
-    "pixel_shuffle": Case(lambda h, net: F.pixel_shuffle(h, 2), stays="crossing"),
+    "pixel_shuffle": Case(lambda h, net: F.pixel_shuffle(h, 2)),
     "pixel_unshuffle": Case(lambda h, net: F.pixel_unshuffle(h, 2)),
     "channel_shuffle": Case(lambda h, net: F.channel_shuffle(h, 2), stays="rewrite"),
     "tile": Case(lambda h, net: h.tile(1, 2, 1, 1)),
@@ -216,6 +216,8 @@ CASES: dict[str, Case] = {
     "_log_softmax": Case(lambda h, net: h.log_softmax(1), stays="softmax"),
     "cumsum": Case(lambda h, net: h.cumsum(2), zero=False),
     "logcumsumexp": Case(lambda h, net: h.logcumsumexp(1), stays="softmax"),
+    "native_group_norm": Case(lambda h, net: F.group_norm(h, 4, net.gain), zero=True),
+    "embedding": Case(lambda h, net: h * net.table(net.index[:2])[..., None, None]),
     "native_layer_norm": Case(lambda h, net: F.layer_norm(h, (SIZE,), net.row), zero=False),
 }
 

@@ -24,6 +24,11 @@ def update_attributes(module: nn.Module, original: nn.Module) -> None:
     elif isinstance(module, _NormBase):
         sized = next((t for t in (module.weight, module.running_mean) if t is not None), None)
         module.num_features = module.num_features if sized is None else sized.numel()
+    elif isinstance(module, nn.GroupNorm):
+        module.num_groups = module.num_groups * module.weight.numel() // module.num_channels
+        module.num_channels = module.weight.numel()
+    elif isinstance(module, nn.Embedding):
+        module.num_embeddings, module.embedding_dim = module.weight.shape
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.numel()
 

@@ -147,6 +147,16 @@ def _groups(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> 
     return Proposal(node.target, node.args, {**node.kwargs, "groups": new})
 
 
+def _norm_groups(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> Proposal | None:
+    """group_norm: the number of groups that are left."""
+    groups = _argument(node, 1, "num_groups")
+    if not isinstance(groups, int):
+        return None
+    new = groups * kept_shape(source, alive)[1] // source.shape[1]
+    args = (node.args[0], new, *node.args[2:])
+    return Proposal(node.target, args, {k: v for k, v in node.kwargs.items() if k != "num_groups"})
+
+
 def _attention(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> Proposal | None:
     """Attention: the default scale is a matter of the head's size, and must stay what it was."""
     if node.kwargs.get("scale") is not None:
@@ -163,6 +173,7 @@ _RULES: dict[str, Propose] = {
     "unflatten": _unflatten,
     **dict.fromkeys(("chunk", "split", "split_with_sizes"), _split),
     "getitem": _getitem,
+    "group_norm": _norm_groups,
     "scaled_dot_product_attention": _attention,
     "narrow": _narrow,
     "select": _select,

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fxcompress.channels.layers import Layers, support, vector
+from fxcompress.channels.layers import Layers, along, support, vector
 from fxcompress.channels.rules.pointwise import couple_aligned
 from fxcompress.channels.rules.registry import Known, OpClass, nothing_known, register
 from fxcompress.channels.space import Space
@@ -70,14 +70,12 @@ def site_of(call: Call) -> Site | None:
 
 
 def take(value: Value, dim: int, space: Space) -> Tensor | None:
-    """The atoms along ``dim``, shape (K,); labels that vary along other dims as well are pinned."""
-    for layer in value.layers:
-        dims = support(layer)
-        if dims == {dim}:
-            return layer.reshape(-1)
-        if dim in dims:
-            space.pin(layer, "crossing", "a contraction reads a dim that is labelled together with another")
-    return None
+    """The atoms along ``dim``, shape (K,); what varies along other dims as well goes with all of its slice."""
+    layer = along(value.layers, dim)
+    others = frozenset() if layer is None else support(layer) - {dim}
+    if layer is not None and others:
+        layer = space.hold(layer, others, "crossing", "a contraction reads a dim that is labelled together with others")
+    return None if layer is None else layer.reshape(-1)
 
 
 def meet(a: Tensor | None, b: Tensor | None, space: Space) -> None:
@@ -114,7 +112,7 @@ def _pin_kernel(site: Site, space: Space) -> None:
         if not support(layer) & {0, 1}:
             space.pin(layer, "kernel", "it is a position of a convolution's kernel")
     for layer in site.source.layers:
-        if any(d > 1 for d in support(layer)):
+        if min(support(layer)) > 1:
             space.pin(layer, "window", "a convolution slides over this dim")
 
 
@@ -183,13 +181,16 @@ def nonzero_anywhere(tensor: Tensor, dims: Sequence[int]) -> Tensor:
         return (may.any(dim=list(dims)) if dims else may).cpu()
     array = np.moveaxis(tensor.detach().numpy(), tuple(dims), range(-len(dims), 0))
     kept = array.shape[: array.ndim - len(dims)]
+    transposed = array.ndim == 2 and array.flags.f_contiguous
+    if transposed:  # the weight of a linear layer
+        array, kept = array.T, kept[::-1]
     result = np.zeros(kept, dtype=bool)
     rows = max(1, _CHUNK * len(array) // max(1, array.size))
     for start in range(0, len(array), rows):
         chunk = array[start : start + rows] != 0
         for part in np.moveaxis(chunk.reshape(*chunk.shape[: len(kept)], -1), -1, 0):
             result[start : start + rows] |= part
-    return torch.from_numpy(result)
+    return torch.from_numpy(result.T if transposed else result)
 
 
 def may_read(site: Site, known: Known) -> Tensor:

@@ -14,6 +14,7 @@ from fxcompress.channels.layers import (
     overlapping,
     reshape,
     support,
+    vector,
     zeros_like_dim,
 )  # fmt: skip
 from fxcompress.channels.rules.pointwise import couple_aligned
@@ -184,6 +185,24 @@ def _index_constants(step: Step, known: Known) -> list[Tensor]:
     return _constants(step, known)
 
 
+def _embedding_labels(call: Call, space: Space) -> tuple[Layers, ...]:
+    """A table whose rows are looked up: they stay, its columns are channels."""
+    table: Value = call.args[0]
+    kept = []
+    for layer in table.layers:
+        held = space.hold(layer, {0}, "computed-index", "its rows are looked up") if layer.shape[0] > 1 else layer
+        kept += [] if held is None else [vector(held.reshape(-1), call.metas[0].ndim, call.metas[0].ndim - 1)]
+    return (tuple(kept),)
+
+
+def _embedding_constants(step: Step, known: Known) -> list[Tensor]:
+    table = known.of(step.call.args[0])
+    first = table[:1]
+    same = torch.where((table == first).all(0, keepdim=True), first, torch.nan)
+    rank = step.outputs[0].rank
+    return [same.reshape((1,) * (rank - 1) + (-1,))]
+
+
 def _restride_labels(call: Call, space: Space) -> tuple[Layers, ...]:
     """A new memory layout for the same entries, as channels-last pooling asks for."""
     source: Value = call.args[0]
@@ -224,4 +243,5 @@ PERMUTE = register(
 CAT = register(OpClass("cat", _cat_labels, _cat_constants), ["cat", "concat"])
 PAD = register(OpClass("pad", _pad_labels, _pad_constants), ["constant_pad_nd"])
 INDEX = register(OpClass("index", _index_labels, _index_constants), ["index", "index_select", "_unsafe_index"])
+EMBEDDING = register(OpClass("embedding", _embedding_labels, _embedding_constants), ["embedding"])
 RESTRIDE = register(OpClass("restride", _restride_labels, _restride_constants), ["as_strided"])

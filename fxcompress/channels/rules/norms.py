@@ -1,9 +1,9 @@
-"""Batch norm: channel by channel, with parameters and statistics that go with their channel."""
+"""Norms whose parameters go with their channels: batch norm channel by channel, group norm a group at a time."""
 
 import torch
 from torch import Tensor
 
-from fxcompress.channels.layers import Layers, vector
+from fxcompress.channels.layers import Layers, support, vector
 from fxcompress.channels.rules.contraction import meet, take
 from fxcompress.channels.rules.registry import Known, OpClass, nothing_known, register
 from fxcompress.channels.space import Space
@@ -48,3 +48,36 @@ BATCH_NORM = register(
     OpClass("batch norm", _labels, _constants),
     ["native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "_batch_norm_with_update"],
 )
+
+
+def _group_labels(call: Call, space: Space) -> tuple[Layers, ...]:
+    """A group of channels goes as a whole."""
+    source: Value = call.args[0]
+    groups: int = call.args[6]
+    channels = take(source, 1, space)
+    for own in (a for a in call.args[1:3] if isinstance(a, Value)):
+        meet(channels, take(own, 0, space), space)
+    if channels is not None:
+        text = "a group norm mixes all channels of a group"
+        space.hold(channels.reshape(groups, -1), {1}, "norm", text)
+    for layer in (x for x in source.layers if min(support(x)) > 1):
+        space.pin(layer, "norm", "a group norm mixes all entries of this dim")
+    kept = tuple(x for x in source.layers if support(x) == {0})
+    first = kept if channels is None else (*kept, vector(channels, source.rank, 1))
+    return (first, (), ())
+
+
+def _group_constants(step: Step, known: Known) -> list[Tensor]:
+    """A group of zeros is the bias; other constants leave the rounding of their mean behind."""
+    source, _, bias, *_ = step.call.args
+    groups: int = step.call.args[6]
+    channels = known.of(source)
+    if any(n > 1 for d, n in enumerate(channels.shape) if d != 1):
+        return nothing_known(step, known)
+    zero = (channels.reshape(-1).expand(source.shape[1]).reshape(groups, -1) == 0).all(1, keepdim=True).cpu()
+    zero = zero.expand(groups, source.shape[1] // groups).reshape(-1)
+    value = torch.where(zero, _vector(bias, 0.0, known), torch.nan)
+    return [vector(value, step.outputs[0].rank, 1), *nothing_known(step, known)[1:]]
+
+
+GROUP_NORM = register(OpClass("group norm", _group_labels, _group_constants), ["native_group_norm"])

@@ -117,6 +117,58 @@ def test_a_dim_that_is_dead_in_some_heads_stays() -> None:
     assert "not be rectangular" in report.kept[0].reason
 
 
+RAGGED = [name for name, form in FORMS.items() if form.product != "transposed"]
+
+
+@pytest.mark.parametrize("name", RAGGED)
+def test_heads_may_lose_different_dims_as_long_as_they_are_as_many(name: str) -> None:
+    form = FORMS[name]
+    net, x = build(form)
+    heads = form.heads // form.shared
+    for head in range(heads):
+        zero(net, 1, head, (2 * head + 1) % form.head)
+        zero(net, 2, head, slice(head % 3, head % 3 + 2))
+    zero(net, 2, 0, 4)  # one more than the others: it stays
+    before, left = sizes(net), check(net, x)
+    assert before[0] - left[0] == heads + form.heads + 2 * heads
+    assert before[1] - left[1] == 2 * form.heads
+
+
+@pytest.mark.parametrize("name", RAGGED)
+def test_a_dead_head_and_different_dims_of_the_others(name: str) -> None:
+    form = FORMS[name]
+    net, x = build(form)
+    heads = form.heads // form.shared
+    zero(net, 2, heads - 1, slice(None))
+    for head in range(heads - 1):
+        zero(net, 0, slice(head * form.shared, (head + 1) * form.shared), head)
+    before, left = sizes(net), check(net, x)
+    queries, keys = form.heads * form.head, heads * form.head
+    rest = (heads - 1) * (form.shared + 1) * (form.head - 1)
+    assert before[0] - left[0] == queries + keys - rest + form.value
+
+
+def test_different_dims_stay_where_heads_share_a_parameter_for_each() -> None:
+    class Gained(Attention):
+        def __init__(self) -> None:
+            super().__init__(12, FORMS["matmul"], SIZE**2)
+            self.gain = nn.Parameter(torch.rand(6) + 0.5)
+
+        def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return super().attend(q * self.gain, k, v)
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 12, 1), Gained()).double().eval()
+    for head in range(4):
+        zero(net, 0, head, head)
+        zero(net, 0, head, 5)
+    x = torch.randn(2, 3, SIZE, SIZE, dtype=torch.float64)
+    module = fxc.prune(net, x).module
+    assert difference(outputs(net, (x,)), outputs(module, (x,))) <= 1e-9
+    assert module.get_parameter("1.gain").shape == (5,)
+    assert module.get_parameter("1.q.weight").shape[0] == 20
+
+
 def test_the_last_head_stays() -> None:
     net, x = build(FORMS["sdpa"])
     zero(net, 2, slice(None), slice(None))

@@ -37,7 +37,12 @@ class Plan:
         return None if keep.all() else torch.from_numpy(np.flatnonzero(keep))
 
 
-def make_plan(analysis: Analysis, knowns: dict[str, list[Known]], request: np.ndarray | None = None) -> Plan:
+def make_plan(
+    analysis: Analysis,
+    knowns: dict[str, list[Known]],
+    request: np.ndarray | None = None,
+    rectangular: frozenset[int] = frozenset(),
+) -> Plan:
     """Which of the requested components may go without changing what the network computes.
 
     This is the greatest fixpoint: assume that all go, and put back what breaks a constraint until nothing does. An
@@ -47,13 +52,16 @@ def make_plan(analysis: Analysis, knowns: dict[str, list[Known]], request: np.nd
         analysis: of the network.
         knowns: for each graph, what is known in each mode that can run it (evaluation, training).
         request: bool (atoms,), what to try; everything that is not pinned by default.
+        rectangular: positions in ``analysis.joints`` of those whose slices must all keep the same entries; the slices
+            of the others may keep different ones, if they are as many.
     """
-    return _Fixpoint(analysis, knowns).run(request)
+    return _Fixpoint(analysis, knowns, rectangular).run(request)
 
 
 class _Fixpoint:
-    def __init__(self, analysis: Analysis, knowns: dict[str, list[Known]]) -> None:
+    def __init__(self, analysis: Analysis, knowns: dict[str, list[Known]], rectangular: frozenset[int]) -> None:
         self.analysis = analysis
+        self.slices = [None if i in rectangular else _inner(joint) for i, joint in enumerate(analysis.joints)]
         self.component = analysis.component
         self.knowns = knowns
         self.kept: dict[int, Reason] = {}
@@ -102,8 +110,8 @@ class _Fixpoint:
             before = int(dead.sum())
             for check in checks:
                 self._restore(dead, check.broken(dead), check.reason)
-            for joint in self.analysis.joints:
-                self._restore(dead, _ragged(joint, dead), ragged)
+            for joint, dim in zip(self.analysis.joints, self.slices, strict=True):
+                self._restore(dead, _ragged(joint, dead) if dim is None else _uneven(joint, dim, dead), ragged)
             for slots in self.analysis.space.slots:
                 self._restore(dead, _torn(slots, dead), torn)
 
@@ -199,11 +207,11 @@ def _torn(slots: Slots, dead: np.ndarray) -> np.ndarray:
     """
     member = ~dead[slots.members]
     slice_alive, slot_alive = member.any(axis=1), ~dead[slots.atoms]
-    column = member.any(axis=0)
-    if not column.any():
-        column[0] = True
+    columns = np.flatnonzero(member.any(axis=0))[: member.sum(axis=1).max()]
+    if not len(columns):
+        columns = np.zeros(1, dtype=np.int64)
     empty = slot_alive & ~slice_alive
-    return np.concatenate([slots.atoms[slice_alive & ~slot_alive], slots.members[empty][:, column].reshape(-1)])
+    return np.concatenate([slots.atoms[slice_alive & ~slot_alive], slots.members[empty][:, columns].reshape(-1)])
 
 
 def _ragged(joint: np.ndarray, dead: np.ndarray) -> np.ndarray:
@@ -215,4 +223,24 @@ def _ragged(joint: np.ndarray, dead: np.ndarray) -> np.ndarray:
         shape = [alive.shape[axis] if a == axis else 1 for a in range(alive.ndim)]
         product &= alive.any(axis=others).reshape(shape)
     atoms: np.ndarray = joint[product & ~alive]
+    return atoms
+
+
+def _inner(joint: np.ndarray) -> int | None:
+    """The dim along which a joint runs through neighbouring atoms, as those of one head do; None for none."""
+    found = (d for d in range(joint.ndim) if bool((np.diff(joint, axis=d) == 1).all()))
+    return next(found, None)
+
+
+def _uneven(joint: np.ndarray, dim: int, dead: np.ndarray) -> np.ndarray:
+    """The dead entries to bring back so that all slices that stay keep as many, and form a product themselves."""
+    rows = np.moveaxis(joint, dim, -1)
+    alive = ~dead[rows]
+    counts = alive.sum(axis=-1)
+    slices = np.ones(counts.shape, dtype=bool)
+    for axis in range(counts.ndim):
+        others = tuple(a for a in range(counts.ndim) if a != axis)
+        slices &= np.moveaxis((counts > 0).any(axis=others).reshape(-1, *[1] * len(others)), 0, axis)
+    missing = np.where(slices, counts.max() - counts, 0)[..., None]
+    atoms: np.ndarray = rows[~alive & (np.cumsum(~alive, axis=-1) <= missing)]
     return atoms

@@ -9,32 +9,81 @@ from fxcompress.channels.values import Value
 
 
 def kept_masks(value: Value, alive: np.ndarray) -> dict[int, np.ndarray]:
-    """For each labelled dim of a value, which of its entries stay: bool (size,)."""
+    """For each labelled dim of a value, which of its entries stay anywhere: bool (size,)."""
     masks: dict[int, np.ndarray] = {}
     for layer in value.layers:
         stays = alive[layer.numpy()]
         for dim in support(layer):
-            masks[dim] = stays.any(axis=tuple(d for d in range(stays.ndim) if d != dim))
+            masks[dim] = _anywhere(stays, dim)
     return masks
+
+
+def _anywhere(stays: np.ndarray, dim: int) -> np.ndarray:
+    return np.asarray(stays.any(axis=tuple(d for d in range(stays.ndim) if d != dim)))
+
+
+def ragged_dim(stays: np.ndarray) -> int | None:
+    """The dim along which each slice keeps as many entries as the others, but not the same ones; None if there is none.
+
+    Dims of heads are an example: each head may lose others, as long as it loses as many.
+
+    Args:
+        stays: which entries of a layer stay, bool, of any shape.
+    """
+    dims = [d for d, n in enumerate(stays.shape) if n > 1]
+    whole = np.ones_like(stays)
+    for dim in dims:
+        whole &= np.moveaxis(_anywhere(stays, dim).reshape(-1, *[1] * (stays.ndim - 1)), 0, dim)
+    if len(dims) < 2 or bool((whole == stays).all()):
+        return None
+    for dim in reversed(dims):
+        counts = stays.sum(axis=dim, keepdims=True)
+        slices = whole.any(axis=dim, keepdims=True)
+        if len(np.unique(counts[slices])) == 1 and counts.max() > 0:
+            return dim
+    return None
+
+
+def ragged_dims(value: Value, alive: np.ndarray) -> frozenset[int]:
+    """The dims of a value along which its slices keep different entries."""
+    found = (ragged_dim(alive[layer.numpy()]) for layer in value.layers if len(support(layer)) > 1)
+    return frozenset(dim for dim in found if dim is not None)
 
 
 def kept_shape(value: Value, alive: np.ndarray) -> tuple[int, ...]:
     """The shape that is left."""
-    masks = kept_masks(value, alive)
-    return tuple(int(masks[d].sum()) if d in masks else n for d, n in enumerate(value.shape))
+    shape = list(value.shape)
+    for layer in value.layers:
+        for dim, size in enumerate(pack(layer, alive[layer.numpy()]).shape):
+            if layer.shape[dim] > 1:
+                shape[dim] = size
+    return tuple(shape)
 
 
 def kept_layers(value: Value, alive: np.ndarray) -> Layers:
     """The labels that are left, in canonical form."""
-    masks = kept_masks(value, alive)
-    result = []
-    for layer in value.layers:
-        rest = layer
-        for dim in support(layer):
-            if not masks[dim].all():
-                rest = rest.index_select(dim, torch.from_numpy(np.flatnonzero(masks[dim])))
-        result.append(rest)
-    return canonical(result)
+    return canonical([pack(layer, alive[layer.numpy()]) for layer in value.layers])
+
+
+def pack(tensor: Tensor, stays: np.ndarray) -> Tensor:
+    """What is left of a tensor.
+
+    Args:
+        tensor: of any shape that broadcasts against that of the layer; along dims of size 1 it does not vary.
+        stays: which entries of the layer stay, bool, of the same rank.
+    """
+    ragged = ragged_dim(stays)
+    mask = torch.from_numpy(stays)
+    for dim in (d for d, n in enumerate(stays.shape) if n > 1 and d != ragged):
+        here = _anywhere(stays, dim)
+        if not here.all():
+            index = torch.from_numpy(np.flatnonzero(here))
+            mask = mask.index_select(dim, index)
+            tensor = tensor if tensor.shape[dim] == 1 else tensor.index_select(dim, index)
+    if ragged is None or tensor.shape[ragged] == 1:
+        return tensor
+    tensor, mask = (t.movedim(ragged, -1) for t in torch.broadcast_tensors(tensor, mask))
+    return tensor[mask].reshape(*tensor.shape[:-1], -1).movedim(-1, ragged)
 
 
 def canonical(layers: Layers | list[Tensor]) -> Layers:

@@ -13,7 +13,7 @@ from fxcompress.channels.rules.contraction import MATMUL
 from fxcompress.channels.rules.movement import INDEX, MOVEMENT, PAD, PERMUTE, RESHAPE
 from fxcompress.channels.rules.pointwise import SAME
 from fxcompress.channels.rules.products import BATCHED
-from fxcompress.channels.survivors import kept_masks
+from fxcompress.channels.survivors import kept_masks, kept_shape, pack, ragged_dims
 from fxcompress.channels.values import Call, Step, Value, find, leaves
 
 _PRODUCT = (MATMUL, BATCHED, RESHAPE, SAME)
@@ -63,8 +63,9 @@ def same_entries(before: Step, after: Step | None, alive: np.ndarray) -> bool:
     source = before.call.args[0] if before.call.args else None
     if before.op not in _MOVING or not isinstance(source, Value) or find(Value, before.call.args[1:]):
         return True
-    masks = {dim: torch.from_numpy(mask) for dim, mask in kept_masks(source, alive).items()}
-    left = [int(masks[d].sum()) if d in masks else n for d, n in enumerate(source.shape)]
+    ragged = ragged_dims(source, alive)  # there each entry has a label of its own
+    masks = {dim: torch.from_numpy(mask) for dim, mask in kept_masks(source, alive).items() if dim not in ragged}
+    left = list(kept_shape(source, alive))
     for dim, mask in masks.items():
         if not mask.all() or after is None:
             whole = vector(torch.arange(1, len(mask) + 1), source.rank, dim)
@@ -88,7 +89,6 @@ def _run(call: Call, positions: Tensor, shape: list[int] | None = None) -> list[
 
 def _left(positions: Tensor, value: Value, alive: np.ndarray) -> Tensor:
     """What is left of an output's positions."""
-    for dim, mask in kept_masks(value, alive).items():
-        if positions.shape[dim] > 1:
-            positions = positions.index_select(dim, torch.from_numpy(np.flatnonzero(mask)))
+    for layer in value.layers:
+        positions = pack(positions, alive[layer.numpy()])
     return compress(positions)

@@ -8,6 +8,7 @@ from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.plan import Plan, make_plan
 from fxcompress.channels.rules.registry import Known
 from fxcompress.channels.space import Reason
+from fxcompress.channels.survivors import ragged_dim
 from fxcompress.passes.cutting import Cut, cut_module
 from fxcompress.passes.replay import MismatchError, Replay
 from fxcompress.trace.traced import TracedModule
@@ -38,20 +39,36 @@ def rewrite(analysis: Analysis, knowns: dict[str, list[Known]], request: np.ndar
     """
     wanted = np.ones(analysis.space.size, dtype=bool) if request is None else request.copy()
     kept: dict[int, Reason] = {}
+    rectangular: frozenset[int] = frozenset()
     while True:
-        plan = make_plan(analysis, knowns, wanted)
+        plan = make_plan(analysis, knowns, wanted, rectangular)
         for root, reason in kept.items():
             plan.kept.setdefault(root, reason)
         try:
             return carry_out(analysis, plan)
         except MismatchError as mismatch:
             atoms = mismatch.atoms
+            ragged = _ragged_joints(analysis, plan, atoms) - rectangular
+            if ragged:  # perhaps it is only that slices lost different entries
+                rectangular |= ragged
+                continue
             if plan.alive[atoms].all():  # nothing to blame in particular: keep all
                 atoms = np.flatnonzero(~plan.alive)
                 wanted[:] = False
             wanted[atoms] = False
             for root in np.unique(analysis.component[atoms]).tolist():
                 kept.setdefault(root, mismatch.reason)
+
+
+def _ragged_joints(analysis: Analysis, plan: Plan, atoms: np.ndarray) -> frozenset[int]:
+    """The joints that hang together with ``atoms``, and whose slices keep different entries."""
+    near = np.zeros(analysis.space.size, dtype=bool)
+    near[analysis.component[atoms]] = True
+    return frozenset(
+        i
+        for i, joint in enumerate(analysis.joints)
+        if near[analysis.component[joint]].any() and ragged_dim(plan.alive[joint]) is not None
+    )
 
 
 def carry_out(analysis: Analysis, plan: Plan) -> Rewritten:

@@ -1,15 +1,13 @@
 """From what is dead to what may go: a fixpoint that keeps whatever cannot be proved."""
 
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fxcompress.channels.analysis import Analysis, ProductAtoms, SiteAtoms
-from fxcompress.channels.rules.contraction import may_read, nonzero_weight
-from fxcompress.channels.rules.products import may_multiply
+from fxcompress.channels.analysis import Analysis, SiteAtoms
+from fxcompress.channels.reads import Check, ProductCheck, SiteCheck
 from fxcompress.channels.rules.registry import Known
 from fxcompress.channels.space import Reason, Slots
 
@@ -58,6 +56,10 @@ def make_plan(
     return _Fixpoint(analysis, knowns, rectangular).run(request)
 
 
+RAGGED = Reason("ragged", "what is left would not be rectangular", "")
+SLOT = Reason("slot", "it belongs to a slice, such as a head, that is in use", "")
+
+
 class _Fixpoint:
     def __init__(self, analysis: Analysis, knowns: dict[str, list[Known]], rectangular: frozenset[int]) -> None:
         self.analysis = analysis
@@ -70,8 +72,8 @@ class _Fixpoint:
         dead = ~self.analysis.pinned
         if request is not None:
             dead &= self._whole(request)
-        checks: list[Check] = [_Site(s, known) for s in self.analysis.sites for known in self.knowns[s.mode]]
-        checks += [_Product(p, known) for p in self.analysis.products for known in self.knowns[p.mode]]
+        checks: list[Check] = [SiteCheck(s, known) for s in self.analysis.sites for known in self.knowns[s.mode]]
+        checks += [ProductCheck(p, known) for p in self.analysis.products for known in self.knowns[p.mode]]
         self._settle(dead, checks)
         for product in self.analysis.products:
             if dead[product.entries].all():
@@ -84,7 +86,7 @@ class _Fixpoint:
                 self._keep_some(dead, checks, sites, atoms)
         return Plan(~dead, self.kept)
 
-    def _keep_some(self, dead: np.ndarray, checks: "list[Check]", sites: SiteAtoms, atoms: np.ndarray) -> None:
+    def _keep_some(self, dead: np.ndarray, checks: list[Check], sites: SiteAtoms, atoms: np.ndarray) -> None:
         """A layer keeps a channel; a grouped convolution two groups.
 
         With a single group it would be another layer, whose channels can go one by one: then the same network, cut in
@@ -101,19 +103,35 @@ class _Fixpoint:
             self._restore(dead, atoms.reshape(groups, -1)[gone][0][:1], reason)
             self._settle(dead, checks)
 
-    def _settle(self, dead: np.ndarray, checks: "list[Check]") -> None:
-        """Put back what is still read, or lies inside what stays, until nothing changes."""
-        ragged = Reason("ragged", "what is left would not be rectangular", "")
-        torn = Reason("slot", "it belongs to a slice, such as a head, that is in use", "")
+    def _settle(self, dead: np.ndarray, checks: list[Check]) -> None:
+        """Put back what is still read, or lies inside what stays, until nothing changes.
+
+        Where it does not matter which of several entries come back, they come back last: by then it is known how many.
+        """
+        before = -1
+        while int(dead.sum()) != before:
+            before = int(dead.sum())
+            self._settle_forced(dead, checks)
+            self._choose(dead)
+
+    def _settle_forced(self, dead: np.ndarray, checks: list[Check]) -> None:
         before = -1
         while int(dead.sum()) != before:
             before = int(dead.sum())
             for check in checks:
                 self._restore(dead, check.broken(dead), check.reason)
             for joint, dim in zip(self.analysis.joints, self.slices, strict=True):
-                self._restore(dead, _ragged(joint, dead) if dim is None else _uneven(joint, dim, dead), ragged)
+                if dim is None:
+                    self._restore(dead, _ragged(joint, dead), RAGGED)
             for slots in self.analysis.space.slots:
-                self._restore(dead, _torn(slots, dead), torn)
+                self._restore(dead, slots.atoms[dead[slots.atoms] & ~dead[slots.members].all(axis=1)], SLOT)
+
+    def _choose(self, dead: np.ndarray) -> None:
+        for slots in self.analysis.space.slots:
+            self._restore(dead, _hollow(slots, dead), SLOT)
+        for joint, dim in zip(self.analysis.joints, self.slices, strict=True):
+            if dim is not None:
+                self._restore(dead, _uneven(joint, dim, dead), RAGGED)
 
     def _whole(self, request: np.ndarray) -> np.ndarray:
         """Components all of whose atoms are requested."""
@@ -133,85 +151,17 @@ class _Fixpoint:
             self.kept.setdefault(root, reason)
 
 
-class Check(Protocol):
-    """One place that reads channels, in one mode."""
+def _hollow(slots: Slots, dead: np.ndarray) -> np.ndarray:
+    """The members to bring back of slices that have lost all of theirs, and whose slot stays.
 
-    reason: Reason
-
-    def broken(self, dead: np.ndarray) -> np.ndarray:
-        """The dead atoms that are still read there."""
-        ...
-
-
-class _Site:
-    """A convolution or matrix product."""
-
-    def __init__(self, sites: SiteAtoms, known: Known) -> None:
-        self.sites = sites
-        self.known = known
-        self.may_read = may_read(sites.site, known).numpy()
-        self.reason = _not_zero(known, sites.node)
-
-    def broken(self, dead: np.ndarray) -> np.ndarray:
-        """The atoms of entries that may not go."""
-        suspects = dead[self.sites.entries] & self.may_read
-        if suspects.any():
-            suspects = suspects & self._read(~dead[self.sites.rows])
-        atoms: np.ndarray = self.sites.entries[suspects]
-        return atoms
-
-    def _read(self, surviving: np.ndarray) -> np.ndarray:
-        """Which entries a surviving row multiplies by something that may not be zero: bool (K,)."""
-        site = self.sites.site
-        weight: np.ndarray = nonzero_weight(site, self.known).numpy()
-        g = site.groups
-        if g == 1:
-            read: np.ndarray = weight[surviving].any(axis=0)
-        elif site.transposed:
-            read = (weight & np.repeat(surviving.reshape(g, -1).T, site.entries // g, axis=1)).any(axis=0)
-        else:
-            read = (weight & surviving[:, None]).reshape(g, -1, weight.shape[1]).any(axis=1).reshape(-1)
-        return read
-
-
-class _Product:
-    """A batched product: an entry matters where both factors may not be zero and some result of them survives."""
-
-    def __init__(self, product: ProductAtoms, known: Known) -> None:
-        left, right = may_multiply(product.product, known)
-        self.entries, self.results = product.entries, product.results
-        self.left, self.right = left.numpy(), right.numpy()
-        self.reason = _not_zero(known, product.node)
-
-    def broken(self, dead: np.ndarray) -> np.ndarray:
-        alive: np.ndarray = np.ones((1, 1, 1), dtype=bool)
-        for layer in self.results:
-            alive = np.logical_and(alive, ~dead[layer])
-        rows = alive.any(axis=1, keepdims=True)
-        read = self.left & (self.right & rows).any(axis=2)
-        entries, read = np.broadcast_arrays(self.entries, read)
-        atoms: np.ndarray = entries[read & dead[entries]]
-        return atoms
-
-
-def _not_zero(known: Known, node: str) -> Reason:
-    mode = "training" if known.training else "evaluation"
-    return Reason("not-zero", f"in {mode} it is not always zero where {node} reads it", node)
-
-
-def _torn(slots: Slots, dead: np.ndarray) -> np.ndarray:
-    """What must come back so that each slot is there exactly if some member is.
-
-    Of a slice whose slot stays, those members come back that lie where other slices have some left: what is left is to
-    be rectangular, and small.
+    As many as the other slices have, and where they have them: what is left is to be rectangular, and small.
     """
     member = ~dead[slots.members]
-    slice_alive, slot_alive = member.any(axis=1), ~dead[slots.atoms]
     columns = np.flatnonzero(member.any(axis=0))[: member.sum(axis=1).max()]
     if not len(columns):
         columns = np.zeros(1, dtype=np.int64)
-    empty = slot_alive & ~slice_alive
-    return np.concatenate([slots.atoms[slice_alive & ~slot_alive], slots.members[empty][:, columns].reshape(-1)])
+    atoms: np.ndarray = slots.members[~dead[slots.atoms] & ~member.any(axis=1)][:, columns].reshape(-1)
+    return atoms
 
 
 def _ragged(joint: np.ndarray, dead: np.ndarray) -> np.ndarray:

@@ -8,7 +8,6 @@ from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.plan import Plan, make_plan
 from fxcompress.channels.rules.registry import Known
 from fxcompress.channels.space import Reason
-from fxcompress.channels.survivors import ragged_dim
 from fxcompress.passes.cutting import Cut, cut_module
 from fxcompress.passes.replay import MismatchError, Replay
 from fxcompress.trace.traced import TracedModule
@@ -48,9 +47,9 @@ def rewrite(analysis: Analysis, knowns: dict[str, list[Known]], request: np.ndar
             return carry_out(analysis, plan)
         except MismatchError as mismatch:
             atoms = mismatch.atoms
-            ragged = _ragged_joints(analysis, plan, atoms) - rectangular
-            if ragged:  # perhaps it is only that slices lost different entries
-                rectangular |= ragged
+            near = _joints_near(analysis, atoms) - rectangular
+            if near:  # perhaps it is only that slices lost different entries
+                rectangular |= near
                 continue
             if plan.alive[atoms].all():  # nothing to blame in particular: keep all
                 atoms = np.flatnonzero(~plan.alive)
@@ -60,15 +59,11 @@ def rewrite(analysis: Analysis, knowns: dict[str, list[Known]], request: np.ndar
                 kept.setdefault(root, mismatch.reason)
 
 
-def _ragged_joints(analysis: Analysis, plan: Plan, atoms: np.ndarray) -> frozenset[int]:
-    """The joints that hang together with ``atoms``, and whose slices keep different entries."""
+def _joints_near(analysis: Analysis, atoms: np.ndarray) -> frozenset[int]:
+    """The joints that hang together with ``atoms``."""
     near = np.zeros(analysis.space.size, dtype=bool)
     near[analysis.component[atoms]] = True
-    return frozenset(
-        i
-        for i, joint in enumerate(analysis.joints)
-        if near[analysis.component[joint]].any() and ragged_dim(plan.alive[joint]) is not None
-    )
+    return frozenset(i for i, joint in enumerate(analysis.joints) if near[analysis.component[joint]].any())
 
 
 def carry_out(analysis: Analysis, plan: Plan) -> Rewritten:

@@ -1,0 +1,77 @@
+"""The places that read channels, and which channels each of them still needs."""
+
+from typing import Protocol
+
+import numpy as np
+
+from fxcompress.channels.analysis import ProductAtoms, SiteAtoms
+from fxcompress.channels.rules.contraction import may_read, nonzero_weight
+from fxcompress.channels.rules.products import may_multiply
+from fxcompress.channels.rules.registry import Known
+from fxcompress.channels.space import Reason
+
+
+class Check(Protocol):
+    """One place that reads channels, in one mode."""
+
+    reason: Reason
+
+    def broken(self, dead: np.ndarray) -> np.ndarray:
+        """The dead atoms that are still read there."""
+        ...
+
+
+class SiteCheck:
+    """A convolution or matrix product."""
+
+    def __init__(self, sites: SiteAtoms, known: Known) -> None:
+        self.sites = sites
+        self.known = known
+        self.may_read = may_read(sites.site, known).numpy()
+        self.reason = _not_zero(known, sites.node)
+
+    def broken(self, dead: np.ndarray) -> np.ndarray:
+        """The atoms of entries that may not go."""
+        suspects = dead[self.sites.entries] & self.may_read
+        if suspects.any():
+            suspects = suspects & self._read(~dead[self.sites.rows])
+        atoms: np.ndarray = self.sites.entries[suspects]
+        return atoms
+
+    def _read(self, surviving: np.ndarray) -> np.ndarray:
+        """Which entries a surviving row multiplies by something that may not be zero: bool (K,)."""
+        site = self.sites.site
+        weight: np.ndarray = nonzero_weight(site, self.known).numpy()
+        g = site.groups
+        if g == 1:
+            read: np.ndarray = weight[surviving].any(axis=0)
+        elif site.transposed:
+            read = (weight & np.repeat(surviving.reshape(g, -1).T, site.entries // g, axis=1)).any(axis=0)
+        else:
+            read = (weight & surviving[:, None]).reshape(g, -1, weight.shape[1]).any(axis=1).reshape(-1)
+        return read
+
+
+class ProductCheck:
+    """A batched product: an entry matters where both factors may not be zero and some result of them survives."""
+
+    def __init__(self, product: ProductAtoms, known: Known) -> None:
+        left, right = may_multiply(product.product, known)
+        self.entries, self.results = product.entries, product.results
+        self.left, self.right = left.numpy(), right.numpy()
+        self.reason = _not_zero(known, product.node)
+
+    def broken(self, dead: np.ndarray) -> np.ndarray:
+        alive: np.ndarray = np.ones((1, 1, 1), dtype=bool)
+        for layer in self.results:
+            alive = np.logical_and(alive, ~dead[layer])
+        rows = alive.any(axis=1, keepdims=True)
+        read = self.left & (self.right & rows).any(axis=2)
+        entries, read = np.broadcast_arrays(self.entries, read)
+        atoms: np.ndarray = entries[read & dead[entries]]
+        return atoms
+
+
+def _not_zero(known: Known, node: str) -> Reason:
+    mode = "training" if known.training else "evaluation"
+    return Reason("not-zero", f"in {mode} it is not always zero where {node} reads it", node)

@@ -8,6 +8,7 @@ import inspect
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -15,6 +16,7 @@ import torch
 from torch import fx, nn
 
 from fxcompress.errors import TraceError
+from fxcompress.trace.concrete import run_model
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.skeleton import skeleton
 from fxcompress.trace.support import check_supported
@@ -24,21 +26,59 @@ from fxcompress.trace.traced import TracedModule, copy_graph
 def trace(model: nn.Module, inputs: ExampleInputs | None = None) -> TracedModule:
     """Trace ``model`` in both modes; the model itself is not touched, and the result shares its tensors.
 
+    Symbolic tracing comes first. Where it fails, and there are inputs, the model is traced by running it on them, see
+    :mod:`fxcompress.trace.concrete`.
+
     Args:
-        model: any module that torch.fx can trace, a GraphModule among them.
+        model: any module, a GraphModule among them.
         inputs: arguments of ``forward`` that have a default and are not given here keep that default.
 
     Raises:
-        TraceError: torch.fx cannot trace it.
+        TraceError: neither way works.
         UnsupportedModelError: see :func:`fxcompress.trace.support.check_supported`.
     """
     check_supported(model)
+    try:
+        return _traced(model, lambda root, readers, training: _graph(root, _defaults(root, inputs), training=training))
+    except TraceError as error:
+        if inputs is None:
+            raise TraceError(f"{error}\n  or pass example_inputs: it is then traced by running it on them") from error
+        return trace_by_running(model, inputs, error)
+
+
+def trace_by_running(model: nn.Module, inputs: ExampleInputs, why: TraceError) -> TracedModule:
+    """Trace ``model`` by running it on ``inputs``, first with arithmetic on sizes, then with each size as it is.
+
+    Args:
+        model: as for :func:`trace`.
+        inputs: to run on.
+        why: symbolic tracing has failed.
+
+    Raises:
+        TraceError: with both reasons.
+    """
+    reasons = []
+    for keep_sizes in (True, False):
+        run = partial(_run, inputs=inputs, keep_sizes=keep_sizes)
+        try:
+            return _traced(model, run)
+        except TraceError as error:
+            reasons.append(error)
+    raise TraceError(f"{why}\nNor can it be traced by running it on the example inputs: {reasons[0]}") from reasons[0]
+
+
+def _run(
+    root: nn.Module, readers: set[int], training: bool, *, inputs: ExampleInputs, keep_sizes: bool  # noqa: FBT001
+) -> fx.Graph:
+    return run_model(root, inputs, _Tracer().is_leaf_module, readers, training=training, keep_sizes=keep_sizes)
+
+
+def _traced(model: nn.Module, graph_of: Callable[[nn.Module, set[int], bool], fx.Graph]) -> TracedModule:
     root = skeleton(model)
     modes = [(module, module.training) for module in root.modules()]
-    constants = _defaults(root, inputs)
     with _reads_of_mode() as readers:
-        graph = _graph(root, constants, training=False)
-        train_graph: fx.Graph | None = _graph(root, constants, training=True)
+        graph = graph_of(root, readers, False)
+        train_graph: fx.Graph | None = graph_of(root, readers, True)
     for module, training in modes:
         module.training = training
     if train_graph is not None and _same(graph, train_graph):

@@ -3,7 +3,7 @@
 import copy
 import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor, fx
@@ -48,21 +48,18 @@ class Arguments:
         self._writer = writer
         self._fake = fake
         self._number = number
-        bound = signature.bind(*inputs.args, **inputs.kwargs)
-        found = [entry for p in signature.parameters.values() for entry in _entries(p, bound.arguments)]
-        nodes = [writer.graph.placeholder(name, default_value=default) for name, _, default, _ in found]
-        for (name, value, _, kind), node in zip(found, nodes, strict=True):
-            self._add(name, self._replaced(name, value, node), kind)
-
-    def _add(self, name: str, value: Any, kind: object) -> None:  # noqa: ANN401
-        if kind in _POSITIONAL or kind is inspect.Parameter.VAR_POSITIONAL:
-            self.args += (value,)
-        else:
-            self.kwargs[name] = value
-
-    def _replaced(self, name: str, value: Any, node: fx.Node) -> Any:  # noqa: ANN401
-        self._writer.node("call_function", check_argument, (node, form_of(value), name))
-        return self._tree(name, value, node)
+        given = _given(signature, inputs)
+        placed = list(_entries(signature, set(given)))
+        nodes = {name: writer.graph.placeholder(name, default_value=default) for name, default in placed}
+        for name, node in nodes.items():
+            if name in given:
+                writer.node("call_function", check_argument, (node, form_of(given[name]), name))
+            else:
+                default = form_of(dict(placed)[name], exact=True)
+                writer.node("call_function", check_argument, (node, default, name), {"exact": True})
+        replaced = {name: self._tree(name, value, nodes[name]) for name, value in given.items()}
+        self.args = tuple(replaced.values())[: len(inputs.args)]
+        self.kwargs = {name: replaced[name] for name in inputs.kwargs}
 
     def _tree(self, name: str, value: Any, node: fx.Node) -> Any:  # noqa: ANN401
         """The value with fake tensors in it; ``node`` is where it comes from."""
@@ -94,12 +91,26 @@ def _like(value: Any, items: dict[Any, Any]) -> Any:  # noqa: ANN401 - a dict of
     return own
 
 
-def _entries(p: inspect.Parameter, given: dict[str, Any]) -> list[tuple[str, Any, Any, Any]]:
-    """Name, value, default and kind of each placeholder that a parameter becomes."""
-    if p.kind is inspect.Parameter.VAR_POSITIONAL:
-        return [(f"{p.name}_{i}", value, _MISSING, p.kind) for i, value in enumerate(given.get(p.name, ()))]
-    if p.kind is inspect.Parameter.VAR_KEYWORD:
-        return [(name, value, None, p.kind) for name, value in given.get(p.name, {}).items()]
-    if p.name not in given and not is_plain(p.default):
-        return []
-    return [(p.name, given.get(p.name, p.default), p.default if is_plain(p.default) else _MISSING, p.kind)]
+def _given(signature: inspect.Signature, inputs: ExampleInputs) -> dict[str, Any]:
+    """Each argument that is given, by the name of its placeholder; positional ones first."""
+    names = [p.name for p in signature.parameters.values() if p.kind in _POSITIONAL][: len(inputs.args)]
+    signature.bind(*inputs.args, **inputs.kwargs)  # raises where they do not fit
+    rest = [f"{_variadic(signature)}_{i}" for i in range(len(inputs.args) - len(names))]
+    return dict(zip([*names, *rest], inputs.args, strict=True)) | inputs.kwargs
+
+
+def _variadic(signature: inspect.Signature) -> str:
+    return next((p.name for p in signature.parameters.values() if p.kind is inspect.Parameter.VAR_POSITIONAL), "")
+
+
+def _entries(signature: inspect.Signature, given: set[str]) -> Iterator[tuple[str, Any]]:
+    """Name and default of each placeholder, in an order that Python allows."""
+    known = [p for p in signature.parameters.values() if p.kind not in _VARIADIC]
+    yield from ((p.name, _MISSING) for p in known if p.default is _MISSING)
+    extra = sorted(given - set(signature.parameters))
+    rest = _variadic(signature)
+    yield from ((name, _MISSING) for name in extra if rest and name.startswith(f"{rest}_"))
+    for p in known:
+        if p.default is not _MISSING and (p.name in given or is_plain(p.default)):
+            yield p.name, p.default if is_plain(p.default) else None
+    yield from ((name, None) for name in extra if not (rest and name.startswith(f"{rest}_")))

@@ -9,6 +9,7 @@ the graph, and each decision on them becomes a check in it (guards.py).
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -23,7 +24,8 @@ from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.places import place, place_of
 from fxcompress.trace.recorder import Recorder
 from fxcompress.trace.skeleton import skeleton
-from fxcompress.trace.state import State, unchanged_randomness
+from fxcompress.trace.state import State, carries_over, unchanged_randomness
+from fxcompress.trace.state import unset as forget
 from fxcompress.trace.writer import Writer
 
 IsLeaf = Callable[[nn.Module, str], bool]
@@ -45,27 +47,49 @@ def run_model(
     Raises:
         TraceError: the run fails, or does what no graph can do.
     """
-    run = _Run(root, is_leaf, readers, training=training, keep_sizes=keep_sizes)
-    before = set(readers)
+    new = partial(_Run, root, is_leaf, readers, training=training, keep_sizes=keep_sizes)
+    run = new()
+    changed = _go(run, inputs)
+    if changed:
+        # What a run sets before it reads it is nothing but a scratch pad. So: does it run without the old values?
+        run = new(unset=changed)
+        try:
+            again = _go(run, inputs)
+        except TraceError as error:
+            raise carries_over(changed) from error
+        if again - changed:
+            raise carries_over(again - changed)
+    run.writer.graph.lint()
+    return run.writer.graph
+
+
+def _go(run: "_Run", inputs: ExampleInputs) -> frozenset[str]:
+    """Run; which attributes have been set."""
+    before = set(run.readers)
     try:
-        run.go(inputs)
+        return run.go(inputs)
     except TraceError:
         raise
     except Exception as error:
         raise TraceError(f"it fails with {type(error).__name__}: {error}{place_of(error)}") from error
     finally:
-        own = readers - before
-        readers -= own
-        readers |= {id(root.get_submodule(path)) for path, module in run.model.named_modules() if id(module) in own}
-    run.writer.graph.lint()
-    return run.writer.graph
+        own = run.readers - before
+        run.readers -= own
+        run.readers |= {id(run.root.get_submodule(p)) for p, m in run.model.named_modules() if id(m) in own}
 
 
 class _Run:
     """One run of a model."""
 
     def __init__(
-        self, root: nn.Module, is_leaf: IsLeaf, readers: set[int], *, training: bool, keep_sizes: bool
+        self,
+        root: nn.Module,
+        is_leaf: IsLeaf,
+        readers: set[int],
+        *,
+        training: bool,
+        keep_sizes: bool,
+        unset: frozenset[str] = frozenset(),
     ) -> None:
         self.root = root
         self.is_leaf = is_leaf
@@ -76,18 +100,20 @@ class _Run:
         self.writer = Writer(self._constant)
         self.recorder = Recorder(self.writer, self.fakes, keep_sizes=keep_sizes)
         self._fake_the_tensors()
+        forget(self.model, unset)
 
-    def go(self, inputs: ExampleInputs) -> None:
-        """Write the graph."""
+    def go(self, inputs: ExampleInputs) -> frozenset[str]:
+        """Write the graph; names of the attributes that the run has set."""
         with self.fakes, torch.enable_grad(), unchanged_randomness():
             signature = inspect.signature(self.model.forward)
             arguments = Arguments(signature, inputs, self.writer, self._input, self.recorder.number)
             state = State(self.model)
             with self._watched(), self.recorder:
                 result = self.model(*arguments.args, **arguments.kwargs)
-            state.check()
+            changed = state.changed()
             self.writer.graph.output(self.writer.written(result))
         _tidy(self.writer.graph)
+        return changed
 
     def _fake_the_tensors(self) -> None:
         """Put fake tensors in place of all that hang on the modules, and tell the writer their names."""

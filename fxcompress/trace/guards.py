@@ -46,9 +46,9 @@ def shape_of(tensor: Tensor, rank: int, where: str) -> torch.Size:
 
 @fx.wrap
 @has_side_effect
-def check_argument(value: object, form: object, name: str) -> None:
+def check_argument(value: object, form: object, name: str, *, exact: bool = False) -> None:
     """Raise unless an argument of forward is of the form (see :func:`form_of`) that it was traced with."""
-    found = form_of(value)
+    found = form_of(value, exact=exact)
     if found != form:
         raise PathError(
             f"argument {name} is {found}; the network was traced with {form}\n"
@@ -57,17 +57,20 @@ def check_argument(value: object, form: object, name: str) -> None:
         )
 
 
-def form_of(value: object) -> tuple[Any, ...]:
-    """What of an argument is fixed by a trace: the rank of tensors, the keys and lengths of containers, other values."""
+def form_of(value: object, *, exact: bool = False) -> tuple[Any, ...]:
+    """What of an argument is fixed by a trace: the rank of tensors, the keys and lengths of containers, other values.
+
+    The values of numbers count where they are ``exact``; others are checked where the model reads them.
+    """
     if isinstance(value, Tensor):
         return ("tensor of rank", value.dim())
     if isinstance(value, dict):
-        return ("dict", tuple((key, form_of(item)) for key, item in value.items()))
+        return ("dict", tuple((key, form_of(item, exact=exact)) for key, item in value.items()))
     if isinstance(value, tuple | list):
-        return (type(value).__name__, tuple(form_of(item) for item in value))
+        return (type(value).__name__, tuple(form_of(item, exact=exact) for item in value))
     kind = type(value)
-    if kind in {int, float}:
-        return (kind.__name__,)  # its value is checked where it matters
+    if kind in {int, float} and not exact:
+        return (kind.__name__,)
     return (kind.__name__, value) if kind in _PLAIN else ("object", f"{kind.__module__}.{kind.__qualname__}")
 
 

@@ -54,6 +54,11 @@ class Number:
         self.fxc_recipe = recipe
         self.fxc_decider = decider
 
+    @property
+    def __class__(self) -> type:
+        """``isinstance(n, int)`` must hold as it does for the size itself, or code would go another way."""
+        return type(self.fxc_value)
+
     def fxc_read(self, kind: Callable[..., Any]) -> Any:  # noqa: ANN401 - what the kind makes
         """A plain number for Python."""
         outcome, recipe = kind(self.fxc_value), self.fxc_recipe
@@ -95,8 +100,8 @@ def _apply(function: Callable[..., Any], *operands: Any) -> Any:  # noqa: ANN401
     return number(value, recipe, decider)
 
 
-def _is_operand(value: object) -> TypeGuard[bool | float | Number]:
-    return isinstance(value, bool | int | float | Number)
+def _is_operand(value: object) -> TypeGuard[float]:
+    return isinstance(value, bool | int | float)  # also of a Number, by its __class__
 
 
 def _binary(function: Callable[..., Any], *, swapped: bool = False) -> Callable[[Any, Any], Any]:

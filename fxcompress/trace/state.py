@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fxcompress.errors import TraceError
 
@@ -19,33 +19,59 @@ class State:
         self._model = model
         self._before = self._read()
 
-    def _read(self) -> dict[str, Any]:
-        found = {}
-        for path, module in self._model.named_modules():
-            for table in (module._parameters, module._buffers, module.__dict__):
-                found.update({f"{path}.{name}".lstrip("."): _stamp(value) for name, value in table.items()})
-        return found
+    def _read(self) -> dict[str, object]:
+        return {name: _stamp(table[key]) for name, table, key in _attributes(self._model)}
 
-    def check(self) -> None:
-        """Raise when an attribute is another now.
-
-        Raises:
-            TraceError: naming it.
-        """
+    def changed(self) -> frozenset[str]:
+        """Names of the attributes that are others now."""
         after = self._read()
-        changed = [n for n in {**self._before, **after} if n not in after or self._before.get(n, self) != after[n]]
-        if changed:
-            raise TraceError(
-                f"it sets its attribute {changed[0]} while it runs: the next run may go another way, which a graph cannot "
-                "do\n  write into a buffer in place (copy_), or compute the value anew in each run"
-            )
+        return frozenset(
+            name
+            for name in {**self._before, **after}
+            if name not in after or name not in self._before or self._before[name] != after[name]
+        )
+
+
+class _Unset:
+    """Stands for an attribute that must not be read before it is set; any use of it fails."""
+
+    def __bool__(self) -> bool:
+        raise TraceError("an attribute is read before it is set")
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        raise TraceError("an attribute is read before it is set")
+
+
+def unset(model: nn.Module, names: frozenset[str]) -> None:
+    """Make every use of the named attributes fail, until something is assigned to them."""
+    for name, table, key in list(_attributes(model)):
+        if name in names:
+            table[key] = _Unset()
+
+
+def _attributes(model: nn.Module) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Name, table and key in the table of each attribute of each module."""
+    for path, module in model.named_modules():
+        for table in (module._parameters, module._buffers, module.__dict__):
+            for key in table:
+                yield f"{path}.{key}" if path else key, table, key  # type: ignore[misc]
+
+
+def carries_over(names: frozenset[str]) -> TraceError:
+    """The error for attributes that take something from one run to the next."""
+    return TraceError(
+        f"it sets its attribute {min(names)} while it runs, and the next run may read it; a graph cannot do that\n"
+        "  write into a buffer in place (copy_), or compute the value anew in each run"
+    )
 
 
 def _stamp(value: object) -> object:
     """What stands for a value of an attribute: it differs when the value does."""
     if isinstance(value, bool | int | float | str | None):
         return type(value), value
-    if isinstance(value, list | tuple | dict | set) and not isinstance(value, Tensor):
+    if isinstance(value, list | tuple | dict | set):
         return id(value), len(value)
     return id(value)
 

@@ -124,6 +124,8 @@ class Interpreter:
                 if isinstance(module, Quantizer):
                     return self._quantize(str(node.target), module, args[0])
                 return self._noisy(module, self._shadow(str(node.target), module)(*args, **kwargs))
+            if isinstance(node.target, type):  # a dataclass or the like, in which nothing finds its tensors again
+                self._pin_output([args, kwargs])
             if node.op == "call_method":
                 return getattr(args[0], str(node.target))(*args[1:], **kwargs)
             return node.target(*args, **kwargs)  # type: ignore[operator]

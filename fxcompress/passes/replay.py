@@ -21,6 +21,7 @@ from fxcompress.channels.values import LabelTensor, Step, Value, find, leaves
 from fxcompress.errors import ExampleInputError
 from fxcompress.passes.literals import Proposal, propose
 from fxcompress.passes.positions import pair_up, same_entries
+from fxcompress.trace.guards import check
 
 _VALUE_OPS = {"pointwise", "pointwise, values unknown", "multiply"}
 
@@ -61,6 +62,8 @@ class Replay(Interpreter):
 
     def call(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         """Run a node on what is left; patch its sizes where it does not agree with the original."""
+        if node.target is check:
+            args = self._decided(node, args)
         marks = len(self.dispatch.tape), len(self.space.edges)
         try:
             result, error = self._run(node, args, kwargs), None
@@ -80,6 +83,18 @@ class Replay(Interpreter):
             if reason.code == "single-entry":
                 self.lonely[atoms] = True
         return result
+
+    def _decided(self, node: fx.Node, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The arguments of a check. A decision was taken on the sizes before the cut: it stands for those sizes only.
+
+        So where the cut has changed one of them, the check asks for the sizes themselves, as they are now.
+        """
+        _, _, sizes, place = args
+        if sizes == self.original.args[node.name][2]:
+            return args
+        node.args = (node.args[2], sizes, *node.args[2:])
+        self.patched = True
+        return sizes, sizes, sizes, place
 
     def _patch(self, node: fx.Node, error: Exception | None) -> Any:  # noqa: ANN401
         source = self._source(node)

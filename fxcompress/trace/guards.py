@@ -74,6 +74,11 @@ def form_of(value: object, *, exact: bool = False) -> tuple[Any, ...]:
     return (kind.__name__, value) if kind in _PLAIN else ("object", f"{kind.__module__}.{kind.__qualname__}")
 
 
+def is_check(node: fx.Node) -> bool:
+    """Whether a node is a check; it stays whatever becomes of its operands."""
+    return node.op == "call_function" and node.target in {check, shape_of, check_argument}
+
+
 def is_plain(value: object) -> bool:
     """Whether a value can be written into a graph as it is."""
     return type(value) in _PLAIN or value is Ellipsis

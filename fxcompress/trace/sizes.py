@@ -67,6 +67,12 @@ class Number:
         self.fxc_decider.decide(recipe, outcome)
         return outcome
 
+    def __divmod__(self, other: Any) -> tuple[Any, Any]:  # noqa: ANN401
+        return self // other, self % other  # type: ignore[operator]
+
+    def __rdivmod__(self, other: Any) -> tuple[Any, Any]:  # noqa: ANN401
+        return other // self, other % self
+
     def __repr__(self) -> str:
         return f"size({self.fxc_value})"  # no number, so that code which looks it up in a table does not find it
 

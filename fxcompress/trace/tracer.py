@@ -39,11 +39,29 @@ def trace(model: nn.Module, inputs: ExampleInputs | None = None) -> TracedModule
     """
     check_supported(model)
     try:
-        return _traced(model, lambda root, readers, training: _graph(root, _defaults(root, inputs), training=training))
+        return _trace_symbolically(model, inputs)
     except TraceError as error:
         if inputs is None:
             raise TraceError(f"{error}\n  or pass example_inputs: it is then traced by running it on them") from error
         return trace_by_running(model, inputs, error)
+
+
+def _trace_symbolically(model: nn.Module, inputs: ExampleInputs | None) -> TracedModule:
+    """Trace with buffers as they are; where forward writes to one, once more with buffers that are symbols."""
+    before = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers()]
+    written = False
+    for symbols in (False, True):
+        graph_of = partial(_symbolic_graph, inputs=inputs, symbols=symbols)
+        try:
+            result = _traced(model, graph_of)
+        finally:
+            for buffer, version, value in before:
+                if buffer._version != version and not symbols:
+                    written = True
+                    buffer.copy_(value)
+        if not written:
+            break
+    return result
 
 
 def trace_by_running(model: nn.Module, inputs: ExampleInputs, why: TraceError) -> TracedModule:
@@ -65,6 +83,12 @@ def trace_by_running(model: nn.Module, inputs: ExampleInputs, why: TraceError) -
         except TraceError as error:
             reasons.append(error)
     raise TraceError(f"{why}\nNor can it be traced by running it on the example inputs: {reasons[0]}") from reasons[0]
+
+
+def _symbolic_graph(
+    root: nn.Module, readers: set[int], training: bool, *, inputs: ExampleInputs | None, symbols: bool  # noqa: FBT001
+) -> fx.Graph:
+    return _graph(root, _defaults(root, inputs), training=training, symbols=symbols)
 
 
 def _run(
@@ -136,11 +160,12 @@ class _Tracer(fx.Tracer):
         return (leaf and not isinstance(m, nn.Sequential)) or super().is_leaf_module(m, module_qualified_name)
 
 
-def _graph(root: nn.Module, constants: dict[str, Any], *, training: bool) -> fx.Graph:
+def _graph(root: nn.Module, constants: dict[str, Any], *, training: bool, symbols: bool) -> fx.Graph:
     if isinstance(root, fx.GraphModule) and not constants:
         train_graph = root.train_graph if isinstance(root, TracedModule) and training else None
         return copy_graph(train_graph or root.graph)
     tracer = _Tracer()
+    tracer.proxy_buffer_attributes = symbols
     tracer.record_stack_traces = not training
     root.train(training)
     try:

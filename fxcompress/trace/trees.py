@@ -6,13 +6,13 @@ from typing import Any
 
 
 def rebuild(function: Callable[[Any], Any], tree: Any) -> Any:  # noqa: ANN401 - a tree of anything
-    """The tree with ``function`` applied to each leaf, inside tuples, lists, dicts and slices."""
+    """The tree with ``function`` applied to each leaf, inside tuples, lists, plain dicts and slices."""
     if isinstance(tree, tuple | list):
         items = [rebuild(function, item) for item in tree]
         if hasattr(tree, "_fields"):
             return type(tree)(*items)
         return items if isinstance(tree, list) else tuple(items)
-    if isinstance(tree, dict):
+    if type(tree) is dict:
         return {key: rebuild(function, item) for key, item in tree.items()}
     if isinstance(tree, slice):
         return slice(*(rebuild(function, part) for part in (tree.start, tree.stop, tree.step)))

@@ -33,10 +33,6 @@ def prepare(model: nn.Module, example_inputs: object = None) -> Analysis:
             found.append(analyse(traced or trace_by_running(model, guess, why), guess))
         except ExampleInputError:
             return False
-        except TraceError:
-            if traced is None:
-                return False
-            raise
         return True
 
     try:

@@ -1,9 +1,9 @@
-"""The arguments of forward in a concrete trace: placeholders, checks, and fake tensors in place of real ones."""
+"""The arguments of forward in a concrete trace: placeholders, checks, and what stands behind each tensor and number."""
 
 import copy
 import inspect
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, fx
@@ -11,13 +11,8 @@ from torch import Tensor, fx
 from fxcompress.errors import TraceError
 from fxcompress.trace.guards import check_argument, form_of, is_plain
 from fxcompress.trace.inputs import ExampleInputs
-from fxcompress.trace.sizes import Recipe
+from fxcompress.trace.recorder import Recorder
 from fxcompress.trace.writer import Writer
-
-Fake = Callable[[Tensor, fx.Node], Tensor]
-"""Makes a fake tensor that stands for the result of a node."""
-Measure = Callable[[Any, Recipe], Any]
-"""Makes a number whose use is seen."""
 
 _POSITIONAL = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
 _VARIADIC = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
@@ -29,10 +24,9 @@ class Arguments:
 
     Args:
         signature: of forward.
-        inputs: arguments that are left out keep their default.
+        inputs: fake tensors among them; arguments that are left out keep their default.
         writer: of the graph.
-        fake: see :data:`Fake`.
-        number: see :data:`Measure`.
+        recorder: of the run.
 
     Attributes:
         args: what to call forward with.
@@ -42,12 +36,11 @@ class Arguments:
         TraceError: an argument is of a kind that cannot be traced.
     """
 
-    def __init__(self, signature: inspect.Signature, inputs: ExampleInputs, writer: Writer, fake: Fake, number: Measure) -> None:
+    def __init__(self, signature: inspect.Signature, inputs: ExampleInputs, writer: Writer, recorder: Recorder) -> None:
         self.args: tuple[Any, ...] = ()
         self.kwargs: dict[str, Any] = {}
         self._writer = writer
-        self._fake = fake
-        self._number = number
+        self._recorder = recorder
         given = _given(signature, inputs)
         placed = list(_entries(signature, set(given)))
         nodes = {name: writer.graph.placeholder(name, default_value=default) for name, default in placed}
@@ -62,9 +55,9 @@ class Arguments:
         self.kwargs = {name: replaced[name] for name in inputs.kwargs}
 
     def _tree(self, name: str, value: Any, node: fx.Node) -> Any:  # noqa: ANN401
-        """The value with fake tensors in it; ``node`` is where it comes from."""
+        """The value with its tensors and numbers bound to ``node``, where it comes from."""
         if isinstance(value, Tensor):
-            return self._fake(value, node)
+            return self._recorder.bind(value, node)
         if isinstance(value, dict):
             items = {key: self._tree(name, item, self._item(node, key)) for key, item in value.items()}
             return items if type(value) is dict else _like(value, items)
@@ -72,7 +65,7 @@ class Arguments:
             parts = [self._tree(name, item, self._item(node, i)) for i, item in enumerate(value)]
             return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
         if type(value) in {int, float}:
-            return self._number(value, self._writer.result(node))
+            return self._recorder.number(value, self._writer.result(node))
         if is_plain(value):
             return value
         kind = type(value).__name__

@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -43,3 +44,14 @@ def property_of(func: Any) -> str | None:  # noqa: ANN401
 
 def _name_of_property(found: object) -> str:
     return next(name for name in dir(torch.Tensor) if getattr(torch.Tensor, name, None) is found)
+
+
+@cache
+def autograd_call(kind: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """``kind.apply`` as a function that can stand in a graph: one that has a module and a name."""
+
+    def apply(*args: Any) -> Any:  # noqa: ANN401
+        return kind.apply(*args)
+
+    apply.__module__, apply.__name__ = kind.__module__, kind.__name__
+    return apply

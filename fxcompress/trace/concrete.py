@@ -7,28 +7,28 @@ the graph, and each decision on them becomes a check in it (guards.py).
 """
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+import operator
 from functools import partial
-from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses import FakeTensor, FakeTensorMode
-from torch.fx import _symbolic_trace
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedOperatorException,
+)
 
-from fxcompress.errors import TraceError
+from fxcompress.errors import ExampleInputError, TraceError
 from fxcompress.trace.arguments import Arguments
 from fxcompress.trace.inputs import ExampleInputs
-from fxcompress.trace.places import place, place_of
-from fxcompress.trace.recorder import Recorder
+from fxcompress.trace.places import place_of
+from fxcompress.trace.recorder import Fakes, Recorder
 from fxcompress.trace.skeleton import skeleton
-from fxcompress.trace.state import State, carries_over, unchanged_randomness
+from fxcompress.trace.state import State, carries_over, same_randomness
 from fxcompress.trace.state import unset as forget
+from fxcompress.trace.trees import replace
+from fxcompress.trace.watch import IsLeaf, watch
 from fxcompress.trace.writer import Writer
-
-IsLeaf = Callable[[nn.Module, str], bool]
 
 
 def run_model(
@@ -63,6 +63,19 @@ def run_model(
     return run.writer.graph
 
 
+def check_runs(root: nn.Module, inputs: ExampleInputs) -> None:
+    """Raise when the model does not run on the inputs at all, so that tracing is not to blame.
+
+    Raises:
+        ExampleInputError: saying how it fails.
+    """
+    error = _Run(root, lambda *_: True, set(), training=False, keep_sizes=False).fails(inputs)
+    if error is not None:
+        raise ExampleInputError(
+            f"the model does not run on the example inputs {inputs}: {type(error).__name__}: {error}{place_of(error)}"
+        ) from error
+
+
 def _go(run: "_Run", inputs: ExampleInputs) -> frozenset[str]:
     """Run; which attributes have been set."""
     before = set(run.readers)
@@ -71,7 +84,8 @@ def _go(run: "_Run", inputs: ExampleInputs) -> frozenset[str]:
     except TraceError:
         raise
     except Exception as error:
-        raise TraceError(f"it fails with {type(error).__name__}: {error}{place_of(error)}") from error
+        failed = TraceError(f"it fails with {type(error).__name__}: {error}{place_of(error)}")
+        raise run.recorder.refusal or failed from error
     finally:
         own = run.readers - before
         run.readers -= own
@@ -95,25 +109,40 @@ class _Run:
         self.is_leaf = is_leaf
         self.readers = readers
         self.model = skeleton(root).train(training)
-        self.paths = {id(module): path for path, module in self.model.named_modules()}
-        self.fakes = FakeTensorMode(allow_non_fake_inputs=True)
         self.writer = Writer(self._constant)
-        self.recorder = Recorder(self.writer, self.fakes, keep_sizes=keep_sizes)
+        self.recorder = Recorder(self.writer, keep_sizes=keep_sizes)
+        self.fakes = Fakes(self.recorder)
         self._fake_the_tensors()
         forget(self.model, unset)
 
     def go(self, inputs: ExampleInputs) -> frozenset[str]:
         """Write the graph; names of the attributes that the run has set."""
-        with self.fakes, torch.enable_grad(), unchanged_randomness():
+        with self.fakes, torch.enable_grad():
             signature = inspect.signature(self.model.forward)
-            arguments = Arguments(signature, inputs, self.writer, self._input, self.recorder.number)
+            with self.recorder.pause():
+                fakes = replace(self.fakes.from_tensor, (inputs.args, inputs.kwargs))
+            given = Arguments(signature, ExampleInputs(*fakes), self.writer, self.recorder)
             state = State(self.model)
-            with self._watched(), self.recorder:
-                result = self.model(*arguments.args, **arguments.kwargs)
+            with watch(self.recorder, self.model, self.is_leaf, self.readers):
+                result = self.model(*given.args, **given.kwargs)
             changed = state.changed()
+            if self.recorder.refusal is not None:  # the model has caught it, and gone another way
+                raise self.recorder.refusal
             self.writer.graph.output(self.writer.written(result))
         _tidy(self.writer.graph)
         return changed
+
+    def fails(self, inputs: ExampleInputs) -> Exception | None:
+        """The error that the model ends in on these inputs when nobody watches; None where it runs, or needs values."""
+        args, kwargs = replace(self.fakes.from_tensor, (inputs.args, inputs.kwargs))
+        try:
+            with self.fakes, self.recorder.pause(), same_randomness(allowed=True):
+                self.model(*args, **kwargs)
+        except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException):
+            return None
+        except Exception as error:  # noqa: BLE001 - any failure is what was asked for
+            return error
+        return None
 
     def _fake_the_tensors(self) -> None:
         """Put fake tensors in place of all that hang on the modules, and tell the writer their names."""
@@ -122,11 +151,8 @@ class _Run:
             for table in (module._parameters, module._buffers, module.__dict__):
                 for name, tensor in table.items():
                     if isinstance(tensor, Tensor):
-                        table[name] = self.fakes.from_tensor(tensor)
+                        table[name] = self.fakes.from_tensor(tensor)  # the same one for a tensor of several names
                         self.writer.name(table[name], f"{prefix}{name}")
-
-    def _input(self, tensor: Tensor, node: fx.Node) -> Tensor:
-        return self.recorder.bind(self.fakes.from_tensor(tensor), node)
 
     def _constant(self, tensor: Tensor) -> str:
         """Keep a tensor on the root, under a name of its own."""
@@ -136,67 +162,9 @@ class _Run:
         taken[name] = tensor
         return name
 
-    @contextmanager
-    def _watched(self) -> Iterator[None]:
-        """See the calls of leaf modules, of functions marked by torch.fx.wrap, and of autograd functions."""
-        with ExitStack() as stack:
-            enter = stack.enter_context
-            enter(patch.object(nn.Module, "__call__", self._module_call(nn.Module.__call__)))
-            enter(patch.object(FakeTensor, "device", property(self._device_of(FakeTensor.device))))
-            enter(patch.object(torch.autograd.Function, "apply", classmethod(self._autograd_call())))
-            for (_, name), scope in _symbolic_trace._wrapped_fns_to_patch.items():
-                if name in scope and not scope.get("__name__", "").startswith("fxcompress."):
-                    enter(patch.dict(scope, {name: self._opaque(scope[name])}))
-            yield
-
-    def _device_of(self, own: Any) -> Callable[[FakeTensor], torch.device]:  # noqa: ANN401 - a property
-        """A fake tensor answers this question itself, and torch does not show it."""
-        return lambda tensor: own.fget(tensor) if self.recorder.paused else self.recorder.device(tensor)
-
-    def _module_call(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        def watched(module: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-            path = self.paths.get(id(module))
-            if self.recorder.paused:
-                return call(module, *args, **kwargs)
-            if path is None:
-                if module._parameters or module._buffers:
-                    raise TraceError(
-                        f"it makes a module ({type(module).__name__}) while it runs{place()}; make it in __init__"
-                    )
-                return call(module, *args, **kwargs)
-            if module is self.model or not self.is_leaf(module, path):
-                return call(module, *args, **kwargs)
-            readers = set(self.readers)
-            result = self.recorder.call(("call_module", path), args, kwargs, lambda *a, **k: call(module, *a, **k))
-            self.readers &= readers
-            return result
-
-        return watched
-
-    def _opaque(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A function that becomes one node whatever it does inside."""
-
-        def watched(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-            if self.recorder.paused:
-                return function(*args, **kwargs)
-            return self.recorder.call(("call_function", function), args, kwargs, function)
-
-        return watched
-
-    def _autograd_call(self) -> Callable[..., Any]:
-        apply = inspect.getattr_static(torch.autograd.Function, "apply")
-
-        def watched(cls: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-            own = apply.__get__(None, cls)
-            if self.recorder.paused:
-                return own(*args, **kwargs)
-            return self.recorder.call(("call_function", own), args, kwargs, own)
-
-        return watched
-
 
 def _tidy(graph: fx.Graph) -> None:
     """Erase reads of shapes and items that nothing uses."""
     for node in reversed(graph.nodes):
-        if not node.users and node.op == "call_function" and getattr(node.target, "__name__", "") in {"getattr", "getitem"}:
+        if not node.users and node.op == "call_function" and node.target in {getattr, operator.getitem}:
             graph.erase_node(node)

@@ -34,7 +34,7 @@ def place_of(error: BaseException) -> str:
 
 def _frames() -> Iterator[FrameType]:
     """The user's frames that lie above the tracer, innermost first."""
-    frame: FrameType | None = sys._getframe()
+    frame: FrameType | None = sys._getframe()  # noqa: SLF001
     inside = False
     while frame is not None:
         users = _is_users(frame)

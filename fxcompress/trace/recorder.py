@@ -8,7 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch._subclasses import FakeTensorMode
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedOperatorException,
+)
 from torch.overrides import TorchFunctionMode
 
 from fxcompress.errors import TraceError
@@ -17,10 +21,21 @@ from fxcompress.trace.guards import shape_of
 from fxcompress.trace.places import place
 from fxcompress.trace.sizes import Number, Recipe, number, plain
 from fxcompress.trace.trees import rebuild
-from fxcompress.trace.writer import Writer
+from fxcompress.trace.writer import Writer, hidden
 
-_UNSEEN = {torch.is_tensor, torch._C._set_grad_enabled, Tensor.__repr__, Tensor.__format__, Tensor.__hash__}
-_RANKS = {Tensor.dim, Tensor.ndimension}
+_ASSERT = torch._assert  # noqa: SLF001
+_UNSEEN = {
+    torch.device,
+    torch.is_tensor,
+    torch._C._set_grad_enabled,  # noqa: SLF001
+    Tensor.__repr__,
+    Tensor.__format__,
+    Tensor.__hash__,
+}
+
+
+def _autocast() -> tuple[bool, bool]:
+    return torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
 
 
 class Recorder(TorchFunctionMode):
@@ -28,16 +43,20 @@ class Recorder(TorchFunctionMode):
 
     Args:
         writer: writes it down.
-        fakes: the mode that the fake tensors belong to.
         keep_sizes: arithmetic on sizes becomes part of the graph; otherwise each size that is read must stay the same.
+
+    Attributes:
+        paused: nothing is recorded.
+        refusal: the first thing that cannot be recorded; it counts even where the model catches the error.
     """
 
-    def __init__(self, writer: Writer, fakes: FakeTensorMode, *, keep_sizes: bool) -> None:
+    def __init__(self, writer: Writer, *, keep_sizes: bool) -> None:
         super().__init__()
         self.writer = writer
-        self.fakes = fakes
         self.keep_sizes = keep_sizes
         self.paused = False
+        self.refusal: TraceError | None = None
+        self._autocast = _autocast()
         self._shapes: dict[tuple[int, tuple[int, ...]], Recipe] = {}
 
     def __torch_function__(
@@ -50,36 +69,26 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.paused or func in _UNSEEN:
             return func(*args, **kwargs)
-        special = self._special(func, args, kwargs)
-        if special is not NotImplemented:
-            return special
-        target = target_of(func, args, kwargs)
-        return self.call((target.op, target.target), target.args, target.kwargs, func, args, kwargs)
+        try:
+            return self._seen(func, args, kwargs)
+        except TraceError as error:
+            self.refusal = self.refusal or error
+            raise
 
-    def _special(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
-        """What is no call to be recorded: reading shapes and devices, asserting, writing to properties."""
+    def _seen(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         name = property_of(func)
-        if func in _RANKS or name == "ndim":
-            return len(self.shape(args[0]))
-        if name == "shape" or (func is Tensor.size and len(args) + len(kwargs) == 1):
-            return self.shape(args[0])
-        if func is Tensor.size:
-            return self.shape(args[0])[(*args[1:], *kwargs.values())[0]]
-        if name == "device":
-            return self.device(args[0])
         if name is not None:
             return self._property(args[0], name)
-        if func is Tensor.__len__:
-            return int(self.shape(args[0])[0])
-        if func is Tensor.__iter__:
-            return iter(args[0].unbind(0))
-        if func is torch._assert and isinstance(args[0], bool | Number):
+        if func in _QUESTIONS:
+            return _QUESTIONS[func](self, *args, **kwargs)
+        if func is _ASSERT and isinstance(args[0], bool):  # also a Number that is one
             if not args[0]:
                 raise AssertionError(*args[1:])
             return None
         if getattr(func, "__name__", "") in {"__set__", "__delete__"}:
             raise TraceError(f"it sets {func.__self__.__name__} of a tensor{place()}, which a graph cannot do")
-        return NotImplemented
+        target = target_of(func, args, kwargs)
+        return self.call((target.op, target.target), target.args, target.kwargs, func, args, kwargs)
 
     def call(
         self,
@@ -102,11 +111,13 @@ class Recorder(TorchFunctionMode):
         Raises:
             TraceError: it needs the values of tensors, or a precision that the model switches on.
         """
-        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-            raise TraceError(f"it switches autocast on{place()}; put torch.autocast around the call of the model instead")
+        if _autocast() != self._autocast:
+            raise TraceError(f"it switches autocast{place()}; put torch.autocast around the call of the model instead")
         try:
             with self.pause():
                 return func(*rebuild(plain, tuple(args)), **rebuild(plain, kwargs))
+        except UnsupportedOperatorException as error:
+            raise TraceError(f"it calls an op that has no fake{place()}: {error}") from error
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             raise TraceError(
                 f"it reads values out of a tensor{place()}, and what it does next may depend on them\n"
@@ -146,6 +157,8 @@ class Recorder(TorchFunctionMode):
         return found
 
     def _property(self, tensor: Tensor, name: str) -> Any:  # noqa: ANN401
+        if name in {"shape", "ndim"}:
+            return self.shape(tensor) if name == "shape" else len(self.shape(tensor))
         with self.pause():
             value = getattr(tensor, name)
         if value is None or isinstance(value, Tensor):
@@ -156,7 +169,7 @@ class Recorder(TorchFunctionMode):
         """The device of a tensor: an object of its own, by which it is known again where it is used."""
         with self.pause():
             device = tensor.device
-        own = torch.device(device.type) if device.index is None else torch.device(device.type, device.index)
+            own = torch.device(str(device))
         recipe = self.writer.recipe(getattr, (self.writer.node_of(tensor), "device"))
         self.writer.bind(own, self.writer.made(recipe))
         return own
@@ -196,4 +209,42 @@ class Recorder(TorchFunctionMode):
         with self.pause():
             result = tensor.detach()
         self.writer.bind(result, self.writer.node("call_method", "detach", (tensor,)))
+        return result
+
+
+def _size(recorder: Recorder, tensor: Tensor, dim: int | None = None) -> Any:  # noqa: ANN401
+    shape = recorder.shape(tensor)
+    return shape if dim is None else shape[dim]
+
+
+_QUESTIONS: dict[Any, Callable[..., Any]] = {
+    Tensor.size: _size,
+    Tensor.dim: lambda recorder, tensor: len(recorder.shape(tensor)),
+    Tensor.ndimension: lambda recorder, tensor: len(recorder.shape(tensor)),
+    Tensor.__len__: lambda recorder, tensor: int(recorder.shape(tensor)[0]),
+    Tensor.__iter__: lambda recorder, tensor: iter(tensor.unbind(0)),
+}
+"""Methods that ask for sizes; the recorder answers them from the shape."""
+
+
+class Fakes(FakeTensorMode):
+    """Fake tensors of a recorded run; an op that reaches them unrecorded is an error.
+
+    Args:
+        recorder: of the run.
+    """
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__(allow_non_fake_inputs=True)
+        self.recorder = recorder
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+        if self.recorder.paused:
+            return super().__torch_dispatch__(func, types, args, kwargs)
+        with self.recorder.pause():
+            result: Any = super().__torch_dispatch__(func, types, args, kwargs)
+        if func is not torch.ops.aten.lift_fresh.default:
+            self.recorder.refusal = self.recorder.refusal or hidden(f"{func}")
+            raise self.recorder.refusal
+        self.recorder.writer.keep(result, *args)  # torch.from_numpy and the like: a constant
         return result

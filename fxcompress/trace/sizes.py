@@ -54,7 +54,7 @@ class Number:
         self.fxc_recipe = recipe
         self.fxc_decider = decider
 
-    @property
+    @property  # type: ignore[misc] # read-only
     def __class__(self) -> type:
         """``isinstance(n, int)`` must hold as it does for the size itself, or code would go another way."""
         return type(self.fxc_value)
@@ -68,7 +68,7 @@ class Number:
         return outcome
 
     def __divmod__(self, other: Any) -> tuple[Any, Any]:  # noqa: ANN401
-        return self // other, self % other  # type: ignore[operator]
+        return self // other, self % other
 
     def __rdivmod__(self, other: Any) -> tuple[Any, Any]:  # noqa: ANN401
         return other // self, other % self

@@ -46,9 +46,12 @@ class _Unset:
 
 def unset(model: nn.Module, names: frozenset[str]) -> None:
     """Make every use of the named attributes fail, until something is assigned to them."""
-    for name, table, key in list(_attributes(model)):
-        if name in names:
-            table[key] = _Unset()
+    for name in names:
+        path, _, key = name.rpartition(".")
+        module = model.get_submodule(path)
+        tables = (module._parameters, module._buffers, module.__dict__)
+        table: dict[str, Any] = next((t for t in tables if key in t), module.__dict__)
+        table[key] = _Unset()
 
 
 def _attributes(model: nn.Module) -> Iterator[tuple[str, dict[str, Any], str]]:
@@ -56,7 +59,7 @@ def _attributes(model: nn.Module) -> Iterator[tuple[str, dict[str, Any], str]]:
     for path, module in model.named_modules():
         for table in (module._parameters, module._buffers, module.__dict__):
             for key in table:
-                yield f"{path}.{key}" if path else key, table, key  # type: ignore[misc]
+                yield f"{path}.{key}" if path else key, table, key
 
 
 def carries_over(names: frozenset[str]) -> TraceError:
@@ -77,24 +80,25 @@ def _stamp(value: object) -> object:
 
 
 @contextmanager
-def unchanged_randomness() -> Iterator[None]:
-    """Leave the generators of torch, numpy and Python as they were.
+def same_randomness(*, allowed: bool = False) -> Iterator[None]:
+    """Leave the generators of torch (on the CPU), numpy and Python as they were.
+
+    Args:
+        allowed: whether the code may draw from those of numpy and Python, which torch does not see.
 
     Raises:
-        TraceError: the code has drawn from one that torch does not see: the draw would be the same for ever.
+        TraceError: it has, and may not: a trace would repeat the same draw for ever.
     """
-    python, numpy = random.getstate(), np.random.get_state(legacy=True)  # noqa: NPY002
-    with torch.random.fork_rng(devices=()):
-        yield
-    drawn = random.getstate() != python or not _equal(np.random.get_state(legacy=True), numpy)  # noqa: NPY002
-    random.setstate(python)
-    np.random.set_state(numpy)  # noqa: NPY002
-    if drawn:
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the one that models use
+    try:
+        with torch.random.fork_rng(devices=()):
+            yield
+        drawn = random.getstate() != python or not all(map(np.array_equal, np.random.get_state(), numpy))  # noqa: NPY002
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+    if drawn and not allowed:
         raise TraceError(
-            "it draws random numbers from Python or numpy while it runs, and the trace would repeat the same ones for "
-            "ever\n  draw them with torch (torch.rand(()).item() does not help: keep the number in a tensor)"
+            "it draws random numbers from Python or numpy while it runs, and a trace would repeat the same ones for "
+            "ever\n  draw them with torch, and keep them in tensors"
         )
-
-
-def _equal(a: Any, b: Any) -> bool:  # noqa: ANN401 - the state of numpy's generator
-    return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))

@@ -16,9 +16,10 @@ import torch
 from torch import fx, nn
 
 from fxcompress.errors import TraceError
-from fxcompress.trace.concrete import run_model
+from fxcompress.trace.concrete import check_runs, run_model
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.skeleton import skeleton
+from fxcompress.trace.state import same_randomness
 from fxcompress.trace.support import check_supported
 from fxcompress.trace.traced import TracedModule, copy_graph
 
@@ -48,7 +49,7 @@ def trace(model: nn.Module, inputs: ExampleInputs | None = None) -> TracedModule
 
 def _trace_symbolically(model: nn.Module, inputs: ExampleInputs | None) -> TracedModule:
     """Trace with buffers as they are; where forward writes to one, once more with buffers that are symbols."""
-    before = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers()]
+    before = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers()]  # noqa: SLF001
     written = False
     for symbols in (False, True):
         graph_of = partial(_symbolic_graph, inputs=inputs, symbols=symbols)
@@ -56,7 +57,7 @@ def _trace_symbolically(model: nn.Module, inputs: ExampleInputs | None) -> Trace
             result = _traced(model, graph_of)
         finally:
             for buffer, version, value in before:
-                if buffer._version != version and not symbols:
+                if buffer._version != version and not symbols:  # noqa: SLF001
                     written = True
                     buffer.copy_(value)
         if not written:
@@ -74,6 +75,7 @@ def trace_by_running(model: nn.Module, inputs: ExampleInputs, why: TraceError) -
 
     Raises:
         TraceError: with both reasons.
+        ExampleInputError: the model does not run on them, traced or not.
     """
     reasons = []
     for keep_sizes in (True, False):
@@ -82,17 +84,28 @@ def trace_by_running(model: nn.Module, inputs: ExampleInputs, why: TraceError) -
             return _traced(model, run)
         except TraceError as error:
             reasons.append(error)
+    check_runs(skeleton(model), inputs)
     raise TraceError(f"{why}\nNor can it be traced by running it on the example inputs: {reasons[0]}") from reasons[0]
 
 
 def _symbolic_graph(
-    root: nn.Module, readers: set[int], training: bool, *, inputs: ExampleInputs | None, symbols: bool  # noqa: FBT001
+    root: nn.Module,
+    readers: set[int],
+    training: bool,  # noqa: FBT001
+    *,
+    inputs: ExampleInputs | None,
+    symbols: bool,
 ) -> fx.Graph:
     return _graph(root, _defaults(root, inputs), training=training, symbols=symbols)
 
 
 def _run(
-    root: nn.Module, readers: set[int], training: bool, *, inputs: ExampleInputs, keep_sizes: bool  # noqa: FBT001
+    root: nn.Module,
+    readers: set[int],
+    training: bool,  # noqa: FBT001
+    *,
+    inputs: ExampleInputs,
+    keep_sizes: bool,
 ) -> fx.Graph:
     return run_model(root, inputs, _Tracer().is_leaf_module, readers, training=training, keep_sizes=keep_sizes)
 
@@ -100,7 +113,7 @@ def _run(
 def _traced(model: nn.Module, graph_of: Callable[[nn.Module, set[int], bool], fx.Graph]) -> TracedModule:
     root = skeleton(model)
     modes = [(module, module.training) for module in root.modules()]
-    with _reads_of_mode() as readers:
+    with _reads_of_mode() as readers, same_randomness():
         graph = graph_of(root, readers, False)
         train_graph: fx.Graph | None = graph_of(root, readers, True)
     for module, training in modes:

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
+
 
 def rebuild(function: Callable[[Any], Any], tree: Any) -> Any:  # noqa: ANN401 - a tree of anything
     """The tree with ``function`` applied to each leaf, inside tuples, lists, plain dicts and slices."""
@@ -17,6 +19,11 @@ def rebuild(function: Callable[[Any], Any], tree: Any) -> Any:  # noqa: ANN401 -
     if isinstance(tree, slice):
         return slice(*(rebuild(function, part) for part in (tree.start, tree.stop, tree.step)))
     return function(tree)
+
+
+def replace(function: Callable[[Tensor], Any], tree: Any) -> Any:  # noqa: ANN401 - a tree of anything
+    """The tree with ``function`` applied to each tensor in it."""
+    return rebuild(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, tree)
 
 
 def fields_of(tree: object) -> tuple[type, tuple[Any, ...], dict[str, Any]] | None:

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses import FakeTensor
 
 from fxcompress.errors import TraceError
 from fxcompress.trace.guards import check, is_plain
@@ -63,7 +62,9 @@ class Writer:
         parts = fields_of(leaf)
         if parts is not None:
             return self.node("call_function", *parts)
-        raise TraceError(f"a {type(leaf).__name__}{place()} goes into a call or into the result; a graph cannot hold it")
+        raise TraceError(
+            f"a {type(leaf).__name__}{place()} goes into a call or into the result; a graph cannot hold it"
+        )
 
     def bind(self, thing: object, node: fx.Node) -> None:
         """Tell that a tensor or device is the result of ``node``."""
@@ -75,6 +76,11 @@ class Writer:
         self._alive.append(tensor)
         self._names.setdefault(id(tensor), name)
 
+    def keep(self, tensor: Tensor, value: Tensor) -> None:
+        """Tell that a tensor stands for a constant."""
+        self._alive.append(value)
+        self.name(tensor, self._constant(value))
+
     def knows(self, tensor: Tensor) -> bool:
         """Whether the tensor has come from somewhere already."""
         return id(tensor) in self._nodes or id(tensor) in self._names
@@ -84,11 +90,8 @@ class Writer:
         if id(tensor) in self._nodes:
             return self._nodes[id(tensor)]
         if id(tensor) not in self._names:
-            if isinstance(tensor, FakeTensor) or type(tensor) not in {Tensor, torch.nn.Parameter} or not _is_real(tensor):
-                raise TraceError(
-                    f"a tensor{place()} comes from a call that torch does not show (a ScriptModule, vmap, another "
-                    "language)\n  put that call into a function marked with torch.fx.wrap"
-                )
+            if not _is_real(tensor):
+                raise hidden("a tensor")
             self.name(tensor, self._constant(tensor))
         name = self._names[id(tensor)]
         if name not in self._attributes:
@@ -138,4 +141,13 @@ class Writer:
 
 
 def _is_real(tensor: Tensor) -> bool:
-    return not tensor.is_meta and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # noqa: SLF001
+    return type(tensor) in {Tensor, torch.nn.Parameter} and not tensor.is_meta and not wrapped
+
+
+def hidden(what: str) -> TraceError:
+    """The error for what comes from where a trace does not see."""
+    return TraceError(
+        f"{what} comes from a call that torch does not show{place()}: a ScriptModule, vmap, another language\n"
+        "  put that call into a function marked with torch.fx.wrap"
+    )

@@ -371,7 +371,7 @@ REFUSED: dict[str, tuple[Callable[[Net, Tensor], Any], str]] = {
     "count": (remember, r"sets its attribute (body\.)?count while it runs"),
     "autocast": (cast, r"switches autocast at .*put torch\.autocast around"),
     "script": (scripted, r"comes from a call that torch does not show at"),
-    "vmap": (lambda net, x: torch.vmap(torch.sin)(net.conv1(x)), r"does not show at.*torch\.fx\.wrap"),
+    "vmap": (lambda net, x: torch.vmap(torch.sin)(net.conv1(x)), r"it fails with|does not show"),
     "swallowed": (swallow, r"reads values out of a tensor"),
     "object": (lambda net, x: object(), r"a object .*a graph cannot hold it"),
 }

@@ -112,7 +112,8 @@ class _Run:
         self.writer = Writer(self._constant)
         self.recorder = Recorder(self.writer, keep_sizes=keep_sizes)
         self.fakes = Fakes(self.recorder)
-        self._fake_the_tensors()
+        with self.recorder.pause():
+            self._fake_the_tensors()
         forget(self.model, unset)
 
     def go(self, inputs: ExampleInputs) -> frozenset[str]:
@@ -134,9 +135,9 @@ class _Run:
 
     def fails(self, inputs: ExampleInputs) -> Exception | None:
         """The error that the model ends in on these inputs when nobody watches; None where it runs, or needs values."""
-        args, kwargs = replace(self.fakes.from_tensor, (inputs.args, inputs.kwargs))
         try:
             with self.fakes, self.recorder.pause(), same_randomness(allowed=True):
+                args, kwargs = replace(self.fakes.from_tensor, (inputs.args, inputs.kwargs))
                 self.model(*args, **kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException):
             return None

@@ -180,7 +180,7 @@ class Recorder(TorchFunctionMode):
             return self.bind(value, node)
         if isinstance(value, tuple | list):
             if node.op != "call_module" and type(value) in {tuple, list}:  # as many as a size says, perhaps
-                self.writer.decide(self.writer.recipe(len, (self.writer.result(node),)), len(value))
+                self.writer.decide(self.writer.read(len, (node,)), len(value))
             parts = [self._returned(v, self._item(node, i)) for i, v in enumerate(value)]
             return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
         if isinstance(value, dict):

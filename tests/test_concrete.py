@@ -1,6 +1,7 @@
 """Models that symbolic tracing cannot do: what a trace by running gets right, what it checks, what it refuses."""
 
 import copy
+import pickle
 import random
 import warnings
 from collections import OrderedDict
@@ -298,6 +299,39 @@ def in_place(net: Net, x: Tensor) -> Tensor:
     mask = y > 1
     mask &= y < 5
     return flat + x.view(-1) * mask.view(-1)
+
+
+def test_a_trace_by_running_can_be_pickled() -> None:
+    def body(x: Tensor) -> Tensor:
+        halves = x.chunk(2, 1)
+        return halves[0] * float(x.shape[0]) if int(x.shape[2] / 2) else halves[1]
+
+    net = traced(Net(lambda net, x: body(net.conv1(x))).eval(), image())
+    del net.__dict__["body"]
+    again = pickle.loads(pickle.dumps(net))
+    assert same(net, again, image(2, 3, 8, 4))
+    with pytest.raises(PathError):
+        again(image(3, 3, 8, 8))
+
+
+def test_symbolic_tracing_leaves_buffers_alone() -> None:
+    """torch.fx has the values of buffers at hand, and would write to them for real."""
+
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                self.seen.add_(1)  # type: ignore[operator]
+            return x * 2
+
+    model = Counts()
+    net = copy.deepcopy(trace(model))
+    assert model.seen == 0
+    net.train()(image()), net.eval()(image())
+    assert net.get_buffer("seen") == 1
 
 
 def test_in_place_ops_stay_in_place() -> None:

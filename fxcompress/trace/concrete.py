@@ -20,9 +20,10 @@ from torch._subclasses.fake_tensor import (
 
 from fxcompress.errors import ExampleInputError, TraceError
 from fxcompress.trace.arguments import Arguments
+from fxcompress.trace.fakes import Fakes
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.places import place_of
-from fxcompress.trace.recorder import Fakes, Recorder
+from fxcompress.trace.recorder import Recorder
 from fxcompress.trace.skeleton import skeleton
 from fxcompress.trace.state import State, carries_over, same_randomness
 from fxcompress.trace.state import unset as forget
@@ -32,16 +33,16 @@ from fxcompress.trace.writer import Writer
 
 
 def run_model(
-    root: nn.Module, inputs: ExampleInputs, is_leaf: IsLeaf, readers: set[int], *, training: bool, keep_sizes: bool
+    root: nn.Module, readers: set[int], *, training: bool, inputs: ExampleInputs, is_leaf: IsLeaf, keep_sizes: bool
 ) -> fx.Graph:
     """The graph that running ``root`` on the inputs leaves. ``root`` itself does not run: a copy on fake tensors does.
 
     Args:
         root: a skeleton of the model; tensors that are neither inputs nor attributes become attributes of it.
-        inputs: only their shapes and types count.
-        is_leaf: which modules become one node.
         readers: ids of the modules of ``root`` whose code reads ``self.training`` are added.
         training: the mode to run in.
+        inputs: only their shapes and types count.
+        is_leaf: which modules become one node.
         keep_sizes: see :class:`fxcompress.trace.recorder.Recorder`.
 
     Raises:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -21,7 +20,7 @@ from fxcompress.trace.guards import shape_of
 from fxcompress.trace.places import place
 from fxcompress.trace.sizes import Number, Recipe, number, plain
 from fxcompress.trace.trees import rebuild
-from fxcompress.trace.writer import Writer, hidden
+from fxcompress.trace.writer import Writer
 
 _ASSERT = torch._assert  # noqa: SLF001
 _UNSEEN = {
@@ -225,26 +224,3 @@ _QUESTIONS: dict[Any, Callable[..., Any]] = {
     Tensor.__iter__: lambda recorder, tensor: iter(tensor.unbind(0)),
 }
 """Methods that ask for sizes; the recorder answers them from the shape."""
-
-
-class Fakes(FakeTensorMode):
-    """Fake tensors of a recorded run; an op that reaches them unrecorded is an error.
-
-    Args:
-        recorder: of the run.
-    """
-
-    def __init__(self, recorder: Recorder) -> None:
-        super().__init__(allow_non_fake_inputs=True)
-        self.recorder = recorder
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
-        if self.recorder.paused:
-            return super().__torch_dispatch__(func, types, args, kwargs)
-        with self.recorder.pause():
-            result: Any = super().__torch_dispatch__(func, types, args, kwargs)
-        if func is not torch.ops.aten.lift_fresh.default:
-            self.recorder.refusal = self.recorder.refusal or hidden(f"{func}")
-            raise self.recorder.refusal
-        self.recorder.writer.keep(result, *args)  # torch.from_numpy and the like: a constant
-        return result

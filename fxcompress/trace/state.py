@@ -102,3 +102,18 @@ def same_randomness(*, allowed: bool = False) -> Iterator[None]:
             "it draws random numbers from Python or numpy while it runs, and a trace would repeat the same ones for "
             "ever\n  draw them with torch, and keep them in tensors"
         )
+
+
+@contextmanager
+def unchanged_buffers(model: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """Undo what the code writes to the buffers of ``model``; afterwards the list holds those that were written to."""
+    written: list[torch.Tensor] = []
+    before = [(b, b._version, b.detach().clone()) for b in model.buffers() if not b.is_inference()]  # noqa: SLF001
+    try:
+        yield written
+    finally:
+        for buffer, version, value in before:
+            if buffer._version != version:  # noqa: SLF001
+                written.append(buffer)
+                with torch.no_grad():
+                    buffer.copy_(value)

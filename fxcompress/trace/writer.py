@@ -7,10 +7,12 @@ import torch
 from torch import Tensor, fx
 
 from fxcompress.errors import TraceError
-from fxcompress.trace.guards import check, is_plain
+from fxcompress.trace.guards import check, is_check, is_plain
 from fxcompress.trace.places import place, stack_trace
 from fxcompress.trace.sizes import Number, Recipe
 from fxcompress.trace.trees import fields_of, rebuild
+
+_CONVERSIONS = (int, float, bool, len, round)
 
 
 class Writer:
@@ -40,6 +42,8 @@ class Writer:
         """Write a node; tensors, numbers and devices among its arguments become the nodes that they come from."""
         node = self.graph.create_node(op, target, self.written(args), self.written(kwargs or {}))
         node.stack_trace = stack_trace()
+        if is_check(node) or target in _CONVERSIONS:
+            node.meta["is_wrapped"] = True  # or unpickling, which traces again, would go into it
         return node
 
     def written(self, tree: Any) -> Any:  # noqa: ANN401

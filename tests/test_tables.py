@@ -26,7 +26,7 @@ class Text(nn.Module):
 
 POSITIONS: dict[str, Callable[[Text, int], Tensor]] = {
     "arange": lambda net, n: net.places(torch.arange(n)),
-    "buffer": lambda net, n: net.places(net.order[:n]),
+    "buffer": lambda net, n: net.places(net.order[:n]),  # type: ignore[index]
     "slice": lambda net, n: net.table.transpose(1, 2)[:, :n],
     "narrow": lambda net, n: net.table.narrow(2, 0, n).mT,
     "last rows": lambda net, n: net.places.weight[-n:],

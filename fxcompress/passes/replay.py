@@ -159,12 +159,19 @@ class Replay(Interpreter):
                 raise self._mismatch(node, "a size flows into its value")
 
     def _mismatch(self, node: fx.Node, why: str) -> MismatchError:
-        values = [self.original.values[n.name] for n in (node, *node.all_input_nodes)]
-        layers = [layer.reshape(-1).numpy() for value in find(Value, values) for layer in value.layers]
+        layers = self._labels(node, *node.all_input_nodes)
+        nodes = node.all_input_nodes
+        while nodes and not layers:  # numbers made of sizes: to blame are the tensors that they were read off
+            nodes = list(dict.fromkeys(used for n in nodes for used in n.all_input_nodes))
+            layers = self._labels(*nodes)
         atoms = np.concatenate(layers) if layers else np.zeros(0, dtype=np.int64)
         return MismatchError(
             atoms, Reason("rewrite", f"{node.name} cannot be rewritten for fewer channels: {why}", node.name)
         )
+
+    def _labels(self, *nodes: fx.Node) -> list[np.ndarray]:
+        values = [self.original.values[node.name] for node in nodes]
+        return [layer.reshape(-1).numpy() for value in find(Value, values) for layer in value.layers]
 
     def check_couplings(self) -> None:
         """Labels that meet in the cut network must belong together in the original one."""

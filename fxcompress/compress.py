@@ -26,7 +26,7 @@ def compress(
     """Give every output channel of every weight a quantizer with a trained bit depth and exponent.
 
     Args:
-        model: any network that torch.fx can trace. It is left as it is; the result has parameters of its own.
+        model: any network that can be traced. It is left as it is; the result has parameters of its own.
         example_inputs: what the model can be called with: a tensor, a tuple of positional arguments or a dict of
             keyword arguments. Inferred from the first layer where it is left out.
         bits: bit depth to start with.
@@ -36,7 +36,7 @@ def compress(
 
     Raises:
         ExampleInputError: the inputs are missing and cannot be inferred, or do not fit.
-        TraceError: torch.fx cannot trace the model.
+        TraceError: the model cannot be traced.
         UnsupportedModelError: the model is compressed already, has no trainable weight to quantize, or is in a state
             that cannot be analysed (NaN weights, meta tensors, hooks, parametrizations).
         ValueError: an argument is out of its range.

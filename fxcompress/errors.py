@@ -9,6 +9,7 @@ __all__ = [
     "ExampleInputError",
     "FxCompressError",
     "OptimizerError",
+    "PathError",
     "RewriteError",
     "StorageError",
     "TraceError",
@@ -21,11 +22,15 @@ class FxCompressError(Exception):
 
 
 class TraceError(FxCompressError):
-    """torch.fx could not turn the model into a graph."""
+    """The model could not be turned into a graph."""
 
 
 class ExampleInputError(FxCompressError):
     """The example inputs are missing and cannot be inferred, or the model does not run on them."""
+
+
+class PathError(ExampleInputError):
+    """An input takes another path through the network than the one that was traced."""
 
 
 class UnsupportedModelError(FxCompressError):

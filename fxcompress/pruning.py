@@ -41,7 +41,7 @@ def prune(
     multiplies it by zero. Branches of a sum that are zero go as a whole.
 
     Args:
-        model: any network that torch.fx can trace. It is left as it is.
+        model: any network that can be traced. It is left as it is.
         example_inputs: what the model can be called with: a tensor, a tuple of positional arguments or a dict of
             keyword arguments. Inferred from the first layer where it is left out.
         optimizer: of the model's parameters. It then holds those of the new network, and its state is cut with them.

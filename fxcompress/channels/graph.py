@@ -76,7 +76,7 @@ class ChannelGraph:
         """Analyse a model; it is left as it is.
 
         Args:
-            model: any network that torch.fx can trace.
+            model: any network that can be traced.
             example_inputs: what it can be called with; inferred where left out.
 
         Raises:

@@ -14,6 +14,7 @@ from fxcompress.channels.layers import vector
 from fxcompress.channels.rules.noise import NOISE, noise_of
 from fxcompress.channels.rules.quantize import QUANTIZE
 from fxcompress.channels.space import Space
+from fxcompress.channels.tables import follow, pin_rows, reads_a_size
 from fxcompress.channels.values import Call, LabelTensor, Step, Value, find, replace
 from fxcompress.errors import ExampleInputError, FxCompressError
 from fxcompress.quantizer import Quantizer
@@ -81,6 +82,7 @@ class Interpreter:
         self.trail = Trail(self.dispatch.tape, unknown=self.dispatch.unknown)
         self._tensors: dict[int, LabelTensor] = {}
         self._shadows: dict[str, nn.Module] = {}
+        self._tables: set[int] = set()
 
     def run(self, graph: fx.Graph, inputs: ExampleInputs) -> Trail:
         """Interpret ``graph`` on ``inputs``.
@@ -116,7 +118,16 @@ class Interpreter:
             self._pin_output(args[0])
             return args[0]
         self.trail.args[node.name] = _values(args)
-        return self.call(node, args, kwargs)
+        start = len(self.dispatch.tape)
+        result = self.call(node, args, kwargs)
+        self._follow_tables(node, start)
+        return result
+
+    def _follow_tables(self, node: fx.Node, start: int) -> None:
+        steps = self.dispatch.tape[start:]
+        if reads_a_size(node, self.env):
+            pin_rows(steps, self._tables, self.space)
+        follow(steps, self._tables)
 
     def call(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         """Run a call node on its evaluated arguments."""
@@ -126,6 +137,8 @@ class Interpreter:
                 if isinstance(module, Quantizer):
                     return self._quantize(str(node.target), module, args[0])
                 return self._noisy(module, self._shadow(str(node.target), module)(*args, **kwargs))
+            if isinstance(node.target, type):  # a dataclass or the like, in which nothing finds its tensors again
+                self._pin_output([args, kwargs])
             if node.op == "call_method":
                 return getattr(args[0], str(node.target))(*args[1:], **kwargs)
             return node.target(*args, **kwargs)  # type: ignore[operator]
@@ -150,6 +163,7 @@ class Interpreter:
             layers = tuple(vector(a, tensor.ndim, d) for d, a in self.atoms[name].items())
             value = Value(torch.empty_like(tensor, device="meta"), layers)
             self._tensors[id(tensor)] = LabelTensor(value, self.dispatch, tensor.device)
+            self._tables.add(value.key)
             self.trail.parameters[name] = value
         found = self._tensors[id(tensor)]
         self.trail.parameters.setdefault(name, found.fxc_value)

@@ -3,16 +3,16 @@
 from torch import nn
 
 from fxcompress.channels.analysis import Analysis, analyse
-from fxcompress.errors import ExampleInputError
+from fxcompress.errors import ExampleInputError, TraceError
 from fxcompress.trace.inputs import ExampleInputs, infer_inputs
-from fxcompress.trace.tracer import trace
+from fxcompress.trace.tracer import trace, trace_by_running
 
 
 def prepare(model: nn.Module, example_inputs: object = None) -> Analysis:
     """Trace and analyse a model, inferring its inputs where none are given.
 
     Args:
-        model: any network that torch.fx can trace.
+        model: any network that can be traced.
         example_inputs: a tensor, a tuple of positional arguments, a dict of keyword arguments, or None.
 
     Raises:
@@ -22,15 +22,23 @@ def prepare(model: nn.Module, example_inputs: object = None) -> Analysis:
     if example_inputs is not None:
         inputs = ExampleInputs.of(example_inputs)
         return analyse(trace(model, inputs), inputs)
-    traced = trace(model)
     found: list[Analysis] = []
+    try:
+        traced = trace(model)
+    except TraceError as error:
+        why, traced = error, None
 
     def works(guess: ExampleInputs) -> bool:
         try:
-            found.append(analyse(traced, guess))
+            found.append(analyse(traced or trace_by_running(model, guess, why), guess))
         except ExampleInputError:
             return False
         return True
 
-    infer_inputs(model, works)
+    try:
+        infer_inputs(model, works)
+    except ExampleInputError as error:
+        if traced is None:
+            raise why from error
+        raise
     return found[-1]

@@ -62,6 +62,7 @@ class ProductCheck:
         self.reason = _not_zero(known, product.node)
 
     def broken(self, dead: np.ndarray) -> np.ndarray:
+        """The atoms of entries that may not go."""
         alive: np.ndarray = np.ones((1, 1, 1), dtype=bool)
         for layer in self.results:
             alive = np.logical_and(alive, ~dead[layer])

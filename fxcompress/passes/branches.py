@@ -18,6 +18,7 @@ from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.interpret import Trail
 from fxcompress.channels.rules.registry import Known
 from fxcompress.channels.values import Value
+from fxcompress.trace.guards import is_check
 from fxcompress.trace.traced import TracedModule
 
 Branch = tuple[str, str]
@@ -119,7 +120,7 @@ def _replace(module: nn.Module, graph: fx.Graph, node: fx.Node, operand: fx.Node
 def _drop_unused(module: nn.Module, graph: fx.Graph) -> None:
     """Erase nodes without users. In-place ops on values that may still be read are left alone."""
     for node in reversed(graph.nodes):
-        if node.users or node.op in {"placeholder", "output"}:
+        if node.users or node.op in {"placeholder", "output"} or is_check(node):
             continue
         if not _in_place(module, node) or all(_is_private(module, used) for used in node.all_input_nodes):
             graph.erase_node(node)

@@ -22,6 +22,7 @@ from fxcompress.errors import ExampleInputError
 from fxcompress.passes.literals import Proposal, propose
 from fxcompress.passes.positions import pair_up, same_entries
 from fxcompress.passes.slots import KnownSlots, PackedSpace
+from fxcompress.trace.guards import check
 
 _VALUE_OPS = {"pointwise", "pointwise, values unknown", "multiply"}
 
@@ -63,6 +64,8 @@ class Replay(Interpreter):
 
     def call(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         """Run a node on what is left; patch its sizes where it does not agree with the original."""
+        if node.target is check:
+            args = self._decided(node, args)
         marks = len(self.dispatch.tape), len(self.space.edges), len(self.space.slots)
         try:
             result, why = self._run(node, args, kwargs), ""
@@ -82,6 +85,18 @@ class Replay(Interpreter):
             if reason.code == "single-entry":
                 self.lonely[atoms] = True
         return result
+
+    def _decided(self, node: fx.Node, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The arguments of a check. A decision was taken on the sizes before the cut: it stands for those sizes only.
+
+        So where the cut has changed one of them, the check asks for the sizes themselves, as they are now.
+        """
+        _, _, sizes, place = args
+        if sizes == self.original.args[node.name][2]:
+            return args
+        node.args = (node.args[2], sizes, *node.args[2:])
+        self.patched = True
+        return sizes, sizes, sizes, place
 
     def _patch(self, node: fx.Node, why: str) -> Any:  # noqa: ANN401
         source = self._source(node)
@@ -142,12 +157,19 @@ class Replay(Interpreter):
         return bool((same | ((b == 0) & self.lonely[a])).all())
 
     def _mismatch(self, node: fx.Node, why: str) -> MismatchError:
-        values = [self.original.values[n.name] for n in (node, *node.all_input_nodes)]
-        layers = [layer.reshape(-1).numpy() for value in find(Value, values) for layer in value.layers]
+        layers = self._labels(node, *node.all_input_nodes)
+        nodes = node.all_input_nodes
+        while nodes and not layers:  # numbers made of sizes: to blame are the tensors that they were read off
+            nodes = list(dict.fromkeys(used for n in nodes for used in n.all_input_nodes))
+            layers = self._labels(*nodes)
         atoms = np.concatenate(layers) if layers else np.zeros(0, dtype=np.int64)
         return MismatchError(
             atoms, Reason("rewrite", f"{node.name} cannot be rewritten for fewer channels: {why}", node.name)
         )
+
+    def _labels(self, *nodes: fx.Node) -> list[np.ndarray]:
+        values = [self.original.values[node.name] for node in nodes]
+        return [layer.reshape(-1).numpy() for value in find(Value, values) for layer in value.layers]
 
     def check_couplings(self) -> None:
         """Labels that meet in the cut network must belong together in the original one."""

@@ -1,51 +1,110 @@
 """From a model to its graph.
 
-Symbolic tracing reads flags such as ``self.training`` once and bakes them in. So the model is traced in both modes;
-where the two graphs differ, the traced module keeps both.
+Tracing reads flags such as ``self.training`` once and bakes them in. So the model is traced in both modes; where the
+two graphs differ, the traced module keeps both. There are two ways to trace: with symbols (symbolic.py), and by running
+on example inputs (concrete.py).
 """
 
-import inspect
-import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Protocol
 from unittest.mock import patch
 
 import torch
 from torch import fx, nn
 
 from fxcompress.errors import TraceError
+from fxcompress.trace.concrete import check_runs, run_model
 from fxcompress.trace.inputs import ExampleInputs
-from fxcompress.trace.lowering import Lowered, lower, sweep
+from fxcompress.trace.lowering import lower, sweep
 from fxcompress.trace.skeleton import skeleton
+from fxcompress.trace.state import same_randomness, unchanged_buffers
 from fxcompress.trace.support import check_supported
-from fxcompress.trace.traced import TracedModule, copy_graph
+from fxcompress.trace.symbolic import Tracer, symbolic_graph
+from fxcompress.trace.traced import TracedModule
+
+
+class GraphOf(Protocol):
+    """A way to trace one mode."""
+
+    def __call__(self, root: nn.Module, readers: set[int], *, training: bool) -> fx.Graph:
+        """The graph of ``root`` in a mode; the ids of the modules whose code reads the mode go into ``readers``."""
+        ...
 
 
 def trace(model: nn.Module, inputs: ExampleInputs | None = None) -> TracedModule:
     """Trace ``model`` in both modes; the model itself is not touched, and the result shares its tensors.
 
+    Symbolic tracing comes first. Where it fails, and there are inputs, the model is traced by running it on them, see
+    :mod:`fxcompress.trace.concrete`.
+
     Args:
-        model: any module that torch.fx can trace, a GraphModule among them.
+        model: any module, a GraphModule among them.
         inputs: arguments of ``forward`` that have a default and are not given here keep that default.
 
     Raises:
-        TraceError: torch.fx cannot trace it.
+        TraceError: neither way works.
         UnsupportedModelError: see :func:`fxcompress.trace.support.check_supported`.
     """
     check_supported(model)
+    try:
+        return _trace_symbolically(model, inputs)
+    except TraceError as error:
+        if inputs is None:
+            raise TraceError(f"{error}\n  or pass example_inputs: it is then traced by running it on them") from error
+        return trace_by_running(model, inputs, error)
+
+
+def _trace_symbolically(model: nn.Module, inputs: ExampleInputs | None) -> TracedModule:
+    """Trace with buffers as symbols; where the model takes decisions on one, with those that it has now."""
+    try:
+        return _traced(model, partial(symbolic_graph, inputs=inputs, symbols=True))
+    except TraceError as error:
+        first = error
+    with unchanged_buffers(model) as written:
+        result = _traced(model, partial(symbolic_graph, inputs=inputs, symbols=False))
+    if written or any("_tensor_constant" in str(node.target) for node in result.graph.find_nodes(op="get_attr")):
+        raise first  # a buffer that is written to, or computed with, must not be a constant
+    return result
+
+
+def trace_by_running(model: nn.Module, inputs: ExampleInputs, why: TraceError) -> TracedModule:
+    """Trace ``model`` by running it on ``inputs``, first with arithmetic on sizes, then with each size as it is.
+
+    Args:
+        model: as for :func:`trace`.
+        inputs: to run on.
+        why: symbolic tracing has failed.
+
+    Raises:
+        TraceError: with both reasons.
+        ExampleInputError: the model does not run on them, traced or not.
+    """
+    by_running = partial(run_model, inputs=inputs, is_leaf=Tracer().is_leaf_module)
+    try:
+        return _traced(model, partial(by_running, keep_sizes=True))
+    except TraceError as error:
+        first = error
+    try:
+        return _traced(model, partial(by_running, keep_sizes=False))
+    except TraceError:
+        check_runs(skeleton(model), inputs)
+        raise TraceError(f"{why}\nNor can it be traced by running it on the example inputs: {first}") from first
+
+
+def _traced(model: nn.Module, graph_of: GraphOf) -> TracedModule:
     root = skeleton(model)
     lower(root)
     modes = [(module, module.training) for module in root.modules()]
-    constants = _defaults(root, inputs)
-    with _reads_of_mode() as readers:
-        graph = _graph(root, constants, training=False)
-        train_graph: fx.Graph | None = _graph(root, constants, training=True)
+    with _reads_of_mode() as readers, same_randomness():
+        graph = graph_of(root, readers, training=False)
+        train_graph = graph_of(root, readers, training=True)
+    for found in (graph, train_graph):
+        sweep(found)
     for module, training in modes:
         module.training = training
-    if train_graph is not None and _same(graph, train_graph):
-        train_graph = None
-    traced = TracedModule(root, graph, train_graph, type(model).__name__)
+    traced = TracedModule(root, graph, None if _same(graph, train_graph) else train_graph, type(model).__name__)
     if readers:
         traced.mode_readers = tuple(name for name, module in root.named_modules() if id(module) in readers)
     traced.meta = dict(model.meta) if isinstance(model, fx.GraphModule) else {}
@@ -69,84 +128,6 @@ def _reads_of_mode() -> Iterator[set[int]]:
 
     with patch.object(nn.Module, "training", property(read, write), create=True):
         yield readers
-
-
-class _Proxy(fx.Proxy):
-    """fx.Proxy that keeps ``x += y`` in place; torch.fx makes ``x = x + y`` of it, which other names of x miss."""
-
-
-def _in_place(function: Callable[..., object]) -> Callable[[fx.Proxy, object], fx.Proxy]:
-    def record(self: fx.Proxy, other: object) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", function, (self, other), {})
-
-    return record
-
-
-for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow"):
-    setattr(_Proxy, f"__{_name}__", _in_place(getattr(operator, _name)))
-
-
-class _Tracer(fx.Tracer):
-    """fx.Tracer that leaves quantizers and everything of torch.nn whole."""
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        """What stands for the result of ``node`` while tracing."""
-        return _Proxy(node, self)
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        leaf = type(m).__module__.split(".")[0] in {"torch", "fxcompress"}
-        leaf &= not isinstance(m, fx.GraphModule | Lowered)
-        return (leaf and not isinstance(m, nn.Sequential)) or super().is_leaf_module(m, module_qualified_name)
-
-
-def _graph(root: nn.Module, constants: dict[str, Any], *, training: bool) -> fx.Graph:
-    if isinstance(root, fx.GraphModule) and not constants:
-        train_graph = root.train_graph if isinstance(root, TracedModule) and training else None
-        return copy_graph(train_graph or root.graph)
-    tracer = _Tracer()
-    tracer.record_stack_traces = not training
-    root.train(training)
-    try:
-        graph = tracer.trace(root, concrete_args=constants or None)
-    except Exception as error:
-        raise TraceError(_trace_message(root, error)) from error
-    _restore_names(graph, constants)
-    sweep(graph)
-    return graph
-
-
-def _trace_message(root: nn.Module, error: Exception) -> str:
-    frames = inspect.getinnerframes(error.__traceback__) if error.__traceback__ else []
-    user = [f for f in frames if "site-packages/torch/" not in f.filename and "fxcompress" not in f.filename]
-    where = f" at {user[-1].filename}:{user[-1].lineno}" if user else ""
-    line = f"\n    {user[-1].code_context[0].strip()}" if user and user[-1].code_context else ""
-    return (
-        f"torch.fx cannot trace {type(root).__name__}: {error}{where}{line}\n"
-        "  control flow that depends on values or shapes cannot become a graph: move it into a function marked with "
-        "torch.fx.wrap, or out of the model"
-    )
-
-
-def _defaults(root: nn.Module, inputs: ExampleInputs | None) -> dict[str, Any]:
-    """Arguments of forward that keep their default value: those with one that the example inputs leave out."""
-    if isinstance(root, fx.GraphModule):
-        return {}
-    parameters = list(inspect.signature(root.forward).parameters.values())
-    given = inputs.names([p.name for p in parameters]) if inputs is not None else frozenset()
-    skip = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
-    return {
-        p.name: p.default
-        for p in parameters
-        if p.kind not in skip and p.default is not inspect.Parameter.empty and p.name not in given
-    }
-
-
-def _restore_names(graph: fx.Graph, constants: dict[str, Any]) -> None:
-    """concrete_args renames the placeholders that it fixes (``mask`` to ``mask_1``); calls by keyword need the name."""
-    for node in graph.find_nodes(op="placeholder"):
-        name = node.target.rpartition("_")[0]
-        if name in constants:
-            node.target = name
 
 
 def _same(a: fx.Graph, b: fx.Graph) -> bool:

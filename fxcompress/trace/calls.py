@@ -1,0 +1,57 @@
+"""How a call that torch shows to a function mode is written in torch.fx."""
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+
+_OPERATORS: dict[str, Callable[..., Any]] = {"__getitem__": operator.getitem, "__setitem__": operator.setitem}
+_RENAMED = {"__iand__": "bitwise_and_", "__ior__": "bitwise_or_", "__ixor__": "bitwise_xor_"}
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The kind and target of a node, and what becomes of its arguments."""
+
+    op: str
+    target: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def target_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Target:  # noqa: ANN401
+    """The node that calls ``func`` in the form that symbolic tracing would have given it."""
+    name = str(getattr(func, "__name__", ""))
+    attribute = property_of(func)
+    if attribute is not None:
+        return Target("call_function", getattr, (args[0], attribute), {})
+    if getattr(torch.Tensor, name, None) is not func:
+        return Target("call_function", func, args, kwargs)
+    if name in _OPERATORS:
+        return Target("call_function", _OPERATORS[name], args, kwargs)
+    return Target("call_method", _RENAMED.get(name, name), args, kwargs)
+
+
+def property_of(func: Any) -> str | None:  # noqa: ANN401
+    """The name of the property of Tensor that ``func`` reads, if it does."""
+    if getattr(func, "__name__", "") != "__get__":
+        return None
+    return str(getattr(func.__self__, "__name__", "")) or _name_of_property(func.__self__)
+
+
+def _name_of_property(found: object) -> str:
+    return next(name for name in dir(torch.Tensor) if getattr(torch.Tensor, name, None) is found)
+
+
+@cache
+def autograd_call(kind: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """``kind.apply`` as a function that can stand in a graph: one that has a module and a name."""
+
+    def apply(*args: Any) -> Any:  # noqa: ANN401
+        return kind.apply(*args)
+
+    apply.__module__, apply.__name__ = kind.__module__, kind.__name__
+    return apply

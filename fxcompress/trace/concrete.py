@@ -1,0 +1,172 @@
+"""Tracing by running: for models that symbolic tracing cannot do.
+
+The model runs once, on fake tensors (with shapes, without values), and every torch function and leaf module that it
+calls is written down. Python sees real shapes, so loops over sizes, branches on shapes and containers of any kind work.
+What makes it safe on other inputs is that sizes are numbers of our own (sizes.py): arithmetic on them becomes part of
+the graph, and each decision on them becomes a check in it (guards.py).
+"""
+
+import inspect
+import operator
+from functools import partial
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedOperatorException,
+)
+
+from fxcompress.errors import ExampleInputError, TraceError
+from fxcompress.trace.arguments import Arguments
+from fxcompress.trace.fakes import Fakes
+from fxcompress.trace.inputs import ExampleInputs
+from fxcompress.trace.places import place_of
+from fxcompress.trace.recorder import Recorder
+from fxcompress.trace.skeleton import skeleton
+from fxcompress.trace.state import State, carries_over, same_randomness
+from fxcompress.trace.state import unset as forget
+from fxcompress.trace.trees import replace
+from fxcompress.trace.watch import IsLeaf, watch
+from fxcompress.trace.writer import Writer
+
+
+def run_model(
+    root: nn.Module, readers: set[int], *, training: bool, inputs: ExampleInputs, is_leaf: IsLeaf, keep_sizes: bool
+) -> fx.Graph:
+    """The graph that running ``root`` on the inputs leaves. ``root`` itself does not run: a copy on fake tensors does.
+
+    Args:
+        root: a skeleton of the model; tensors that are neither inputs nor attributes become attributes of it.
+        readers: ids of the modules of ``root`` whose code reads ``self.training`` are added.
+        training: the mode to run in.
+        inputs: only their shapes and types count.
+        is_leaf: which modules become one node.
+        keep_sizes: see :class:`fxcompress.trace.recorder.Recorder`.
+
+    Raises:
+        TraceError: the run fails, or does what no graph can do.
+    """
+    new = partial(_Run, root, is_leaf, readers, training=training, keep_sizes=keep_sizes)
+    run = new()
+    changed = _go(run, inputs)
+    if changed:
+        # What a run sets before it reads it is nothing but a scratch pad. So: does it run without the old values?
+        run = new(unset=changed)
+        try:
+            again = _go(run, inputs)
+        except TraceError as error:
+            raise carries_over(changed) from error
+        if again - changed:
+            raise carries_over(again - changed)
+    run.writer.graph.lint()
+    return run.writer.graph
+
+
+def check_runs(root: nn.Module, inputs: ExampleInputs) -> None:
+    """Raise when the model does not run on the inputs at all, so that tracing is not to blame.
+
+    Raises:
+        ExampleInputError: saying how it fails.
+    """
+    error = _Run(root, lambda *_: True, set(), training=False, keep_sizes=False).fails(inputs)
+    if error is not None:
+        raise ExampleInputError(
+            f"the model does not run on the example inputs {inputs}: {type(error).__name__}: {error}{place_of(error)}"
+        ) from error
+
+
+def _go(run: "_Run", inputs: ExampleInputs) -> frozenset[str]:
+    """Run; which attributes have been set."""
+    before = set(run.readers)
+    try:
+        return run.go(inputs)
+    except TraceError:
+        raise
+    except Exception as error:
+        failed = TraceError(f"it fails with {type(error).__name__}: {error}{place_of(error)}")
+        raise run.recorder.refusal or failed from error
+    finally:
+        own = run.readers - before
+        run.readers -= own
+        run.readers |= {id(run.root.get_submodule(p)) for p, m in run.model.named_modules() if id(m) in own}
+
+
+class _Run:
+    """One run of a model."""
+
+    def __init__(
+        self,
+        root: nn.Module,
+        is_leaf: IsLeaf,
+        readers: set[int],
+        *,
+        training: bool,
+        keep_sizes: bool,
+        unset: frozenset[str] = frozenset(),
+    ) -> None:
+        self.root = root
+        self.is_leaf = is_leaf
+        self.readers = readers
+        self.model = skeleton(root).train(training)
+        self.writer = Writer(self._constant)
+        self.recorder = Recorder(self.writer, keep_sizes=keep_sizes)
+        self.fakes = Fakes(self.recorder)
+        with self.recorder.pause():
+            self._fake_the_tensors()
+        forget(self.model, unset)
+
+    def go(self, inputs: ExampleInputs) -> frozenset[str]:
+        """Write the graph; names of the attributes that the run has set."""
+        with self.fakes, torch.enable_grad():
+            signature = inspect.signature(self.model.forward)
+            with self.recorder.pause():
+                fakes = replace(self.fakes.from_tensor, (inputs.args, inputs.kwargs))
+            given = Arguments(signature, ExampleInputs(*fakes), self.writer, self.recorder)
+            state = State(self.model)
+            with watch(self.recorder, self.model, self.is_leaf, self.readers):
+                result = self.model(*given.args, **given.kwargs)
+            changed = state.changed()
+            if self.recorder.refusal is not None:  # the model has caught it, and gone another way
+                raise self.recorder.refusal
+            self.writer.graph.output(self.writer.written(result))
+        _tidy(self.writer.graph)
+        return changed
+
+    def fails(self, inputs: ExampleInputs) -> Exception | None:
+        """The error that the model ends in on these inputs when nobody watches; None where it runs, or needs values."""
+        try:
+            with self.fakes, self.recorder.pause(), same_randomness(allowed=True):
+                args, kwargs = replace(self.fakes.from_tensor, (inputs.args, inputs.kwargs))
+                self.model(*args, **kwargs)
+        except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException):
+            return None
+        except Exception as error:  # noqa: BLE001 - any failure is what was asked for
+            return error
+        return None
+
+    def _fake_the_tensors(self) -> None:
+        """Put fake tensors in place of all that hang on the modules, and tell the writer their names."""
+        for path, module in self.model.named_modules():
+            prefix = f"{path}." if path else ""
+            for table in (module._parameters, module._buffers, module.__dict__):
+                for name, tensor in table.items():
+                    if isinstance(tensor, Tensor):
+                        table[name] = self.fakes.from_tensor(tensor)  # the same one for a tensor of several names
+                        self.writer.name(table[name], f"{prefix}{name}")
+
+    def _constant(self, tensor: Tensor) -> str:
+        """Keep a tensor on the root, under a name of its own."""
+        taken = self.root.__dict__
+        known = next((n for n, t in taken.items() if t is tensor), None)
+        name = known or next(n for i in range(len(taken) + 1) if not hasattr(self.root, n := f"_tensor_constant{i}"))
+        taken[name] = tensor
+        return name
+
+
+def _tidy(graph: fx.Graph) -> None:
+    """Erase reads of shapes and items that nothing uses."""
+    for node in reversed(graph.nodes):
+        if not node.users and node.op == "call_function" and node.target in {getattr, operator.getitem}:
+            graph.erase_node(node)

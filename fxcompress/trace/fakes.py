@@ -1,0 +1,32 @@
+"""Tensors with a shape, a dtype and a device, and no values."""
+
+from typing import Any
+
+import torch
+from torch._subclasses import FakeTensorMode
+
+from fxcompress.trace.recorder import Recorder
+from fxcompress.trace.writer import hidden
+
+
+class Fakes(FakeTensorMode):
+    """Fake tensors of a recorded run; an op that reaches them unrecorded is an error.
+
+    Args:
+        recorder: of the run.
+    """
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__(allow_non_fake_inputs=True)
+        self.recorder = recorder
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+        if self.recorder.paused:
+            return super().__torch_dispatch__(func, types, args, kwargs)
+        with self.recorder.pause():
+            result: Any = super().__torch_dispatch__(func, types, args, kwargs)
+        if func is not torch.ops.aten.lift_fresh.default:
+            self.recorder.refusal = self.recorder.refusal or hidden(f"{func}")
+            raise self.recorder.refusal
+        self.recorder.writer.keep(result, *args)  # torch.from_numpy and the like: a constant
+        return result

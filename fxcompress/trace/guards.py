@@ -1,0 +1,84 @@
+"""What a concrete trace leaves in the graph, besides ops: checks that an input takes the path that was traced.
+
+A graph that was recorded on one input knows one side of each branch and one length of each loop. Each decision that the
+model's code took on a size is therefore a node of the graph, which takes the decision again and raises when it comes
+out in another way. Such nodes have no users; they are marked as impure, so that no pass removes them.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.node import has_side_effect
+
+from fxcompress.errors import PathError
+
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.memory_format)
+
+
+@fx.wrap
+@has_side_effect
+def check(decision: object, outcome: object, sizes: tuple[object, ...], where: str) -> None:
+    """Raise unless a decision comes out as it did when the network was traced.
+
+    Args:
+        decision: as it comes out now.
+        outcome: as it came out then.
+        sizes: what it was computed from. No part of the check; a pass that changes one of them finds it here, and asks
+            for these very sizes instead.
+        where: the line of the model that takes it.
+    """
+    if decision != outcome:
+        raise PathError(
+            f"this input takes another path through the network than the one that was traced{where}: a decision on "
+            f"sizes {sizes} came out as {decision}, and was {outcome} in the trace\n"
+            "  trace the network again with example inputs of this size, or keep to sizes that take the same path"
+        )
+
+
+@fx.wrap
+@has_side_effect
+def shape_of(tensor: Tensor, rank: int, where: str) -> torch.Size:
+    """The shape of a tensor that must have as many dims as it had when the network was traced."""
+    check(tensor.dim(), rank, tuple(tensor.shape), where)
+    return tensor.shape
+
+
+@fx.wrap
+@has_side_effect
+def check_argument(value: object, form: object, name: str, *, exact: bool = False) -> None:
+    """Raise unless an argument of forward is of the form (see :func:`form_of`) that it was traced with."""
+    found = form_of(value, exact=exact)
+    if found != form:
+        raise PathError(
+            f"argument {name} is {found}; the network was traced with {form}\n"
+            "  what is no tensor, and the rank of what is one, is part of the traced graph: trace the network again "
+            "with example inputs like this one"
+        )
+
+
+def form_of(value: object, *, exact: bool = False) -> tuple[Any, ...]:
+    """What of an argument is fixed by a trace: the rank of tensors, the keys and lengths of containers, other values.
+
+    The values of numbers count where they are ``exact``; others are checked where the model reads them.
+    """
+    if isinstance(value, Tensor):
+        return ("tensor of rank", value.dim())
+    if isinstance(value, dict):
+        return ("dict", tuple((key, form_of(item, exact=exact)) for key, item in value.items()))
+    if isinstance(value, tuple | list):
+        return (type(value).__name__, tuple(form_of(item, exact=exact) for item in value))
+    kind = type(value)
+    if kind in {int, float} and not exact:
+        return (kind.__name__,)
+    return (kind.__name__, value) if kind in _PLAIN else ("object", f"{kind.__module__}.{kind.__qualname__}")
+
+
+def is_check(node: fx.Node) -> bool:
+    """Whether a node is a check; it stays whatever becomes of its operands."""
+    return node.op == "call_function" and node.target in {check, shape_of, check_argument}
+
+
+def is_plain(value: object) -> bool:
+    """Whether a value can be written into a graph as it is."""
+    return type(value) in _PLAIN or value is Ellipsis

@@ -1,0 +1,50 @@
+"""Where in the user's code a trace has got to."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+_NOT_THE_USERS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
+
+
+def stack_trace() -> str:
+    """The lines of the user's code that are being run, in the form that torch.fx keeps on nodes."""
+    frames = [f for f in _frames() if not f.f_code.co_filename.startswith("<")]
+    return "\n".join(f'  File "{f.f_code.co_filename}", line {f.f_lineno}, in {f.f_code.co_name}' for f in frames[::-1])
+
+
+def place() -> str:
+    """`` at file:line`` of the user's code that is being run, or nothing."""
+    frame = next(_frames(), None)
+    return f" at {frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else ""
+
+
+def place_of(error: BaseException) -> str:
+    """`` at file:line`` of the user's code that an error comes from, or nothing."""
+    found, traceback = "", error.__traceback__
+    while traceback is not None:
+        if _is_users(traceback.tb_frame):
+            found = f" at {traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}"
+        traceback = traceback.tb_next
+    return found
+
+
+def _frames() -> Iterator[FrameType]:
+    """The user's frames that lie above the tracer, innermost first."""
+    frame: FrameType | None = sys._getframe()  # noqa: SLF001
+    inside = False
+    while frame is not None:
+        users = _is_users(frame)
+        if users:
+            yield frame
+        elif inside and frame.f_code.co_name == "run_model":
+            return
+        inside = True
+        frame = frame.f_back
+
+
+def _is_users(frame: FrameType) -> bool:
+    return not frame.f_code.co_filename.startswith(_NOT_THE_USERS)

@@ -1,0 +1,226 @@
+"""Sees what a model does with tensors, while it does it on fake ones."""
+
+import operator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedOperatorException,
+)
+from torch.overrides import TorchFunctionMode
+
+from fxcompress.errors import TraceError
+from fxcompress.trace.calls import property_of, target_of
+from fxcompress.trace.guards import shape_of
+from fxcompress.trace.places import place
+from fxcompress.trace.sizes import Number, Recipe, number, plain
+from fxcompress.trace.trees import rebuild
+from fxcompress.trace.writer import Writer
+
+_ASSERT = torch._assert  # noqa: SLF001
+_UNSEEN = {
+    torch.device,
+    torch.is_tensor,
+    torch._C._set_grad_enabled,  # noqa: SLF001
+    Tensor.__repr__,
+    Tensor.__format__,
+    Tensor.__hash__,
+}
+
+
+def _autocast() -> tuple[bool, bool]:
+    return torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
+
+
+class Recorder(TorchFunctionMode):
+    """Runs every call of a torch function on fake tensors, and writes it down.
+
+    Args:
+        writer: writes it down.
+        keep_sizes: arithmetic on sizes becomes part of the graph; otherwise each size that is read must stay the same.
+
+    Attributes:
+        paused: nothing is recorded.
+        refusal: the first thing that cannot be recorded; it counts even where the model catches the error.
+    """
+
+    def __init__(self, writer: Writer, *, keep_sizes: bool) -> None:
+        super().__init__()
+        self.writer = writer
+        self.keep_sizes = keep_sizes
+        self.paused = False
+        self.refusal: TraceError | None = None
+        self._autocast = _autocast()
+        self._shapes: dict[tuple[int, tuple[int, ...]], Recipe] = {}
+
+    def __torch_function__(
+        self,
+        func: Any,  # noqa: ANN401
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        kwargs = kwargs or {}
+        if self.paused or func in _UNSEEN:
+            return func(*args, **kwargs)
+        try:
+            return self._seen(func, args, kwargs)
+        except TraceError as error:
+            self.refusal = self.refusal or error
+            raise
+
+    def _seen(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+        name = property_of(func)
+        if name is not None:
+            return self._property(args[0], name)
+        if func in _QUESTIONS:
+            return _QUESTIONS[func](self, *args, **kwargs)
+        if func is _ASSERT and isinstance(args[0], bool):  # also a Number that is one
+            if not args[0]:
+                raise AssertionError(*args[1:])
+            return None
+        if getattr(func, "__name__", "") in {"__set__", "__delete__"}:
+            raise TraceError(f"it sets {func.__self__.__name__} of a tensor{place()}, which a graph cannot do")
+        target = target_of(func, args, kwargs)
+        return self.call((target.op, target.target), target.args, target.kwargs, func, args, kwargs)
+
+    def call(
+        self,
+        target: tuple[str, Any],
+        node_args: tuple[Any, ...],
+        node_kwargs: dict[str, Any],
+        func: Callable[..., Any],
+        args: Any = None,  # noqa: ANN401
+        kwargs: Any = None,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401
+        """Run ``func`` unseen and record it as a node."""
+        args = node_args if args is None else args
+        kwargs = node_kwargs if kwargs is None else kwargs
+        node = self.writer.node(*target, node_args, node_kwargs)
+        return self._returned(self.run(func, args, kwargs), node)
+
+    def run(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:  # noqa: ANN401
+        """Run ``func`` on fake tensors, unseen.
+
+        Raises:
+            TraceError: it needs the values of tensors, or a precision that the model switches on.
+        """
+        if _autocast() != self._autocast:
+            raise TraceError(f"it switches autocast{place()}; put torch.autocast around the call of the model instead")
+        try:
+            with self.pause():
+                return func(*rebuild(plain, tuple(args)), **rebuild(plain, kwargs))
+        except UnsupportedOperatorException as error:
+            raise TraceError(f"it calls an op that has no fake{place()}: {error}") from error
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+            raise TraceError(
+                f"it reads values out of a tensor{place()}, and what it does next may depend on them\n"
+                "  keep them in tensors (torch.where in place of if), or take this out of the model"
+            ) from error
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Record nothing."""
+        before = self.paused, self.writer.silent
+        self.paused = self.writer.silent = True
+        try:
+            yield
+        finally:
+            self.paused, self.writer.silent = before
+
+    def shape(self, tensor: Tensor) -> torch.Size:
+        """The shape of a tensor, of numbers whose use is seen."""
+        source = self.writer.node_of(tensor)
+        with self.pause():
+            sizes = tuple(tensor.shape)
+        fixed = source.op in {"placeholder", "get_attr"}
+        if (id(source), sizes) not in self._shapes:
+            how = (getattr, (source, "shape")) if fixed else (shape_of, (source, len(sizes), place()))
+            self._shapes[id(source), sizes] = self.writer.recipe(*how)
+        base = self._shapes[id(source), sizes]
+        self.writer.made(base)
+        numbers = [self.number(n, self.writer.read(operator.getitem, (base, i))) for i, n in enumerate(sizes)]
+        return torch.Size(numbers)
+
+    def number(self, value: Any, recipe: Recipe) -> Any:  # noqa: ANN401
+        """A number that is read off a tensor."""
+        found = number(value, recipe, self.writer)
+        if isinstance(found, Number) and not self.keep_sizes:
+            self.writer.decide(recipe, value)
+            return value
+        return found
+
+    def _property(self, tensor: Tensor, name: str) -> Any:  # noqa: ANN401
+        if name in {"shape", "ndim"}:
+            return self.shape(tensor) if name == "shape" else len(self.shape(tensor))
+        with self.pause():
+            value = getattr(tensor, name)
+        if value is None or isinstance(value, Tensor):
+            return value if value is None else self.call(("call_function", getattr), (tensor, name), {}, getattr)
+        return self.number(value, self.writer.read(getattr, (self.writer.node_of(tensor), name)))
+
+    def device(self, tensor: Tensor) -> torch.device:
+        """The device of a tensor: an object of its own, by which it is known again where it is used."""
+        with self.pause():
+            device = tensor.device
+            own = torch.device(str(device))
+        recipe = self.writer.recipe(getattr, (self.writer.node_of(tensor), "device"))
+        self.writer.bind(own, self.writer.made(recipe))
+        return own
+
+    def _returned(self, value: Any, node: fx.Node) -> Any:  # noqa: ANN401
+        """What a node returned, each part bound to the node that makes it."""
+        if isinstance(value, Tensor):
+            return self.bind(value, node)
+        if isinstance(value, tuple | list):
+            if node.op != "call_module" and type(value) in {tuple, list}:  # as many as a size says, perhaps
+                self.writer.decide(self.writer.read(len, (node,)), len(value))
+            parts = [self._returned(v, self._item(node, i)) for i, v in enumerate(value)]
+            return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+        if isinstance(value, dict):
+            return {key: self._returned(v, self._item(node, key)) for key, v in value.items()}
+        return value if value is None else self.number(value, self.writer.result(node))
+
+    def _item(self, node: fx.Node, key: object) -> fx.Node:
+        return self.writer.node("call_function", operator.getitem, (node, key))
+
+    def bind(self, tensor: Tensor, node: fx.Node) -> Tensor:
+        """The tensor as the result of ``node``: another object, where it has come from somewhere else before.
+
+        A call may return its argument (dropout in evaluation does). The argument must go on standing for what it was:
+        in training the same call returns something else.
+        """
+        if self.writer.knows(tensor):
+            with self.pause():
+                tensor = torch.ops.aten.alias.default(tensor)
+        self.writer.bind(tensor, node)
+        if torch.is_grad_enabled() or not tensor.is_floating_point():
+            return tensor
+        return self._detached(tensor)
+
+    def _detached(self, tensor: Tensor) -> Tensor:
+        """In a region without gradients: the same without gradients, for a graph knows no such region."""
+        with self.pause():
+            result = tensor.detach()
+        self.writer.bind(result, self.writer.node("call_method", "detach", (tensor,)))
+        return result
+
+
+def _size(recorder: Recorder, tensor: Tensor, dim: int | None = None) -> Any:  # noqa: ANN401
+    shape = recorder.shape(tensor)
+    return shape if dim is None else shape[dim]
+
+
+_QUESTIONS: dict[Any, Callable[..., Any]] = {
+    Tensor.size: _size,
+    Tensor.dim: lambda recorder, tensor: len(recorder.shape(tensor)),
+    Tensor.ndimension: lambda recorder, tensor: len(recorder.shape(tensor)),
+    Tensor.__len__: lambda recorder, tensor: int(recorder.shape(tensor)[0]),
+    Tensor.__iter__: lambda recorder, tensor: iter(tensor.unbind(0)),
+}
+"""Methods that ask for sizes; the recorder answers them from the shape."""

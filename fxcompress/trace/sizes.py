@@ -1,0 +1,184 @@
+"""Numbers that stand for sizes while a network is traced by running it.
+
+They are kinds of torch's SymInt, SymFloat and SymBool: torch takes them wherever it takes a number, and Python cannot
+read them (as an index, a loop count, a condition) without calling a method of theirs. Arithmetic makes another such
+number and is remembered as a :class:`Recipe`; reading one is a decision, which the recorder turns into a check.
+"""
+
+import math
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeGuard
+
+import torch
+
+__all__ = ["Number", "Recipe", "Size", "number", "plain"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recipe:
+    """How a number is computed: a function, and what it is called with.
+
+    Attributes:
+        function: that goes into the graph.
+        args: nodes, recipes and plain values.
+        sizes: the recipes that read a size off a tensor and that this one is computed from; itself, if it is one.
+    """
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    sizes: "tuple[Recipe, ...]" = ()
+
+
+class Decider(Protocol):
+    """Whoever keeps the recipes and is told of decisions."""
+
+    def recipe(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Recipe:
+        """The one recipe of this kind."""
+        ...
+
+    def decide(self, recipe: Recipe, outcome: object) -> None:
+        """Code has read the outcome of ``recipe``; what it does next may depend on it."""
+
+
+class Number:
+    """What the three kinds have in common."""
+
+    fxc_value: Any
+    fxc_recipe: Recipe
+    fxc_decider: Decider
+
+    def __init__(self, value: bool | float, recipe: Recipe, decider: Decider) -> None:  # noqa: FBT001
+        self.fxc_value = value
+        self.fxc_recipe = recipe
+        self.fxc_decider = decider
+
+    @property  # type: ignore[misc] # read-only
+    def __class__(self) -> type:
+        """``isinstance(n, int)`` must hold as it does for the size itself, or code would go another way."""
+        return type(self.fxc_value)
+
+    def fxc_read(self, kind: Callable[..., Any]) -> Any:  # noqa: ANN401 - what the kind makes
+        """A plain number for Python."""
+        outcome, recipe = kind(self.fxc_value), self.fxc_recipe
+        if kind is not type(self.fxc_value):
+            recipe = self.fxc_decider.recipe(kind, (recipe,))
+        self.fxc_decider.decide(recipe, outcome)
+        return outcome
+
+    def __divmod__(self, other: Any) -> tuple[Any, Any]:  # noqa: ANN401
+        return self // other, self % other
+
+    def __rdivmod__(self, other: Any) -> tuple[Any, Any]:  # noqa: ANN401
+        return other // self, other % self
+
+    def __repr__(self) -> str:
+        return f"size({self.fxc_value})"  # no number, so that code which looks it up in a table does not find it
+
+    def __str__(self) -> str:
+        return repr(self)
+
+    def __format__(self, spec: str) -> str:
+        return repr(self)
+
+    def __hash__(self) -> int:
+        return hash(self.fxc_read(type(self.fxc_value)))
+
+    def __bool__(self) -> bool:
+        return bool(self.fxc_read(bool))
+
+    def __int__(self) -> int:
+        return int(self.fxc_read(int))
+
+    def __index__(self) -> int:
+        return operator.index(self.fxc_read(type(self.fxc_value)))
+
+    def __float__(self) -> float:
+        return float(self.fxc_read(float))
+
+
+def _apply(function: Callable[..., Any], *operands: Any) -> Any:  # noqa: ANN401
+    """The result of ``function`` as a number of the kind that it is."""
+    decider = next(o.fxc_decider for o in operands if isinstance(o, Number))
+    value = function(*(plain(o) for o in operands))
+    recipe = decider.recipe(function, tuple(o.fxc_recipe if isinstance(o, Number) else o for o in operands))
+    return number(value, recipe, decider)
+
+
+def _is_operand(value: object) -> TypeGuard[float]:
+    return isinstance(value, bool | int | float)  # also of a Number, by its __class__
+
+
+def _binary(function: Callable[..., Any], *, swapped: bool = False) -> Callable[[Any, Any], Any]:
+    def method(self: Any, other: Any) -> Any:  # noqa: ANN401
+        if not _is_operand(other):
+            return NotImplemented
+        return _apply(function, other, self) if swapped else _apply(function, self, other)
+
+    return method
+
+
+def _unary(function: Callable[..., Any]) -> Callable[..., Any]:
+    def method(self: Any, *rest: Any) -> Any:  # noqa: ANN401
+        return _apply(function, self, *rest)
+
+    return method
+
+
+_ARITHMETIC = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "lshift", "rshift", "and_", "or_", "xor")
+_COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
+_UNARY: dict[str, Callable[..., Any]] = {
+    "neg": operator.neg, "pos": operator.pos, "abs": operator.abs, "invert": operator.invert,
+    "floor": math.floor, "ceil": math.ceil, "trunc": math.trunc, "round": round,
+}  # fmt: skip
+
+
+def _methods() -> dict[str, Callable[..., Any]]:
+    methods = {f"__{name}__": _unary(function) for name, function in _UNARY.items()}
+    for name in _ARITHMETIC:
+        function, bare = getattr(operator, name), name.rstrip("_")
+        methods[f"__{bare}__"], methods[f"__r{bare}__"] = _binary(function), _binary(function, swapped=True)
+    methods |= {f"__{name}__": _binary(getattr(operator, name)) for name in _COMPARISONS}
+    # In the classes below torch's own methods come after these in the order of resolution, so each must be named here.
+    methods |= {f"__sym_{name}__": _unary(function) for name, function in (("float", float), ("int", int))}
+    return methods
+
+
+for _name, _method in _methods().items():
+    setattr(Number, _name, _method)
+
+
+class Size(Number, torch.SymInt):
+    """A whole number."""
+
+    __hash__ = Number.__hash__
+
+
+class Ratio(Number, torch.SymFloat):
+    """A number with a fraction."""
+
+    __hash__ = Number.__hash__
+
+
+class Truth(Number, torch.SymBool):
+    """Whether something holds; a decision only once ``bool`` reads it."""
+
+    __hash__ = Number.__hash__
+
+
+_KINDS: dict[type, type[Number]] = {bool: Truth, int: Size, float: Ratio}
+
+
+def number(value: Any, recipe: Recipe, decider: Decider) -> Any:  # noqa: ANN401
+    """``value`` as a number of the kind that it is; where there is no such kind, it is read at once."""
+    kind = _KINDS.get(type(value))
+    if kind is not None:
+        return kind(value, recipe, decider)
+    decider.decide(recipe, value)
+    return value
+
+
+def plain(value: Any) -> Any:  # noqa: ANN401
+    """The value of a number; anything else as it is. No decision: for handing it to torch."""
+    return value.fxc_value if isinstance(value, Number) else value

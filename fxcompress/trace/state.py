@@ -1,0 +1,119 @@
+"""What a run must not change: the state of the model, and the random numbers of the process."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fxcompress.errors import TraceError
+
+
+class State:
+    """The attributes of a model before a run."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._before = self._read()
+
+    def _read(self) -> dict[str, object]:
+        return {name: _stamp(table[key]) for name, table, key in _attributes(self._model)}
+
+    def changed(self) -> frozenset[str]:
+        """Names of the attributes that are others now."""
+        after = self._read()
+        return frozenset(
+            name
+            for name in {**self._before, **after}
+            if name not in after or name not in self._before or self._before[name] != after[name]
+        )
+
+
+class _Unset:
+    """Stands for an attribute that must not be read before it is set; any use of it fails."""
+
+    def __bool__(self) -> bool:
+        raise TraceError("an attribute is read before it is set")
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        raise TraceError("an attribute is read before it is set")
+
+
+def unset(model: nn.Module, names: frozenset[str]) -> None:
+    """Make every use of the named attributes fail, until something is assigned to them."""
+    for name in names:
+        path, _, key = name.rpartition(".")
+        module = model.get_submodule(path)
+        tables = (module._parameters, module._buffers, module.__dict__)
+        table: dict[str, Any] = next((t for t in tables if key in t), module.__dict__)
+        table[key] = _Unset()
+
+
+def _attributes(model: nn.Module) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Name, table and key in the table of each attribute of each module."""
+    for path, module in model.named_modules():
+        for table in (module._parameters, module._buffers, module.__dict__):
+            for key in table:
+                yield f"{path}.{key}" if path else key, table, key
+
+
+def carries_over(names: frozenset[str]) -> TraceError:
+    """The error for attributes that take something from one run to the next."""
+    return TraceError(
+        f"it sets its attribute {min(names)} while it runs, and the next run may read it; a graph cannot do that\n"
+        "  write into a buffer in place (copy_), or compute the value anew in each run"
+    )
+
+
+def _stamp(value: object) -> object:
+    """What stands for a value of an attribute: it differs when the value does."""
+    if isinstance(value, bool | int | float | str | None):
+        return type(value), value
+    if isinstance(value, list | tuple | dict | set):
+        return id(value), len(value)
+    return id(value)
+
+
+@contextmanager
+def same_randomness(*, allowed: bool = False) -> Iterator[None]:
+    """Leave the generators of torch (on the CPU), numpy and Python as they were.
+
+    Args:
+        allowed: whether the code may draw from those of numpy and Python, which torch does not see.
+
+    Raises:
+        TraceError: it has, and may not: a trace would repeat the same draw for ever.
+    """
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the one that models use
+    try:
+        with torch.random.fork_rng(devices=()):
+            yield
+        drawn = random.getstate() != python or not all(map(np.array_equal, np.random.get_state(), numpy))  # noqa: NPY002
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+    if drawn and not allowed:
+        raise TraceError(
+            "it draws random numbers from Python or numpy while it runs, and a trace would repeat the same ones for "
+            "ever\n  draw them with torch, and keep them in tensors"
+        )
+
+
+@contextmanager
+def unchanged_buffers(model: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """Undo what the code writes to the buffers of ``model``; afterwards the list holds those that were written to."""
+    written: list[torch.Tensor] = []
+    before = [(b, b._version, b.detach().clone()) for b in model.buffers() if not b.is_inference()]  # noqa: SLF001
+    try:
+        yield written
+    finally:
+        for buffer, version, value in before:
+            if buffer._version != version:  # noqa: SLF001
+                written.append(buffer)
+                with torch.no_grad():
+                    buffer.copy_(value)

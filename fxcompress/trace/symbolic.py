@@ -1,0 +1,107 @@
+"""Tracing with symbols, by torch.fx: right for inputs of any size, where the model takes no decision on them."""
+
+import inspect
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx, nn
+
+from fxcompress.errors import TraceError
+from fxcompress.trace.inputs import ExampleInputs
+from fxcompress.trace.lowering import Lowered
+from fxcompress.trace.traced import TracedModule, copy_graph
+
+
+class _Proxy(fx.Proxy):
+    """fx.Proxy that keeps ``x += y`` in place; torch.fx makes ``x = x + y`` of it, which other names of x miss."""
+
+
+def _in_place(function: Callable[..., object]) -> Callable[[fx.Proxy, object], fx.Proxy]:
+    def record(self: fx.Proxy, other: object) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return record
+
+
+for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow"):
+    setattr(_Proxy, f"__{_name}__", _in_place(getattr(operator, _name)))
+
+
+class Tracer(fx.Tracer):
+    """fx.Tracer that leaves quantizers and everything of torch.nn whole."""
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """What stands for the result of ``node`` while tracing."""
+        return _Proxy(node, self)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether a module becomes one node."""
+        leaf = type(m).__module__.split(".")[0] in {"torch", "fxcompress"}
+        leaf &= not isinstance(m, fx.GraphModule | Lowered)
+        return (leaf and not isinstance(m, nn.Sequential)) or super().is_leaf_module(m, module_qualified_name)
+
+
+def symbolic_graph(
+    root: nn.Module, readers: set[int], *, training: bool, inputs: ExampleInputs | None, symbols: bool
+) -> fx.Graph:
+    """The graph of ``root`` in one mode.
+
+    Args:
+        root: a skeleton of the model, a GraphModule perhaps.
+        readers: filled by whoever watches the mode.
+        training: the mode.
+        inputs: arguments of ``forward`` that have a default and are not given here keep that default.
+        symbols: buffers are symbols, like parameters; otherwise their values are at hand while tracing.
+
+    Raises:
+        TraceError: torch.fx cannot do it.
+    """
+    constants = _defaults(root, inputs)
+    if isinstance(root, fx.GraphModule) and not constants:
+        train_graph = root.train_graph if isinstance(root, TracedModule) and training else None
+        return copy_graph(train_graph or root.graph)
+    tracer = Tracer()
+    tracer.proxy_buffer_attributes = symbols
+    tracer.record_stack_traces = not training
+    root.train(training)
+    try:
+        graph = tracer.trace(root, concrete_args=constants or None)
+    except Exception as error:
+        raise TraceError(_trace_message(root, error)) from error
+    _restore_names(graph, constants)
+    return graph
+
+
+def _trace_message(root: nn.Module, error: Exception) -> str:
+    frames = inspect.getinnerframes(error.__traceback__) if error.__traceback__ else []
+    user = [f for f in frames if "site-packages/torch/" not in f.filename and "fxcompress" not in f.filename]
+    where = f" at {user[-1].filename}:{user[-1].lineno}" if user else ""
+    line = f"\n    {user[-1].code_context[0].strip()}" if user and user[-1].code_context else ""
+    return (
+        f"torch.fx cannot trace {type(root).__name__}: {error}{where}{line}\n"
+        "  control flow that depends on values or shapes cannot become a graph: move it into a function marked with "
+        "torch.fx.wrap, or out of the model"
+    )
+
+
+def _defaults(root: nn.Module, inputs: ExampleInputs | None) -> dict[str, Any]:
+    """Arguments of forward that keep their default value: those with one that the example inputs leave out."""
+    if isinstance(root, fx.GraphModule):
+        return {}
+    parameters = list(inspect.signature(root.forward).parameters.values())
+    given = inputs.names([p.name for p in parameters]) if inputs is not None else frozenset()
+    skip = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+    return {
+        p.name: p.default
+        for p in parameters
+        if p.kind not in skip and p.default is not inspect.Parameter.empty and p.name not in given
+    }
+
+
+def _restore_names(graph: fx.Graph, constants: dict[str, Any]) -> None:
+    """concrete_args renames the placeholders that it fixes (``mask`` to ``mask_1``); calls by keyword need the name."""
+    for node in graph.find_nodes(op="placeholder"):
+        name = node.target.rpartition("_")[0]
+        if name in constants:
+            node.target = name

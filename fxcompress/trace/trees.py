@@ -1,0 +1,36 @@
+"""Nested arguments and results."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+
+def rebuild(function: Callable[[Any], Any], tree: Any) -> Any:  # noqa: ANN401 - a tree of anything
+    """The tree with ``function`` applied to each leaf, inside tuples, lists, plain dicts and slices."""
+    if isinstance(tree, tuple | list):
+        items = [rebuild(function, item) for item in tree]
+        if hasattr(tree, "_fields"):
+            return type(tree)(*items)
+        return items if isinstance(tree, list) else tuple(items)
+    if type(tree) is dict:
+        return {key: rebuild(function, item) for key, item in tree.items()}
+    if isinstance(tree, slice):
+        return slice(*(rebuild(function, part) for part in (tree.start, tree.stop, tree.step)))
+    return function(tree)
+
+
+def replace(function: Callable[[Tensor], Any], tree: Any) -> Any:  # noqa: ANN401 - a tree of anything
+    """The tree with ``function`` applied to each tensor in it."""
+    return rebuild(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, tree)
+
+
+def fields_of(tree: object) -> tuple[type, tuple[Any, ...], dict[str, Any]] | None:
+    """How to build a dataclass or a dict of a kind of its own again: class, args and kwargs; None for anything else."""
+    if isinstance(tree, dict) and type(tree) is not dict:
+        own = dataclasses.is_dataclass(tree)
+        return (type(tree), (), dict(tree)) if own else (type(tree), (dict(tree),), {})
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        return type(tree), (), {f.name: getattr(tree, f.name) for f in dataclasses.fields(tree) if f.init}
+    return None

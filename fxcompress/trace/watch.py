@@ -1,0 +1,84 @@
+"""What torch does not show to a function mode, and a trace must see all the same."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import nn
+from torch._subclasses import FakeTensor
+from torch.fx import _symbolic_trace
+
+from fxcompress.trace.calls import autograd_call
+from fxcompress.trace.recorder import Recorder
+
+IsLeaf = Callable[[nn.Module, str], bool]
+"""Whether a module becomes one node."""
+
+
+@contextmanager
+def watch(recorder: Recorder, model: nn.Module, is_leaf: IsLeaf, readers: set[int]) -> Iterator[None]:
+    """Record torch functions, leaf modules, functions marked by torch.fx.wrap, and autograd functions.
+
+    Args:
+        recorder: told of each call.
+        model: that is going to run.
+        is_leaf: see :data:`IsLeaf`.
+        readers: what leaf modules add to it while they run is taken out again: they read their mode at run time too.
+    """
+    paths = {id(module): path for path, module in model.named_modules() if path and is_leaf(module, path)}
+    call, device = nn.Module.__call__, inspect.getattr_static(FakeTensor, "device")
+
+    def called(module: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        if recorder.paused or id(module) not in paths:
+            return call(module, *args, **kwargs)
+        before = set(readers)
+        result = recorder.call(("call_module", paths[id(module)]), args, kwargs, lambda *a, **k: call(module, *a, **k))
+        readers.intersection_update(before)
+        return result
+
+    def device_of(tensor: FakeTensor) -> torch.device:
+        found: torch.device = device.fget(tensor) if recorder.paused else recorder.device(tensor)
+        return found
+
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(nn.Module, "__call__", called))
+        stack.enter_context(patch.object(FakeTensor, "device", property(device_of)))
+        stack.enter_context(patch.object(torch.autograd.Function, "apply", classmethod(_autograd(recorder))))
+        for scope, name in _wrapped():
+            stack.enter_context(patch.dict(scope, {name: _opaque(recorder, scope[name])}))
+        stack.enter_context(recorder)
+        yield
+
+
+def _wrapped() -> Iterator[tuple[dict[str, Any], str]]:
+    """The functions that somebody has marked by torch.fx.wrap: where their names live."""
+    for (_, name), scope in _symbolic_trace._wrapped_fns_to_patch.items():  # noqa: SLF001
+        if name in scope and not str(scope.get("__name__")).startswith("fxcompress."):
+            yield scope, name
+
+
+def _opaque(recorder: Recorder, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that becomes one node, whatever it does inside."""
+
+    def called(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        if recorder.paused:
+            return function(*args, **kwargs)
+        return recorder.call(("call_function", function), args, kwargs, function)
+
+    return called
+
+
+def _autograd(recorder: Recorder) -> Callable[..., Any]:
+    """``apply`` of an autograd function, which becomes one node: its backward is not what its forward would give."""
+    apply = inspect.getattr_static(torch.autograd.Function, "apply")
+
+    def called(kind: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        own = apply.__get__(None, kind)
+        if recorder.paused:
+            return own(*args, **kwargs)
+        return recorder.call(("call_function", autograd_call(kind)), args, kwargs, own)
+
+    return called

@@ -1,0 +1,157 @@
+"""The graph that a concrete trace writes: nodes, attributes of the module, numbers, checks."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxcompress.errors import TraceError
+from fxcompress.trace.guards import check, is_check, is_plain
+from fxcompress.trace.places import place, stack_trace
+from fxcompress.trace.sizes import Number, Recipe
+from fxcompress.trace.trees import fields_of, rebuild
+
+_CONVERSIONS = (int, float, bool, len, round)
+
+
+class Writer:
+    """Knows the node behind each tensor, number and device of a trace.
+
+    Args:
+        constant: gives a name to a tensor that is neither an input nor an attribute of the module, and keeps it there.
+
+    Attributes:
+        graph: what is written.
+        silent: decisions are not written down.
+    """
+
+    def __init__(self, constant: Callable[[Tensor], str]) -> None:
+        self.graph = fx.Graph()
+        self.silent = False
+        self._constant = constant
+        self._nodes: dict[int, fx.Node] = {}
+        self._names: dict[int, str] = {}
+        self._attributes: dict[str, fx.Node] = {}
+        self._recipes: dict[tuple[object, ...], Recipe] = {}
+        self._made: dict[int, fx.Node] = {}
+        self._decided: set[tuple[int, str]] = set()
+        self._alive: list[object] = []  # an id stands for one object only as long as that object lives
+
+    def node(self, op: str, target: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> fx.Node:  # noqa: ANN401
+        """Write a node; tensors, numbers and devices among its arguments become the nodes that they come from."""
+        node = self.graph.create_node(op, target, self.written(args), self.written(kwargs or {}))
+        node.stack_trace = stack_trace()
+        if is_check(node) or target in _CONVERSIONS:
+            node.meta["is_wrapped"] = True  # or unpickling, which traces again, would go into it
+        return node
+
+    def written(self, tree: Any) -> Any:  # noqa: ANN401
+        """Arguments or results as they stand in the graph.
+
+        Raises:
+            TraceError: one is of a kind that cannot be written into a graph.
+        """
+        return rebuild(self._written, tree)
+
+    def _written(self, leaf: Any) -> Any:  # noqa: ANN401
+        if isinstance(leaf, Tensor):
+            return self.node_of(leaf)
+        if isinstance(leaf, Number):
+            return self.made(leaf.fxc_recipe)
+        if isinstance(leaf, fx.Node) or id(leaf) in self._nodes:
+            return self._nodes.get(id(leaf), leaf)
+        if is_plain(leaf):
+            return leaf
+        parts = fields_of(leaf)
+        if parts is not None:
+            return self.node("call_function", *parts)
+        raise TraceError(
+            f"a {type(leaf).__name__}{place()} goes into a call or into the result; a graph cannot hold it"
+        )
+
+    def bind(self, thing: object, node: fx.Node) -> None:
+        """Tell that a tensor or device is the result of ``node``."""
+        self._alive.append(thing)
+        self._nodes[id(thing)] = node
+
+    def name(self, tensor: Tensor, name: str) -> None:
+        """Tell that a tensor is an attribute of the module; of several names the first counts."""
+        self._alive.append(tensor)
+        self._names.setdefault(id(tensor), name)
+
+    def keep(self, tensor: Tensor, value: Tensor) -> None:
+        """Tell that a tensor stands for a constant."""
+        self._alive.append(value)
+        self.name(tensor, self._constant(value))
+
+    def knows(self, tensor: Tensor) -> bool:
+        """Whether the tensor has come from somewhere already."""
+        return id(tensor) in self._nodes or id(tensor) in self._names
+
+    def node_of(self, tensor: Tensor) -> fx.Node:
+        """The node that makes a tensor, or reads it off the module."""
+        if id(tensor) in self._nodes:
+            return self._nodes[id(tensor)]
+        if id(tensor) not in self._names:
+            if not _is_real(tensor):
+                raise hidden("a tensor")
+            self.name(tensor, self._constant(tensor))
+        name = self._names[id(tensor)]
+        if name not in self._attributes:
+            self._attributes[name] = self.graph.get_attr(name)
+        return self._attributes[name]
+
+    def recipe(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Recipe:
+        """The one recipe of this kind."""
+        key = (function, *(id(a) if isinstance(a, Recipe | fx.Node) else (type(a), a) for a in args))
+        if key not in self._recipes:
+            sizes = dict.fromkeys(size for a in args if isinstance(a, Recipe) for size in a.sizes)
+            self._recipes[key] = Recipe(function, args, tuple(sizes))
+        return self._recipes[key]
+
+    def read(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Recipe:
+        """The recipe of a number that is read off a tensor."""
+        found = self.recipe(function, args)
+        if not found.sizes:
+            object.__setattr__(found, "sizes", (found,))
+        return found
+
+    def made(self, recipe: Recipe) -> fx.Node:
+        """The node that computes a number, written where it is first needed."""
+        if id(recipe) not in self._made:
+            args = tuple(self.made(a) if isinstance(a, Recipe) else a for a in recipe.args)
+            self._made[id(recipe)] = self.node("call_function", recipe.function, args)
+        return self._made[id(recipe)]
+
+    def result(self, node: fx.Node) -> Recipe:
+        """The recipe of a number that a node returns."""
+        recipe = Recipe(getattr, (node,))
+        object.__setattr__(recipe, "sizes", (recipe,))
+        self._alive.append(recipe)
+        self._made[id(recipe)] = node
+        return recipe
+
+    def decide(self, recipe: Recipe, outcome: object) -> None:
+        """Write a check that ``recipe`` comes out as it does now."""
+        key = (id(recipe), repr(outcome))
+        if self.silent or key in self._decided:
+            return
+        self._decided.add(key)
+        if not is_plain(outcome):
+            raise TraceError(f"it reads a {type(outcome).__name__} off a tensor{place()}, which a graph cannot check")
+        sizes = tuple(self.made(size) for size in recipe.sizes)
+        self.node("call_function", check, (self.made(recipe), outcome, sizes, place()))
+
+
+def _is_real(tensor: Tensor) -> bool:
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # noqa: SLF001
+    return type(tensor) in {Tensor, torch.nn.Parameter} and not tensor.is_meta and not wrapped
+
+
+def hidden(what: str) -> TraceError:
+    """The error for what comes from where a trace does not see."""
+    return TraceError(
+        f"{what} comes from a call that torch does not show{place()}: a ScriptModule, vmap, another language\n"
+        "  put that call into a function marked with torch.fx.wrap"
+    )

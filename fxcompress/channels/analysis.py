@@ -13,7 +13,8 @@ from fxcompress.channels.layers import support
 from fxcompress.channels.rules.contraction import CONTRACTIONS, Site, site_of
 from fxcompress.channels.rules.products import BATCHED, Product, inner, product_of
 from fxcompress.channels.rules.quantize import QUANTIZE
-from fxcompress.channels.space import FIXED, Slots, Space, components
+from fxcompress.channels.space import FIXED, Space
+from fxcompress.channels.units import find_units
 from fxcompress.channels.values import Step, Value, find
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.traced import TracedModule
@@ -94,6 +95,8 @@ class Analysis:
         for block in self.space.blocks:
             if block.is_parameter:
                 has_parameter[self.component[block.start : block.start + block.size]] = True
+        for slots in self.space.slots:
+            has_parameter[self.component[slots.atoms]] |= has_parameter[self.component[slots.members]].any(axis=1)
         pinned: np.ndarray = (roots | ~has_parameter)[self.component]
         return pinned
 
@@ -109,30 +112,7 @@ class Analysis:
     @cached_property
     def units(self) -> np.ndarray:
         """Like ``component``, closed over joints and slots: the smallest sets that can go on their own, (atoms,)."""
-        edges = list(self.space.edges)
-        for joint in self.joints:
-            edges += self._columns(joint)
-        while True:
-            units = components(self.space.size, edges)
-            whole = [_whole_slots(slots, units) for slots in self.space.slots]
-            if all((units[a] == units[b]).all() for a, b in whole):
-                return units
-            edges += whole
-
-    def _columns(self, joint: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Edges along all dims of a joint but one: that which leaves the most units.
-
-        The choice must be the same for each transposed form of a joint, or everything would hang together.
-        """
-        found = [np.moveaxis(joint, dim, -1).reshape(-1, size) for dim, size in enumerate(joint.shape)]
-        columns = max(found, key=self._units_left)
-        return [(columns[1:].reshape(-1), np.broadcast_to(columns[:1], columns[1:].shape).reshape(-1))]
-
-    def _units_left(self, columns: np.ndarray) -> tuple[int, int, list[int]]:
-        """How many different columns there are; then, to break a tie, what depends on their content alone."""
-        different = len(np.unique(np.sort(self.component[columns].T, axis=1), axis=0))
-        first = np.argwhere(columns == columns.min())[0, 1]
-        return different, columns.shape[1], sorted(columns[:, first].tolist())
+        return find_units(self.component, self.joints, self.space.slots)
 
     @cached_property
     def unit_pinned(self) -> np.ndarray:
@@ -227,9 +207,3 @@ def _vector(value: Value, dim: int, size: int) -> np.ndarray:
         if support(layer) == {dim}:
             return layer.reshape(-1).numpy()
     return np.zeros(size, dtype=np.int64)
-
-
-def _whole_slots(slots: Slots, units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Slots all of whose members are one unit, each with a member."""
-    whole = (units[slots.members] == units[slots.members[:, :1]]).all(axis=1)
-    return slots.atoms[whole], slots.members[whole, 0]

@@ -36,6 +36,7 @@ class _Forest:
     """Sets of atoms that grow together."""
 
     def __init__(self, component: np.ndarray) -> None:
+        self.component = component
         self.parent = component.copy()
 
     def merge(self, joint: np.ndarray) -> None:
@@ -48,7 +49,7 @@ class _Forest:
         sets, group = max(options, key=lambda option: (max(len(np.unique(option[1])), 2), option[2]))[:2]
         self.parent[sets] = sets[group]
 
-    def _merged(self, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[int, list[int]]]:
+    def _merged(self, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[int, int, list[int]]]:
         """The sets in all columns, which first one each is put together with, and what breaks a tie."""
         sets, place = np.unique(self._roots(columns), return_inverse=True)
         place = place.reshape(columns.shape)
@@ -56,7 +57,8 @@ class _Forest:
             len(sets), [(place[1:].reshape(-1), np.broadcast_to(place[:1], place[1:].shape).reshape(-1))]
         )
         first = np.argwhere(columns == columns.min())[0, 1]
-        return sets, group, (columns.shape[1], sorted(columns[:, first].tolist()))
+        different = len(np.unique(np.sort(self.component[columns].T, axis=1), axis=0))
+        return sets, group, (different, columns.shape[1], sorted(columns[:, first].tolist()))
 
     def _roots(self, atoms: np.ndarray) -> np.ndarray:
         roots: np.ndarray = self.parent[atoms]

@@ -9,6 +9,7 @@ Where a sum has an operand that is zero everywhere, in every mode, the sum is it
 import operator
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -16,6 +17,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.interpret import Trail
+from fxcompress.channels.plan import make_plan
 from fxcompress.channels.rules.registry import Known
 from fxcompress.channels.values import Value
 from fxcompress.trace.guards import is_check
@@ -31,16 +33,24 @@ _FRESH = {operator.add, operator.sub, operator.mul, torch.add, torch.sub, torch.
 _DIFFERENCES = {operator.sub, operator.isub, torch.sub, "sub", "sub_"}
 
 
-def dead_branches(analysis: Analysis, knowns: dict[str, list[Known]]) -> list[Branch]:
-    """Sums with an operand that is known to be zero in every mode that can run them."""
+def dead_branches(
+    analysis: Analysis, knowns: dict[str, list[Known]], ignored: np.ndarray | None = None
+) -> list[Branch]:
+    """Sums with an operand that is known to be zero in every mode that can run them.
+
+    Args:
+        analysis: of the network.
+        knowns: what is known in each graph.
+        ignored: bool (atoms,), entries that may be anything.
+    """
     found = []
     for mode, graph in analysis.module.graphs.items():
         trail = analysis.trails[mode]
         for node in graph.nodes:
             for kept, dropped in _operands(node):
                 operand = node.args[kept]
-                zero = _zero(trail.args[node.name][dropped], knowns[mode]) and _replaces(trail.values, node, operand)
-                if zero and not (dropped == 0 and _written_operand_is_read(node, trail)):
+                zero = _zero(trail.args[node.name][dropped], knowns[mode], ignored)
+                if zero and _replaces(trail.values, node, operand) and not (dropped == 0 and _written_operand_is_read(node, trail)):
                     found.append((f"{mode}:{node.name}", operand.name))
                     break
     return found
@@ -90,8 +100,32 @@ def _replaces(values: dict[str, object], node: fx.Node, kept: fx.Node) -> bool:
     return whole.shape == part.shape and whole.meta.dtype == part.meta.dtype
 
 
-def _zero(value: object, knowns: list[Known]) -> bool:
-    return isinstance(value, Value) and all(bool((known.of(value) == 0).all()) for known in knowns)
+def _zero(value: object, knowns: list[Known], ignored: np.ndarray | None) -> bool:
+    return isinstance(value, Value) and not any(_matters(value, known, ignored) for known in knowns)
+
+
+def _matters(value: Value, known: Known, ignored: np.ndarray | None) -> bool:
+    """Whether some entry that is not ignored may be other than zero."""
+    may = (known.of(value) != 0).cpu().numpy()
+    if ignored is not None and may.any():
+        for layer in value.layers:
+            may = np.logical_and(may, ~ignored[layer.numpy()])
+    return bool(may.any())
+
+
+def unread_branches(analysis: Analysis, knowns: dict[str, list[Known]], alive: np.ndarray) -> list[Branch]:
+    """Sums with an operand that is zero but for entries which nobody reads, whatever their value.
+
+    Args:
+        analysis: of the network.
+        knowns: what is known in each graph.
+        alive: bool (atoms,), what a plan made with ``knowns`` keeps.
+    """
+    if not dead_branches(analysis, knowns, ~alive):
+        return []
+    # With nothing known but which weights are zero, what may go is what is multiplied by zero everywhere.
+    weights = {mode: [Known({}, k.nonzero, training=k.training) for k in known] for mode, known in knowns.items()}
+    return dead_branches(analysis, knowns, ~make_plan(analysis, weights).alive)
 
 
 def _written_operand_is_read(node: fx.Node, trail: Trail) -> bool:

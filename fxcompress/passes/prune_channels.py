@@ -17,7 +17,7 @@ from fxcompress.channels.interpret import Trail
 from fxcompress.channels.plan import Plan
 from fxcompress.channels.rules.registry import Known
 from fxcompress.passes.base import Pass, PassResult, traced
-from fxcompress.passes.branches import Branch, dead_branches, remove_branches
+from fxcompress.passes.branches import Branch, dead_branches, remove_branches, unread_branches
 from fxcompress.passes.cutting import Cut
 from fxcompress.passes.rewrite import rewrite
 from fxcompress.trace.inputs import ExampleInputs
@@ -114,10 +114,12 @@ def prune_channels(
             knowns = knowns_of(analysis, seeds, modes)
             found = dead_branches(analysis, knowns)
             if not found:
+                result = rewrite(analysis, knowns)
+                found = unread_branches(analysis, knowns, result.plan.alive) if seeds is values_known else []
+            if not found:
                 break
             module = skeleton(module)
             gone += remove_branches(module, found[:1])
             branches += found[:1]
             analysis = None
-        result = rewrite(analysis, knowns)
     return Pruned(result.module, analysis, knowns, result.plan, result.cuts, tuple(branches), tuple(gone))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch._decomp import decomposition_table
 
+from fxcompress.channels.layers import Layers
 from fxcompress.channels.rules import rule_of
 from fxcompress.channels.rules.contraction import CONTRACTIONS
 from fxcompress.channels.rules.norms import BATCH_NORM
@@ -91,7 +92,10 @@ class Dispatch:
         if value is None or value.shape != tensor.fxc_value.shape:
             value = Value(tensor.fxc_value.meta)
         others = tensor.fxc_storage.others(tensor)
-        if others:
+        if others and _same_layers(value.layers, tensor.fxc_value.layers):
+            for stale in (tensor, *others):  # other numbers, the same labels
+                stale.fxc_value = Value(stale.fxc_value.meta, stale.fxc_value.layers)
+        elif others:
             for stale in (tensor, *others):
                 for layer in (*stale.fxc_value.layers, *value.layers):
                     self.space.pin(layer, "aliased-write", "an in-place op writes to memory that another tensor shares")
@@ -204,6 +208,10 @@ def _shapes(op: OpClass, func: Any, args: Any, kwargs: Any) -> Any:  # noqa: ANN
     except NotImplementedError:
         real = replace(lambda t: torch.zeros(t.shape, dtype=t.dtype), torch.Tensor, (args, kwargs))
         return replace(lambda t: t.to("meta"), torch.Tensor, func(*real[0], **real[1]))
+
+
+def _same_layers(a: Layers, b: Layers) -> bool:
+    return len(a) == len(b) and all(map(torch.equal, a, b))
 
 
 def _is_one_matrix(right: Any) -> bool:  # noqa: ANN401 - an argument of bmm

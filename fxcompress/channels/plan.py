@@ -75,15 +75,15 @@ class _Fixpoint:
         checks: list[Check] = [SiteCheck(s, known) for s in self.analysis.sites for known in self.knowns[s.mode]]
         checks += [ProductCheck(p, known) for p in self.analysis.products for known in self.knowns[p.mode]]
         self._settle(dead, checks)
-        for product in self.analysis.products:
-            if dead[product.entries].all():
-                reason = Reason("last-channel", "a product keeps at least one entry", product.node)
-                self._restore(dead, product.entries.reshape(-1)[:1], reason)
-                self._settle(dead, checks)
         # Backwards: one channel kept at the end keeps what it reads, and then the layers before it need no help.
         for sites in reversed(self.analysis.sites):
             for atoms in (sites.rows, sites.entries):
                 self._keep_some(dead, checks, sites, atoms)
+        for product in reversed(self.analysis.products):
+            if dead[product.entries].all():
+                reason = Reason("last-channel", "a product keeps at least one entry", product.node)
+                self._restore(dead, product.entries.reshape(-1)[:1], reason)
+                self._settle(dead, checks)
         return Plan(~dead, self.kept)
 
     def _keep_some(self, dead: np.ndarray, checks: list[Check], sites: SiteAtoms, atoms: np.ndarray) -> None:

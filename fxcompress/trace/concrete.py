@@ -33,7 +33,14 @@ from fxcompress.trace.writer import Writer
 
 
 def run_model(
-    root: nn.Module, readers: set[int], *, training: bool, inputs: ExampleInputs, is_leaf: IsLeaf, keep_sizes: bool
+    root: nn.Module,
+    readers: set[int],
+    *,
+    training: bool,
+    inputs: ExampleInputs,
+    is_leaf: IsLeaf,
+    keep_sizes: bool,
+    open_wrapped: bool = False,
 ) -> fx.Graph:
     """The graph that running ``root`` on the inputs leaves. ``root`` itself does not run: a copy on fake tensors does.
 
@@ -44,11 +51,12 @@ def run_model(
         inputs: only their shapes and types count.
         is_leaf: which modules become one node.
         keep_sizes: see :class:`fxcompress.trace.recorder.Recorder`.
+        open_wrapped: look into functions marked by torch.fx.wrap.
 
     Raises:
         TraceError: the run fails, or does what no graph can do.
     """
-    new = partial(_Run, root, is_leaf, readers, training=training, keep_sizes=keep_sizes)
+    new = partial(_Run, root, is_leaf, readers, training=training, keep_sizes=keep_sizes, open_wrapped=open_wrapped)
     run = new()
     changed = _go(run, inputs)
     if changed:
@@ -104,11 +112,13 @@ class _Run:
         *,
         training: bool,
         keep_sizes: bool,
+        open_wrapped: bool = False,
         unset: frozenset[str] = frozenset(),
     ) -> None:
         self.root = root
         self.is_leaf = is_leaf
         self.readers = readers
+        self.open_wrapped = open_wrapped
         self.model = skeleton(root).train(training)
         self.writer = Writer(self._constant)
         self.recorder = Recorder(self.writer, keep_sizes=keep_sizes)
@@ -125,7 +135,7 @@ class _Run:
                 fakes = replace(self.fakes.from_tensor, (inputs.args, inputs.kwargs))
             given = Arguments(signature, ExampleInputs(*fakes), self.writer, self.recorder)
             state = State(self.model)
-            with watch(self.recorder, self.model, self.is_leaf, self.readers):
+            with watch(self.recorder, self.model, self.is_leaf, self.readers, open_wrapped=self.open_wrapped):
                 result = self.model(*given.args, **given.kwargs)
             changed = state.changed()
             if self.recorder.refusal is not None:  # the model has caught it, and gone another way

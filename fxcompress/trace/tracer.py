@@ -23,6 +23,7 @@ from fxcompress.trace.state import same_randomness, unchanged_buffers
 from fxcompress.trace.support import check_supported
 from fxcompress.trace.symbolic import Tracer, symbolic_graph
 from fxcompress.trace.traced import TracedModule
+from fxcompress.trace.watch import wrapped_functions
 
 
 class GraphOf(Protocol):
@@ -49,11 +50,27 @@ def trace(model: nn.Module, inputs: ExampleInputs | None = None) -> TracedModule
     """
     check_supported(model)
     try:
-        return _trace_symbolically(model, inputs)
+        traced = _trace_symbolically(model, inputs)
     except TraceError as error:
         if inputs is None:
             raise TraceError(f"{error}\n  or pass example_inputs: it is then traced by running it on them") from error
         return trace_by_running(model, inputs, error)
+    if inputs is None or not _hides_parameters(traced):
+        return traced
+    try:
+        return _traced(model, partial(_by_running(inputs), keep_sizes=True, open_wrapped=True))
+    except TraceError:
+        return traced
+
+
+def _hides_parameters(traced: TracedModule) -> bool:
+    """Whether a function marked by torch.fx.wrap takes parameters: what it does with them is not in the graph."""
+    functions = {id(scope[name]) for scope, name in wrapped_functions()}
+    return any(
+        id(node.target) in functions and any(used.op == "get_attr" for used in node.all_input_nodes)
+        for graph in traced.graphs.values()
+        for node in graph.nodes
+    )
 
 
 def _trace_symbolically(model: nn.Module, inputs: ExampleInputs | None) -> TracedModule:
@@ -81,7 +98,7 @@ def trace_by_running(model: nn.Module, inputs: ExampleInputs, why: TraceError) -
         TraceError: with both reasons.
         ExampleInputError: the model does not run on them, traced or not.
     """
-    by_running = partial(run_model, inputs=inputs, is_leaf=Tracer().is_leaf_module)
+    by_running = _by_running(inputs)
     try:
         return _traced(model, partial(by_running, keep_sizes=True))
     except TraceError as error:
@@ -91,6 +108,10 @@ def trace_by_running(model: nn.Module, inputs: ExampleInputs, why: TraceError) -
     except TraceError:
         check_runs(skeleton(model), inputs)
         raise TraceError(f"{why}\nNor can it be traced by running it on the example inputs: {first}") from first
+
+
+def _by_running(inputs: ExampleInputs) -> "partial[fx.Graph]":
+    return partial(run_model, inputs=inputs, is_leaf=Tracer().is_leaf_module)
 
 
 def _traced(model: nn.Module, graph_of: GraphOf) -> TracedModule:

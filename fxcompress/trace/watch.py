@@ -19,13 +19,16 @@ IsLeaf = Callable[[nn.Module, str], bool]
 
 
 @contextmanager
-def watch(recorder: Recorder, model: nn.Module, is_leaf: IsLeaf, readers: set[int]) -> Iterator[None]:
+def watch(
+    recorder: Recorder, model: nn.Module, is_leaf: IsLeaf, readers: set[int], *, open_wrapped: bool
+) -> Iterator[None]:
     """Record torch functions, leaf modules, functions marked by torch.fx.wrap, and autograd functions.
 
     Args:
         recorder: told of each call.
         model: that is going to run.
         is_leaf: see :data:`IsLeaf`.
+        open_wrapped: record what wrapped functions call, and not the functions themselves.
         readers: what leaf modules add to it while they run is taken out again: they read their mode at run time too.
     """
     paths = {id(module): path for path, module in model.named_modules() if path and is_leaf(module, path)}
@@ -47,13 +50,13 @@ def watch(recorder: Recorder, model: nn.Module, is_leaf: IsLeaf, readers: set[in
         stack.enter_context(patch.object(nn.Module, "__call__", called))
         stack.enter_context(patch.object(FakeTensor, "device", property(device_of)))
         stack.enter_context(patch.object(torch.autograd.Function, "apply", classmethod(_autograd(recorder))))
-        for scope, name in _wrapped():
+        for scope, name in () if open_wrapped else wrapped_functions():
             stack.enter_context(patch.dict(scope, {name: _opaque(recorder, scope[name])}))
         stack.enter_context(recorder)
         yield
 
 
-def _wrapped() -> Iterator[tuple[dict[str, Any], str]]:
+def wrapped_functions() -> Iterator[tuple[dict[str, Any], str]]:
     """The functions that somebody has marked by torch.fx.wrap: where their names live."""
     for (_, name), scope in _symbolic_trace._wrapped_fns_to_patch.items():  # noqa: SLF001
         if name in scope and not str(scope.get("__name__")).startswith("fxcompress."):

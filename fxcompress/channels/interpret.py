@@ -83,6 +83,7 @@ class Interpreter:
         self._tensors: dict[int, LabelTensor] = {}
         self._shadows: dict[str, nn.Module] = {}
         self._tables: set[int] = set()
+        self._constant: set[fx.Node] = set()  # made of parameters and numbers alone
 
     def run(self, graph: fx.Graph, inputs: ExampleInputs) -> Trail:
         """Interpret ``graph`` on ``inputs``.
@@ -112,6 +113,7 @@ class Interpreter:
         if node.op == "placeholder":
             return replace(self._input, torch.Tensor, bound.get(str(node.target)))
         if node.op == "get_attr":
+            self._constant.add(node)
             return self._attribute(str(node.target))
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.env.__getitem__)
         if node.op == "output":
@@ -125,7 +127,9 @@ class Interpreter:
 
     def _follow_tables(self, node: fx.Node, start: int) -> None:
         steps = self.dispatch.tape[start:]
-        if reads_a_size(node, self.env):
+        if all(used in self._constant for used in node.all_input_nodes):
+            self._constant.add(node)
+        elif reads_a_size(node, self.env, self._constant):
             pin_rows(steps, self._tables, self.space)
         follow(steps, self._tables)
 

@@ -3,7 +3,7 @@
 A row that the example inputs do not reach looks unused. A longer input reads it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -16,9 +16,15 @@ from fxcompress.channels.values import LabelTensor, Step, Value
 _SAME_ROWS = {"reshape", "permute", "same values"}
 
 
-def reads_a_size(node: fx.Node, env: Mapping[fx.Node, Any]) -> bool:
-    """Whether what ``node`` does depends on a number, or on a tensor without labels that the graph makes of one."""
-    return any(used.op != "get_attr" and _is_of_a_size(env[used]) for used in node.all_input_nodes)
+def reads_a_size(node: fx.Node, env: Mapping[fx.Node, Any], constant: Collection[fx.Node]) -> bool:
+    """Whether what ``node`` does depends on a number, or on a tensor without labels that the graph makes of one.
+
+    Args:
+        node: of the graph.
+        env: the results of the nodes before it.
+        constant: nodes that are the same for each input.
+    """
+    return any(used not in constant and _is_of_a_size(env[used]) for used in node.all_input_nodes)
 
 
 def _is_of_a_size(value: object) -> bool:

@@ -24,7 +24,7 @@ def pass_others(call: Call, space: Space, dims: frozenset[int], code: str) -> La
 def _some(call: Call) -> frozenset[int]:
     """The dims of ``mean(x, dim, keepdim)`` and its like."""
     source: Value = call.args[0]
-    dim = call.arg(1, "dim")
+    dim = call.arg(2 if call.func.overloadpacket is torch.ops.aten.linalg_vector_norm else 1, "dim")
     if call.func.__name__.endswith("default") and not isinstance(dim, int | list | tuple):
         dim = None
     dims = [dim] if isinstance(dim, int) else dim

@@ -8,13 +8,17 @@ takes too long or needs too much memory stays in the table, with the reason.
 import argparse
 import hashlib
 import json
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from benchmarks.record import ROOT, Record, write
 from benchmarks.zoo_checks import SHARE, TOLERANCE, all_cases
@@ -28,8 +32,8 @@ Row = dict[str, Any]
 
 
 def code() -> str:
-    """A digest of all code that a result depends on."""
-    digest = hashlib.sha256()
+    """A digest of all code that a result depends on, and of the versions of torch and torchvision."""
+    digest = hashlib.sha256(f"{torch.__version__} {version('torchvision')}".encode())
     names = ("zoo_checks", "zoo_report", "zoo_uses", "zoo_models", "zoo_extra", "timing")
     files = [*sorted((ROOT / "fxcompress").rglob("*.py")), ROOT / "tests" / "exactness.py"]
     for path in [*files, *(ROOT / "benchmarks" / f"{name}.py" for name in names)]:
@@ -137,6 +141,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended from outside"))  # and the child with it, in _wait
     cases = all_cases(options.extra)
     unknown = set(options.models) - {case.name for case in cases}
     if unknown:

@@ -132,7 +132,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--extra", nargs="+", default=[], choices=["timm", "transformers"], help="other libraries")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of what is dead (0 1 2)")
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds for one network (600)")
-    parser.add_argument("--memory-limit", type=float, default=10.0, help="GB of data for one network (10)")
+    parser.add_argument("--memory-limit", type=float, default=12.0, help="GB of data for one network (12)")
     parser.add_argument("--stop-after", type=float, default=1e9, help="start no network after so many seconds")
     parser.add_argument("--resume", action="store_true", help="keep stored results of the same code; the default")
     parser.add_argument("--fresh", action="store_true", help="measure again what is stored")

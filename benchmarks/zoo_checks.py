@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import fxcompress as fxc
-from benchmarks.timing import CLOCKS, Stopwatch
+from benchmarks.timing import CLOCKS, Stopwatch, settle
 from benchmarks.zoo_extra import extra_cases
 from benchmarks.zoo_models import Arguments, Case, torchvision_cases
 from benchmarks.zoo_report import Report, peak
@@ -97,6 +97,7 @@ def examine(case: Case, seeds: list[int], report: Report) -> None:
 
             uses(case, subject, report)
         del subject
+        settle()
     found = len(errors) == len(seeds) and not any(s.startswith(("exact", "control")) for s in report.failures)
     report.add(exact=found, error=max(errors, default=None), step="done")
 
@@ -114,16 +115,46 @@ def prepared(case: Case, seed: int, report: Report, watch: Stopwatch, *, first: 
         net = _own(net, graph.analysis, arguments)
     if "trace" in report.failures:
         return None
-    analysis, units = graph.analysis, removable_units(graph.analysis)
-    chosen = np.random.default_rng(seed).choice(units, int(SHARE * len(units)), replace=False)
+    analysis, units = graph.analysis, np.intersect1d(removable_units(graph.analysis), made_units(graph.analysis))
+    chosen = spared(analysis, np.random.default_rng(seed).choice(units, int(SHARE * len(units)), replace=False))
     if first:
         report.add(traced=how(analysis), share=graph.share, groups=len(units), unknown=sorted(graph.unknown_ops))
         control(net, arguments, analysis, chosen, report)
+        settle()  # a rewritten module is part of a cycle, and large
     dead = atoms_of(analysis, chosen)
     kill(analysis, dead)
     with report.step("prune"):
         pruned = timed_prune(net, arguments, watch, report)
     return None if "prune" in report.failures else Subject(net, arguments, analysis, dead, pruned)
+
+
+def made_units(analysis: Analysis) -> np.ndarray:
+    """The units that some parameter makes, by a row of a weight or by what is no weight: these can be made dead.
+
+    A unit that is only read (the columns of a weight that a table of constants meets) goes when nobody reads it.
+    """
+    made = np.zeros(len(analysis.units), dtype=bool)
+    parameters = dict(analysis.module.named_parameters(remove_duplicate=False))
+    for sites in analysis.sites:
+        if sites.weight_name in parameters:
+            made[sites.rows] = True
+    for name in parameters.keys() - {sites.weight_name for sites in analysis.sites}:
+        for atoms in analysis.atoms.get(name, {}).values():
+            made[atoms.numpy()] = True
+    return np.unique(analysis.units[made])
+
+
+def spared(analysis: Analysis, units: np.ndarray) -> np.ndarray:
+    """``units`` without those that a layer must keep: a channel, or two groups where it has groups."""
+    for sites in analysis.sites:
+        groups = sites.site.groups
+        for atoms in (sites.rows, sites.entries):
+            parts = analysis.units[atoms].reshape(groups if groups > 1 else len(atoms), -1)
+            gone = np.isin(parts, units).all(axis=1)
+            missing = min(groups, 2) - int((~gone).sum())
+            if missing > 0:
+                units = np.setdiff1d(units, parts[gone][:missing])
+    return units
 
 
 def how(analysis: Analysis) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from benchmarks.timing import settle
 from benchmarks.zoo_checks import TOLERANCE, Subject, outputs
 from benchmarks.zoo_models import Arguments, Case
 from benchmarks.zoo_report import Report, reason_of
@@ -74,6 +75,7 @@ def check_trains(case: Case, subject: Subject) -> None:
     torch.manual_seed(0)  # for stochastic depth, which drops whole images
     expected = outputs(subject.net, arguments)
     subject.net = nn.Module()  # its memory is needed for gradients
+    settle()
     torch.manual_seed(0)
     found = list(tensors(subject.pruned.train()(*copy.deepcopy(arguments))))
     _same(expected, found)

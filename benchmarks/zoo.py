@@ -21,7 +21,8 @@ from typing import Any
 import torch
 
 from benchmarks.record import ROOT, Record, write
-from benchmarks.zoo_checks import SHARE, TOLERANCE, all_cases
+from benchmarks.zoo_checks import TOLERANCE, all_cases
+from benchmarks.zoo_groups import SHARE
 from benchmarks.zoo_models import Case
 from benchmarks.zoo_page import claims, tables
 from benchmarks.zoo_uses import BACKEND
@@ -34,7 +35,7 @@ Row = dict[str, Any]
 def code() -> str:
     """A digest of all code that a result depends on, and of the versions of torch and torchvision."""
     digest = hashlib.sha256(f"{torch.__version__} {version('torchvision')}".encode())
-    names = ("zoo_checks", "zoo_report", "zoo_uses", "zoo_models", "zoo_extra", "timing")
+    names = ("zoo_checks", "zoo_groups", "zoo_report", "zoo_uses", "zoo_models", "zoo_extra", "timing")
     files = [*sorted((ROOT / "fxcompress").rglob("*.py")), ROOT / "tests" / "exactness.py"]
     for path in [*files, *(ROOT / "benchmarks" / f"{name}.py" for name in names)]:
         digest.update(path.read_bytes())

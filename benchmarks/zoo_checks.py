@@ -16,13 +16,12 @@ from torch import nn
 import fxcompress as fxc
 from benchmarks.timing import CLOCKS, Stopwatch, settle
 from benchmarks.zoo_extra import extra_cases
+from benchmarks.zoo_groups import chosen_units, forced_rewrite
 from benchmarks.zoo_models import Arguments, Case, torchvision_cases
 from benchmarks.zoo_report import Report, peak
 from fxcompress.channels.analysis import Analysis
-from fxcompress.passes.rewrite import carry_out
-from tests.exactness import atoms_of, difference, forced, kill, removable_units, tensors
+from tests.exactness import atoms_of, difference, kill, removable_units, tensors
 
-SHARE = 0.3
 TOLERANCE = 1e-9
 CONTROL = 1e-2
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -93,10 +92,17 @@ def examine(case: Case, seeds: list[int], report: Report) -> None:
         with report.step(f"exact, seed {seed}"):
             errors.append(compare(subject, report))
         if turn == 0:
-            from benchmarks.zoo_uses import uses
+            from benchmarks.zoo_uses import check_trains, expected_in_training, uses
 
             uses(case, subject, report)
-        del subject
+            with report.step("trains"):
+                report.add(trains=False)
+                expected, pruned = expected_in_training(case, subject), subject.pruned
+                del subject  # gradients need its memory
+                settle()
+                check_trains(case, pruned, expected)
+                report.add(trains=True)
+        subject = None
         settle()
     found = len(errors) == len(seeds) and not any(s.startswith(("exact", "control")) for s in report.failures)
     report.add(exact=found, error=max(errors, default=None), step="done")
@@ -115,10 +121,15 @@ def prepared(case: Case, seed: int, report: Report, watch: Stopwatch, *, first: 
         net = _own(net, graph.analysis, arguments)
     if "trace" in report.failures:
         return None
-    analysis, units = graph.analysis, np.intersect1d(removable_units(graph.analysis), made_units(graph.analysis))
-    chosen = spared(analysis, np.random.default_rng(seed).choice(units, int(SHARE * len(units)), replace=False))
+    analysis = graph.analysis
+    chosen = chosen_units(analysis, seed)
     if first:
-        report.add(traced=how(analysis), share=graph.share, groups=len(units), unknown=sorted(graph.unknown_ops))
+        report.add(
+            traced=how(analysis),
+            share=graph.share,
+            groups=len(removable_units(analysis)),
+            unknown=sorted(graph.unknown_ops),
+        )
         control(net, arguments, analysis, chosen, report)
         settle()  # a rewritten module is part of a cycle, and large
     dead = atoms_of(analysis, chosen)
@@ -126,35 +137,6 @@ def prepared(case: Case, seed: int, report: Report, watch: Stopwatch, *, first: 
     with report.step("prune"):
         pruned = timed_prune(net, arguments, watch, report)
     return None if "prune" in report.failures else Subject(net, arguments, analysis, dead, pruned)
-
-
-def made_units(analysis: Analysis) -> np.ndarray:
-    """The units that some parameter makes, by a row of a weight or by what is no weight: these can be made dead.
-
-    A unit that is only read (the columns of a weight that a table of constants meets) goes when nobody reads it.
-    """
-    made = np.zeros(len(analysis.units), dtype=bool)
-    parameters = dict(analysis.module.named_parameters(remove_duplicate=False))
-    for sites in analysis.sites:
-        if sites.weight_name in parameters:
-            made[sites.rows] = True
-    for name in parameters.keys() - {sites.weight_name for sites in analysis.sites}:
-        for atoms in analysis.atoms.get(name, {}).values():
-            made[atoms.numpy()] = True
-    return np.unique(analysis.units[made])
-
-
-def spared(analysis: Analysis, units: np.ndarray) -> np.ndarray:
-    """``units`` without those that a layer must keep: a channel, or two groups where it has groups."""
-    for sites in analysis.sites:
-        groups = sites.site.groups
-        for atoms in (sites.rows, sites.entries):
-            parts = analysis.units[atoms].reshape(groups if groups > 1 else len(atoms), -1)
-            gone = np.isin(parts, units).all(axis=1)
-            missing = min(groups, 2) - int((~gone).sum())
-            if missing > 0:
-                units = np.setdiff1d(units, parts[gone][:missing])
-    return units
 
 
 def how(analysis: Analysis) -> str:
@@ -178,7 +160,7 @@ def _own(net: nn.Module, analysis: Analysis, arguments: Arguments) -> nn.Module:
 def control(net: nn.Module, arguments: Arguments, analysis: Analysis, units: np.ndarray, report: Report) -> None:
     """The negative control: the same rewrite on groups that are alive must change the output."""
     with report.step("control"):
-        rewritten = carry_out(analysis, forced(analysis, units)).module.eval()
+        rewritten = forced_rewrite(analysis, units)
         found = difference(outputs(net, arguments), outputs(rewritten, arguments))
         report.add(control=found)
         if found <= CONTROL:
@@ -211,10 +193,10 @@ def compare(subject: Subject, report: Report) -> float:
     found = difference(expected, outputs(subject.pruned, subject.arguments))
     left, renamed = left_over(subject), list(subject.pruned.state_dict()) != list(subject.net.state_dict())
     report.add(gone=not left, names=not renamed)
-    if found > TOLERANCE:
-        raise ValueError(f"the output changes by {found:.1e}")
-    if left or renamed:
-        raise ValueError(f"dead channels are left in {', '.join(left[:3])}" if left else "names of the state changed")
+    if left:
+        report.fail("gone", f"dead channels are left in {', '.join(left[:3])}")
+    if found > TOLERANCE or renamed:
+        raise ValueError("names of the state changed" if renamed else f"the output changes by {found:.1e}")
     return found
 
 

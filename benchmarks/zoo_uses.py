@@ -6,7 +6,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from benchmarks.timing import settle
 from benchmarks.zoo_checks import TOLERANCE, Subject, outputs
 from benchmarks.zoo_models import Arguments, Case
 from benchmarks.zoo_report import Report, reason_of
@@ -16,16 +15,12 @@ BACKEND = "aot_eager"
 
 
 def uses(case: Case, subject: Subject, report: Report) -> None:
-    """All of it; training comes last, as it changes the networks."""
+    """All of it but training, which changes the networks, and comes last."""
     other = 1 if case.shape.batch > 1 else 2
     other_input(case.example(1, batch=other), "batch", subject, report)
     other_input(case.example(1, size=case.shape.other), "size", subject, report)
     again(exported, "exports", subject, report)
     again(compiled, "compiles", subject, report)
-    with report.step("trains"):
-        report.add(trains=False)
-        check_trains(case, subject)
-        report.add(trains=True)
 
 
 def other_input(arguments: Arguments, step: str, subject: Subject, report: Report) -> None:
@@ -68,24 +63,25 @@ def compiled(net: nn.Module, arguments: Arguments) -> list[Tensor]:
     return outputs(torch.compile(net, backend=BACKEND, fullgraph=True), arguments)  # type: ignore[arg-type]
 
 
-def check_trains(case: Case, subject: Subject) -> None:
-    """In training mode the result computes what the original does, and a step changes its weights."""
-    arguments = case.lesson(5)
+def expected_in_training(case: Case, subject: Subject) -> list[Tensor]:
+    """What the original computes in training mode; its statistics change."""
     subject.net.train()
     torch.manual_seed(0)  # for stochastic depth, which drops whole images
-    expected = outputs(subject.net, arguments)
-    subject.net = nn.Module()  # its memory is needed for gradients
-    settle()
+    return outputs(subject.net, case.lesson(5))
+
+
+def check_trains(case: Case, pruned: nn.Module, expected: list[Tensor]) -> None:
+    """In training mode the result computes what the original does, and a step changes its weights."""
     torch.manual_seed(0)
-    found = list(tensors(subject.pruned.train()(*copy.deepcopy(arguments))))
+    found = list(tensors(pruned.train()(*case.lesson(5))))
     _same(expected, found)
-    optimizer = torch.optim.SGD(subject.pruned.parameters(), lr=1e-3)
-    versions = {name: p.detach().flatten()[:64].clone() for name, p in subject.pruned.named_parameters()}
-    torch.stack([y.square().mean() for y in found if y.is_floating_point() and y.requires_grad]).sum().backward()
+    optimizer = torch.optim.SGD(pruned.parameters(), lr=1e-3)
+    before = {name: p.detach().flatten()[:64].clone() for name, p in pruned.named_parameters()}
+    torch.stack([y.square().mean() for y in found if y.requires_grad]).sum().backward()
     optimizer.step()
-    changed = sum(not torch.equal(p.flatten()[:64], versions[n]) for n, p in subject.pruned.named_parameters())
-    if changed <= 0.5 * len(versions):
-        raise ValueError(f"a step changed {changed} of {len(versions)} tensors only")
+    changed = sum(not torch.equal(p.flatten()[:64], before[name]) for name, p in pruned.named_parameters())
+    if changed <= 0.5 * len(before):
+        raise ValueError(f"a step changed {changed} of {len(before)} tensors only")
 
 
 def _same(expected: list[Tensor], found: list[Tensor]) -> None:

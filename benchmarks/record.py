@@ -65,16 +65,18 @@ class Claim:
         text: the sentence.
         value: what was measured.
         limit: what it must stay below.
+        at_least: it must reach the limit instead.
     """
 
     text: str
     value: float
     limit: float
+    at_least: bool = False
 
     @property
     def holds(self) -> bool:
-        """Whether the number is below its limit."""
-        return self.value < self.limit
+        """Whether the number is on the right side of its limit."""
+        return self.value >= self.limit if self.at_least else self.value < self.limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +171,8 @@ def render(data: dict[str, Any]) -> str:
     lines = [f"# {data['title']}", "", f"Made by `{data['command']}`; not written by hand.", ""]
     for claim in data["claims"]:
         verdict = "holds" if claim["holds"] else "**does not hold**"
-        lines += [f"- {claim['text']}: {claim['value']:.3f}, limit {claim['limit']:g}: {verdict}"]
+        word = "at least" if claim.get("at_least") else "limit"
+        lines += [f"- {claim['text']}: {claim['value']:.3f}, {word} {claim['limit']:g}: {verdict}"]
     lines += [""] if data["claims"] else []
     for table in data["tables"]:
         lines += [f"## {table['title']}", "", *([table["text"], ""] if table["text"] else []), *_table(table), ""]

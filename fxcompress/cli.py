@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _demo(options)
         else:
             _inspect(options)
-    except (FxCompressError, KeyError, IndexError) as error:
+    except (FxCompressError, KeyError, IndexError, OSError) as error:
         text = error.args[0] if isinstance(error, KeyError) else error
         sys.stderr.write(f"fxcompress: {text}\n")
         return 1
@@ -45,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("model", help="torchvision:resnet18, or package.module:function_that_builds_it")
     inspect.add_argument("--input", default=None, help="shape of the input, such as 1,3,224,224; inferred by default")
     inspect.add_argument("--explain", nargs=2, metavar=("LAYER", "CHANNEL"), help="what keeps one channel, in words")
+    inspect.add_argument("--html", metavar="FILE", help="write the graph as a page for the browser, too")
     return parser
 
 
@@ -58,6 +59,8 @@ def _demo(options: argparse.Namespace) -> None:
 
 def _inspect(options: argparse.Namespace) -> None:
     graph = ChannelGraph.of(_model(options.model), _input(options.input))
+    if options.html:
+        graph.save_html(options.html)
     if options.explain:
         layer, channel = options.explain
         if not channel.isdigit():

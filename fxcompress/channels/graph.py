@@ -1,8 +1,10 @@
 """The dependency graph of a network's channels, for people: what hangs on what, and what keeps it."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import networkx as nx
@@ -206,6 +208,15 @@ class ChannelGraph:
             graph.add_edges_from(((name, ("bundle", i)) for name in bundle.producers), role="producer")
             graph.add_edges_from(((("bundle", i), name) for name in bundle.consumers), role="consumer")
         return graph
+
+    def save_html(self, path: str | os.PathLike[str]) -> None:
+        """Write the graph as one HTML file, to be opened in a browser: a table and a picture of the bundles.
+
+        The file needs nothing else, and fetches nothing.
+        """
+        from fxcompress.channels.graph_page import page
+
+        Path(path).write_text(page(self), "utf-8")
 
     def find(self, name: str, channel: int) -> Group:
         """The group of one output channel.

@@ -1,0 +1,226 @@
+"""What the scoreboard does with one network, in a process of its own.
+
+It prints a line of JSON for every finding, so that those made before a crash or a timeout are not lost.
+"""
+
+import copy
+import resource
+import sys
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+import fxcompress as fxc
+from benchmarks.timing import CLOCKS, Stopwatch, settle
+from benchmarks.zoo_extra import extra_cases
+from benchmarks.zoo_groups import chosen_units, forced_rewrite
+from benchmarks.zoo_models import Arguments, Case, torchvision_cases
+from benchmarks.zoo_report import Report, peak
+from fxcompress.channels.analysis import Analysis
+from tests.exactness import atoms_of, difference, kill, removable_units, tensors
+
+TOLERANCE = 1e-9
+CONTROL = 1e-2
+DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+
+
+def all_cases(extra: list[str]) -> list[Case]:
+    """All networks, and those of other libraries that were asked for."""
+    return torchvision_cases() + [case for library in extra for case in extra_cases(library)]
+
+
+@dataclass(slots=True)
+class Subject:
+    """A network some channels of which are dead.
+
+    Attributes:
+        net: the network.
+        arguments: what it is called with.
+        analysis: of it.
+        dead: which atoms are dead.
+        pruned: what is left of it.
+    """
+
+    net: nn.Module
+    arguments: Arguments
+    analysis: Analysis
+    dead: np.ndarray
+    pruned: nn.Module
+
+
+def build(case: Case) -> nn.Module:
+    """A network without dropout, the same ones each time, in float64, in evaluation mode."""
+    torch.manual_seed(0)
+    net = case.build()
+    for module in net.modules():
+        if isinstance(module, DROPOUT):
+            module.p = 0.0  # removing channels moves the random numbers that hit the others
+    return randomise(net).double().eval()
+
+
+def randomise(net: nn.Module) -> nn.Module:
+    """Random statistics of norms, and random numbers in place of constants: what is compared must not be trivial."""
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(getattr(module, "running_var", None), torch.Tensor):
+                module.get_buffer("running_mean").normal_(std=0.5)
+                module.get_buffer("running_var").uniform_(0.5, 1.5)
+        for parameter in net.parameters():
+            first = parameter.flatten()[0]
+            if bool((parameter == first).all()):
+                parameter.uniform_(0.5, 1.5) if first > 0 else parameter.normal_(std=0.1)
+    return net
+
+
+def outputs(net: nn.Module, arguments: Arguments) -> list[torch.Tensor]:
+    """All tensors that a network returns for copies of the arguments."""
+    with torch.no_grad():
+        return list(tensors(net(*copy.deepcopy(arguments))))
+
+
+def examine(case: Case, seeds: list[int], report: Report) -> None:
+    """All steps for one network."""
+    watch = Stopwatch()
+    errors: list[float] = []
+    for turn, seed in enumerate(seeds):
+        subject = prepared(case, seed, report, watch, first=turn == 0)
+        if subject is None:
+            break
+        with report.step(f"exact, seed {seed}"):
+            errors.append(compare(subject, report))
+        if turn == 0:
+            from benchmarks.zoo_uses import check_trains, expected_in_training, uses
+
+            uses(case, subject, report)
+            with report.step("trains"):
+                report.add(trains=False)
+                expected, pruned = expected_in_training(case, subject), subject.pruned
+                del subject  # gradients need its memory
+                settle()
+                check_trains(case, pruned, expected)
+                report.add(trains=True)
+        subject = None
+        settle()
+    found = len(errors) == len(seeds) and not any(s.startswith(("exact", "control")) for s in report.failures)
+    report.add(exact=found, error=max(errors, default=None), step="done")
+
+
+def prepared(case: Case, seed: int, report: Report, watch: Stopwatch, *, first: bool) -> Subject | None:
+    """Build and analyse a network, make 30 % of its groups dead, and prune it."""
+    with report.step("build"):
+        net, arguments = build(case), case.example(seed)
+        shown = [str(tuple(t.shape)) for t in tensors(arguments)]
+        report.add(input=" ".join(shown), parameters=sum(p.numel() for p in net.parameters()))
+    if "build" in report.failures:
+        return None
+    with report.step("trace"):
+        graph = fxc.ChannelGraph.of(net, arguments)
+        net = _own(net, graph.analysis, arguments)
+    if "trace" in report.failures:
+        return None
+    analysis = graph.analysis
+    chosen = chosen_units(analysis, seed)
+    if first:
+        report.add(
+            traced=how(analysis),
+            share=graph.share,
+            groups=len(removable_units(analysis)),
+            unknown=sorted(graph.unknown_ops),
+        )
+        control(net, arguments, analysis, chosen, report)
+        settle()  # a rewritten module is part of a cycle, and large
+    dead = atoms_of(analysis, chosen)
+    kill(analysis, dead)
+    with report.step("prune"):
+        pruned = timed_prune(net, arguments, watch, report)
+    return None if "prune" in report.failures else Subject(net, arguments, analysis, dead, pruned)
+
+
+def how(analysis: Analysis) -> str:
+    """How the network became a graph."""
+    module = analysis.module
+    graphs = ", a graph for each mode" if getattr(module, "train_graph", None) is not None else ""
+    return str(getattr(module, "traced_by", "symbolic")) + graphs
+
+
+def _own(net: nn.Module, analysis: Analysis, arguments: Arguments) -> nn.Module:
+    """The network whose parameters were analysed: ``net``, or what it was lowered to, which must compute the same."""
+    theirs = {id(p) for p in net.parameters()}
+    if all(id(p) in theirs for p in analysis.module.parameters()):
+        return net
+    found = difference(outputs(net, arguments), outputs(analysis.module, arguments))
+    if found > TOLERANCE:
+        raise ValueError(f"lowering changed the output by {found:.1e}")
+    return analysis.module
+
+
+def control(net: nn.Module, arguments: Arguments, analysis: Analysis, units: np.ndarray, report: Report) -> None:
+    """The negative control: the same rewrite on groups that are alive must change the output."""
+    with report.step("control"):
+        rewritten = forced_rewrite(analysis, units)
+        found = difference(outputs(net, arguments), outputs(rewritten, arguments))
+        report.add(control=found)
+        if found <= CONTROL:
+            raise ValueError(f"without dead channels the output changes by {found:.1e} only")
+
+
+def timed_prune(net: nn.Module, arguments: Arguments, watch: Stopwatch, report: Report) -> nn.Module:
+    """Prune, and report how long it took; the shortest time counts."""
+    before = _versions(net)
+    phase = f"run {len(watch.laps['cpu'])}"
+    with watch.phase(phase):
+        result = fxc.prune(net, arguments)
+    report.add(**{clock: min(watch.laps[clock].values()) for clock in CLOCKS})
+    report.add(removed=1 - result.report.parameters[1] / max(result.report.parameters[0], 1))
+    if _versions(net) != before or net.training:
+        raise ValueError("the original was changed")
+    return result.module.eval()
+
+
+def _versions(net: nn.Module) -> dict[str, tuple[int, int]]:
+    """What changes with a tensor that is replaced or written to."""
+    return {name: (id(t), t._version) for name, t in net.state_dict(keep_vars=True).items()}  # noqa: SLF001 - torch's
+
+
+def compare(subject: Subject, report: Report) -> float:
+    """The change of the output; raises where it is too large, or where something is missing or left over."""
+    expected = outputs(subject.net, subject.arguments)
+    if not all(bool(t.isfinite().all()) for t in expected if t.is_floating_point()):
+        raise ValueError("the original returns values that are not finite")
+    found = difference(expected, outputs(subject.pruned, subject.arguments))
+    left, renamed = left_over(subject), list(subject.pruned.state_dict()) != list(subject.net.state_dict())
+    if left:
+        report.fail("gone", f"dead channels are left in {', '.join(left[:3])}")
+    report.add(gone="gone" not in report.failures, names=not renamed)
+    if found > TOLERANCE or renamed:
+        raise ValueError("names of the state changed" if renamed else f"the output changes by {found:.1e}")
+    return found
+
+
+def left_over(subject: Subject) -> list[str]:
+    """The parameters that are larger than what is alive in them."""
+    found = []
+    for name, parameter in subject.pruned.named_parameters():
+        for dim, atoms in subject.analysis.atoms.get(name, {}).items():
+            alive = int((~subject.dead[atoms.numpy()]).sum())
+            if parameter.shape[dim] > max(alive, 1):
+                found.append(f"{name} ({parameter.shape[dim]} of which {alive} are alive)")
+    return found
+
+
+def main(arguments: list[str]) -> None:
+    """Arguments: the name, the memory limit in GB, the libraries joined by commas, and the seeds."""
+    name, limit, libraries, *seeds = arguments
+    size = int(float(limit) * 1e9)
+    resource.setrlimit(resource.RLIMIT_DATA, (size, size))
+    case = next(case for case in all_cases([x for x in libraries.split(",") if x]) if case.name == name)
+    start, report = time.perf_counter(), Report()
+    examine(case, [int(seed) for seed in seeds], report)
+    report.add(memory=peak(), seconds=time.perf_counter() - start)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

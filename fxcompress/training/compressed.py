@@ -13,6 +13,7 @@ from fxcompress.channels.analysis import analyse
 from fxcompress.errors import UnsupportedModelError
 from fxcompress.objectives import OBJECTIVES, Objective, SizeTerms, size_terms
 from fxcompress.passes.finalize import finalize_quantizers
+from fxcompress.passes.fold_constants import fold_constants
 from fxcompress.passes.history import extended
 from fxcompress.passes.prune_channels import Pruned, prune_channels
 from fxcompress.passes.prune_report import PruneReport, make_report
@@ -243,11 +244,13 @@ class CompressedModule(TracedModule):
         self.__dict__.pop(_UPDATE, None)
         self.__dict__.pop(_TERMS, None)
 
-    def finalize(self, *, prune: bool = True) -> TracedModule:
+    def finalize(self, *, prune: bool = True, fold: bool = True) -> TracedModule:
         """The network as an ordinary GraphModule: weights on their grid, no quantizers; this one stays as it is.
 
         Args:
             prune: also remove what can be proved removable now that the weights are fixed.
+            fold: also remove channels that are constant, and not zero, in evaluation: what they add goes into the
+                biases of the layers that read them. Layers may get a bias for that.
         """
         own = copy.deepcopy(self)
         provenance = provenance_of(own)
@@ -259,7 +262,11 @@ class CompressedModule(TracedModule):
         kept = {name: dims for name, dims in base.kept.items() if name in base.shapes}
         attach(plain, replace(base, kept=kept, grids=grids))
         if prune:
-            pruned = prune_channels(plain, self.settings.inputs)
+            analysis = None
+            if fold:
+                folded = fold_constants(plain, self.settings.inputs)
+                plain, analysis = folded.module, folded.analysis
+            pruned = prune_channels(plain, self.settings.inputs, analysis=analysis)
             attach(pruned.module, extended(plain, pruned))
             plain = pruned.module
         return plain

@@ -1,0 +1,153 @@
+"""Folds constants other than zero into what reads them, so that their channels can go.
+
+In evaluation, channels 2 and 5 are constant where conv2 reads them: c[2], c[5], neither of them zero.
+
+without padding    conv2.bias                         ->   conv2.bias + sum over k = 2, 5 of c[k] * sum(conv2.weight[:, k])
+                   conv2.weight[:, 2], [:, 5]              0, 0
+
+zero padding       conv2.weight[:, 2]                 ->   conv2.weight[:, 2] + c[5] / c[2] * conv2.weight[:, 5]
+                   conv2.weight[:, 5]                      0
+"""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxcompress.channels.analysis import Analysis, analyse
+from fxcompress.passes.base import Pass, PassResult, traced
+from fxcompress.passes.fold_plan import Fold, FoldPlan
+from fxcompress.passes.fold_sites import Foldable
+from fxcompress.passes.history import original_provenance
+from fxcompress.passes.prune_channels import knowns_of, values_known
+from fxcompress.passes.readers import add_biases, readers
+from fxcompress.provenance import attach, provenance_of
+from fxcompress.trace.inputs import ExampleInputs
+from fxcompress.trace.skeleton import skeleton
+from fxcompress.trace.traced import TracedModule
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """The result of :func:`fold_constants`.
+
+    Attributes:
+        module: the network; tensors that are as they were are shared with the original.
+        analysis: of it.
+        channels: how many constants were folded into each weight, by its name.
+        biases: weights whose layers got a bias.
+        refused: weights that read constants other than zero which were not folded, with the reason.
+    """
+
+    module: TracedModule
+    analysis: Analysis
+    channels: dict[str, int] = field(default_factory=dict)
+    biases: tuple[str, ...] = ()
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class FoldConstants(Pass):
+    """Fold constants whose channels can go then; see the picture above. The channels are left to PruneChannels.
+
+    What the network computes in evaluation stays the same, up to rounding. In training it does not where batch norm or
+    dropout make something else of a constant. Weights on a grid (of a finalized network) stay on it.
+
+    Attributes:
+        inputs: that the network runs on.
+    """
+
+    inputs: ExampleInputs
+
+    def __call__(self, module: fx.GraphModule) -> PassResult:
+        """A network whose channels are unused where they were constant."""
+        folded = fold_constants(traced(module), self.inputs)
+        if not folded.channels:
+            return PassResult(skeleton(folded.module), modified=False)
+        return PassResult(folded.module, modified=True)
+
+
+def fold_constants(module: TracedModule, inputs: ExampleInputs, analysis: Analysis | None = None) -> Folded:
+    """Fold until nothing is left to fold: what was folded may make the next layer constant. ``module`` stays as it is.
+
+    Args:
+        module: a traced network.
+        inputs: that it runs on.
+        analysis: of ``module``, when there is one already.
+    """
+    channels: dict[str, int] = {}
+    biases: list[str] = []
+    with torch.no_grad():
+        while True:
+            analysis = analysis or analyse(module, inputs)
+            provenance = provenance_of(module) or original_provenance(module, inputs)
+            plan = FoldPlan(analysis, knowns_of(analysis, values_known), provenance.grids)
+            done = _Folding(module)
+            for fold in plan.folds:
+                if done.fold(fold):
+                    channels[fold.layer.weight] = channels.get(fold.layer.weight, 0) + len(fold.entries)
+            if not done.changed:
+                return Folded(module, analysis, channels, tuple(biases), plan.refused)
+            biases += done.biases
+            if done.biases:
+                attach(done.module, replace(provenance, biases=(*provenance.biases, *done.biases)))
+            module, analysis = done.module, None
+
+
+class _Folding:
+    """Folds, one after the other, on a copy of a module that shares its tensors."""
+
+    def __init__(self, module: TracedModule) -> None:
+        self.module = skeleton(module)
+        self.biases: list[str] = []
+        self.changed = False
+
+    def fold(self, fold: Fold) -> bool:
+        """Fold at one weight, and say whether that was possible: not where numbers would become too large."""
+        layer, weight = fold.layer, self.module.get_parameter(fold.layer.weight)
+        new = weight.detach().clone()
+        columns = new.movedim(layer.column, 0)
+        entries = torch.from_numpy(fold.entries).to(weight.device)
+        constants = torch.from_numpy(layer.constants[fold.entries]).to(weight.device)
+        moved = torch.tensordot(constants, columns[entries].double(), dims=1)
+        columns[entries] = 0
+        if fold.target is None:
+            possible = not bool((moved != 0).any()) or self._shift(layer, moved.reshape(len(moved), -1).sum(dim=1))
+        else:
+            merged = columns[fold.target].double() + moved / float(layer.constants[fold.target])
+            columns[fold.target] = merged.to(new.dtype)
+            possible = bool(columns[fold.target].isfinite().all())
+        if possible:
+            self._replace(weight, new)
+            self.changed = True
+        return possible
+
+    def _shift(self, layer: Foldable, by: Tensor) -> bool:
+        """Add to the biases of the layers that read a weight, if the sums are finite."""
+        old = [self.module.get_parameter(name) for name in _biases(self.module, layer.weight)]
+        if not all(bool(_sum(bias, by).isfinite().all()) for bias in old):
+            return False
+        if layer.lacks_bias:
+            if not bool(by.to(self.module.get_parameter(layer.weight).dtype).isfinite().all()):
+                return False
+            add_biases(self.module, layer.weight)
+            self.biases.append(layer.weight)
+        for bias in {id(b): b for b in map(self.module.get_parameter, _biases(self.module, layer.weight))}.values():
+            self._replace(bias, _sum(bias, by))
+        return True
+
+    def _replace(self, old: nn.Parameter, data: Tensor) -> None:
+        """Every name of a parameter gets the same new one."""
+        new = nn.Parameter(data, requires_grad=old.requires_grad)
+        for owner in self.module.modules():
+            for leaf, parameter in owner._parameters.items():
+                if parameter is old:
+                    owner._parameters[leaf] = new
+
+
+def _biases(module: TracedModule, weight: str) -> list[str]:
+    return [reader.bias for reader in readers(module, weight) if reader.bias]
+
+
+def _sum(bias: Tensor, by: Tensor) -> Tensor:
+    return (bias.detach().double() + by).to(bias.dtype)

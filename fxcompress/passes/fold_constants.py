@@ -1,12 +1,13 @@
 """Folds constants other than zero into what reads them, so that their channels can go.
 
-In evaluation, channels 2 and 5 are constant where conv2 reads them: c[2], c[5], neither of them zero.
+In evaluation, channels 2 and 5 are constant where conv2 reads them: c2 and c5, neither of them zero.
 
-without padding    conv2.bias                         ->   conv2.bias + sum over k = 2, 5 of c[k] * sum(conv2.weight[:, k])
-                   conv2.weight[:, 2], [:, 5]              0, 0
+no padding    conv2.bias            b             ->   b + sum over the kernel of c2 W2 + c5 W5
+              conv2.weight[:, 2]    W2                 0
+              conv2.weight[:, 5]    W5                 0
 
-zero padding       conv2.weight[:, 2]                 ->   conv2.weight[:, 2] + c[5] / c[2] * conv2.weight[:, 5]
-                   conv2.weight[:, 5]                      0
+zero padding  conv2.weight[:, 2]    W2            ->   W2 + c5 / c2 W5
+              conv2.weight[:, 5]    W5                 0
 """
 
 from dataclasses import dataclass, field, replace

@@ -90,7 +90,9 @@ class FoldPlan:
 
     def _needed(self, layer: Foldable, plan: Plan) -> np.ndarray:
         """The inputs that go if they are folded here, bool (K,)."""
-        return layer.may & ~plan.alive[layer.entries] & layer.read(self.knowns, plan.alive)
+        going = ~plan.alive[layer.entries] & layer.read(self.knowns, plan.alive)
+        needed: np.ndarray = layer.may & going
+        return needed
 
     def _with_targets(self) -> Plan:
         """A plan that keeps, for each weight behind zero padding, one constant that the others are merged into."""

@@ -10,6 +10,7 @@ from fxcompress.channels.analysis import Analysis, SiteAtoms
 from fxcompress.channels.rules.contraction import CONTRACTIONS, Site, may_read, nonzero_weight, site_of
 from fxcompress.channels.rules.registry import Known
 from fxcompress.channels.values import Call, Step
+from fxcompress.passes.fold_sizes import sized_values
 from fxcompress.passes.readers import Reader, new_bias, reader_of, reads
 
 Knowns = dict[str, list[Known]]
@@ -39,7 +40,8 @@ class Foldable:
     @property
     def may(self) -> np.ndarray:
         """Which inputs can be folded, bool (K,)."""
-        return np.isfinite(self.constants)
+        finite: np.ndarray = np.isfinite(self.constants)
+        return finite
 
     @property
     def entries(self) -> np.ndarray:
@@ -88,6 +90,7 @@ class _Finder:
         self.parameters = dict(analysis.module.named_parameters(remove_duplicate=False))
         self.reads = reads(analysis.module)
         steps = [step for trail in analysis.trails.values() for step in trail.tape if _is_site(step)]
+        self.sized = {mode: sized_values(analysis, mode) for mode in analysis.trails}
         self.calls: dict[tuple[str, str], list[tuple[SiteAtoms, Call]]] = defaultdict(list)
         for sites, step in zip(analysis.sites, steps, strict=True):
             self.calls[sites.mode, sites.node].append((sites, step.call))
@@ -97,7 +100,7 @@ class _Finder:
         found: dict[int, str] = {}
         for sites in self.analysis.sites:
             if sites.weight_name in self.parameters and sites.site.groups == 1:
-                constants = constants_of(sites.site, self.knowns[sites.mode][0])
+                constants = self._constants_of(sites)
                 if (np.isfinite(constants) & ~self.analysis.pinned[sites.entries]).any():
                     found.setdefault(id(self.parameters[sites.weight_name]), sites.weight_name)
         return list(found.values())
@@ -127,18 +130,24 @@ class _Finder:
     def _constants(self, sites: list[SiteAtoms]) -> np.ndarray:
         """What all sites read in the graph of evaluation; what the others read where that has none of them."""
         own = [s for s in sites if s.mode == "eval"] or sites
-        constants = np.stack([constants_of(s.site, self.knowns[s.mode][0]) for s in own])
+        constants = np.stack([self._constants_of(s) for s in own])
         same = np.isfinite(constants).all(axis=0) & (constants == constants[0]).all(axis=0)
         same &= ~self.analysis.pinned[sites[0].entries]
         result: np.ndarray = np.where(same, constants[0], np.nan)
         return result
+
+    def _constants_of(self, sites: SiteAtoms) -> np.ndarray:
+        """What a site reads in evaluation, on images of whatever size; NaN where that is not constant."""
+        if sites.site.source.key in self.sized[sites.mode]:
+            return np.full(sites.site.entries, np.nan)
+        return constants_of(sites.site, self.knowns[sites.mode][0])
 
     def _bias_in_use(self, layers: list[Reader]) -> str:
         """Why the biases of these layers cannot be changed; "" if they can."""
         own = {layer.node for layer in layers}
         for layer in layers:
             bias = self.parameters.get(layer.bias)
-            if layer.bias and bias is None or not layer.bias and self._exists(new_bias(layer)):
+            if (bias is None) if layer.bias else self._exists(new_bias(layer)):
                 return f"{layer.bias or new_bias(layer)} is not a bias of its own"
             others = [node for _, node in self.reads.get(id(bias), []) if node not in own]
             if others:
@@ -170,4 +179,3 @@ def _is_uniform(call: Call) -> bool:
     if any(padding):
         return False
     return not transposed or not (any(n > 1 for n in (*weight.shape[2:], *stride)) or any(output_padding))
-

@@ -89,7 +89,9 @@ class PruneReport:
         return "\n".join(lines) if self.modified else "\n".join(["nothing to remove", *lines])
 
 
-def make_report(before: nn.Module, pruned: Pruned, folded: Folded | None = None, *, explain: bool = True) -> PruneReport:
+def make_report(
+    before: nn.Module, pruned: Pruned, folded: Folded | None = None, *, explain: bool = True
+) -> PruneReport:
     """The report of a pruning run.
 
     Args:

@@ -33,18 +33,19 @@ def reader_of(module: nn.Module, node: fx.Node) -> Reader | None:
     """The node as a layer; None where it is something else, or takes as weight or bias what is no parameter."""
     if node.op == "call_module":
         layer = module.get_submodule(str(node.target))
-        bias = f"{node.target}.bias" if layer._parameters.get("bias") is not None else ""
-        return Reader(node, f"{node.target}.weight", bias) if type(layer) in MODULES else None
+        own = f"{node.target}.bias" if layer._parameters.get("bias") is not None else ""
+        return Reader(node, f"{node.target}.weight", own) if type(layer) in MODULES else None
     if node.op != "call_function" or node.target not in FUNCTIONS:
         return None
-    weight, bias = (_argument(node, position, name) for position, name in ((1, "weight"), (2, "bias")))
+    weight, bias = _argument(node, 1, "weight"), _argument(node, 2, "bias")
     once = sum(argument is weight for argument in (*node.args, *node.kwargs.values())) == 1
     if not isinstance(weight, fx.Node) or weight.op != "get_attr" or not once:
         return None
     if bias is None:
         return Reader(node, str(weight.target), "")
-    is_parameter = isinstance(bias, fx.Node) and bias.op == "get_attr"
-    return Reader(node, str(weight.target), str(bias.target)) if is_parameter else None  # type: ignore[union-attr]
+    if not isinstance(bias, fx.Node) or bias.op != "get_attr":
+        return None
+    return Reader(node, str(weight.target), str(bias.target))
 
 
 def reads(module: TracedModule) -> dict[int, list[Place]]:

@@ -2,7 +2,7 @@
 
 In evaluation, channels 2 and 5 are constant where conv2 reads them: c2 and c5, neither of them zero.
 
-no padding    conv2.bias            b             ->   b + sum over the kernel of c2 W2 + c5 W5
+no padding    conv2.bias            b             ->   b + the sum of c2 W2 + c5 W5 over the kernel
               conv2.weight[:, 2]    W2                 0
               conv2.weight[:, 5]    W5                 0
 
@@ -124,31 +124,27 @@ class _Folding:
         return possible
 
     def _shift(self, layer: Foldable, by: Tensor) -> bool:
-        """Add to the biases of the layers that read a weight, if the sums are finite."""
-        old = [self.module.get_parameter(name) for name in _biases(self.module, layer.weight)]
-        if not all(bool(_sum(bias, by).isfinite().all()) for bias in old):
-            return False
+        """Add to the biases of the layers that read a weight, or take off the means after them; if that is finite."""
         if layer.lacks_bias:
-            if not bool(by.to(self.module.get_parameter(layer.weight).dtype).isfinite().all()):
-                return False
             add_biases(self.module, layer.weight)
             self.biases.append(layer.weight)
-        for bias in {id(b): b for b in map(self.module.get_parameter, _biases(self.module, layer.weight))}.values():
-            self._replace(bias, _sum(bias, by))
-        return True
+        biases: list[Tensor] = [self.module.get_parameter(r.bias) for r in readers(self.module, layer.weight) if r.bias]
+        changes = {id(bias): (bias, _sum(bias, by)) for bias in biases}
+        means = [self.module.get_buffer(name) for name in layer.means]
+        changes |= {id(mean): (mean, _sum(mean, -by)) for mean in means}
+        possible = all(bool(new.isfinite().all()) for _, new in changes.values())
+        for old, new in changes.values() if possible else ():
+            self._replace(old, new)
+        return possible
 
-    def _replace(self, old: nn.Parameter, data: Tensor) -> None:
-        """Every name of a parameter gets the same new one."""
-        new = nn.Parameter(data, requires_grad=old.requires_grad)
+    def _replace(self, old: Tensor, data: Tensor) -> None:
+        """Every name of a parameter or buffer gets the same new one."""
+        new = nn.Parameter(data, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else data
         for owner in self.module.modules():
-            for leaf, parameter in owner._parameters.items():
-                if parameter is old:
-                    owner._parameters[leaf] = new
+            for table in (owner._parameters, owner._buffers):
+                for leaf in [leaf for leaf, tensor in table.items() if tensor is old]:
+                    table[leaf] = new  # type: ignore[assignment]
 
 
-def _biases(module: TracedModule, weight: str) -> list[str]:
-    return [reader.bias for reader in readers(module, weight) if reader.bias]
-
-
-def _sum(bias: Tensor, by: Tensor) -> Tensor:
-    return (bias.detach().double() + by).to(bias.dtype)
+def _sum(tensor: Tensor, by: Tensor) -> Tensor:
+    return (tensor.detach().double() + by).to(tensor.dtype)

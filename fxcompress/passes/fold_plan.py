@@ -58,9 +58,7 @@ class FoldPlan:
             self._run()
 
     def _run(self) -> None:
-        plan = self._with_targets()
-        if self.grids:
-            plan = self._affordable(plan)
+        self._drop_dear_biases(self._with_targets())
         plan = rewrite(self.analysis, self._assumed(), ~self.stays).plan
         for layer in self.layers:
             needed = self._needed(layer, plan)
@@ -126,35 +124,33 @@ class FoldPlan:
         best, largest = int(staying.argmax()), float(size[needed].max(initial=0.0))
         return best if largest > 0 and staying[best] >= _LARGE_ENOUGH * largest else None
 
-    def _affordable(self, plan: Plan) -> Plan:
-        """Drop weights whose new bias would take more bits than what goes saves."""
-        for layer in [layer for layer in self.layers if layer.lacks_bias and layer.into_bias]:
-            if not self._needed(layer, plan).any():
-                continue
+    def _drop_dear_biases(self, plan: Plan) -> None:
+        """Drop weights whose new bias would take more bits than what goes with it saves."""
+        for layer in [layer for layer in self.layers if self._new_bias(layer, plan)]:
             kept, self.layers = self.layers, [other for other in self.layers if other is not layer]
             without = self._plan()
-            if self._bits(without) <= self._bits(plan):
+            if self._bits(without, self.layers) <= self._bits(plan, kept):
                 self.refused[layer.weight] = "a bias would take more bits than what could go"
                 plan = without
             else:
                 self.layers = kept
-        return plan
 
-    def _bits(self, plan: Plan) -> float:
-        """The bits of all tensors that are left, with new biases."""
-        module, total = self.analysis.module, 0.0
+    def _bits(self, plan: Plan, layers: list[Foldable]) -> float:
+        """The bits of all tensors that are left, with the new biases of ``layers``."""
+        state, total = self.analysis.module.state_dict(keep_vars=True), 0.0
         for name, dims in self.analysis.atoms.items():
-            tensor = module.state_dict(keep_vars=True).get(name)
-            if tensor is None:
+            if name not in state:
                 continue
+            tensor = state[name]
             left = [int(plan.alive[dims[d].numpy()].sum()) if d in dims else n for d, n in enumerate(tensor.shape)]
             grid = self.grids.get(name)
             each = _FLOAT_BITS if grid is None else sum(grid.bits) / max(len(grid.bits), 1)
             total += math.prod(left) * each
             total += _CHANNEL_BITS * left[grid.channel_dim] if grid is not None else 0
-        return total + sum(_FLOAT_BITS * self._new_bias(layer, plan) for layer in self.layers)
+        return total + sum(_FLOAT_BITS * self._new_bias(layer, plan) for layer in layers)
 
     def _new_bias(self, layer: Foldable, plan: Plan) -> int:
+        """The number of entries of the bias that a weight's layer would get."""
         needed = layer.lacks_bias and layer.into_bias and (self._needed(layer, plan) & (layer.constants != 0)).any()
         if not needed:
             return 0

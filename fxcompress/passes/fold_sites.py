@@ -11,7 +11,7 @@ from fxcompress.channels.rules.contraction import CONTRACTIONS, Site, may_read, 
 from fxcompress.channels.rules.registry import Known
 from fxcompress.channels.values import Call, Step
 from fxcompress.passes.fold_sizes import sized_values
-from fxcompress.passes.readers import Reader, new_bias, reader_of, reads
+from fxcompress.passes.readers import Reader, means_of, new_bias, reader_of, reads
 
 Knowns = dict[str, list[Known]]
 """For each graph what is known in evaluation, then what is known in training."""
@@ -27,7 +27,9 @@ class Foldable:
         sites: where it is read, in all graphs.
         constants: what its inputs are in evaluation, float64 (K,); NaN where they are not constant, or may not go.
         into_bias: whether a constant adds the same to all outputs; behind zero padding it does not.
-        lacks_bias: whether some layer has no bias yet.
+        lacks_bias: whether some layer has no bias yet, and no mean either.
+        means: running means of the batch norms that alone read the layers, where these have no bias: a mean that is
+            smaller is as good as a bias.
     """
 
     weight: str
@@ -36,6 +38,7 @@ class Foldable:
     constants: np.ndarray
     into_bias: bool
     lacks_bias: bool
+    means: tuple[str, ...] = ()
 
     @property
     def may(self) -> np.ndarray:
@@ -123,9 +126,10 @@ class _Finder:
         constants = self._constants(sites)
         if not np.isfinite(constants).any():
             return None
-        lacks = any(not layer.bias for layer in layers)
-        reason = self._bias_in_use(layers) if uniform else ""
-        return reason or Foldable(weight, int(not sites[0].site.transposed), sites, constants, uniform, lacks)
+        means = means_of(self.analysis.module, [layer.node for layer in layers if not layer.bias])
+        lacks = not means and any(not layer.bias for layer in layers)
+        reason = self._bias_in_use(layers, lacks=lacks) if uniform else ""
+        return reason or Foldable(weight, int(not sites[0].site.transposed), sites, constants, uniform, lacks, means)
 
     def _constants(self, sites: list[SiteAtoms]) -> np.ndarray:
         """What all sites read in the graph of evaluation; what the others read where that has none of them."""
@@ -142,12 +146,12 @@ class _Finder:
             return np.full(sites.site.entries, np.nan)
         return constants_of(sites.site, self.knowns[sites.mode][0])
 
-    def _bias_in_use(self, layers: list[Reader]) -> str:
+    def _bias_in_use(self, layers: list[Reader], *, lacks: bool) -> str:
         """Why the biases of these layers cannot be changed; "" if they can."""
         own = {layer.node for layer in layers}
         for layer in layers:
             bias = self.parameters.get(layer.bias)
-            if (bias is None) if layer.bias else self._exists(new_bias(layer)):
+            if (bias is None) if layer.bias else lacks and self._exists(new_bias(layer)):
                 return f"{layer.bias or new_bias(layer)} is not a bias of its own"
             others = [node for _, node in self.reads.get(id(bias), []) if node not in own]
             if others:

@@ -1,10 +1,11 @@
 """Which nodes read a parameter, which of them are layers, and how a layer gets a bias."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 import torch
 from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from fxcompress.passes.inject_quantizers import FUNCTIONS, MODULES
@@ -89,6 +90,32 @@ def add_biases(module: TracedModule, weight: str) -> None:
     module.recompile()
 
 
+def means_of(module: TracedModule, layers: list[fx.Node]) -> tuple[str, ...]:
+    """The running means of the batch norms that alone read ``layers``, and nothing else; () if some layer has none."""
+    found: dict[str, None] = {}
+    for layer in layers:
+        norm = next(iter(layer.users), None)
+        if norm is None or len(layer.users) > 1 or norm.op != "call_module" or norm.args != (layer,) or norm.kwargs:
+            return ()
+        found[str(norm.target)] = None
+    norms = {path: module.get_submodule(path) for path in found}
+    own = {user for layer in layers for user in layer.users}
+    readers = {n for m in norms.values() for n in _calls(module, m)}
+    plain = all(isinstance(m, _BatchNorm) and type(m).__module__.startswith("torch.") for m in norms.values())
+    buffers = Counter(id(b) for _, b in module.named_buffers(remove_duplicate=False))
+    if not plain or readers != own or any(buffers[id(m.running_mean)] != 1 for m in norms.values()):
+        return ()
+    return tuple(f"{path}.running_mean" for path in found)
+
+
+def _calls(module: TracedModule, child: nn.Module) -> list[fx.Node]:
+    """The nodes that call a module, or read some tensor of it."""
+    nodes = [node for graph in module.graphs.values() for node in graph.nodes]
+    found = [n for n in nodes if n.op == "call_module" and module.get_submodule(str(n.target)) is child]
+    attributes = [n for n in nodes if n.op == "get_attr"]
+    return found + [n for n in attributes if module.get_submodule(str(n.target).rpartition(".")[0]) is child]
+
+
 def _rows(module: nn.Module, reader: Reader) -> int:
     """O; without groups, which layers whose constants are folded do not have."""
     weight, node = module.get_parameter(reader.weight), reader.node
@@ -102,7 +129,7 @@ def _rows(module: nn.Module, reader: Reader) -> int:
 def _set_bias(reader: Reader) -> None:
     node = reader.node
     with node.graph.inserting_before(node):
-        bias = node.graph.get_attr(new_bias(reader))
+        bias = node.graph.create_node("get_attr", new_bias(reader))
     if len(node.args) > 2:
         node.args = (*node.args[:2], bias, *node.args[3:])
     else:

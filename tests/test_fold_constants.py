@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxcompress as fxc
+from fxcompress.channels.prepare import prepare
 from fxcompress.errors import OptimizerError, UnsupportedModelError
 from fxcompress.passes import fold_sites
+from fxcompress.passes.fold_constants import fold_constants
 from fxcompress.pruning import PruneResult
-from tests.exactness import Fingerprint, difference, outputs
+from fxcompress.storage.file import read
+from tests.exactness import Fingerprint, atoms_of, difference, make_constant, outputs, removable_units
+from tests.nets import set_bits
 from tests.networks import randomise
+from tests.test_zoo import build
 
 DEAD = [1, 3, 4]
 """Channels of the first layer whose weights are zero; a sigmoid makes constants of them that are not."""
@@ -81,6 +87,23 @@ INTO_BIAS: dict[str, tuple[Callable[[Net, Tensor], Tensor], str, tuple[str, ...]
     "after pooling": (lambda net, x: net.plain(F.avg_pool2d(x, 2)), "plain.weight", ()),
     "after a border": (lambda net, x: net.plain(F.pad(x, (1, 1, 1, 1), mode="reflect")), "plain.weight", ()),
     "after resizing": (lambda net, x: net.plain(F.interpolate(x, scale_factor=2, mode="bilinear")), "plain.weight", ()),
+    "after a larger border": (
+        lambda net, x: net.plain(F.pad(x, (2, 1, 0, 1), mode="replicate")),
+        "plain.weight",
+        (),
+    ),
+    "after bicubic resizing": (
+        lambda net, x: net.plain(F.interpolate(x, scale_factor=1.5, mode="bicubic")),
+        "plain.weight",
+        (),
+    ),
+    "after shrinking": (
+        lambda net, x: net.plain(F.interpolate(x, size=(5, 4), mode="bilinear", antialias=True)),
+        "plain.weight",
+        (),
+    ),
+    "after adaptive pooling": (lambda net, x: net.plain(F.adaptive_avg_pool2d(x, 4)), "plain.weight", ()),
+    "after pooling with a rest": (lambda net, x: net.plain(F.avg_pool2d(x, 2, ceil_mode=True)), "plain.weight", ()),
     "after moving": (lambda net, x: net.plain(x.flip(1).transpose(2, 3)), "plain.weight", ()),
 }
 
@@ -163,16 +186,11 @@ def test_what_becomes_constant_by_folding_is_folded_too() -> None:
 
 def test_zero_in_evaluation_alone_is_folded() -> None:
     """Without fold such a channel stays, as training sees something else."""
-    net = nn.Sequential(
-        nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4, affine=False), nn.ReLU(), nn.Conv2d(4, 2, 3, padding=1)
-    )
+    net = Net(lambda net, x: net.padded(F.relu(x - 0.5)))
     with torch.no_grad():
-        net[0].weight[:2] = 0
-        net[1].running_mean[:2] = 3  # type: ignore[index]
-        net[1].running_mean[0] = 0  # type: ignore[index]
-    net[2] = nn.ReLU()
-    result = check(net)
-    assert result.module.get_parameter("0.weight").shape[0] == 2
+        net.first.bias.index_fill_(0, torch.tensor(DEAD), -100.0)  # type: ignore[union-attr]
+    assert fxc.prune(net.double(), image()).module.get_parameter("first.weight").shape[0] == 8
+    assert left(check(net)) == 5
 
 
 REFUSED: dict[str, tuple[Callable[[Net, Tensor], Tensor], str]] = {
@@ -233,14 +251,9 @@ def test_a_batch_norm_that_reads_something_else_too_takes_nothing() -> None:
 
 def test_training_is_the_same_where_the_constant_is() -> None:
     """The running mean takes what is folded; training subtracts the mean of the batch, whatever it is."""
-
-    class Stack(nn.Sequential):
-        def __init__(self) -> None:
-            super().__init__(nn.Conv2d(3, 8, 3), nn.Sigmoid(), nn.Conv2d(8, 4, 3, bias=False), nn.BatchNorm2d(4))
-
-    net = Stack().double()
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sigmoid(), nn.Conv2d(8, 4, 3, bias=False), nn.BatchNorm2d(4))
     with torch.no_grad():
-        net[0].weight[DEAD] = 0
+        net.get_parameter("0.weight")[DEAD] = 0
     result = check(net)
     assert result.module.get_parameter("0.weight").shape[0] == 5
     a, b = (outputs(module, (image(),), training=True) for module in (net, result.module))
@@ -303,3 +316,81 @@ def test_optimizers_and_networks_in_training_are_refused() -> None:
     visit.check()
     with pytest.raises(UnsupportedModelError, match=r"call net\.finalize\(\)"):
         fxc.prune(fxc.compress(net, image().float()), fold=True)
+
+
+def quantized(*layers: nn.Module, dead: list[int], bits: float = 4.0) -> fxc.CompressedModule:
+    """A network with a first layer of which some channels have no bits."""
+    net = fxc.compress(nn.Sequential(*layers).double(), image(), bits=bits)
+    set_bits(net, "0.weight", dead)
+    net.step()
+    return net.eval()
+
+
+def reader(**options: Any) -> list[nn.Module]:  # noqa: ANN401 - of a convolution
+    return [nn.Conv2d(3, 8, 3), nn.Sigmoid(), nn.Conv2d(8, 6, 3, **options), nn.ReLU(), nn.Conv2d(6, 2, 1)]
+
+
+def test_finalize_folds_and_keeps_weights_on_their_grid(tmp_path: Path) -> None:
+    net = quantized(*reader(), dead=DEAD)
+    final, plain = net.finalize(), net.finalize(fold=False)
+    assert final.get_parameter("0.weight").shape[0] == 5
+    assert plain.get_parameter("0.weight").shape[0] == 8
+    assert difference(net(image()), final(image())) <= 1e-12
+    assert fxc.save(final, tmp_path / "net.fxc") < fxc.save(plain, tmp_path / "plain.fxc")
+    assert set(read(tmp_path / "net.fxc").provenance.grids) == {"0.weight", "2.weight", "4.weight"}
+    loaded = fxc.load(tmp_path / "net.fxc", nn.Sequential(*reader()).double())
+    assert torch.equal(loaded(image()), final(image()))
+
+
+def test_a_new_bias_of_a_finalized_network_must_pay() -> None:
+    """Six columns of 4 bits are not worth 32 bits for each row; a kernel of 25 is."""
+    few = quantized(nn.Conv2d(3, 8, 1), nn.Sigmoid(), nn.Conv2d(8, 99, 1, bias=False), dead=[1], bits=2.0)
+    folded = fold_constants(few.finalize(prune=False), few.settings.inputs)
+    assert folded.channels == {}
+    assert folded.refused == {"2.weight": "a bias would take more bits than what could go"}
+    many = quantized(nn.Conv2d(3, 8, 1), nn.Sigmoid(), nn.Conv2d(8, 99, 5, bias=False), dead=[1], bits=2.0)
+    assert many.finalize().get_parameter("2.bias").shape == (99,)
+
+
+def test_weights_on_a_grid_are_not_merged() -> None:
+    net = quantized(*reader(padding=1), dead=DEAD)
+    folded = fold_constants(net.finalize(prune=False), net.settings.inputs)
+    assert folded.channels == {}
+    reason = "behind zero padding they would be merged, and its weights lie on a grid"
+    assert folded.refused == {"2.weight": reason}
+    assert net.finalize().get_parameter("0.weight").shape[0] == 8
+
+
+def test_a_folded_network_can_be_compressed_and_folded_again(tmp_path: Path) -> None:
+    layers = (
+        nn.Conv2d(3, 8, 3),
+        nn.Sigmoid(),
+        nn.Conv2d(8, 6, 3, bias=False),
+        nn.Sigmoid(),
+        nn.Conv2d(6, 9, 3, bias=False),
+    )
+    first = quantized(*copy.deepcopy(layers), dead=DEAD).finalize()
+    net = fxc.compress(first, image(), bits=6.0)
+    set_bits(net, "2.weight", [0, 5])
+    net.step()
+    net.prune()
+    final = net.eval().finalize()
+    assert final.get_parameter("2.weight").shape[:2] == (4, 5)
+    assert set(final.state_dict()) == {f"{i}.{name}" for i in (0, 2, 4) for name in ("weight", "bias")}
+    fxc.save(final, tmp_path / "net.fxc")
+    loaded = fxc.load(tmp_path / "net.fxc", nn.Sequential(*layers).double())
+    assert torch.equal(loaded(image()), final(image()))
+
+
+def test_mobilenet() -> None:
+    """30 % of its groups have zero weights, and biases and norms as they were: hardswish makes constants of them."""
+    net, x = build("mobilenet_v3_small"), image(64)
+    analysis = prepare(net, x)
+    units = removable_units(analysis)
+    make_constant(analysis, atoms_of(analysis, np.random.default_rng(0).choice(units, int(0.3 * len(units)), False)))
+    plain, result = fxc.prune(net, x), fxc.prune(net, x, fold=True)
+    before, unfolded, folded = (sum(p.numel() for p in m.parameters()) for m in (net, plain.module, result.module))
+    assert unfolded > 0.75 * before
+    assert folded < 0.59 * before
+    assert list(result.module.state_dict()) == list(net.state_dict())
+    assert difference(outputs(net, (image(96, 1),)), outputs(result.module, (image(96, 1),))) <= 1e-9

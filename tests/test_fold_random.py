@@ -7,36 +7,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from hypothesis import HealthCheck, Phase, assume, event, given, settings
+from hypothesis import HealthCheck, assume, event, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 import fxcompress as fxc
-from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.prepare import prepare
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.tracer import trace
-from tests.exactness import TOLERANCE, Fingerprint, difference, outputs
+from tests.exactness import TOLERANCE, Fingerprint, difference, make_constant, outputs
 from tests.networks import Example, examples
 
 FUZZ = os.environ.get("FXCOMPRESS_FUZZ") == "1"
 CASES = settings(
-    max_examples=20_000 if FUZZ else int(os.environ.get("N", "150")),
-    phases=[Phase.reuse, Phase.generate] if "N" in os.environ else tuple(Phase),
+    max_examples=20_000 if FUZZ else 150,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-
-
-def make_constant(analysis: Analysis, share: float, seed: int) -> None:
-    """Zero a share of the rows of weights. Biases, norms and all else stay, so that what follows is constant."""
-    parameters = dict(analysis.module.named_parameters(remove_duplicate=False))
-    generator = np.random.default_rng(seed)
-    with torch.no_grad():
-        for sites in analysis.sites:
-            weight = parameters.get(sites.weight_name)
-            if weight is not None and not sites.site.transposed:
-                rows = np.flatnonzero(generator.random(weight.shape[0]) < share)
-                weight.index_fill_(0, torch.from_numpy(rows), 0.0)
 
 
 def runs_on(net: nn.Module, inputs: tuple[torch.Tensor, ...]) -> bool:
@@ -62,7 +48,8 @@ def parameters_of(net: nn.Module) -> int:
 def test_constants_are_folded(example: Example, share: float) -> None:
     net = example.net
     assume(runs_on(net, example.inputs))
-    make_constant(prepare(net, example.inputs), share, example.seed)
+    analysis = prepare(net, example.inputs)
+    make_constant(analysis, np.random.default_rng(example.seed).random(analysis.space.size) < share)
     fresh = copy.deepcopy(net)
     visit = Fingerprint(net)
     plain = fxc.prune(net, example.inputs)

@@ -104,6 +104,7 @@ INTO_BIAS: dict[str, tuple[Callable[[Net, Tensor], Tensor], str, tuple[str, ...]
     ),
     "after adaptive pooling": (lambda net, x: net.plain(F.adaptive_avg_pool2d(x, 4)), "plain.weight", ()),
     "after pooling with a rest": (lambda net, x: net.plain(F.avg_pool2d(x, 2, ceil_mode=True)), "plain.weight", ()),
+    "after dropout": (lambda net, x: net.plain(F.dropout(x, 0.5, net.training)), "plain.weight", ()),
     "after moving": (lambda net, x: net.plain(x.flip(1).transpose(2, 3)), "plain.weight", ()),
 }
 
@@ -144,6 +145,7 @@ def test_a_single_constant_behind_zero_padding_stays() -> None:
     result = check(Net(lambda net, x: net.padded(x), dead=[2]))
     assert left(result) == 8
     assert not result.report.modified
+    assert len(result.report.unfolded) == 1
     reason = "constant inputs of padded.weight stay: it is behind zero padding, with no other constant to merge it with"
     assert reason in str(result.report)
 
@@ -234,13 +236,17 @@ def test_the_border_of_a_mean_that_does_not_count_it() -> None:
     assert left(check(Net(lambda net, x: net.plain(F.avg_pool2d(x, 3, 1, 1, count_include_pad=False))))) == 5
 
 
-def test_tied_weights_get_the_same_everywhere() -> None:
+def test_tied_weights_get_the_same_everywhere(tmp_path: Path) -> None:
     net = Net(lambda net, x: net.plain(x) - net.other(x).abs())
     net.other.weight = net.plain.weight
     result = check(net)
     assert left(result) == 5
     assert result.module.get_parameter("plain.weight") is result.module.get_parameter("other.weight")
     assert result.report.new_biases == ("other.weight",)
+    fxc.save(result.module, tmp_path / "net.fxc")
+    fresh = Net(net.function).double()
+    fresh.other.weight = fresh.plain.weight
+    assert torch.equal(fxc.load(tmp_path / "net.fxc", fresh)(image()), result.module(image()))
 
 
 def test_a_batch_norm_that_reads_something_else_too_takes_nothing() -> None:

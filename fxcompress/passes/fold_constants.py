@@ -8,6 +8,8 @@ no padding    conv2.bias            b             ->   b + the sum of c2 W2 + c5
 
 zero padding  conv2.weight[:, 2]    W2            ->   W2 + c5 / c2 W5
               conv2.weight[:, 5]    W5                 0
+
+Where conv2 has no bias and batch norm alone reads it, the running mean takes the sum, with the opposite sign.
 """
 
 from dataclasses import dataclass, field, replace
@@ -88,7 +90,8 @@ def fold_constants(module: TracedModule, inputs: ExampleInputs, analysis: Analys
                 if done.fold(fold):
                     channels[fold.layer.weight] = channels.get(fold.layer.weight, 0) + len(fold.entries)
             if not done.changed:
-                return Folded(module, analysis, channels, tuple(biases), plan.refused)
+                refused = {weight: reason for weight, reason in plan.refused.items() if weight not in channels}
+                return Folded(module, analysis, channels, tuple(biases), refused)
             biases += done.biases
             if done.biases:
                 attach(done.module, replace(provenance, biases=(*provenance.biases, *done.biases)))

@@ -77,7 +77,7 @@ def foldable(analysis: Analysis, knowns: Knowns, grids: frozenset[str]) -> tuple
     for weight in finder.weights():
         result = finder.examine(weight)
         if isinstance(result, str):
-            refused[weight] = result
+            refused |= {weight: result} if weight in finder.not_zero else {}
         elif result is not None:
             if weight in grids and not result.into_bias:
                 if (result.constants[result.may] != 0).any():
@@ -94,6 +94,7 @@ class _Finder:
         self.reads = reads(analysis.module)
         steps = [step for trail in analysis.trails.values() for step in trail.tape if _is_site(step)]
         self.sized = {mode: sized_values(analysis, mode) for mode in analysis.trails}
+        self.not_zero: set[str] = set()
         self.calls: dict[tuple[str, str], list[tuple[SiteAtoms, Call]]] = defaultdict(list)
         for sites, step in zip(analysis.sites, steps, strict=True):
             self.calls[sites.mode, sites.node].append((sites, step.call))
@@ -103,9 +104,10 @@ class _Finder:
         found: dict[int, str] = {}
         for sites in self.analysis.sites:
             if sites.weight_name in self.parameters and sites.site.groups == 1:
-                constants = self._constants_of(sites)
-                if (np.isfinite(constants) & ~self.analysis.pinned[sites.entries]).any():
-                    found.setdefault(id(self.parameters[sites.weight_name]), sites.weight_name)
+                constants = self._constants_of(sites)[~self.analysis.pinned[sites.entries]]
+                if np.isfinite(constants).any():
+                    name = found.setdefault(id(self.parameters[sites.weight_name]), sites.weight_name)
+                    self.not_zero |= {name} if constants[np.isfinite(constants)].any() else set()
         return list(found.values())
 
     def examine(self, weight: str) -> Foldable | str | None:

@@ -8,13 +8,6 @@ from fxcompress.channels.rules.registry import Known, OpClass, nothing_known, re
 from fxcompress.channels.space import Space
 from fxcompress.channels.values import Call, Step, Value, find, leaves, replace
 
-_JUMPS = frozenset(
-    {
-        "floor", "ceil", "round", "trunc", "fix", "frac", "sign", "sgn", "fmod", "remainder", "floor_divide",
-        "heaviside", "hardshrink", "threshold", "atan2", "angle",
-    }
-)  # fmt: skip
-
 
 def couple_aligned(operands: list[tuple[torch.Size, Layers]], rank: int, space: Space) -> Layers:
     """Couple the labels of operands that are broadcast against each other; the layers of the result."""
@@ -74,6 +67,14 @@ def run_known(step: Step, known: Known) -> list[Tensor]:
     outputs = result if isinstance(result, tuple | list) else [result]
     rank = step.outputs[0].rank
     return [pad_rank(torch.where(varies, torch.nan, out.to(torch.float64)), rank) for out in outputs]
+
+
+_JUMPS = frozenset(
+    {
+        "floor", "ceil", "round", "trunc", "fix", "frac", "sign", "sgn", "fmod", "remainder", "floor_divide",
+        "heaviside", "hardshrink", "threshold", "atan2", "angle",
+    }
+)  # fmt: skip
 
 
 def _jumps(call: Call) -> bool:

@@ -8,10 +8,10 @@ from torch import Tensor, fx, nn
 
 from fxcompress.channels.prepare import prepare
 from fxcompress.errors import OptimizerError, UnsupportedModelError
-from fxcompress.passes.fold_constants import Folded, fold_constants
 from fxcompress.passes.history import extended
 from fxcompress.passes.prune_channels import Pruned, prune_channels
 from fxcompress.passes.prune_report import PruneReport, make_report
+from fxcompress.passes.shrink import shrink
 from fxcompress.provenance import attach
 from fxcompress.trace.traced import TracedModule
 from fxcompress.training.compressed import CompressedModule
@@ -71,10 +71,13 @@ def prune(
     if optimizer is not None:
         check_optimizer(optimizer, model.parameters())
     analysis = prepare(model, example_inputs)
-    folded = fold_constants(analysis.module, analysis.inputs, analysis) if fold else Folded(analysis.module, analysis)
-    traced = folded.module
-    pruned = prune_channels(traced, analysis.inputs, analysis=folded.analysis)
-    report = make_report(model, pruned, folded)
+    traced = analysis.module
+    if fold:
+        shrunk = shrink(traced, analysis.inputs, analysis)
+        report = make_report(model, *shrunk.removals, folded=shrunk.folded)
+        return PruneResult(own_tensors(shrunk.removals[-1])[0], report)
+    pruned = prune_channels(traced, analysis.inputs, analysis=analysis)
+    report = make_report(model, pruned)
     result, copies = own_tensors(pruned)
     if optimizer is not None:
         prepare_resize(optimizer, _replacements(traced, pruned, copies)).commit()

@@ -90,31 +90,44 @@ class PruneReport:
 
 
 def make_report(
-    before: nn.Module, pruned: Pruned, folded: Folded | None = None, *, explain: bool = True
+    before: nn.Module, *removals: Pruned, folded: Folded | None = None, explain: bool = True
 ) -> PruneReport:
     """The report of a pruning run.
 
     Args:
         before: the network as it was.
-        pruned: the result of the run.
-        folded: what was folded before it.
+        removals: the results of the run, one for each time that something was removed.
+        folded: what was folded.
         explain: find out why channels that are zero stay.
     """
+    last = removals[-1]
     unknown: dict[str, tuple[str, ...]] = {}
-    for trail in pruned.analysis.trails.values():
+    for trail in last.analysis.trails.values():
         for op, nodes in trail.unknown.items():
             unknown[op] = tuple(dict.fromkeys((*unknown.get(op, ()), *nodes)))
     return PruneReport(
-        removed={name: (tuple(cut.old.shape), tuple(cut.new.shape)) for name, cut in pruned.cuts.items()},
-        branches=tuple(place for place, _ in pruned.branches),
-        gone=pruned.gone,
-        parameters=(_size(before), _size(pruned.module)),
-        kept=tuple(_kept(pruned.analysis, pruned.plan, pruned.knowns)) if explain else (),
+        removed=_shapes(removals),
+        branches=tuple(place for removal in removals for place, _ in removal.branches),
+        gone=tuple(name for removal in removals for name in removal.gone),
+        parameters=(_size(before), _size(last.module)),
+        kept=tuple(_kept(last.analysis, last.plan, last.knowns)) if explain else (),
         unknown_ops=unknown,
         folded={} if folded is None else folded.channels,
         new_biases=() if folded is None else folded.biases,
         unfolded={} if folded is None else folded.refused,
     )
+
+
+def _shapes(removals: tuple[Pruned, ...]) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """The shapes of each tensor that was cut, before all and after."""
+    found: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+    for removal in removals:
+        for name in removal.gone:
+            found.pop(name, None)
+        for name, cut in removal.cuts.items():
+            first = found.get(name, (tuple(cut.old.shape),))[0]
+            found[name] = (first, tuple(cut.new.shape))
+    return found
 
 
 def _size(module: nn.Module) -> int:

@@ -13,10 +13,10 @@ from fxcompress.channels.analysis import analyse
 from fxcompress.errors import UnsupportedModelError
 from fxcompress.objectives import OBJECTIVES, Objective, SizeTerms, size_terms
 from fxcompress.passes.finalize import finalize_quantizers
-from fxcompress.passes.fold_constants import fold_constants
 from fxcompress.passes.history import extended
 from fxcompress.passes.prune_channels import Pruned, prune_channels
 from fxcompress.passes.prune_report import PruneReport, make_report
+from fxcompress.passes.shrink import shrink
 from fxcompress.provenance import Provenance, attach, provenance_of
 from fxcompress.quantizer import Quantizer, storage_bits
 from fxcompress.trace.inputs import ExampleInputs
@@ -249,8 +249,8 @@ class CompressedModule(TracedModule):
 
         Args:
             prune: also remove what can be proved removable now that the weights are fixed.
-            fold: also remove channels that are constant, and not zero, in evaluation: what they add goes into the
-                biases of the layers that read them. Layers may get a bias for that.
+            fold: with ``prune``, also remove channels that are constant, and not zero, in evaluation: what they add
+                goes into the biases of the layers that read them. Layers may get a bias for that.
         """
         own = copy.deepcopy(self)
         provenance = provenance_of(own)
@@ -261,14 +261,12 @@ class CompressedModule(TracedModule):
         base = provenance or Provenance({})
         kept = {name: dims for name, dims in base.kept.items() if name in base.shapes}
         attach(plain, replace(base, kept=kept, grids=grids))
+        if prune and fold:
+            return shrink(plain, self.settings.inputs).module
         if prune:
-            analysis = None
-            if fold:
-                folded = fold_constants(plain, self.settings.inputs)
-                plain, analysis = folded.module, folded.analysis
-            pruned = prune_channels(plain, self.settings.inputs, analysis=analysis)
+            pruned = prune_channels(plain, self.settings.inputs)
             attach(pruned.module, extended(plain, pruned))
-            plain = pruned.module
+            return pruned.module
         return plain
 
 

@@ -12,6 +12,7 @@ from fxcompress.channels.plan import Plan
 from fxcompress.channels.prepare import prepare
 from fxcompress.errors import ExampleInputError, StorageError
 from fxcompress.passes.branches import remove_branches
+from fxcompress.passes.readers import add_biases
 from fxcompress.passes.replay import MismatchError
 from fxcompress.passes.rewrite import carry_out
 from fxcompress.provenance import Provenance, attach
@@ -44,6 +45,8 @@ def load(path: str | os.PathLike[str], model: nn.Module, example_inputs: Any = N
         result = _cut(prepare(model, inputs), provenance, path)
     except ExampleInputError as error:
         raise StorageError(f"{path} does not fit the model: {error}") from error
+    for weight in provenance.biases:
+        add_biases(result, weight)
     _fill(result, saved, path)
     attach(result, provenance)
     return result.eval()

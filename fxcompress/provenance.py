@@ -40,6 +40,7 @@ class Provenance:
         weights: N of the paper, the quantized weights of the starting network; 0 when nothing was quantized.
         inputs: what the network was analysed on: (keyword or "", shape, dtype) of each tensor; empty where an input
             was no tensor.
+        biases: weights whose layers the original has without a bias, and which got one when constants were folded.
     """
 
     shapes: dict[str, tuple[int, ...]]
@@ -48,6 +49,7 @@ class Provenance:
     grids: dict[str, Grid] = field(default_factory=dict)
     weights: int = 0
     inputs: tuple[tuple[str, tuple[int, ...], str], ...] = ()
+    biases: tuple[str, ...] = ()
 
 
 def attach(module: fx.GraphModule, provenance: Provenance) -> None:

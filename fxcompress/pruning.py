@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxcompress.channels.prepare import prepare
-from fxcompress.errors import OptimizerError
+from fxcompress.errors import OptimizerError, UnsupportedModelError
 from fxcompress.passes.history import extended
 from fxcompress.passes.prune_channels import Pruned, prune_channels
 from fxcompress.passes.prune_report import PruneReport, make_report
+from fxcompress.passes.shrink import shrink
 from fxcompress.provenance import attach
 from fxcompress.trace.traced import TracedModule
 from fxcompress.training.compressed import CompressedModule
@@ -34,6 +35,8 @@ def prune(
     model: nn.Module,
     example_inputs: object = None,
     optimizer: torch.optim.Optimizer | None = None,
+    *,
+    fold: bool = False,
 ) -> PruneResult:
     """Remove every channel that is constant zero or unused; what the network computes does not change.
 
@@ -45,11 +48,15 @@ def prune(
         example_inputs: what the model can be called with: a tensor, a tuple of positional arguments or a dict of
             keyword arguments. Inferred from the first layer where it is left out.
         optimizer: of the model's parameters. It then holds those of the new network, and its state is cut with them.
+        fold: also remove channels that are constant, and not zero, in evaluation. What they add is folded into the
+            layers that read them: into the bias, which a layer may get for that, or behind zero padding into one of
+            the constant channels. Then only evaluation stays the same: in training, batch norm and dropout may make
+            something else of a constant.
 
     Raises:
         ExampleInputError: the inputs are missing and cannot be inferred, or do not fit.
         TraceError, UnsupportedModelError: the model cannot be traced.
-        OptimizerError: the optimizer holds other parameters, or state that cannot be cut.
+        OptimizerError: the optimizer holds other parameters, or state that cannot be cut; or ``fold`` is asked for.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
     >>> with torch.no_grad():
@@ -57,12 +64,18 @@ def prune(
     >>> prune(model, torch.zeros(1, 3, 16, 16)).module.get_submodule("2").weight.shape
     torch.Size([4, 7, 3, 3])
     """
+    if fold:
+        _check_fold(model, optimizer)
     if isinstance(model, CompressedModule):
         return _prune_compressed(model, optimizer)
     if optimizer is not None:
         check_optimizer(optimizer, model.parameters())
     analysis = prepare(model, example_inputs)
     traced = analysis.module
+    if fold:
+        shrunk = shrink(traced, analysis.inputs, analysis)
+        report = make_report(model, *shrunk.removals, folded=shrunk.folded)
+        return PruneResult(own_tensors(shrunk.removals[-1])[0], report)
     pruned = prune_channels(traced, analysis.inputs, analysis=analysis)
     report = make_report(model, pruned)
     result, copies = own_tensors(pruned)
@@ -70,6 +83,18 @@ def prune(
         prepare_resize(optimizer, _replacements(traced, pruned, copies)).commit()
     attach(result, extended(traced, pruned))
     return PruneResult(result, report)
+
+
+def _check_fold(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+    if optimizer is not None:
+        raise OptimizerError(
+            "fold=True changes the weights and biases that read a constant, and the state that the optimizer holds for "
+            "them would no longer fit: prune with fold=True and without the optimizer, and make a new one after that"
+        )
+    if isinstance(model, CompressedModule):
+        raise UnsupportedModelError(
+            "constants are folded when the weights are fixed: call net.finalize(), which does so, or prune without fold"
+        )
 
 
 def _prune_compressed(model: CompressedModule, optimizer: torch.optim.Optimizer | None) -> PruneResult:

@@ -38,6 +38,15 @@ def kill(analysis: Analysis, dead: np.ndarray) -> None:
                     parameter.index_fill_(dim, torch.from_numpy(np.flatnonzero(dead[atoms.numpy()])), 0.0)
 
 
+def make_constant(analysis: Analysis, dead: np.ndarray) -> None:
+    """Zero the rows of weights that make the dead atoms, and nothing else: what follows is constant, and not zero."""
+    parameters = dict(analysis.module.named_parameters(remove_duplicate=False))
+    with torch.no_grad():
+        for sites in analysis.sites:
+            if sites.weight_name in parameters:
+                _kill_rows(parameters[sites.weight_name], sites.site, dead[sites.rows])
+
+
 def _kill_rows(weight: Tensor, site: Any, rows: np.ndarray) -> None:  # noqa: ANN401 - a Site
     if site.transposed and site.groups > 1:
         by_group = weight.view(site.groups, -1, *weight.shape[1:])

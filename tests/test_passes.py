@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.passes.infra.pass_manager import PassManager
 
-from fxcompress.passes import Finalize, InjectQuantizers, Pass, PruneChannels
+from fxcompress.passes import Finalize, FoldConstants, InjectQuantizers, Pass, PruneChannels
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.traced import TracedModule
 from fxcompress.trace.tracer import trace
@@ -81,6 +81,23 @@ def test_prune_channels() -> None:
     counts = {"stem__0": 6, "block1__conv1": 6, "block1__conv2": 6, "block2__conv1": 6, "fc": 5}
     check_pass(run, trace(dead(ResidualNet().double())), changes=True, tolerance=1e-12, **counts)
     check_pass(run, trace(dead(Noisy().double())), changes=True, tolerance=1e-12, conv1=4, conv2=4)
+
+
+def test_fold_constants() -> None:
+    """Batch norm with shifts other than zero makes constants of the two dead channels of a layer."""
+    net = trace(dead(ResidualNet().double()))
+    for name, parameter in net.named_parameters():
+        if "bn" in name and name.endswith("bias"):
+            nn.init.ones_(parameter)
+    inputs = ExampleInputs.of(example())
+    counts = {"stem__0": 8, "block1__conv1": 8, "block1__conv2": 8, "fc": 5}
+    folded = check_pass(FoldConstants(inputs), net, changes=True, tolerance=1e-12, **counts)
+    counts = {"stem__0": 7, "block1__conv1": 7, "block2__conv1": 7, "fc": 5}
+    check_pass(PruneChannels(inputs), folded, changes=True, tolerance=1e-12, **counts)
+
+
+def test_fold_constants_leaves_a_network_alone_that_has_none() -> None:
+    check_pass(FoldConstants(ExampleInputs.of(example())), trace(ResidualNet().double()), changes=False, tolerance=0)
 
 
 def test_prune_channels_leaves_a_network_alone_that_has_nothing_to_lose() -> None:

@@ -7,7 +7,8 @@ if __name__ != "fxcompress.passes":
 
 from fxcompress.passes.base import Pass, PassResult
 from fxcompress.passes.finalize import Finalize
+from fxcompress.passes.fold_constants import FoldConstants
 from fxcompress.passes.inject_quantizers import InjectQuantizers
 from fxcompress.passes.prune_channels import PruneChannels
 
-__all__ = ["Finalize", "InjectQuantizers", "Pass", "PassResult", "PruneChannels"]
+__all__ = ["Finalize", "FoldConstants", "InjectQuantizers", "Pass", "PassResult", "PruneChannels"]

@@ -51,7 +51,8 @@ def extended(before: TracedModule, pruned: Pruned) -> Provenance:
             dims[dim] = tuple(positions) if earlier is None else tuple(earlier[i] for i in positions)
         if name in grids:
             grids[name] = _cut_grid(grids[name], cut.old.shape[0], cut.indices)
-    return replace(base, kept=kept, cuts=base.cuts + pruned.branches, grids=grids)
+    biases = tuple(name for name in base.biases if name not in pruned.gone)
+    return replace(base, kept=kept, cuts=base.cuts + pruned.branches, grids=grids, biases=biases)
 
 
 def _cut_grid(grid: Grid, inputs: int, indices: dict[int, Tensor]) -> Grid:

@@ -22,13 +22,15 @@ from fxcompress.trace.traced import TracedModule
 MODULE_KEY = "fxcompress_module"
 """In a node's meta: the module that the node computes, with the quantized weight in the place of its own."""
 
-_MODULES: dict[type[nn.Module], Callable[..., Any]] = {
+MODULES: dict[type[nn.Module], Callable[..., Any]] = {
     nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d, nn.Linear: F.linear,
     nn.ConvTranspose1d: F.conv_transpose1d, nn.ConvTranspose2d: F.conv_transpose2d,
     nn.ConvTranspose3d: F.conv_transpose3d,
 }  # fmt: skip
+"""Layers with a weight and a bias, and the function that each of them calls."""
 _TRANSPOSED = {F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
-_FUNCTIONS = {*_MODULES.values(), torch.conv1d, torch.conv2d, torch.conv3d}
+FUNCTIONS = {*MODULES.values(), torch.conv1d, torch.conv2d, torch.conv3d}
+"""The functions that take a weight as their second argument, or as ``weight``, and a bias as their third."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +108,10 @@ def _uses(module: TracedModule, graph: fx.Graph) -> Iterator[_Use]:
         if node.op == "call_module":
             layer = module.get_submodule(str(node.target))
             plain = len(node.args) == 1 and not node.kwargs
-            if type(layer) in _MODULES and plain:
+            if type(layer) in MODULES and plain:
                 groups = layer.groups if isinstance(layer, _ConvNd) else 1
                 yield _Use(graph, node, f"{node.target}.weight", isinstance(layer, _ConvTransposeNd), int(groups))
-        elif node.op == "call_function" and node.target in _FUNCTIONS:
+        elif node.op == "call_function" and node.target in FUNCTIONS:
             weight = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
             if isinstance(weight, fx.Node) and weight.op == "get_attr":
                 groups = node.args[6] if len(node.args) > 6 else node.kwargs.get("groups", 1)
@@ -177,7 +179,7 @@ def _to_function(module: TracedModule, node: fx.Node) -> None:
                 border = tuple(layer._reversed_padding_repeated_twice)
                 source, padding = graph.call_function(F.pad, (source, border), {"mode": layer.padding_mode}), 0
             args = (source, weight, bias, layer.stride, padding, layer.dilation, layer.groups)
-    node.op, node.target, node.args = "call_function", _MODULES[type(layer)], args
+    node.op, node.target, node.args = "call_function", MODULES[type(layer)], args
     node.meta[MODULE_KEY] = path
 
 

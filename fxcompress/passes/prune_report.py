@@ -1,7 +1,7 @@
 """What a pruning run removed, what it kept although it looks dead, and why."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from torch import nn
@@ -11,6 +11,7 @@ from fxcompress.channels.plan import Plan
 from fxcompress.channels.rules.contraction import may_read, nonzero_weight
 from fxcompress.channels.rules.registry import Known
 from fxcompress.channels.space import Reason
+from fxcompress.passes.fold_constants import Folded
 from fxcompress.passes.prune_channels import Pruned
 
 _SHOWN = 12
@@ -45,6 +46,9 @@ class PruneReport:
         parameters: number of parameters (elements) before and after.
         kept: channels that are zero where they are made and stay all the same, each with the reason.
         unknown_ops: ops without a rule, with the nodes that call them; all channels that touch them stay.
+        folded: how many constant channels were folded into each weight's layer, by the weight's name.
+        new_biases: weights whose layers got a bias for that.
+        unfolded: weights that read constant channels which were to be folded and were not, with the reason.
     """
 
     removed: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
@@ -53,11 +57,14 @@ class PruneReport:
     parameters: tuple[int, int]
     kept: tuple[KeptChannel, ...]
     unknown_ops: dict[str, tuple[str, ...]]
+    folded: dict[str, int] = field(default_factory=dict)
+    new_biases: tuple[str, ...] = ()
+    unfolded: dict[str, str] = field(default_factory=dict)
 
     @property
     def modified(self) -> bool:
         """Whether anything was removed."""
-        return bool(self.removed or self.branches)
+        return bool(self.removed or self.branches or self.folded)
 
     @property
     def channels(self) -> int:
@@ -69,6 +76,9 @@ class PruneReport:
         lines = [f"parameters {before:,} -> {after:,} ({after / max(before, 1):.1%} left)"]
         lines += [f"  {name} {b} -> {a}" for name, (b, a) in self.removed.items() if len(b) > 1]
         lines += [f"  branch at {name} is gone" for name in self.branches]
+        lines += [f"  {count} constant inputs of {name} folded" for name, count in self.folded.items()]
+        lines += [f"  the layer of {name} got a bias" for name in self.new_biases]
+        lines += [f"  constant inputs of {name} stay: {reason}" for name, reason in self.unfolded.items()]
         lines += [f"  {kept}" for kept in self.kept[:_SHOWN]]
         if len(self.kept) > _SHOWN:
             lines.append(f"  and {len(self.kept) - _SHOWN} more channels that are zero and stay (report.kept)")
@@ -79,26 +89,45 @@ class PruneReport:
         return "\n".join(lines) if self.modified else "\n".join(["nothing to remove", *lines])
 
 
-def make_report(before: nn.Module, pruned: Pruned, *, explain: bool = True) -> PruneReport:
+def make_report(
+    before: nn.Module, *removals: Pruned, folded: Folded | None = None, explain: bool = True
+) -> PruneReport:
     """The report of a pruning run.
 
     Args:
         before: the network as it was.
-        pruned: the result of the run.
+        removals: the results of the run, one for each time that something was removed.
+        folded: what was folded.
         explain: find out why channels that are zero stay.
     """
+    last = removals[-1]
     unknown: dict[str, tuple[str, ...]] = {}
-    for trail in pruned.analysis.trails.values():
+    for trail in last.analysis.trails.values():
         for op, nodes in trail.unknown.items():
             unknown[op] = tuple(dict.fromkeys((*unknown.get(op, ()), *nodes)))
     return PruneReport(
-        removed={name: (tuple(cut.old.shape), tuple(cut.new.shape)) for name, cut in pruned.cuts.items()},
-        branches=tuple(place for place, _ in pruned.branches),
-        gone=pruned.gone,
-        parameters=(_size(before), _size(pruned.module)),
-        kept=tuple(_kept(pruned.analysis, pruned.plan, pruned.knowns)) if explain else (),
+        removed=_shapes(removals),
+        branches=tuple(place for removal in removals for place, _ in removal.branches),
+        gone=tuple(name for removal in removals for name in removal.gone),
+        parameters=(_size(before), _size(last.module)),
+        kept=tuple(_kept(last.analysis, last.plan, last.knowns)) if explain else (),
         unknown_ops=unknown,
+        folded={} if folded is None else folded.channels,
+        new_biases=() if folded is None else folded.biases,
+        unfolded={} if folded is None else folded.refused,
     )
+
+
+def _shapes(removals: tuple[Pruned, ...]) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """The shapes of each tensor that was cut, before all and after."""
+    found: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+    for removal in removals:
+        for name in removal.gone:
+            found.pop(name, None)
+        for name, cut in removal.cuts.items():
+            first = found.get(name, (tuple(cut.old.shape),))[0]
+            found[name] = (first, tuple(cut.new.shape))
+    return found
 
 
 def _size(module: nn.Module) -> int:

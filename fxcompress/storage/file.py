@@ -209,7 +209,8 @@ def _describe(state: dict[str, Tensor], provenance: Provenance, writer: _Writer)
         else:
             row.update(a=owner[name], g=int(name in provenance.grids))
     masked = [size for size, _ in masks]
-    return {"t": rows, "m": masked, "c": provenance.cuts, "w": provenance.weights, "i": provenance.inputs}
+    index = {"t": rows, "m": masked, "c": provenance.cuts, "w": provenance.weights, "i": provenance.inputs}
+    return index | ({"b": provenance.biases} if provenance.biases else {})
 
 
 def _origin(name: str, provenance: Provenance, masks: dict[tuple[int, tuple[int, ...]], int]) -> _Json:
@@ -268,7 +269,7 @@ def _rebuild(reader: _Reader, length: int) -> SavedNetwork:
     grids |= {name: grids[row["a"]] for name, row in rows.items() if row.get("a") in grids and row["g"]}
     cuts = tuple((node, operand) for node, operand in index["c"])
     inputs = tuple((name, tuple(shape), dtype) for name, shape, dtype in index.get("i", ()))
-    provenance = Provenance(shapes, kept, cuts, grids, index["w"], inputs)
+    provenance = Provenance(shapes, kept, cuts, grids, index["w"], inputs, tuple(index.get("b", ())))
     return SavedNetwork({name: tensors[name] for name in rows if name in tensors}, provenance)
 
 

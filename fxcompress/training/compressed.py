@@ -16,6 +16,7 @@ from fxcompress.passes.finalize import finalize_quantizers
 from fxcompress.passes.history import extended
 from fxcompress.passes.prune_channels import Pruned, prune_channels
 from fxcompress.passes.prune_report import PruneReport, make_report
+from fxcompress.passes.shrink import shrink
 from fxcompress.provenance import Provenance, attach, provenance_of
 from fxcompress.quantizer import Quantizer, storage_bits
 from fxcompress.trace.inputs import ExampleInputs
@@ -243,11 +244,13 @@ class CompressedModule(TracedModule):
         self.__dict__.pop(_UPDATE, None)
         self.__dict__.pop(_TERMS, None)
 
-    def finalize(self, *, prune: bool = True) -> TracedModule:
+    def finalize(self, *, prune: bool = True, fold: bool = True) -> TracedModule:
         """The network as an ordinary GraphModule: weights on their grid, no quantizers; this one stays as it is.
 
         Args:
             prune: also remove what can be proved removable now that the weights are fixed.
+            fold: with ``prune``, also remove channels that are constant, and not zero, in evaluation: what they add
+                goes into the biases of the layers that read them. Layers may get a bias for that.
         """
         own = copy.deepcopy(self)
         provenance = provenance_of(own)
@@ -258,10 +261,12 @@ class CompressedModule(TracedModule):
         base = provenance or Provenance({})
         kept = {name: dims for name, dims in base.kept.items() if name in base.shapes}
         attach(plain, replace(base, kept=kept, grids=grids))
+        if prune and fold:
+            return shrink(plain, self.settings.inputs).module
         if prune:
             pruned = prune_channels(plain, self.settings.inputs)
             attach(pruned.module, extended(plain, pruned))
-            plain = pruned.module
+            return pruned.module
         return plain
 
 

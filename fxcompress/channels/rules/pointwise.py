@@ -85,10 +85,24 @@ def run_known(step: Step, known: Known) -> list[Tensor]:
         return nothing_known(step, known)
     args, kwargs = replace(lambda value: known.of(value).double().cpu().nan_to_num(), Value, tree)
     result = step.call.func(*args, **kwargs)
-    varies = torch.stack(torch.broadcast_tensors(*[m.isnan().cpu() for m in maps])).any(0)
+    uncertain = [(m != 0 if _jumps(step.call) else m.isnan()).cpu() for m in maps]
+    varies = torch.stack(torch.broadcast_tensors(*uncertain)).any(0)
     outputs = result if isinstance(result, tuple | list) else [result]
     rank = step.outputs[0].rank
     return [pad_rank(torch.where(varies, torch.nan, out.to(torch.float64)), rank) for out in outputs]
+
+
+_JUMPS = frozenset(
+    {
+        "floor", "ceil", "round", "trunc", "fix", "frac", "sign", "sgn", "fmod", "remainder", "floor_divide",
+        "heaviside", "hardshrink", "threshold", "atan2", "angle",
+    }
+)  # fmt: skip
+
+
+def _jumps(call: Call) -> bool:
+    """Whether the rounding of a constant may decide what the result is."""
+    return call.func.overloadpacket.__name__ in _JUMPS or call.kwargs.get("rounding_mode") is not None
 
 
 def _none(known: Tensor) -> bool:

@@ -21,29 +21,36 @@ def _labels(spatial: int) -> Callable[[Call, Space], tuple[Layers, ...]]:
     return labels
 
 
-def _constants(spatial: int, *, any_value: bool) -> ConstantRule:
-    """A maximum over equal entries is that entry (the padding of max pooling never wins); a mean over zeros is zero.
-
-    Other constants differ at the borders, or by rounding.
-    """
+def _constants(spatial: int) -> ConstantRule:
+    """Windows over equal entries give that entry, but for padding with zeros; the padding of a maximum never wins."""
 
     def constants(step: Step, known: Known) -> list[Tensor]:
         channels = known.of(step.call.args[0])
         if any(n > 1 for n in channels.shape[channels.ndim - spatial :]):
             return nothing_known(step, known)
-        first = channels if any_value else torch.where(channels == 0, channels, torch.nan)
+        first = torch.where(channels == 0, channels, torch.nan) if _counts_padding(step.call) else channels
         return [first, *nothing_known(step, known)[1:]]
 
     return constants
 
 
+def _counts_padding(call: Call) -> bool:
+    """Whether a mean is taken over zeros at the borders as well, or divides by something else than its window."""
+    if not call.func.overloadpacket.__name__.startswith("avg_pool"):
+        return False
+    padding = call.arg(3, "padding", 0)
+    padded = any(padding) if isinstance(padding, list | tuple) else bool(padding)
+    divisor = call.arg(6, "divisor_override")
+    return (padded and bool(call.arg(5, "count_include_pad", default=True))) or divisor is not None
+
+
 for _n in (1, 2, 3):
     register(
-        OpClass(f"max pooling {_n}d", _labels(_n), _constants(_n, any_value=True)),
+        OpClass(f"max pooling {_n}d", _labels(_n), _constants(_n)),
         [f"max_pool{_n}d_with_indices", f"max_pool{_n}d", f"adaptive_max_pool{_n}d"],
     )
     register(
-        OpClass(f"window {_n}d", _labels(_n), _constants(_n, any_value=False)),
+        OpClass(f"window {_n}d", _labels(_n), _constants(_n)),
         [
             f"avg_pool{_n}d",
             f"_adaptive_avg_pool{_n}d",

@@ -95,7 +95,7 @@ def _cut(analysis: Analysis, provenance: Provenance, path: object) -> TracedModu
             atoms = analysis.atoms[name][dim].numpy()
             alive[np.delete(atoms, list(indices))] = False
     try:
-        return carry_out(analysis, Plan(alive)).module
+        return carry_out(analysis, Plan(analysis.without_empty_slots(alive))).module
     except MismatchError as mismatch:
         raise StorageError(f"{path} does not fit the model: {mismatch.reason}") from mismatch
 

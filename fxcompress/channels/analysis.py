@@ -153,6 +153,25 @@ class Analysis:
                     result.append(ProductAtoms(product, mode, step.node, entries[:, 0].numpy(), results))
         return result
 
+    def without_empty_slots(self, alive: np.ndarray) -> np.ndarray:
+        """What is left, bool (atoms,), once the slots whose members are all gone are gone as well."""
+        slots = np.zeros(self.space.size, dtype=bool)
+        for block in self.space.blocks:
+            slots[block.start] |= not block.name
+        alive, before = alive.copy(), -1
+        while int(alive.sum()) != before:
+            before = int(alive.sum())
+            for nested in self.space.slots:
+                gone = ~alive[nested.members].any(axis=1) & slots[nested.atoms]
+                alive[nested.atoms[gone]] = False
+        return alive
+
+    @cached_property
+    def layers(self) -> list[np.ndarray]:
+        """The layers of the results of all nodes, each once."""
+        found = {id(x): x for trail in self.trails.values() for v in find(Value, trail.values) for x in v.layers}
+        return [layer.reshape(-1).numpy() for layer in found.values()]
+
     def weight_names(self, mode: str) -> dict[int, str]:
         """The parameter that each value holds, also behind a quantizer or a view, by the key of the value."""
         names = {value.key: name for name, value in self.trails[mode].parameters.items()}

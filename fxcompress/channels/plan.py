@@ -84,6 +84,11 @@ class _Fixpoint:
                 reason = Reason("last-channel", "a product keeps at least one entry", product.node)
                 self._restore(dead, product.entries.reshape(-1)[:1], reason)
                 self._settle(dead, checks)
+        for layer in self.analysis.layers:
+            if dead[layer].all():  # of what nobody reads
+                reason = Reason("last-channel", "a tensor keeps at least one channel", "")
+                self._restore(dead, layer[:1], reason)
+                self._settle(dead, checks)
         return Plan(~dead, self.kept)
 
     def _keep_some(self, dead: np.ndarray, checks: list[Check], sites: SiteAtoms, atoms: np.ndarray) -> None:

@@ -50,7 +50,11 @@ def dead_branches(
             for kept, dropped in _operands(node):
                 operand = node.args[kept]
                 zero = _zero(trail.args[node.name][dropped], knowns[mode], ignored)
-                if zero and _replaces(trail.values, node, operand) and not (dropped == 0 and _written_operand_is_read(node, trail)):
+                if (
+                    zero
+                    and _replaces(trail.values, node, operand)
+                    and not (dropped == 0 and _written_operand_is_read(node, trail))
+                ):
                     found.append((f"{mode}:{node.name}", operand.name))
                     break
     return found

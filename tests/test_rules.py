@@ -12,7 +12,8 @@ from torch import Tensor, nn
 import fxcompress as fxc
 from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.prepare import prepare
-from fxcompress.channels.rules import registered
+from fxcompress.channels.rules import registered, registry
+from fxcompress.channels.rules.pointwise import POINTWISE
 from fxcompress.channels.rules.registry import OpClass, register
 from fxcompress.passes.rewrite import carry_out
 from tests.exactness import Fingerprint, atoms_of, difference, forced, kill, outputs, removable_units
@@ -340,3 +341,25 @@ def check_live(net: Net, x: Tensor, analysis: Analysis, units: np.ndarray, case:
 def test_a_second_rule_for_an_op_is_refused() -> None:
     with pytest.raises(ValueError, match=r"aten\.flip has the rule 'permute' already"):
         register(OpClass("another", lambda call, space: ()), ["flip"])
+
+
+def test_a_rule_counts_from_when_it_is_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_RULES", registered())
+
+    @torch.library.custom_op("fxcompress_tests::half", mutates_args=())
+    def half(x: Tensor) -> Tensor:
+        return x / 2
+
+    @half.register_fake
+    def _(x: Tensor) -> Tensor:
+        return torch.empty_like(x)
+
+    net, x = build(Case(lambda h, net: half(h)), "add")
+    assert list(fxc.ChannelGraph.of(net, x).unknown_ops) == ["fxcompress_tests.half.default"]
+    register(POINTWISE, [torch.ops.fxcompress_tests.half])
+    assert fxc.ChannelGraph.of(net, x).unknown_ops == {}
+    analysis = prepare(net, x)
+    kill(analysis, atoms_of(analysis, removable_units(analysis)[:1]))
+    result = fxc.prune(net, x)
+    assert difference(outputs(net, (x,)), outputs(result.module, (x,))) <= 1e-9
+    assert result.report.modified

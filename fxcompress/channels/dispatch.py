@@ -1,5 +1,6 @@
 """Runs ATen calls on labels and writes the tape."""
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -125,18 +126,18 @@ class Dispatch:
             del self.tape[marks[0] :], self.space.edges[marks[1] :], self.space.pins[marks[2] :]
 
 
-_FUNCTIONAL: dict[Any, tuple[Any, OpClass | None]] = {}
-
-
 def _functional(func: Any) -> tuple[Any, OpClass | None]:  # noqa: ANN401
     """The op that computes the same without writing to its argument, and its rule."""
-    if func not in _FUNCTIONAL:
-        target = func
-        if func._schema.is_mutable:
-            packet = getattr(torch.ops.aten, func.overloadpacket.__name__.rstrip("_"), None)
-            target = _same_arguments(func, packet) if func._schema.name.endswith("_") else None
-        _FUNCTIONAL[func] = (func, None) if target is None else (target, _rule(target))
-    return _FUNCTIONAL[func]
+    target = _without_writing(func)
+    return (func, None) if target is None else (target, _rule(target))
+
+
+@functools.cache
+def _without_writing(func: Any) -> Any:  # noqa: ANN401
+    if not func._schema.is_mutable:
+        return func
+    packet = getattr(torch.ops.aten, func.overloadpacket.__name__.rstrip("_"), None)
+    return _same_arguments(func, packet) if func._schema.name.endswith("_") else None
 
 
 def _same_arguments(func: Any, packet: Any) -> Any:  # noqa: ANN401 - an overload and a packet of overloads

@@ -94,7 +94,8 @@ class Dispatch:
             value = Value(tensor.fxc_value.meta)
         others = tensor.fxc_storage.others(tensor)
         if others and _same_layers(value.layers, tensor.fxc_value.layers):
-            for stale in (tensor, *others):  # other numbers, the same labels
+            tensor.fxc_value = value
+            for stale in others:  # other numbers, the same labels
                 stale.fxc_value = Value(stale.fxc_value.meta, stale.fxc_value.layers)
         elif others:
             for stale in (tensor, *others):

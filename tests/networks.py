@@ -79,6 +79,8 @@ SUMS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
     lambda a, b: torch.add(a, b, alpha=0.5),
 )
 
+IN_PLACE_SUMS = SUMS[2:4] + SUMS[5:6]
+
 
 @dataclass
 class Shape:
@@ -140,7 +142,8 @@ class Builder:
         draw: hypothesis' draw.
         net: what is built.
         shapes: of the values so far.
-        keeps_zero: whether a zero channel stays zero through all of the program.
+        keeps_zero: whether a zero channel stays zero through all of the program, and no op writes in place: of other
+            tensors in the same memory nothing is known after that.
         noisy: whether it calls F.dropout, of which the graph of training keeps the rate.
         fixed: whether the program runs on one size of image only.
         tidy: each step goes on from the last one; otherwise much of what is computed is never used.
@@ -316,9 +319,12 @@ class Builder:
             self.keeps_zero = False
             return self.apply(self.choose(CHANGING), i, shape.channels, shape.size)
         if kind == 1:
+            self.keeps_zero = False
             return self.apply(self.choose(IN_PLACE), i, shape.channels, shape.size)
         if kind == 2:
-            return self.call(self.choose(MODULES)(), i, shape.channels, shape.size)
+            module = self.choose(MODULES)()
+            self.keeps_zero &= not getattr(module, "inplace", False)
+            return self.call(module, i, shape.channels, shape.size)
         return self.apply(self.choose(KEEPING), i, shape.channels, shape.size)
 
     def dropout(self) -> int:
@@ -345,6 +351,7 @@ class Builder:
     def add(self) -> int:
         i, j = self.pair()
         function = self.choose(SUMS)
+        self.keeps_zero &= function not in IN_PLACE_SUMS
         return self.emit(lambda net, v: function(v[i], v[j]), self.shapes[i].channels, self.shapes[i].size)
 
     def multiply(self) -> int:
@@ -359,6 +366,7 @@ class Builder:
         j = self.conv(j, c, same=True)
         j = self.norm(j) if self.flag() else j
         function = self.choose(SUMS[:4])
+        self.keeps_zero &= function not in IN_PLACE_SUMS
         return self.emit(lambda net, v: function(v[j], v[i]), c, size)
 
     def gate(self) -> int:

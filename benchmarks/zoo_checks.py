@@ -20,6 +20,7 @@ from benchmarks.zoo_groups import chosen_units, forced_rewrite
 from benchmarks.zoo_models import Arguments, Case, torchvision_cases
 from benchmarks.zoo_report import Report, peak
 from fxcompress.channels.analysis import Analysis
+from fxcompress.trace.tracer import trace
 from tests.exactness import atoms_of, difference, kill, removable_units, tensors
 
 TOLERANCE = 1e-9
@@ -125,7 +126,7 @@ def prepared(case: Case, seed: int, report: Report, watch: Stopwatch, *, first: 
     chosen = chosen_units(analysis, seed)
     if first:
         report.add(
-            traced=how(analysis),
+            traced=how(net, analysis),
             share=graph.share,
             groups=len(removable_units(analysis)),
             unknown=sorted(graph.unknown_ops),
@@ -139,11 +140,14 @@ def prepared(case: Case, seed: int, report: Report, watch: Stopwatch, *, first: 
     return None if "prune" in report.failures else Subject(net, arguments, analysis, dead, pruned)
 
 
-def how(analysis: Analysis) -> str:
-    """How the network became a graph."""
+def how(net: nn.Module, analysis: Analysis) -> str:
+    """How the network became a graph: what symbolic tracing makes of it alone is compared with what was analysed."""
     module = analysis.module
-    graphs = ", a graph for each mode" if getattr(module, "train_graph", None) is not None else ""
-    return str(getattr(module, "traced_by", "symbolic")) + graphs
+    try:
+        same = [node.name for node in trace(net).graph.nodes] == [node.name for node in module.graph.nodes]
+    except fxc.FxCompressError:
+        same = False
+    return ("symbolic" if same else "by running") + ("" if module.train_graph is None else ", a graph for each mode")
 
 
 def _own(net: nn.Module, analysis: Analysis, arguments: Arguments) -> nn.Module:

@@ -20,6 +20,7 @@ from benchmarks.zoo_groups import chosen_units, forced_rewrite
 from benchmarks.zoo_models import Arguments, Case, torchvision_cases
 from benchmarks.zoo_report import Report, peak
 from fxcompress.channels.analysis import Analysis
+from fxcompress.trace.tracer import trace
 from tests.exactness import atoms_of, difference, kill, removable_units, tensors
 
 TOLERANCE = 1e-9
@@ -42,6 +43,7 @@ class Subject:
         analysis: of it.
         dead: which atoms are dead.
         pruned: what is left of it.
+        reasons: why dead channels stayed, by the weight that makes them.
     """
 
     net: nn.Module
@@ -49,6 +51,7 @@ class Subject:
     analysis: Analysis
     dead: np.ndarray
     pruned: nn.Module
+    reasons: dict[str, str]
 
 
 def build(case: Case) -> nn.Module:
@@ -114,6 +117,8 @@ def prepared(case: Case, seed: int, report: Report, watch: Stopwatch, *, first: 
         net, arguments = build(case), case.example(seed)
         shown = [str(tuple(t.shape)) for t in tensors(arguments)]
         report.add(input=" ".join(shown), parameters=sum(p.numel() for p in net.parameters()))
+        if first:
+            check_runs(net, arguments, report)
     if "build" in report.failures:
         return None
     with report.step("trace"):
@@ -125,7 +130,7 @@ def prepared(case: Case, seed: int, report: Report, watch: Stopwatch, *, first: 
     chosen = chosen_units(analysis, seed)
     if first:
         report.add(
-            traced=how(analysis),
+            traced=how(net, analysis),
             share=graph.share,
             groups=len(removable_units(analysis)),
             unknown=sorted(graph.unknown_ops),
@@ -135,15 +140,31 @@ def prepared(case: Case, seed: int, report: Report, watch: Stopwatch, *, first: 
     dead = atoms_of(analysis, chosen)
     kill(analysis, dead)
     with report.step("prune"):
-        pruned = timed_prune(net, arguments, watch, report)
-    return None if "prune" in report.failures else Subject(net, arguments, analysis, dead, pruned)
+        result = timed_prune(net, arguments, watch, report)
+    if "prune" in report.failures:
+        return None
+    reasons = {kept.tensor: kept.reason for kept in result.report.kept}
+    return Subject(net, arguments, analysis, dead, result.module.eval(), reasons)
 
 
-def how(analysis: Analysis) -> str:
-    """How the network became a graph."""
+def check_runs(net: nn.Module, arguments: Arguments, report: Report) -> None:
+    """Run the original; where it asks for float32 by name, so that it fails in float64, ``float()`` gives float64."""
+    try:
+        outputs(net, arguments)
+    except RuntimeError:
+        torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
+        outputs(net, arguments)
+        report.add(note="its calls of float() give float64 here")
+
+
+def how(net: nn.Module, analysis: Analysis) -> str:
+    """How the network became a graph: what symbolic tracing makes of it alone is compared with what was analysed."""
     module = analysis.module
-    graphs = ", a graph for each mode" if getattr(module, "train_graph", None) is not None else ""
-    return str(getattr(module, "traced_by", "symbolic")) + graphs
+    try:
+        same = [node.name for node in trace(net).graph.nodes] == [node.name for node in module.graph.nodes]
+    except fxc.FxCompressError:
+        same = False
+    return ("symbolic" if same else "by running") + ("" if module.train_graph is None else ", a graph for each mode")
 
 
 def _own(net: nn.Module, analysis: Analysis, arguments: Arguments) -> nn.Module:
@@ -167,7 +188,7 @@ def control(net: nn.Module, arguments: Arguments, analysis: Analysis, units: np.
             raise ValueError(f"without dead channels the output changes by {found:.1e} only")
 
 
-def timed_prune(net: nn.Module, arguments: Arguments, watch: Stopwatch, report: Report) -> nn.Module:
+def timed_prune(net: nn.Module, arguments: Arguments, watch: Stopwatch, report: Report) -> fxc.PruneResult:
     """Prune, and report how long it took; the shortest time counts."""
     before = _versions(net)
     phase = f"run {len(watch.laps['cpu'])}"
@@ -177,7 +198,7 @@ def timed_prune(net: nn.Module, arguments: Arguments, watch: Stopwatch, report: 
     report.add(removed=1 - result.report.parameters[1] / max(result.report.parameters[0], 1))
     if _versions(net) != before or net.training:
         raise ValueError("the original was changed")
-    return result.module.eval()
+    return result
 
 
 def _versions(net: nn.Module) -> dict[str, tuple[int, int]]:
@@ -193,7 +214,7 @@ def compare(subject: Subject, report: Report) -> float:
     found = difference(expected, outputs(subject.pruned, subject.arguments))
     left, renamed = left_over(subject), list(subject.pruned.state_dict()) != list(subject.net.state_dict())
     if left:
-        report.fail("gone", f"dead channels are left in {', '.join(left[:3])}")
+        report.fail("gone", f"dead channels are left in {'; '.join([*left[:2], left[-1]])}")
     report.add(gone="gone" not in report.failures, names=not renamed)
     if found > TOLERANCE or renamed:
         raise ValueError("names of the state changed" if renamed else f"the output changes by {found:.1e}")
@@ -201,14 +222,14 @@ def compare(subject: Subject, report: Report) -> float:
 
 
 def left_over(subject: Subject) -> list[str]:
-    """The parameters that are larger than what is alive in them."""
+    """The parameters that are larger than what is alive in them, and a reason for one."""
     found = []
     for name, parameter in subject.pruned.named_parameters():
         for dim, atoms in subject.analysis.atoms.get(name, {}).items():
             alive = int((~subject.dead[atoms.numpy()]).sum())
             if parameter.shape[dim] > max(alive, 1):
                 found.append(f"{name} ({parameter.shape[dim]} of which {alive} are alive)")
-    return found
+    return found + [f"{name}: {reason}" for name, reason in list(subject.reasons.items())[:1] if found]
 
 
 def main(arguments: list[str]) -> None:

@@ -14,7 +14,8 @@ SHARE = 0.3
 def chosen_units(analysis: Analysis, seed: int) -> np.ndarray:
     """30 % of the units that can be made dead, at random; those that a layer must keep are left out."""
     units = np.intersect1d(removable_units(analysis), made_units(analysis))
-    return spared(analysis, np.random.default_rng(seed).choice(units, int(SHARE * len(units)), replace=False))
+    chosen = np.random.default_rng(seed).choice(units, int(SHARE * len(units)), replace=False)
+    return with_members(analysis, spared(analysis, chosen))
 
 
 def made_units(analysis: Analysis) -> np.ndarray:
@@ -44,6 +45,15 @@ def spared(analysis: Analysis, units: np.ndarray) -> np.ndarray:
             if missing > 0:
                 units = np.setdiff1d(units, parts[gone][:missing])
     return units
+
+
+def with_members(analysis: Analysis, units: np.ndarray) -> np.ndarray:
+    """``units`` without what stands for a slice (a head's bias), unless all of the slice is dead as well."""
+    left = units
+    for slots in analysis.space.slots:
+        alive = ~np.isin(analysis.units[slots.members], units).all(axis=1)
+        left = np.setdiff1d(left, analysis.units[slots.atoms[alive]])
+    return units if len(left) == len(units) else with_members(analysis, left)
 
 
 def forced_rewrite(analysis: Analysis, units: np.ndarray, tries: int = 60) -> nn.Module:

@@ -34,8 +34,9 @@ _LEGEND = (
     "are kept, and the negative control (the same rewrite with nothing dead) changes the output. *gone*: every dead "
     "channel was taken out. *share*: of the parameters, what has an index in a removable group. *removed*: parameters "
     "that went. "
-    "*batch*, *size*: the result also takes another batch and another image size. *trains*: in training mode it "
-    "computes what the original does, and a step of SGD changes it. *-*: not reached, or the original cannot either. "
+    "*batch*, *size*: the result also takes another batch and another image size (*refused*: it raises an error that "
+    "says so). *trains*: in training mode it computes what the original does, and a step of SGD changes it. *-*: not "
+    "reached, or the original cannot either. "
     "*peak* is that of the whole process, with the checks, in float64."
 )
 
@@ -69,11 +70,11 @@ def _sum(family: str, rows: list[Row]) -> Row:
 
 def _shown(row: Row) -> Row:
     """A row as the page shows it: words in place of flags, one line of reasons."""
-    words = {check: _WORDS.get(row[check], "-") for check in ("exact", *CHECKS) if check in row}
+    words = {check: _WORDS.get(row[check], row[check]) for check in ("exact", *CHECKS) if check in row}
     reasons = "; ".join(f"{step}: {_cell(reason)}" for step, reason in row["failures"].items())
     unknown = f"no rule for {', '.join(row['unknown'])}" if row.get("unknown") else ""
     more = {"millions": row["parameters"] / 1e6} if "parameters" in row else {}
-    shown = row | words | more | {"reason": "; ".join(filter(None, (reasons, unknown))) or None}
+    shown = row | words | more | {"reason": "; ".join(filter(None, (reasons, unknown, row.get("note")))) or None}
     return {column.key: shown.get(column.key) for column in _COLUMNS}
 
 

@@ -125,6 +125,29 @@ def test_flatten_into_linear() -> None:
     assert sizes(net) == pytest.approx((147 * 8 + 8 * 6, 147 * 8 + (8 * 6 + 3 * 4 * 8)))
 
 
+class Attention(nn.Module):
+    """Two heads of two dims among the pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(3, 4, bias=False) for _ in range(3))
+        self.out = nn.Linear(4, 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(2).transpose(1, 2)[:, :2]  # as many tokens as dims: sizes must not be mistaken for each other
+        q, k, v = (layer(x).unflatten(-1, (2, 2)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        y = (q @ k.transpose(-1, -2)).softmax(-1) @ v
+        return self.out(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+def test_attention() -> None:
+    bits = {"q": [1.0, 2.0, 3.0, 4.0], "k": [2.0, 2.0, 2.0, 2.0], "v": [8.0, 6.0, 4.0, 0.5], "out": [3.0, 5.0]}
+    net = compressed(Attention(), **bits)
+    made = 3 * (10 + 8 + 18.5)
+    # What the last layer reads is fed by the values.
+    assert sizes(net) == pytest.approx((made + 4 * 8, made + 4 * 8 + 2 * 18.5))
+
+
 def test_a_layer_that_is_called_twice_counts_once() -> None:
     conv = nn.Conv2d(3, 3, 3, padding=1, bias=False)
     net = compressed(nn.Sequential(conv, nn.ReLU(), conv))

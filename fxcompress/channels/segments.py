@@ -16,6 +16,7 @@ from fxcompress.channels.analysis import SiteAtoms
 from fxcompress.channels.interpret import Trail
 from fxcompress.channels.layers import pad_rank, vector
 from fxcompress.channels.rules.contraction import CONTRACTIONS, site_of
+from fxcompress.channels.rules.products import BATCHED, product_of
 from fxcompress.channels.rules.registry import Known
 from fxcompress.channels.values import Step, Value, find
 
@@ -81,11 +82,23 @@ def _carried(step: Step, known: Known, result: Segments) -> list[Tensor | None]:
         return [None]
     if step.op.name == "pad":
         return [_padded(step, known)]
+    if step.op is BATCHED:
+        return [_multiplied(step, known, result)]
     values = find(Value, (step.call.args, step.call.kwargs))
     if step.op.name.startswith(("pointwise", "multiply")):
         joined = _join([pad_rank(known.of(v), step.outputs[0].rank) for v in values], result)
         return [joined] * len(step.outputs)
     return [_fit(known.of(values[0]), out) if values else None for out in step.outputs]
+
+
+def _multiplied(step: Step, known: Known, result: Segments) -> Tensor | None:
+    """A batched product passes on the segments of the dims that it keeps: those of the values, in an attention."""
+    product = product_of(step.call)
+    if product is None:
+        return None
+    left, right = known.of(product.left), known.of(product.right)
+    kept = [x for x, dim in ((left, 2), (right, 1)) if x.shape[dim] == 1]
+    return _join(kept, result) if kept else None
 
 
 def _padded(step: Step, known: Known) -> Tensor | None:

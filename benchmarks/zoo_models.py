@@ -4,9 +4,11 @@ Those of torchvision come from its own registry, so that none is forgotten; size
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -118,10 +120,26 @@ def _builder(name: str, family: str) -> Callable[[], nn.Module]:
             options["image_size"] = _shape(name).size
         if family == "detection" and not name.startswith("ssd"):
             options |= _SMALL
-        net: nn.Module = models.get_model(name, weights=None, **options)
+        with _smaller_clips(_shape(name).size):
+            net: nn.Module = models.get_model(name, weights=None, **options)
         return net
 
     return build
+
+
+@contextmanager
+def _smaller_clips(size: int) -> Iterator[None]:
+    """Let the builders of MViT, which take no other size than 224, make networks for smaller images."""
+    from torchvision.models.video import mvit
+
+    whole = mvit.MViT
+
+    def smaller(**options: Any) -> nn.Module:  # noqa: ANN401 - those of MViT
+        net: nn.Module = whole(**options | {"spatial_size": (size, size)})
+        return net
+
+    with patch.object(mvit, "MViT", smaller):
+        yield
 
 
 def _random(shape: list[int], generator: torch.Generator) -> Tensor:

@@ -26,8 +26,9 @@ class KnownSlots:
         pairs = [pair for slots in analysis.space.slots for pair in self._read(slots, alive)]
         pairs += [(first, other) for first, *others in self._of.values() for other in others]
         a, b = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+        everything = np.arange(analysis.space.size)
         self.name = components(analysis.space.size, [(a, b)])
-        self.same = components(analysis.space.size, [*analysis.space.edges, (a, b)])
+        self.same = components(analysis.space.size, [(everything, self.component), (a, b)]) if pairs else self.component
 
     def _read(self, slots: Slots, alive: np.ndarray) -> Iterator[tuple[int, int]]:
         """Enter what is left of the slots; the pairs of a slot and its only member."""

@@ -87,11 +87,21 @@ def _finding(line: str) -> Row:
 
 
 def stored(lines: Path, key: Row) -> dict[str, Row]:
-    """The rows that were measured by the same code under the same settings, by model."""
+    """The rows that were measured by the same code under the same settings, by model.
+
+    Limits count for the rows of networks that failed.
+    """
     if not lines.exists():
         return {}
     rows = (_finding(line) for line in lines.read_text("utf-8").splitlines())
-    return {row["model"]: row for row in rows if row.get("key") == key}
+    return {row["model"]: row for row in rows if _counts(row, key)}
+
+
+def _counts(row: Row, key: Row) -> bool:
+    limits = ("timeout", "memory") if row.get("exact") else ()
+    return {k: v for k, v in row.get("key", {}).items() if k not in limits} == {
+        k: v for k, v in key.items() if k not in limits
+    }
 
 
 def collect(cases: Iterable[Case], options: argparse.Namespace) -> dict[str, Row]:

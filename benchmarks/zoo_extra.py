@@ -1,6 +1,7 @@
 """Networks of timm and transformers for the scoreboard: small or with tiny configurations, and with random weights."""
 
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -46,8 +47,7 @@ def extra_cases(library: str) -> list[Case]:
 
 def _timm(name: str) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
-        import timm
-
+        timm: Any = import_module("timm")
         net: nn.Module = timm.create_model(name, pretrained=False, num_classes=100)
         return net
 
@@ -56,11 +56,10 @@ def _timm(name: str) -> Callable[[], nn.Module]:
 
 def _transformer(kind: str) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
-        import transformers
-
+        transformers: Any = import_module("transformers")
         options = {"use_cache": False, "attn_implementation": "sdpa"} | _TRANSFORMERS[kind]
         config = transformers.AutoConfig.for_model(kind, **options)
-        net: nn.Module = transformers.AutoModel.from_config(config)  # type: ignore[no-untyped-call]
+        net: nn.Module = transformers.AutoModel.from_config(config)
         return net
 
     return build

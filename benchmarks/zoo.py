@@ -94,14 +94,12 @@ def stored(lines: Path, key: Row) -> dict[str, Row]:
     if not lines.exists():
         return {}
     rows = (_finding(line) for line in lines.read_text("utf-8").splitlines())
-    return {row["model"]: row for row in rows if _counts(row, key)}
+    return {row["model"]: row for row in rows if "key" in row and _counts(row, key)}
 
 
 def _counts(row: Row, key: Row) -> bool:
     limits = ("timeout", "memory") if row.get("exact") else ()
-    return {k: v for k, v in row.get("key", {}).items() if k not in limits} == {
-        k: v for k, v in key.items() if k not in limits
-    }
+    return {k: v for k, v in row["key"].items() if k not in limits} == {k: v for k, v in key.items() if k not in limits}
 
 
 def collect(cases: Iterable[Case], options: argparse.Namespace) -> dict[str, Row]:

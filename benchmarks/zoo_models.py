@@ -25,12 +25,14 @@ class Shape:
         other: another one, to see whether the result takes it.
         batch: images in the example.
         frames: of a video clip; 0 for an image.
+        lesson: images in the step of training: two where there is batch norm.
     """
 
     size: int = 96
     other: int = 128
     batch: int = 2
     frames: int = 0
+    lesson: int = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +61,8 @@ class Case:
         return self.arguments(self.shape, batch or self.shape.batch, size or self.shape.size, generator)
 
     def lesson(self, seed: int) -> Arguments:
-        """What it is trained on: at least two images, for batch norm, and targets where it takes them."""
-        batch = max(2, self.shape.batch)
+        """What it is trained on, with targets where it takes them."""
+        batch = self.shape.lesson
         return self.example(seed, batch) + (self.targets(batch, self.shape.size) if self.targets else ())
 
 
@@ -68,12 +70,13 @@ class Case:
 _SHAPES: tuple[tuple[str, Shape], ...] = (
     ("inception_v3", Shape(299, 331)),  # its auxiliary head does not fit into less
     ("vit_b", Shape(224, 256)),
+    ("vit_l_32", Shape(128, 160)),  # a multiple of its patches
     ("vit_", Shape(112, 128)),
     ("maxvit", Shape(224, 256)),
     ("swin_v2", Shape(256, 224)),
-    ("swin3d", Shape(64, 96, batch=1, frames=16)),
+    ("swin3d", Shape(64, 96, batch=1, frames=16, lesson=1)),
     ("swin", Shape(224, 256)),
-    ("mvit", Shape(224, 256, batch=1, frames=16)),
+    ("mvit", Shape(128, 160, batch=1, frames=16, lesson=1)),
     ("s3d", Shape(224, 256, batch=1, frames=16)),
     ("r3d", Shape(64, 96, frames=8)),
     ("mc3", Shape(64, 96, frames=8)),

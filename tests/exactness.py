@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fxcompress.channels.analysis import Analysis
+from fxcompress.channels.analysis import Analysis, SiteAtoms
 from fxcompress.channels.plan import Plan
 
 TOLERANCE = 1e-9
@@ -31,7 +31,7 @@ def kill(analysis: Analysis, dead: np.ndarray) -> None:
     with torch.no_grad():
         for sites in analysis.sites:
             if sites.weight_name in parameters:
-                _kill_rows(parameters[sites.weight_name], sites.site, dead[sites.rows])
+                _kill_rows(parameters[sites.weight_name], sites, analysis, dead[sites.rows])
         for name, parameter in parameters.items():
             if name not in weights:
                 for dim, atoms in analysis.atoms[name].items():
@@ -44,17 +44,17 @@ def make_constant(analysis: Analysis, dead: np.ndarray) -> None:
     with torch.no_grad():
         for sites in analysis.sites:
             if sites.weight_name in parameters:
-                _kill_rows(parameters[sites.weight_name], sites.site, dead[sites.rows])
+                _kill_rows(parameters[sites.weight_name], sites, analysis, dead[sites.rows])
 
 
-def _kill_rows(weight: Tensor, site: Any, rows: np.ndarray) -> None:  # noqa: ANN401 - a Site
+def _kill_rows(weight: Tensor, sites: SiteAtoms, analysis: Analysis, rows: np.ndarray) -> None:
+    site = sites.site
     if site.transposed and site.groups > 1:
         by_group = weight.view(site.groups, -1, *weight.shape[1:])
         for group, row in np.argwhere(rows.reshape(site.groups, -1)).tolist():
             by_group[group, :, row] = 0
         return
-    # The weight of a linear layer is read transposed.
-    dim = 0 if weight.ndim == 2 else site.row
+    dim, _ = sites.dims(analysis.atoms[sites.weight_name])
     weight.index_fill_(dim, torch.from_numpy(np.flatnonzero(rows)), 0.0)
 
 

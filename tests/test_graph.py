@@ -129,6 +129,39 @@ def test_find_knows_transposed_convolutions() -> None:
     assert graph.find("0", 5).consumers == (("1.weight", 5),)
 
 
+def test_a_weight_that_is_read_as_it_lies() -> None:
+    class Product(nn.Module):
+        def __init__(self, inputs: int, outputs: int) -> None:
+            super().__init__()
+            self.weight, self.bias = nn.Parameter(torch.randn(inputs, outputs)), nn.Parameter(torch.randn(outputs))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.addmm(self.bias, x, self.weight)
+
+    graph = fxc.ChannelGraph.of(nn.Sequential(Product(5, 7), nn.ReLU(), Product(7, 3)), torch.zeros(2, 5))
+    assert count(graph) == 7
+    assert graph.find("0", 6).producers == (("0.weight", 6),)
+    assert graph.find("0", 6).consumers == (("2.weight", 6),)
+
+
+def test_a_counter_is_left_as_it_is() -> None:
+    class Counting(Chain):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(1, dtype=torch.int64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.get_buffer("calls").add_(1)
+            return self[3](self[0](x))  # type: ignore[no-any-return]
+
+    model, x = Counting(), torch.zeros(2, 3, 10, 10)
+    graph_of(model)
+    result = fxc.prune(model, x).module
+    assert int(model.get_buffer("calls")) == int(result.get_buffer("calls")) == 0
+    result(x)
+    assert (int(model.get_buffer("calls")), int(result.get_buffer("calls"))) == (0, 1)
+
+
 def test_networkx() -> None:
     graph = graph_of(ResidualNet(8))
     network = graph.to_networkx()

@@ -40,6 +40,19 @@ class SiteAtoms:
     rows: np.ndarray
     weight_name: str
 
+    def dims(self, atoms: dict[int, Tensor]) -> tuple[int, int]:
+        """The dims of the parameter that hold rows and columns: a linear layer reads it transposed, ``x @ w`` does not.
+
+        Args:
+            atoms: of the parameter.
+        """
+        site = self.site
+        if site.weight.rank != 2:
+            return site.row, site.column
+        found = {d: layer.reshape(-1) for layer in site.weight.layers for d in support(layer)}
+        straight = any(torch.equal(atoms.get(d, torch.empty(0)), own) for d, own in found.items())
+        return (site.row, site.column) if straight else (site.column, site.row)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ProductAtoms:

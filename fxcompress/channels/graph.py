@@ -158,10 +158,8 @@ class ChannelGraph:
         rows: set[int] = set()
         columns: set[int] = set()
         for sites in self.analysis.sites:
-            weight, site = sites.site.weight, sites.site
             atoms = self.analysis.atoms.get(sites.weight_name, {})
-            view = weight.rank == 2 and site.row == 1 and site.column == 0
-            row, column = (0, 1) if view else (site.row, site.column)
+            row, column = sites.dims(atoms)
             rows |= set(atoms[row].tolist()) if row in atoms else set()
             columns |= set(atoms[column].tolist()) if column in atoms else set()
         return rows, columns
@@ -243,8 +241,8 @@ class ChannelGraph:
         return {member: group.index for group in self.groups for member in group.members}
 
     def _row_dim(self, tensor: str) -> int:
-        found = (s.site.row for s in self.analysis.sites if s.weight_name == tensor and s.site.weight.rank > 2)
-        return next(found, 0)
+        atoms = self.analysis.atoms[tensor]
+        return next((s.dims(atoms)[0] for s in self.analysis.sites if s.weight_name == tensor), 0)
 
     def _shape(self, tensor: str) -> tuple[int, ...]:
         parameters = dict(self.analysis.module.named_parameters(remove_duplicate=False))

@@ -81,6 +81,7 @@ class Interpreter:
         self.env: dict[fx.Node, Any] = {}
         self.trail = Trail(self.dispatch.tape, unknown=self.dispatch.unknown)
         self._tensors: dict[int, LabelTensor] = {}
+        self._copies: dict[int, Tensor] = {}
         self._shadows: dict[str, nn.Module] = {}
         self._tables: set[int] = set()
         self._constant: set[fx.Node] = set()  # made of parameters and numbers alone
@@ -160,9 +161,9 @@ class Interpreter:
         return self._labelled(target, value) if isinstance(value, torch.Tensor) else value
 
     def _labelled(self, name: str, tensor: Tensor) -> Tensor:
-        """The LabelTensor of a parameter or floating buffer; other tensors stay as they are."""
+        """The LabelTensor of a parameter or floating buffer; a copy of others, which the network may write to."""
         if name not in self.atoms:
-            return tensor
+            return self._copies.setdefault(id(tensor), tensor.detach().clone())
         if id(tensor) not in self._tensors:
             layers = tuple(vector(a, tensor.ndim, d) for d, a in self.atoms[name].items())
             value = Value(torch.empty_like(tensor, device="meta"), layers)

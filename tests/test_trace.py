@@ -94,6 +94,26 @@ def test_a_mixture_of_modes_that_no_graph_has_is_refused() -> None:
         traced(torch.randn(1, 3, 4, 4))
 
 
+class Hidden(nn.Module):
+    """Reads a parameter past torch.fx, and computes with it at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (self._parameters["weight"] * 2)  # type: ignore[operator]
+
+
+def test_what_is_computed_from_a_parameter_is_no_constant() -> None:
+    model, x = Hidden(), torch.randn(2, 3)
+    with pytest.raises(TraceError, match="computes with a parameter in a way that torch"):
+        trace(model)
+    traced = trace(model, ExampleInputs.of(x))  # by running
+    nn.init.constant_(traced.get_parameter("weight"), 5.0)
+    assert torch.equal(traced(x), model(x))
+
+
 def test_one_mode() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Dropout())
     traced = trace(model)

@@ -155,15 +155,16 @@ class Analysis:
 
     @cached_property
     def products(self) -> list[ProductAtoms]:
-        """Every batched product with labels along the contracted dim."""
+        """Every batched product with labels along the contracted dim, once for each operand that has other labels."""
         result = []
         for mode, trail in self.trails.items():
             for step in trail.tape:
                 product = product_of(step.call) if step.op is BATCHED else None
-                entries = None if product is None else next((x for x in inner(product) if x is not None), None)
-                if product is not None and entries is not None and entries.shape[1] == 1:
-                    results = tuple(layer.numpy() for layer in step.outputs[0].layers)
-                    result.append(ProductAtoms(product, mode, step.node, entries[:, 0].numpy(), results))
+                if product is None:
+                    continue
+                found = {support(x): x for x in inner(product) if x is not None and x.shape[1] == 1}
+                results = tuple(layer.numpy() for layer in step.outputs[0].layers)
+                result += [ProductAtoms(product, mode, step.node, x[:, 0].numpy(), results) for x in found.values()]
         return result
 
     def without_empty_slots(self, alive: np.ndarray) -> np.ndarray:

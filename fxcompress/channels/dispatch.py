@@ -120,11 +120,14 @@ class Dispatch:
     @contextmanager
     def _trial(self) -> Iterator[list[Any]]:
         """Forget what a decomposition did when it fails half-way."""
-        marks = len(self.tape), len(self.space.edges), len(self.space.pins)
+        space = self.space
+        logs: tuple[list[Any], ...] = (self.tape, space.edges, space.pins, space.slots)
+        marks = [len(log) for log in logs]
         try:
             yield []
         except Exception:  # noqa: BLE001 - any failure means the same: the op stays unknown
-            del self.tape[marks[0] :], self.space.edges[marks[1] :], self.space.pins[marks[2] :]
+            for log, mark in zip(logs, marks, strict=True):
+                del log[mark:]
 
 
 def _functional(func: Any) -> tuple[Any, OpClass | None]:  # noqa: ANN401
@@ -207,7 +210,7 @@ def _shapes(op: OpClass, func: Any, args: Any, kwargs: Any) -> Any:  # noqa: ANN
         kwargs = kwargs | {"device": torch.device("meta")}
     try:
         return func(*args, **kwargs)
-    except NotImplementedError:
+    except NotImplementedError:  # torch has no meta kernel for it: its shapes are those of a run on zeros
         real = replace(lambda t: torch.zeros(t.shape, dtype=t.dtype), torch.Tensor, (args, kwargs))
         return replace(lambda t: t.to("meta"), torch.Tensor, func(*real[0], **real[1]))
 

@@ -43,8 +43,9 @@ def make_plan(
 ) -> Plan:
     """Which of the requested components may go without changing what the network computes.
 
-    This is the greatest fixpoint: assume that all go, and put back what breaks a constraint until nothing does. An
-    entry may go when at each site that reads it, it is zero, or all that survives multiplies it by zero.
+    A fixpoint from above: assume that all go, and put back what breaks a constraint until nothing does. An entry may go
+    when at each site that reads it, it is zero, or all that survives multiplies it by zero. Where a constraint asks for
+    some entries and does not say which (as many in each head, the last channel of a layer), the first ones come back.
 
     Args:
         analysis: of the network.

@@ -55,6 +55,8 @@ class LoweredAttention(Lowered, nn.MultiheadAttention):
         average_attn_weights: bool = True,  # noqa: FBT001, FBT002
         is_causal: bool = False,  # noqa: FBT001, FBT002 - a hint; the mask says it as well
     ) -> tuple[Tensor, Tensor | None]:
+        if is_causal is True and attn_mask is None:
+            raise ValueError("is_causal is a hint about attn_mask, which is missing")  # as torch does
         q, k, v = (self._heads(x) for x in self._project(query, key, value))
         mask = None
         if attn_mask is not None or key_padding_mask is not None:
@@ -74,7 +76,8 @@ class LoweredAttention(Lowered, nn.MultiheadAttention):
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
         """Queries, keys and values, heads side by side in the last dim."""
-        n, bias = self.embed_dim, self._parameters["in_proj_bias"]
+        n = self.embed_dim
+        bias: Tensor | None = self.in_proj_bias  # None where there is none, whatever torch's annotation says
         if self._qkv_same_embed_dim and query is key and key is value:
             q, k, v = F.linear(query, self.in_proj_weight, bias).chunk(3, -1)
             return q, k, v

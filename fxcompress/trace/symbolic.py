@@ -5,7 +5,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from fxcompress.errors import TraceError
 from fxcompress.trace.inputs import ExampleInputs
@@ -69,8 +69,20 @@ def symbolic_graph(
         graph = tracer.trace(root, concrete_args=constants or None)
     except Exception as error:
         raise TraceError(_trace_message(root, error)) from error
+    _refuse_frozen(root, graph)
     _restore_names(graph, constants)
     return graph
+
+
+def _refuse_frozen(root: nn.Module, graph: fx.Graph) -> None:
+    """What was computed from a parameter, past torch.fx, would stay what it is when the parameter changes."""
+    for node in graph.find_nodes(op="get_attr"):
+        value = root.__dict__.get(str(node.target))
+        if isinstance(value, Tensor) and value.grad_fn is not None:
+            raise TraceError(
+                f"{type(root).__name__} computes with a parameter in a way that torch.fx does not see (a tensor of "
+                f"shape {tuple(value.shape)}); read parameters as attributes of their module"
+            )
 
 
 def _trace_message(root: nn.Module, error: Exception) -> str:

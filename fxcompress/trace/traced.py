@@ -63,7 +63,8 @@ class TracedModule(fx.GraphModule):
         Raises:
             TraceError: some are and some are not: the original would compute something that is in neither graph.
         """
-        modes = {path: module.training for path, module in self.named_modules() if path in self.mode_readers}
+        readers = frozenset(self.mode_readers)
+        modes = {path: module.training for path, module in self.named_modules() if path in readers}
         training = next(iter(modes.values()), self.training)
         other = [path or "the network itself" for path, mode in modes.items() if mode != training]
         if other:

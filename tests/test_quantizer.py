@@ -147,7 +147,7 @@ def test_second_derivative_is_refused() -> None:
         grad.sum().backward()
 
 
-def test_nothing_but_the_arguments_is_kept_for_backward() -> None:
+def test_backward_keeps_the_arguments_and_the_result_and_nothing_else() -> None:
     x, bits, exponent = torch.randn(4, 9, requires_grad=True), torch.ones(4, 1), torch.zeros(4, 1)
     kept: list[int] = []
 
@@ -156,8 +156,52 @@ def test_nothing_but_the_arguments_is_kept_for_backward() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        quantize(x, bits, exponent)
-    assert kept == [x.data_ptr(), bits.data_ptr(), exponent.data_ptr()]
+        result = quantize(x, bits, exponent)
+    assert kept == [t.data_ptr() for t in (x, bits, exponent, result)]
+
+
+LARGE: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {
+    "rows": ((70, 400, 3, 3), (70, 1, 1, 1), (70, 1, 1, 1)),
+    "columns": ((300, 1000), (1, 1000), (1, 1000)),
+    "groups": ((6, 50, 20, 30), (6, 1, 20, 1), (6, 1, 20, 1)),
+    "one for all": ((300, 1000), (), ()),
+    "fewer dims": ((300, 1000), (1000,), (300, 1)),
+    "rows longer than a block": ((3, 200_000), (3, 1), (3, 1)),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_large_weights_are_the_same_block_by_block(name: str) -> None:
+    shape, bits, exponent = LARGE[name]
+    torch.manual_seed(0)
+    x = torch.randn(shape, dtype=torch.float64)
+    assert_same_as_reference(
+        x, 4 * torch.rand(bits, dtype=torch.float64), torch.rand(exponent, dtype=torch.float64) - 2
+    )
+
+
+def test_layouts_in_memory_are_kept() -> None:
+    x = torch.randn(64, 300, 3, 3).contiguous(memory_format=torch.channels_last).requires_grad_()
+    bits, exponent = torch.full((64, 1, 1, 1), 3.0), torch.full((64, 1, 1, 1), -1.0)
+    result = quantize(x, bits, exponent)
+    result.square().sum().backward()
+    assert x.grad is not None
+    for tensor in (result, x.grad):
+        assert tensor.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(result, quantize(x.detach().contiguous(), bits, exponent))
+
+
+def test_compiles_without_a_graph_break() -> None:
+    """Into graphs that a compiler can fuse, and with the same numbers."""
+    x, bits, exponent = torch.randn(5, 40), torch.full((5, 1), 2.5), torch.full((5, 1), -1.0)
+    compiled = torch.compile(quantize, backend="aot_eager", fullgraph=True)
+    grad = torch.randn(5, 40)
+    for mine, other in zip(
+        value_and_grads(compiled, x, bits, exponent, grad),
+        value_and_grads(quantize, x, bits, exponent, grad),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, other)
 
 
 def test_only_asked_gradients_are_computed() -> None:

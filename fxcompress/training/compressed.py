@@ -18,7 +18,7 @@ from fxcompress.passes.prune_channels import Pruned, prune_channels
 from fxcompress.passes.prune_report import PruneReport, make_report
 from fxcompress.passes.shrink import shrink
 from fxcompress.provenance import Provenance, attach, provenance_of
-from fxcompress.quantizer import Quantizer, storage_bits
+from fxcompress.quantizer import Quantizer, compile_quantizers, storage_bits
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.traced import TracedModule
 from fxcompress.training.census import free_entries, seeds
@@ -117,6 +117,13 @@ class CompressedModule(TracedModule):
             {"params": quantizers, "lr": bits_lr, "eps": bits_eps, "weight_decay": 0.0, "name": "bits"},
         ]
         return [group for group in groups if group["params"]]
+
+    def compile_quantizers(self, **options: Any) -> None:  # noqa: ANN401
+        """Compile the quantizers alone: see :func:`fxcompress.quantizer.compile_quantizers`.
+
+        ``torch.compile(net)`` compiles all of the network instead, and anew after each removal.
+        """
+        compile_quantizers(self, **options)
 
     @property
     def weights(self) -> int:

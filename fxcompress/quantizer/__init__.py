@@ -1,0 +1,23 @@
+"""The quantizer: signed fixed point with a trained bit depth and a trained exponent for each output channel.
+
+Source: S. Cséfalvay and J. Imber, "Self-Compressing Neural Networks", arXiv 2301.13142 (the *paper*), equation 1.
+"""
+
+from fxcompress.quantizer.codes import code_bounds, code_count, storage_bits
+from fxcompress.quantizer.function import quantize, quantize_reference
+from fxcompress.quantizer.layout import from_rows, per_channel, rows, split_groups
+from fxcompress.quantizer.module import Quantizer, compile_quantizers
+
+__all__ = [
+    "Quantizer",
+    "code_bounds",
+    "code_count",
+    "compile_quantizers",
+    "from_rows",
+    "per_channel",
+    "quantize",
+    "quantize_reference",
+    "rows",
+    "split_groups",
+    "storage_bits",
+]

@@ -1,0 +1,141 @@
+"""The module that quantizes a weight, with its trained bit depths and exponents."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxcompress.errors import UnsupportedModelError
+from fxcompress.quantizer.function import codes_of, quantize, wide
+from fxcompress.quantizer.layout import is_grouped, per_channel, rows, split_groups
+
+__all__ = ["Quantizer", "compile_quantizers"]
+
+_SMALLEST = 2.0**-100
+"""Channels are scaled as if their largest weight were at least this, so that 2**-e stays a finite float32."""
+
+
+class Quantizer(nn.Module):
+    """Quantizes a weight with one bit depth and one exponent for each of its output channels.
+
+    The number of channels is that of ``bits``, read at each call: cutting channels means replacing ``bits`` and
+    ``exponent`` by shorter parameters, and for a grouped transposed convolution setting ``groups``.
+
+    Attributes:
+        bits: b, parameter of shape (O,), in float32 at least. To be kept >= 0 by whoever trains it.
+        exponent: e, parameter of shape (O,).
+        channel_dim: the dim of the weight that holds its output channels: 0, and 1 for transposed convolutions.
+        groups: with ``channel_dim == 1``, the groups that dim 0 is split into: the weight is (I, O/groups, *k), and
+            channel c is entry c % (O/groups) of group c // (O/groups). Without meaning for ``channel_dim == 0``.
+
+    >>> conv = nn.Conv2d(3, 8, 3)
+    >>> quantizer = Quantizer.for_weight(conv.weight, bits=4.0)
+    >>> quantizer(conv.weight).shape, int(quantizer.codes(conv.weight).abs().max()) <= 8
+    (torch.Size([8, 3, 3, 3]), True)
+    """
+
+    def __init__(self, bits: Tensor, exponent: Tensor, *, channel_dim: int = 0, groups: int = 1) -> None:
+        super().__init__()
+        self.bits = nn.Parameter(bits)
+        self.exponent = nn.Parameter(exponent)
+        self.channel_dim = channel_dim
+        self.groups = groups
+
+    @classmethod
+    def for_weight(cls, weight: Tensor, *, bits: float = 8.0, channel_dim: int = 0, groups: int = 1) -> "Quantizer":
+        """A quantizer for a float ``weight`` of any rank >= 1, on its device, with all bit depths at ``bits``.
+
+        Exponents start at log2(max |w|) - (b - 1) of each channel: the range is full, and nothing is clipped but a
+        largest weight that is positive, by one step, as 2^(b-1) itself is no code. A channel of zeros takes the
+        largest max |w| of the others.
+
+        Raises:
+            UnsupportedModelError: the weight is not float, or has not the dims that the arguments speak of.
+        """
+        shape = tuple(weight.shape)
+        if not weight.is_floating_point() or not 0 <= channel_dim < len(shape):
+            raise UnsupportedModelError(
+                f"cannot quantize a weight of shape {shape} and dtype {weight.dtype}: it must be float and have "
+                f"a dim {channel_dim}, which holds the output channels; leave this weight out"
+            )
+        if is_grouped(channel_dim, groups) and shape[0] % groups:
+            raise UnsupportedModelError(f"a weight of shape {shape} cannot have {groups} groups along dim 0")
+        largest = wide(rows(weight.detach(), channel_dim, groups)).abs().amax(1)
+        largest = torch.where(largest > 0, largest, torch.where(largest.max() > 0, largest.max(), 1.0))
+        exponent = largest.clamp(min=_SMALLEST).log2() - (bits - 1)
+        return cls(torch.full_like(exponent, bits), exponent, channel_dim=channel_dim, groups=groups)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The quantized weight, of the same shape and dtype; see :func:`quantize`.
+
+        Raises:
+            UnsupportedModelError: ``weight`` has another number of output channels than ``bits``.
+        """
+        blocks = self._blocks(weight)
+        if self.channel_dim == 0 and blocks.is_contiguous():
+            # Of one rank for all layers, so that a compiler makes one kernel for all of them.
+            return self.function(blocks.flatten(1), self.bits[:, None], self.exponent[:, None]).reshape(weight.shape)
+        quantized = self.function(blocks, self._broadcast(self.bits, weight), self._broadcast(self.exponent, weight))
+        return quantized.reshape(weight.shape)
+
+    @property
+    def function(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """:func:`quantize`, or what it was compiled to; see :func:`compile_quantizers`."""
+        compiled: Callable[[Tensor, Tensor, Tensor], Tensor] = self.__dict__.get("_compiled", quantize)
+        return compiled
+
+    def codes(self, weight: Tensor) -> Tensor:
+        """The integers that ``forward(weight)`` is the ``scale(weight)``-fold of; int32, of the weight's shape."""
+        with torch.no_grad():
+            bits, exponent = self._broadcast(self.bits, weight), self._broadcast(self.exponent, weight)
+            return codes_of(self._blocks(weight), bits, exponent).to(torch.int32).reshape(weight.shape)
+
+    def scale(self, weight: Tensor) -> Tensor:
+        """2^e in ``exponent``'s dtype, of a shape that broadcasts against ``weight``; without gradient.
+
+        For (O, I, k, k) that is (O, 1, 1, 1). A grouped transposed (I, O/g, k, k) gets (I, O/g, 1, 1).
+        """
+        scale = self._broadcast(torch.exp2(wide(self.exponent.detach())), weight)
+        if scale.ndim == weight.ndim:
+            return scale
+        return scale.expand(-1, weight.shape[0] // self.groups, *[-1] * (scale.ndim - 2)).flatten(0, 1)
+
+    def extra_repr(self) -> str:
+        """Channels and layout; no values, which would wait for the device."""
+        return f"channels={self.bits.numel()}, channel_dim={self.channel_dim}, groups={self.groups}"
+
+    def _broadcast(self, values: Tensor, weight: Tensor) -> Tensor:
+        return per_channel(values, weight.ndim, self.channel_dim, self.groups)
+
+    def _blocks(self, weight: Tensor) -> Tensor:
+        channels = weight.shape[self.channel_dim]
+        channels *= self.groups if is_grouped(self.channel_dim, self.groups) else 1
+        if channels != self.bits.numel():
+            raise UnsupportedModelError(
+                f"the weight of shape {tuple(weight.shape)} has {channels} output channels (channel_dim="
+                f"{self.channel_dim}, groups={self.groups}), but its quantizer has {self.bits.numel()} bit depths; "
+                "both must be cut together"
+            )
+        return split_groups(weight, self.channel_dim, self.groups)
+
+
+def compile_quantizers(module: nn.Module, **options: Any) -> None:  # noqa: ANN401
+    """Compile the function of all quantizers in ``module``, and nothing else of it.
+
+    One kernel serves weights of all sizes, so removing channels compiles nothing anew. The first steps compile, which
+    takes some ten seconds and, on a CPU, a C++ compiler.
+
+    Args:
+        module: a network with quantizers, changed in place.
+        options: of ``torch.compile``, such as ``backend``.
+
+    >>> net = nn.Sequential(Quantizer(torch.full((4,), 8.0), torch.zeros(4)))
+    >>> compile_quantizers(net, backend="eager")
+    >>> net(torch.ones(4, 3)).shape
+    torch.Size([4, 3])
+    """
+    compiled = torch.compile(quantize, dynamic=True, fullgraph=True, **options)
+    for quantizer in module.modules():
+        if isinstance(quantizer, Quantizer):
+            quantizer.__dict__["_compiled"] = compiled

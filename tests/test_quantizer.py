@@ -288,12 +288,24 @@ def test_channels_are_those_of_the_layers_output(layer: nn.Module, channel_dim: 
     assert out.transpose(0, 1).flatten(1).any(1).tolist() == [True, True, True, True, False, True]
 
 
-@pytest.mark.parametrize("bits", [1.0, 2.3, 8.0])
-def test_start_clips_nothing_beyond_the_asymmetry(bits: float) -> None:
-    weight = torch.randn(16, 4, 3, 3) * torch.logspace(-3, 3, 16).reshape(-1, 1, 1, 1)
+@pytest.mark.parametrize("bits", [7.0, 8.0, 11.3])
+def test_start_is_within_half_a_step_of_every_weight(bits: float) -> None:
+    weight = torch.randn(16, 4, 3, 3, dtype=torch.float64) * torch.logspace(-3, 3, 16).reshape(-1, 1, 1, 1)
     quantizer = Quantizer.for_weight(weight, bits=bits)
-    relative = weight.flatten(1).abs().amax(1) / quantizer.exponent.exp2()
-    torch.testing.assert_close(relative, torch.full((16,), 2.0 ** (bits - 1)))
+    step = quantizer.scale(weight)
+    assert bool(((quantizer(weight) - weight).abs() <= step / 2 * (1 + 1e-9)).all())
+    span = step.flatten() * 2 ** (bits - 1)
+    assert bool((span <= weight.flatten(1).abs().amax(1) * 1.02).all())
+
+
+@pytest.mark.parametrize("bits", [2.0, 3.0, 4.5])
+def test_start_with_few_bits_errs_less_than_a_grid_that_spans_all_weights(bits: float) -> None:
+    weight = torch.randn(16, 40, 3, 3)
+    quantizer = Quantizer.for_weight(weight, bits=bits)
+    error = (quantizer(weight) - weight).square().sum()
+    exponent = (weight.flatten(1).abs().amax(1) / (2 ** (bits - 1) - 1)).log2()
+    spanning = quantize(weight.flatten(1), torch.tensor(bits), exponent[:, None])
+    assert error < 0.8 * (spanning - weight.flatten(1)).square().sum()
 
 
 def test_start_of_channels_without_weights_is_finite() -> None:

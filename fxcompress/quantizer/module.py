@@ -16,6 +16,27 @@ _SMALLEST = 2.0**-100
 """Channels are scaled as if their largest weight were at least this, so that 2**-e stays a finite float32."""
 
 
+_FEW = 7.0
+"""Below so many bits it pays to clip the largest weights for a finer grid of the others."""
+
+
+def _spanning(matrix: Tensor, bits: float) -> Tensor:
+    """The least exponents (O,) at which no weight of the matrix (O, M) is clipped, 2^(b-1) itself being no code."""
+    half = 2.0 ** (bits - 1)
+    least, most = -matrix.amin(1) / half, matrix.amax(1) / max(half - 1, half / 2)
+    largest = torch.maximum(least, most)
+    largest = torch.where(largest > 0, largest, torch.where(largest.max() > 0, largest.max(), 1 / half))
+    return largest.clamp(min=_SMALLEST).log2()
+
+
+def _least_error(matrix: Tensor, bits: float, exponent: Tensor) -> Tensor:
+    """Of exponents down to ``exponent`` - 2, those with the least squared error in each row."""
+    depths = torch.full_like(exponent, bits)[:, None]
+    tried = torch.stack([exponent - step / 4 for step in range(9)])
+    errors = [(quantize(matrix, depths, e[:, None]) - matrix).square().sum(1) for e in tried]
+    return tried.gather(0, torch.stack(errors).argmin(0, keepdim=True))[0]
+
+
 class Quantizer(nn.Module):
     """Quantizes a weight with one bit depth and one exponent for each of its output channels.
 
@@ -46,9 +67,9 @@ class Quantizer(nn.Module):
     def for_weight(cls, weight: Tensor, *, bits: float = 8.0, channel_dim: int = 0, groups: int = 1) -> "Quantizer":
         """A quantizer for a float ``weight`` of any rank >= 1, on its device, with all bit depths at ``bits``.
 
-        Exponents start at log2(max |w|) - (b - 1) of each channel: the range is full, and nothing is clipped but a
-        largest weight that is positive, by one step, as 2^(b-1) itself is no code. A channel of zeros takes the
-        largest max |w| of the others.
+        Exponents start where the grid of each channel just spans its weights, so that nothing is clipped; with few
+        bits, where the error of rounding and clipping is least. A channel of zeros takes the grid of weights of the
+        size of the largest of the others.
 
         Raises:
             UnsupportedModelError: the weight is not float, or has not the dims that the arguments speak of.
@@ -61,9 +82,10 @@ class Quantizer(nn.Module):
             )
         if is_grouped(channel_dim, groups) and shape[0] % groups:
             raise UnsupportedModelError(f"a weight of shape {shape} cannot have {groups} groups along dim 0")
-        largest = wide(rows(weight.detach(), channel_dim, groups)).abs().amax(1)
-        largest = torch.where(largest > 0, largest, torch.where(largest.max() > 0, largest.max(), 1.0))
-        exponent = largest.clamp(min=_SMALLEST).log2() - (bits - 1)
+        matrix = wide(rows(weight.detach(), channel_dim, groups))
+        exponent = _spanning(matrix, bits)
+        if bits < _FEW:
+            exponent = _least_error(matrix, bits, exponent)
         return cls(torch.full_like(exponent, bits), exponent, channel_dim=channel_dim, groups=groups)
 
     def forward(self, weight: Tensor) -> Tensor:

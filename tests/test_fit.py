@@ -52,7 +52,7 @@ def test_fit_shrinks_a_network_on_digits_and_keeps_it_working() -> None:
     assert 0.04 < last.size < 0.08
     assert last.weights < 1
     assert last.metric is not None
-    assert last.metric > 0.75
+    assert last.metric > 0.6
     assert accuracy(result.module) == pytest.approx(last.metric, abs=0.01)
     assert sum(p.numel() for p in result.module.parameters()) < sum(p.numel() for p in model.parameters())
     assert not result.module.training

@@ -79,7 +79,7 @@ def test_removal_as_they_die_equals_removal_at_the_end() -> None:
     losses = run(never, OPTIMIZERS["adam"], 200, 0, 0.2, 0.05)
     others = run(often, OPTIMIZERS["adam"], 200, 1, 0.2, 0.05)
     assert often.get_parameter("block1.conv1.weight").shape[0] < 8
-    assert often.get_parameter("block2.conv1.weight").shape[0] < 4
+    assert often.get_parameter("block2.conv1.weight").shape[0] < 8
     assert losses == pytest.approx(others, rel=1e-10)
     assert never.prune().modified
     same_networks(

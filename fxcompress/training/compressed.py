@@ -4,7 +4,6 @@ import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.optim import Optimizer
@@ -28,7 +27,7 @@ from fxcompress.training.optimizer import Replacement, check_optimizer, prepare_
 LIVENESS = "fxcompress_liveness"
 """The child module that holds the flags of dead channels."""
 
-_UPDATE, _TERMS = "_fxc_update", "_fxc_terms"
+_UPDATE, _TERMS, _REMOVABLE = "_fxc_update", "_fxc_terms", "_fxc_removable"
 
 
 @dataclass(slots=True)
@@ -39,11 +38,20 @@ class Settings:
         inputs: that it runs on.
         objective: what :meth:`CompressedModule.size` counts.
         bias_shrink: what each step takes off the bias of a channel without bits.
+        death_limit: share of the starting channels that may lose their last bit in one step.
+        channels: how many channels there were at the start.
     """
 
     inputs: ExampleInputs
     objective: Objective
     bias_shrink: float
+    death_limit: float = 1.0
+    channels: int = 0
+
+    @property
+    def deaths(self) -> int:
+        """How many channels may lose their last bit in one step."""
+        return max(1, int(self.death_limit * self.channels))
 
 
 class CompressedModule(TracedModule):
@@ -61,6 +69,7 @@ class CompressedModule(TracedModule):
     def start(self, settings: Settings) -> None:
         """Take up self-compression; called once, by :func:`fxcompress.compress`."""
         self.settings = settings
+        settings.channels = sum(q.bits.numel() for q in self._quantizers().values())
         free = free_entries(analyse(self, settings.inputs))
         sizes = {name: len(may) for name, may in free.items()}
         sizes |= {n: b.numel() for n, b in self.named_buffers() if b.ndim == 1 and b.is_floating_point()}
@@ -82,7 +91,8 @@ class CompressedModule(TracedModule):
         if update is None:
             flags = self.get_submodule(LIVENESS)
             assert isinstance(flags, Liveness)
-            update = LivenessUpdate(self, flags, self.settings.inputs, self.settings.bias_shrink)
+            settings = self.settings
+            update = LivenessUpdate(self, flags, settings.inputs, settings.bias_shrink, settings.deaths)
             self.__dict__[_UPDATE] = update
         assert isinstance(update, LivenessUpdate)
         return update
@@ -180,24 +190,24 @@ class CompressedModule(TracedModule):
         """The quantized weights that are left, over N, counting as gone what could be removed at once."""
         bits = torch.cat([p.detach() for p in self.liveness.bits])
         terms = self._size_terms(bits)
-        alive = torch.from_numpy(self._alive_rows()).to(bits.device)
+        alive = torch.from_numpy(self.liveness.alive_rows()).to(bits.device)
         per_row = (terms.kernel * terms.inputs)[terms.row_block]
         return float(per_row[alive[terms.rows]].sum()) / self.weights
+
+    def removable(self) -> float:
+        """The share of the quantized weights, as they are now, that :meth:`prune` would take out."""
+        version = self.liveness.version
+        cached = self.__dict__.get(_REMOVABLE)
+        if cached is None or cached[0] != version:
+            present = sum(self.get_parameter(name.removesuffix("_quantizer")).numel() for name in self._quantizers())
+            cached = self.__dict__[_REMOVABLE] = (version, max(0.0, 1 - self.weights_left() * self.weights / present))
+        share: float = cached[1]
+        return share
 
     @torch.no_grad()
     def channels_left(self) -> int:
         """Output channels of quantized weights that are left, counting as gone what could be removed at once."""
-        return int(self._alive_rows().sum())
-
-    def _alive_rows(self) -> np.ndarray:
-        update = self.liveness
-        census = update.census
-        alive = np.zeros(max((s.stop for s in census.weights.values()), default=0), dtype=bool)
-        for sites in census.analysis.sites:
-            span = census.weights.get(sites.weight_name)
-            if span is not None:
-                alive[span.start : span.stop] = update.plan.alive[sites.rows] | (sites.rows == 0)
-        return alive
+        return int(self.liveness.alive_rows().sum())
 
     def step(self) -> None:
         """To be called after each ``optimizer.step()``.

@@ -60,7 +60,7 @@ def agreed(wrappers: Sequence[DistributedDataParallel], make: Callable[[], P]) -
     return plan
 
 
-def check_same(what: str, value: str, group: dist.ProcessGroup, device: torch.device) -> None:
+def check_same(what: str, value: str, group: "dist.ProcessGroup", device: torch.device) -> None:
     """Check that all ranks of a group have the same value for something; each of them must call it.
 
     Raises:
@@ -76,7 +76,7 @@ def _one_per_group(wrappers: Sequence[DistributedDataParallel]) -> list[Distribu
     return list({id(w.process_group): w for w in wrappers if w.process_group.size() > 1}.values())
 
 
-def exchange(record: str, group: dist.ProcessGroup, device: torch.device) -> list[str]:
+def exchange(record: str, group: "dist.ProcessGroup", device: torch.device) -> list[str]:
     """What each rank of a group has to say, by rank; long records are cut off.
 
     One all-reduce of whole numbers, which every backend can do on its own device.
@@ -98,7 +98,7 @@ def exchange(record: str, group: dist.ProcessGroup, device: torch.device) -> lis
     return [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in everyone.tolist()]
 
 
-def _summed(tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
+def _summed(tensor: Tensor, group: "dist.ProcessGroup") -> Tensor:
     dist.all_reduce(tensor, group=group)
     return tensor.cpu()  # waits for the device, so that a failure shows here
 

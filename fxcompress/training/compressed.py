@@ -263,6 +263,7 @@ class CompressedModule(TracedModule):
             fold: with ``prune``, also remove channels that are constant, and not zero, in evaluation: what they add
                 goes into the biases of the layers that read them. Layers may get a bias for that.
         """
+        refuse_sharded(self)
         own = copy.deepcopy(self)
         provenance = provenance_of(own)
         delattr(own, LIVENESS)

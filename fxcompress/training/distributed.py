@@ -7,6 +7,7 @@ whoever holds it, Lightning and Accelerate among them, sees the same object.
 
 import gc
 import inspect
+from itertools import compress
 from typing import Any
 
 import torch.distributed as dist
@@ -58,7 +59,15 @@ def wrappers_of(net: nn.Module) -> list[DistributedDataParallel]:
 
 
 def _live(net: nn.Module) -> list[DistributedDataParallel]:
-    return [o for o in gc.get_objects() if DistributedDataParallel in type(o).__mro__ and _holds(o, net)]
+    kinds = _with_subclasses(DistributedDataParallel)
+    everything = gc.get_objects()
+    found = compress(everything, map(kinds.__contains__, map(type, everything)))  # at the speed of C
+    return [wrapper for wrapper in found if _holds(wrapper, net)]
+
+
+def _with_subclasses(kind: type) -> set[type]:
+    below: list[type] = kind.__subclasses__()
+    return {kind}.union(*map(_with_subclasses, below))
 
 
 def _holds(wrapper: DistributedDataParallel, net: nn.Module) -> bool:
@@ -141,15 +150,16 @@ def refuse_sharded(net: nn.Module) -> None:
     """Check that each process holds its parameters whole.
 
     Raises:
-        DistributedError: they are sharded, as ``fully_shard`` and tensor parallelism do.
+        DistributedError: they are sharded, as ``fully_shard``, FullyShardedDataParallel and tensor parallelism do.
     """
     if not dist.is_available():
         return
     from torch.distributed.tensor import DTensor
 
-    sharded = next((name for name, p in net.named_parameters() if isinstance(p, DTensor)), None)
-    if sharded is not None:
+    sharded = [name or "<root>" for name, m in net.named_modules() if "_is_fsdp_managed_module" in m.__dict__]
+    sharded += [name for name, p in net.named_parameters() if isinstance(p, DTensor)]
+    if sharded:
         raise DistributedError(
-            f"parameter {sharded!r} is sharded over processes (a DTensor, from fully_shard or tensor parallelism): "
-            "channels cannot be counted or removed in shards; use DistributedDataParallel"
+            f"the parameters of {sharded[0]!r} are sharded over processes (fully_shard, FullyShardedDataParallel or "
+            "tensor parallelism): a channel cannot be measured or removed in pieces; use DistributedDataParallel"
         )

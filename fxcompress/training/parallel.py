@@ -80,7 +80,7 @@ def _wrapped(net: CompressedModule) -> DistributedDataParallel:
     trails = net.liveness.census.analysis.trails.values()
     read = {name for trail in trails for name in trail.parameters}
     idle = any(p.requires_grad and name not in read for name, p in net.named_parameters())
-    ids = None if device.type == "cpu" else [device.index if device.index is not None else device]
-    wrapper = DistributedDataParallel(net, device_ids=ids, find_unused_parameters=idle)
+    devices = None if device.type == "cpu" else [device]
+    wrapper = DistributedDataParallel(net, device_ids=devices, find_unused_parameters=idle)
     net.refresh()  # it has taken over the tensors of the first process
     return wrapper

@@ -222,6 +222,7 @@ class CompressedModule(TracedModule):
         Raises:
             DistributedError: the ranks disagree, or one has died or cannot remove. Nothing has changed on any rank.
             OptimizerError: it holds other parameters, or state that cannot be cut. Nothing has changed then.
+            UnsupportedModelError: ``forward`` was replaced on the instance, and would go on running the old graph.
         """
         wrappers = wrappers_of(self)
         removal = agreed(wrappers, lambda: self._planned(wrappers, optimizer))

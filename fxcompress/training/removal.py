@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from fxcompress.errors import UnsupportedModelError
 from fxcompress.passes.prune_channels import Pruned, prune_channels
 from fxcompress.passes.prune_report import PruneReport, make_report
 from fxcompress.trace.inputs import ExampleInputs
@@ -46,17 +47,33 @@ def plan_removal(
 
     Raises:
         OptimizerError: as there.
+        UnsupportedModelError: as there.
     """
     if optimizer is not None:
         check_optimizer(optimizer, net.parameters())
     zeros = update.zeros()
     analysis = update.census.analysis if update.census.view is net else None
     pruned = prune_channels(net, inputs, lambda _, trail: seeds(trail, zeros), modes=(True,), analysis=analysis)
+    _check_forward(net, pruned)
     report = make_report(net, pruned, explain=False)
     prepared = None
     if optimizer is not None and pruned.modified:
         prepared = prepare_resize(optimizer, _replacements(net, pruned))
     return Removal(pruned, report, prepared, _fingerprint(net, update, pruned, optimizer))
+
+
+def _check_forward(net: TracedModule, pruned: Pruned) -> None:
+    """A forward that was set on the instance, and not on the class, goes on running the graph that it was made from."""
+    if "forward" in net.__dict__ and _sources(net) != _sources(pruned.module):
+        raise UnsupportedModelError(
+            f"the forward of {type(net).__name__} was replaced on the instance (Accelerate does so for mixed precision) "
+            "and keeps the graph of now, which the removal changes\n"
+            "  hold the network in another module that calls it, and pass that module to whoever replaces forward"
+        )
+
+
+def _sources(module: TracedModule) -> list[str]:
+    return [graph.python_code("self").src for graph in module.graphs.values()]
 
 
 def _replacements(before: TracedModule, pruned: Pruned) -> list[Replacement]:

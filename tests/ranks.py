@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
-DEADLINE = 100.0
+DEADLINE = 240.0
 """Seconds after which a run counts as hanging."""
 
 
@@ -41,7 +41,7 @@ def launch(
     world: int,
     function: Callable[..., Any],
     *args: Any,  # noqa: ANN401
-    patience: float = 30.0,
+    patience: float = 60.0,
     wait_for: list[int] | None = None,
 ) -> list[Outcome]:
     """The outcome of ``function(rank, *args)`` on each rank, or on those of ``wait_for`` alone.

@@ -78,6 +78,7 @@ class CompressedModule(TracedModule):
     def refresh(self) -> None:
         """Find anew what is dead, for when tensors were set from outside, by a broadcast for instance."""
         self.__dict__.pop(_UPDATE, None)
+        self.__dict__.pop(_TERMS, None)
 
     def _quantizers(self) -> dict[str, Quantizer]:
         return {name: module for name, module in self.named_modules() if isinstance(module, Quantizer)}
@@ -212,12 +213,12 @@ class CompressedModule(TracedModule):
     def prune(self, optimizer: Optimizer | None = None) -> PruneReport:
         """Remove dead channels and branches, in place, with their part of the optimizer's state.
 
-        Args:
-            optimizer: whose parameters are those of this network; its groups and its schedulers go on.
-
         With many processes, each must call it at the same point: where a ``DistributedDataParallel`` holds this network
         (as it is or in another module), all ranks compare what they would remove before any removes it, and the wrapper
         is rebuilt in place for the new parameters.
+
+        Args:
+            optimizer: whose parameters are those of this network; its groups and its schedulers go on.
 
         Raises:
             DistributedError: the ranks disagree, or one has died or cannot remove. Nothing has changed on any rank.
@@ -254,7 +255,6 @@ class CompressedModule(TracedModule):
         _transplant(self, new)
         self.set_graphs(pruned.module.graph, pruned.module.train_graph)
         self.refresh()
-        self.__dict__.pop(_TERMS, None)
 
     def finalize(self, *, prune: bool = True, fold: bool = True) -> TracedModule:
         """The network as an ordinary GraphModule: weights on their grid, no quantizers; this one stays as it is.

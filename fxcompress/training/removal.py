@@ -66,7 +66,7 @@ def _check_forward(net: TracedModule, pruned: Pruned) -> None:
     """A forward that was set on the instance, and not on the class, goes on running the graph that it was made from."""
     if "forward" in net.__dict__ and _sources(net) != _sources(pruned.module):
         raise UnsupportedModelError(
-            f"the forward of {type(net).__name__} was replaced on the instance (Accelerate does so for mixed precision) "
+            f"the forward of {type(net).__name__} was replaced on the instance (Accelerate does for mixed precision) "
             "and keeps the graph of now, which the removal changes\n"
             "  hold the network in another module that calls it, and pass that module to whoever replaces forward"
         )

@@ -6,6 +6,7 @@ changed: not the model, not its gradients, not the optimizer.
 
 __all__ = [
     "AnalysisError",
+    "DistributedError",
     "ExampleInputError",
     "FxCompressError",
     "OptimizerError",
@@ -47,6 +48,10 @@ class RewriteError(FxCompressError):
 
 class OptimizerError(FxCompressError):
     """The optimizer does not belong to the network, or holds state that cannot be resized."""
+
+
+class DistributedError(FxCompressError):
+    """The processes of a distributed run disagree, one of them has died, or a wrapper cannot follow a removal."""
 
 
 class StorageError(FxCompressError):

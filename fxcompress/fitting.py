@@ -33,6 +33,9 @@ def fit(
 ) -> FitResult:
     """Compress a model while it trains, and return it as a smaller ordinary network.
 
+    Where torch.distributed is initialised, all processes train one network together: each passes a loader of its own
+    part of the data, with as many batches as the others, and gets the same result. See docs/distributed.md.
+
     Args:
         model: any network, or one from :func:`compress`. A plain model is left as it is; a compressed one is trained.
         loader: batches (input, ..., target), with a length; gone through once each epoch.
@@ -47,12 +50,13 @@ def fit(
         example_inputs: taken from the first batch by default.
         validate: called with the network in evaluation mode after each epoch; its result is the record's metric.
         prune: remove what is dead after each epoch; at the end what is dead goes in any case.
-        progress: show a live display.
+        progress: show a live display, in the first process.
         on_epoch: called with each record.
 
     Raises:
         ValueError: neither or both of ``gamma`` and ``target_size`` are given, or an optimizer of a plain model.
         FxCompressError: see :func:`compress`.
+        DistributedError: processes have different numbers of batches, disagree, or have died.
     """
     control = gamma_of(gamma, target_size)
     if epochs < 1:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from fxcompress.channels.analysis import analyse
@@ -14,15 +15,17 @@ from fxcompress.objectives import OBJECTIVES, Objective, SizeTerms, size_terms
 from fxcompress.passes.finalize import finalize_quantizers
 from fxcompress.passes.history import extended
 from fxcompress.passes.prune_channels import Pruned, prune_channels
-from fxcompress.passes.prune_report import PruneReport, make_report
+from fxcompress.passes.prune_report import PruneReport
 from fxcompress.passes.shrink import shrink
 from fxcompress.provenance import Provenance, attach, provenance_of
 from fxcompress.quantizer import Quantizer, compile_quantizers, storage_bits
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.traced import TracedModule
-from fxcompress.training.census import free_entries, seeds
+from fxcompress.training.agreement import agreed
+from fxcompress.training.census import free_entries
+from fxcompress.training.distributed import check_wrapper, rebuild, refuse_sharded, wrappers_of
 from fxcompress.training.liveness import Liveness, LivenessUpdate
-from fxcompress.training.optimizer import Replacement, check_optimizer, prepare_resize
+from fxcompress.training.removal import Removal, plan_removal
 
 LIVENESS = "fxcompress_liveness"
 """The child module that holds the flags of dead channels."""
@@ -78,8 +81,13 @@ class CompressedModule(TracedModule):
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         """As of any module; what is dead is found anew."""
         result = super().load_state_dict(*args, **kwargs)
-        self.__dict__.pop(_UPDATE, None)
+        self.refresh()
         return result
+
+    def refresh(self) -> None:
+        """Find anew what is dead, for when tensors were set from outside, by a broadcast for instance."""
+        self.__dict__.pop(_UPDATE, None)
+        self.__dict__.pop(_TERMS, None)
 
     def _quantizers(self) -> dict[str, Quantizer]:
         return {name: module for name, module in self.named_modules() if isinstance(module, Quantizer)}
@@ -89,6 +97,7 @@ class CompressedModule(TracedModule):
         """What is dead, and what follows from it."""
         update = self.__dict__.get(_UPDATE)
         if update is None:
+            refuse_sharded(self)
             flags = self.get_submodule(LIVENESS)
             assert isinstance(flags, Liveness)
             settings = self.settings
@@ -221,30 +230,34 @@ class CompressedModule(TracedModule):
     def prune(self, optimizer: Optimizer | None = None) -> PruneReport:
         """Remove dead channels and branches, in place, with their part of the optimizer's state.
 
+        With many processes, each must call it at the same point: where a ``DistributedDataParallel`` holds this network
+        (as it is or in another module), all ranks compare what they would remove before any removes it, and the wrapper
+        is rebuilt in place for the new parameters.
+
         Args:
             optimizer: whose parameters are those of this network; its groups and its schedulers go on.
 
         Raises:
+            DistributedError: the ranks disagree, or one has died or cannot remove. Nothing has changed on any rank.
             OptimizerError: it holds other parameters, or state that cannot be cut. Nothing has changed then.
+            UnsupportedModelError: ``forward`` was replaced on the instance, and would go on running the old graph.
         """
-        if optimizer is not None:
-            check_optimizer(optimizer, self.parameters())
-        update = self.liveness
-        zeros = update.zeros()
-        analysis = update.census.analysis if update.census.view is self else None
-        pruned = prune_channels(
-            self, self.settings.inputs, lambda _, trail: seeds(trail, zeros), modes=(True,), analysis=analysis
-        )
-        report = make_report(self, pruned, explain=False)
-        if not pruned.modified:
-            return report
-        changes = _replacements(self, pruned)
-        prepared = None if optimizer is None else prepare_resize(optimizer, changes)
-        attach(self, extended(self, pruned))
-        self._take_over(pruned)
-        if prepared is not None:
-            prepared.commit()
-        return report
+        wrappers = wrappers_of(self)
+        removal = agreed(wrappers, lambda: self._planned(wrappers, optimizer))
+        if not removal.pruned.modified:
+            return removal.report
+        attach(self, extended(self, removal.pruned))
+        self._take_over(removal.pruned)
+        if removal.optimizer is not None:
+            removal.optimizer.commit()
+        for wrapper in wrappers:
+            rebuild(wrapper)
+        return removal.report
+
+    def _planned(self, wrappers: list[DistributedDataParallel], optimizer: Optimizer | None) -> Removal:
+        for wrapper in wrappers:
+            check_wrapper(wrapper)
+        return plan_removal(self, self.liveness, self.settings.inputs, optimizer)
 
     def _take_over(self, pruned: Pruned) -> None:
         """Become the pruned network; modules that stay keep their identity."""
@@ -258,8 +271,7 @@ class CompressedModule(TracedModule):
         del new[LIVENESS]
         _transplant(self, new)
         self.set_graphs(pruned.module.graph, pruned.module.train_graph)
-        self.__dict__.pop(_UPDATE, None)
-        self.__dict__.pop(_TERMS, None)
+        self.refresh()
 
     def finalize(self, *, prune: bool = True, fold: bool = True) -> TracedModule:
         """The network as an ordinary GraphModule: weights on their grid, no quantizers; this one stays as it is.
@@ -269,6 +281,7 @@ class CompressedModule(TracedModule):
             fold: with ``prune``, also remove channels that are constant, and not zero, in evaluation: what they add
                 goes into the biases of the layers that read them. Layers may get a bias for that.
         """
+        refuse_sharded(self)
         own = copy.deepcopy(self)
         provenance = provenance_of(own)
         delattr(own, LIVENESS)
@@ -312,17 +325,3 @@ def _transplant(old: nn.Module, new: dict[str, nn.Module], prefix: str = "") -> 
             _transplant(child, new, f"{prefix}{name}.")
         elif name != LIVENESS:
             del old._modules[name]
-
-
-def _replacements(before: TracedModule, pruned: Pruned) -> list[Replacement]:
-    parameters = dict(before.named_parameters())
-    changes: dict[int, Replacement] = {}
-    for cut in pruned.cuts.values():
-        if isinstance(cut.old, nn.Parameter) and isinstance(cut.new, nn.Parameter):
-            changes.setdefault(id(cut.old), Replacement(cut.old, cut.new, cut.indices))
-    left = {id(p) for p in pruned.module.parameters()}
-    for name in pruned.gone:
-        parameter = parameters.get(name)
-        if parameter is not None and id(parameter) not in left:
-            changes.setdefault(id(parameter), Replacement(parameter, None))
-    return list(changes.values())

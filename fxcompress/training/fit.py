@@ -16,6 +16,7 @@ from fxcompress.training.compressed import CompressedModule
 from fxcompress.training.controller import ConstantGamma, TargetSize
 from fxcompress.training.display import Display
 from fxcompress.training.history import EpochRecord
+from fxcompress.training.parallel import Processes
 
 Loss = Callable[[Any, Any], Tensor]
 Gamma = Callable[[float, float], float]
@@ -70,6 +71,9 @@ class Trainer:
         loss: of output and target.
         gamma: the pressure, from (progress, size).
         total: steps of the whole run.
+        done: how many of them are done.
+        last_gamma: of the step before.
+        module: what is called in place of ``net``: a wrapper of it that averages gradients over processes.
     """
 
     net: nn.Module
@@ -80,6 +84,7 @@ class Trainer:
     total: int
     done: int = 0
     last_gamma: float = 0.0
+    module: nn.Module | None = None
 
     def epoch(self, loader: Iterable[Any]) -> float:
         """Train on each batch once; the mean task loss."""
@@ -92,7 +97,8 @@ class Trainer:
         return float(total) / count if total is not None else math.nan
 
     def _step(self, inputs: tuple[Any, ...], target: Any) -> Tensor:  # noqa: ANN401
-        task = self.loss(self.net(*inputs), target)
+        module = self.net if self.module is None else self.module
+        task = self.loss(module(*inputs), target)
         full = task
         if isinstance(self.net, CompressedModule):
             size = self.net.size()
@@ -140,13 +146,18 @@ def train(
     on_epoch: Callable[[EpochRecord], None] | None = None,
 ) -> FitResult:
     """The loop behind :func:`fxcompress.fit`, on a network that is compressed already."""
-    trainer = Trainer(net, optimizer, scheduler, loss_fn, gamma, epochs * batches(loader))
+    processes = Processes.around(net, epochs * batches(loader))
+    trainer = Trainer(
+        net, optimizer, scheduler, loss_fn, gamma, epochs * batches(loader), module=processes.module
+    )  # fmt: skip
     history: list[EpochRecord] = []
     reports: list[PruneReport] = []
-    with Display("self-compressing", epochs, enabled=progress) as display:
+    with Display("self-compressing", epochs, enabled=progress and processes.is_first) as display:
         for epoch in range(1, epochs + 1):
             start = time.perf_counter()
-            loss = trainer.epoch(loader)
+            processes.start_epoch(loader, epoch)
+            loss = processes.mean(trainer.epoch(loader))
+            processes.share_buffers()
             if prune:
                 report = net.prune(optimizer)
                 reports += [report] if report.modified else []

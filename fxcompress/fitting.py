@@ -1,16 +1,23 @@
 """``fxcompress.fit``: compress, train, shrink and finalize in one call."""
 
+import os
 from collections.abc import Callable, Iterable
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fxcompress.checkpoint import check_scheduler, load_checkpoint, save_checkpoint
 from fxcompress.compress import compress
+from fxcompress.errors import CheckpointError
 from fxcompress.training.compressed import CompressedModule
 from fxcompress.training.fit import FitResult, Gamma, Loss, Scheduler, batches, cosine, gamma_of, train
 from fxcompress.training.history import EpochRecord
+from fxcompress.training.resume import Keeper
+
+Resume = Literal[True, False, "auto"]
 
 
 def fit(
@@ -30,6 +37,8 @@ def fit(
     prune: bool = True,
     progress: bool = True,
     on_epoch: Callable[[EpochRecord], None] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    resume: Resume = False,
 ) -> FitResult:
     """Compress a model while it trains, and return it as a smaller ordinary network.
 
@@ -49,17 +58,27 @@ def fit(
         prune: remove what is dead after each epoch; at the end what is dead goes in any case.
         progress: show a live display.
         on_epoch: called with each record.
+        checkpoint: a file that the run is kept in, written after each epoch and on Ctrl-C.
+        resume: True: go on with the run in ``checkpoint``; ``"auto"``: the same if there is such a file, else start
+            anew; False: start anew. All other arguments must be as they were. What is trained then is the same, bit for
+            bit, as without a stop (see docs/training.md for what that takes).
 
     Raises:
-        ValueError: neither or both of ``gamma`` and ``target_size`` are given, or an optimizer of a plain model.
+        ValueError: neither or both of ``gamma`` and ``target_size`` are given, an optimizer of a plain model, or
+            ``resume`` without ``checkpoint``.
+        CheckpointError: the checkpoint does not fit, or is there although the run is to start anew.
+        TrainingInterrupted: Ctrl-C was pressed; a KeyboardInterrupt, raised after the step that ran. A second Ctrl-C
+            stops at once.
         FxCompressError: see :func:`compress`.
     """
     control = gamma_of(gamma, target_size)
     if epochs < 1:
         raise ValueError(f"epochs={epochs} must be at least 1")
+    going_on = _goes_on(checkpoint, resume)
     net = _compressed(model, loader, optimizer, example_inputs)
     chosen = optimizer or torch.optim.Adam(net.param_groups(lr, weight_decay=weight_decay))
     steps = epochs * batches(loader)
+    schedule = scheduler or cosine(chosen, steps, min(steps // 20, 100))
     return train(
         net,
         loader,
@@ -67,12 +86,48 @@ def fit(
         epochs=epochs,
         gamma=control,
         optimizer=chosen,
-        scheduler=scheduler or cosine(chosen, steps, min(steps // 20, 100)),
+        scheduler=schedule,
         validate=validate,
         prune=prune,
         progress=progress,
         on_epoch=on_epoch,
+        keeper=None if checkpoint is None else _keeper(Path(checkpoint), net, chosen, schedule, resume=going_on),
     )
+
+
+def _goes_on(checkpoint: str | os.PathLike[str] | None, resume: Resume) -> bool:
+    """Whether there is a run to go on with; before anything is made or changed."""
+    if resume not in {True, False, "auto"}:
+        raise ValueError(f"resume={resume!r} is none of True, False and 'auto'")
+    if checkpoint is None:
+        if resume:
+            raise ValueError("resume= needs checkpoint=, the file that the run is kept in")
+        return False
+    there = Path(checkpoint).exists()
+    if there and not resume:
+        raise CheckpointError(
+            f"{checkpoint} holds a run already: pass resume=True to go on with it, or delete the file to start anew"
+        )
+    if not there and resume is True:
+        raise CheckpointError(
+            f"there is no file {checkpoint} to go on from: check the path, or pass resume='auto' to start anew then"
+        )
+    return there
+
+
+def _keeper(path: Path, net: CompressedModule, optimizer: Optimizer, scheduler: Scheduler, *, resume: bool) -> Keeper:
+    check_scheduler(scheduler)
+    start = None
+    if resume:
+        extra = load_checkpoint(path, net, optimizer, scheduler, random=False)
+        if "fit" not in extra:
+            raise CheckpointError(f"{path} is of a loop of your own, not of fit(): take it up by load_checkpoint()")
+        start = extra["fit"]
+
+    def write(state: dict[str, Any]) -> None:
+        save_checkpoint(path, net, optimizer, scheduler, fit=state)
+
+    return Keeper(str(path), write, start)
 
 
 def _compressed(

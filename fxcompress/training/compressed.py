@@ -1,6 +1,7 @@
 """The network that compresses itself while it trains."""
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +25,8 @@ from fxcompress.trace.traced import TracedModule
 from fxcompress.training.census import free_entries, seeds
 from fxcompress.training.liveness import Liveness, LivenessUpdate
 from fxcompress.training.optimizer import Replacement, check_optimizer, prepare_resize
+from fxcompress.training.record import encode
+from fxcompress.training.restore import Recut, plan_load
 
 LIVENESS = "fxcompress_liveness"
 """The child module that holds the flags of dead channels."""
@@ -39,11 +42,14 @@ class Settings:
         inputs: that it runs on.
         objective: what :meth:`CompressedModule.size` counts.
         bias_shrink: what each step takes off the bias of a channel without bits.
+        groups: names of the parameter groups that there were at the start. One that has lost all of its parameters
+            stays, as it does in an optimizer, so that the optimizer's checkpoint fits one that is built later.
     """
 
     inputs: ExampleInputs
     objective: Objective
     bias_shrink: float
+    groups: tuple[str, ...] = ()
 
 
 class CompressedModule(TracedModule):
@@ -61,16 +67,49 @@ class CompressedModule(TracedModule):
     def start(self, settings: Settings) -> None:
         """Take up self-compression; called once, by :func:`fxcompress.compress`."""
         self.settings = settings
+        settings.groups = tuple(group["name"] for group in self.param_groups())
         free = free_entries(analyse(self, settings.inputs))
         sizes = {name: len(may) for name, may in free.items()}
         sizes |= {n: b.numel() for n, b in self.named_buffers() if b.ndim == 1 and b.is_floating_point()}
         self.add_module(LIVENESS, Liveness(sizes, free, next(self.parameters()).device))
 
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        """As of any module; what is dead is found anew."""
-        result = super().load_state_dict(*args, **kwargs)
+    def get_extra_state(self) -> Tensor:
+        """What was cut out, as a part of the state_dict: see :meth:`plan_load`; uint8 (n,)."""
+        return encode(provenance_of(self) or Provenance({}))
+
+    def set_extra_state(self, state: object) -> None:
+        """Nothing: the record is read before any tensor is loaded."""
+
+    def plan_load(self, state: Mapping[str, Any], *, strict: bool = True) -> Recut | None:
+        """How this network will be cut when ``state`` is loaded; None where its shape stays. Changes nothing.
+
+        Raises:
+            CheckpointError: it does not fit.
+        """
+        return plan_load(
+            self, self.settings.inputs, state, strict=strict, liveness=LIVENESS, take_over=self._take_over
+        )  # fmt: skip
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Any,  # noqa: ANN401
+        strict: bool,  # noqa: FBT001
+        *lists: Any,  # noqa: ANN401
+    ) -> None:
+        """As of any module, also as a part of another; but first the network is cut to the shape of the state."""
+        own = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+        recut = self.plan_load(own, strict=strict)
+        if recut is not None:
+            recut.commit()
+        self._forget()
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
+
+    def _forget(self) -> None:
+        """Find out anew what is dead, and what follows from it."""
         self.__dict__.pop(_UPDATE, None)
-        return result
+        self.__dict__.pop(_TERMS, None)
 
     def _quantizers(self) -> dict[str, Quantizer]:
         return {name: module for name, module in self.named_modules() if isinstance(module, Quantizer)}
@@ -116,7 +155,7 @@ class CompressedModule(TracedModule):
             {"params": rest, "lr": lr, "weight_decay": 0.0, **options, "name": "biases and norms"},
             {"params": quantizers, "lr": bits_lr, "eps": bits_eps, "weight_decay": 0.0, "name": "bits"},
         ]
-        return [group for group in groups if group["params"]]
+        return [group for group in groups if group["params"] or group["name"] in self.settings.groups]
 
     @property
     def weights(self) -> int:
@@ -241,8 +280,7 @@ class CompressedModule(TracedModule):
         del new[LIVENESS]
         _transplant(self, new)
         self.set_graphs(pruned.module.graph, pruned.module.train_graph)
-        self.__dict__.pop(_UPDATE, None)
-        self.__dict__.pop(_TERMS, None)
+        self._forget()
 
     def finalize(self, *, prune: bool = True, fold: bool = True) -> TracedModule:
         """The network as an ordinary GraphModule: weights on their grid, no quantizers; this one stays as it is.

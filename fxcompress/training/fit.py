@@ -16,6 +16,8 @@ from fxcompress.training.compressed import CompressedModule
 from fxcompress.training.controller import ConstantGamma, TargetSize
 from fxcompress.training.display import Display
 from fxcompress.training.history import EpochRecord
+from fxcompress.training.interrupt import Interrupt, StepDone, TrainingInterrupted
+from fxcompress.training.resume import Keeper, Run
 
 Loss = Callable[[Any, Any], Tensor]
 Gamma = Callable[[float, float], float]
@@ -70,6 +72,9 @@ class Trainer:
         loss: of output and target.
         gamma: the pressure, from (progress, size).
         total: steps of the whole run.
+        done: steps that were made.
+        batch, loss_sum: batches of the present epoch that are done, and the sum of their task losses.
+        interrupt: tells when to stop.
     """
 
     net: nn.Module
@@ -80,16 +85,26 @@ class Trainer:
     total: int
     done: int = 0
     last_gamma: float = 0.0
+    batch: int = 0
+    loss_sum: Tensor | None = None
+    interrupt: Interrupt | None = None
 
     def epoch(self, loader: Iterable[Any]) -> float:
-        """Train on each batch once; the mean task loss."""
+        """Train on each batch once; the mean task loss.
+
+        Raises:
+            StepDone: Ctrl-C was pressed.
+        """
         self.net.train()
-        total, count = None, 0
         for batch in loader:
             loss = self._step(*_batch(batch, next(self.net.parameters()).device))
-            total = loss if total is None else total + loss
-            count += 1
-        return float(total) / count if total is not None else math.nan
+            self.loss_sum = loss if self.loss_sum is None else self.loss_sum + loss
+            self.batch += 1
+            if self.interrupt is not None and self.interrupt.requested:
+                raise StepDone
+        mean = float(self.loss_sum) / self.batch if self.loss_sum is not None else math.nan
+        self.batch, self.loss_sum = 0, None
+        return mean
 
     def _step(self, inputs: tuple[Any, ...], target: Any) -> Tensor:  # noqa: ANN401
         task = self.loss(self.net(*inputs), target)
@@ -138,29 +153,45 @@ def train(
     prune: bool = True,
     progress: bool = True,
     on_epoch: Callable[[EpochRecord], None] | None = None,
+    keeper: Keeper | None = None,
 ) -> FitResult:
     """The loop behind :func:`fxcompress.fit`, on a network that is compressed already."""
     trainer = Trainer(net, optimizer, scheduler, loss_fn, gamma, epochs * batches(loader))
-    history: list[EpochRecord] = []
-    reports: list[PruneReport] = []
-    with Display("self-compressing", epochs, enabled=progress) as display:
-        for epoch in range(1, epochs + 1):
-            start = time.perf_counter()
-            loss = trainer.epoch(loader)
+    run = Run(trainer, loader, batches(loader), keeper)
+    run.take_up(next(net.parameters()).device)
+    with Interrupt() as trainer.interrupt, Display("self-compressing", epochs, enabled=progress) as display:
+        for record in run.history[-1:]:
+            display.show(record)
+        for epoch in range(len(run.history) + 1, epochs + 1):
+            start = time.perf_counter() - run.seconds
+            try:
+                loss = trainer.epoch(run.epoch())
+            except StepDone:
+                run.keep(time.perf_counter() - start)
+                raise _interrupted(run, trainer, epochs) from None
             if prune:
                 report = net.prune(optimizer)
-                reports += [report] if report.modified else []
-            seconds = time.perf_counter() - start
+                run.reports += [report] if report.modified else []
+            seconds, run.seconds = time.perf_counter() - start, 0.0
             metric = _validated(net, validate)
             record = EpochRecord(
                 epoch, loss, metric, net.fractional_size(), net.weights_left(), net.channels_left(),
                 trainer.last_gamma, seconds,
             )  # fmt: skip
-            history.append(record)
+            run.history.append(record)
             display.show(record)
             if on_epoch is not None:
                 on_epoch(record)
-    return FitResult(net.finalize().eval(), net, history, reports)
+            run.keep()
+            if trainer.interrupt.requested:
+                raise _interrupted(run, trainer, epochs)
+    return FitResult(net.finalize().eval(), net, run.history, run.reports)
+
+
+def _interrupted(run: Run, trainer: Trainer, epochs: int) -> TrainingInterrupted:
+    where = f"after step {trainer.done} of {trainer.total}, with {len(run.history)} of {epochs} epochs finished"
+    path = None if run.keeper is None else run.keeper.path
+    return TrainingInterrupted(where, trainer.net, run.history, path)
 
 
 def train_plain(

@@ -93,8 +93,20 @@ def load_checkpoint(
         CheckpointError: there is no such file, it is damaged, or it does not fit. Nothing has changed then.
         OptimizerError: the optimizer holds parameters that are not the network's.
     """
+    return take_up(read_states(path), path, net, optimizer, scheduler, random=random)
+
+
+def take_up(
+    file: Mapping[str, Any],
+    path: str | os.PathLike[str],
+    net: CompressedModule,
+    optimizer: Optimizer | None,
+    scheduler: Any,  # noqa: ANN401
+    *,
+    random: bool,
+) -> dict[str, Any]:
+    """:func:`load_checkpoint` with what was read from the file."""
     _check_net(net)
-    file = read_states(path)
     try:
         recut = net.plan_load(file["net"])
         names = {id(p): name for name, p in net.named_parameters()} if recut is None else recut.names()

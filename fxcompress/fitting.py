@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,18 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fxcompress.checkpoint import check_scheduler, load_checkpoint, save_checkpoint
+from fxcompress.checkpoint import check_scheduler, save_checkpoint, take_up
 from fxcompress.compress import compress
 from fxcompress.errors import CheckpointError
+from fxcompress.storage.states import read_states
 from fxcompress.training.compressed import CompressedModule
 from fxcompress.training.fit import FitResult, Gamma, Loss, Scheduler, batches, cosine, gamma_of, train
 from fxcompress.training.history import EpochRecord
-from fxcompress.training.resume import Keeper
+from fxcompress.training.resume import Keeper, check_run
 
 Resume = Literal[True, False, "auto"]
 
 
-def fit(
+def fit(  # noqa: PLR0913 - the user's call, all by keyword
     model: nn.Module,
     loader: Iterable[Any],
     loss_fn: Loss,
@@ -79,6 +81,10 @@ def fit(
     chosen = optimizer or torch.optim.Adam(net.param_groups(lr, weight_decay=weight_decay))
     steps = epochs * batches(loader)
     schedule = scheduler or cosine(chosen, steps, min(steps // 20, 100))
+    keeper = None
+    if checkpoint is not None:
+        check = partial(check_run, gamma=control, loader=loader, batches=batches(loader))
+        keeper = _keeper(Path(checkpoint), net, chosen, schedule, check, resume=going_on)
     return train(
         net,
         loader,
@@ -91,7 +97,7 @@ def fit(
         prune=prune,
         progress=progress,
         on_epoch=on_epoch,
-        keeper=None if checkpoint is None else _keeper(Path(checkpoint), net, chosen, schedule, resume=going_on),
+        keeper=keeper,
     )
 
 
@@ -115,14 +121,24 @@ def _goes_on(checkpoint: str | os.PathLike[str] | None, resume: Resume) -> bool:
     return there
 
 
-def _keeper(path: Path, net: CompressedModule, optimizer: Optimizer, scheduler: Scheduler, *, resume: bool) -> Keeper:
+def _keeper(
+    path: Path,
+    net: CompressedModule,
+    optimizer: Optimizer,
+    scheduler: Scheduler,
+    check: Callable[[dict[str, Any]], None],
+    *,
+    resume: bool,
+) -> Keeper:
     check_scheduler(scheduler)
     start = None
     if resume:
-        extra = load_checkpoint(path, net, optimizer, scheduler, random=False)
-        if "fit" not in extra:
+        file = read_states(path)
+        start = file["extra"].get("fit")
+        if start is None:
             raise CheckpointError(f"{path} is of a loop of your own, not of fit(): take it up by load_checkpoint()")
-        start = extra["fit"]
+        check(start)
+        take_up(file, path, net, optimizer, scheduler, random=False)
 
     def write(state: dict[str, Any]) -> None:
         save_checkpoint(path, net, optimizer, scheduler, fit=state)

@@ -66,14 +66,7 @@ def run_states(loader: Iterable[Any]) -> dict[str, Any]:
 
 
 def restore_run(states: dict[str, Any], loader: Iterable[Any]) -> None:
-    """Set what :func:`run_states` found.
-
-    Raises:
-        ValueError: the loader has another number of generators; nothing has changed then.
-    """
-    generators = loader_generators(loader)
-    if len(generators) != len(states["loader"]):
-        raise ValueError(f"the loader has {len(generators)} generators, and had {len(states['loader'])}")
-    for generator, state in zip(generators, states["loader"], strict=True):
+    """Set what :func:`run_states` found; the loader must have as many generators as it had then."""
+    for generator, state in zip(loader_generators(loader), states["loader"], strict=True):
         generator.set_state(state)
     restore_random(states["global"])

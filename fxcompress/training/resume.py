@@ -5,7 +5,7 @@ the loader starts again and gives the batches that were done, which are dropped;
 they stood when the run was stopped.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -15,17 +15,21 @@ from torch import Tensor
 from fxcompress.errors import CheckpointError
 from fxcompress.passes.prune_report import KeptChannel, PruneReport
 from fxcompress.training.history import EpochRecord
-from fxcompress.training.randomness import restore_run, run_states
+from fxcompress.training.randomness import loader_generators, restore_run, run_states
 
 
 class Position(Protocol):
     """Where a trainer stands, and what it adapts; see :class:`fxcompress.training.fit.Trainer`."""
 
-    gamma: Callable[[float, float], float]
     done: int
     last_gamma: float
     batch: int
     loss_sum: Tensor | None
+
+    @property
+    def gamma(self) -> Callable[[float, float], float]:
+        """The pressure."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +73,10 @@ class Run:
     _stopped: dict[str, Any] | None = None
 
     def take_up(self, device: torch.device) -> None:
-        """Go on where the keeper says; nothing at the start of a run.
-
-        Raises:
-            CheckpointError: the run was one of another kind.
-        """
+        """Go on where the keeper says; nothing at the start of a run."""
         state = None if self.keeper is None else self.keeper.start
         if state is None:
             return
-        self._check(state)
         trainer = self.trainer
         trainer.done, trainer.last_gamma, trainer.batch = state["done"], state["last_gamma"], state["batch"]
         trainer.loss_sum = None if state["loss_sum"] is None else state["loss_sum"].to(device)
@@ -87,40 +86,21 @@ class Run:
         self.reports[:] = [_report(report) for report in state["reports"]]
         self.seconds, self._began, self._stopped = state["seconds"], state["began"], state["now"]
         if not trainer.batch:
-            self._restore(state["now"])
-
-    def _check(self, state: dict[str, Any]) -> None:
-        kind = type(self.trainer.gamma).__name__
-        if kind != state["control"]:
-            raise CheckpointError(
-                f"the run was one with a {state['control']} for gamma, and this one has a {kind}; "
-                "pass the gamma or target_size that it began with"
-            )
-        if self.batches != state["batches"]:
-            raise CheckpointError(
-                f"the run had {state['batches']} batches in an epoch, and the loader has {self.batches}; "
-                "pass a loader of the same batches"
-            )
+            restore_run(state["now"], self.loader)
 
     def epoch(self) -> Iterator[Any]:
         """The batches of an epoch that are left to do."""
         skip = self.trainer.batch
         if skip and self._began is not None:
-            self._restore(self._began)
+            restore_run(self._began, self.loader)
         elif self.keeper is not None:
             self._began = run_states(self.loader)
         batches = iter(self.loader)
         for _ in range(skip):
             next(batches)
         if skip and self._stopped is not None:
-            self._restore(self._stopped)
+            restore_run(self._stopped, self.loader)
         yield from batches
-
-    def _restore(self, states: dict[str, Any]) -> None:
-        try:
-            restore_run(states, self.loader)
-        except ValueError as error:
-            raise CheckpointError(f"{error}; pass a loader that is made as it was then") from error
 
     def keep(self, seconds: float = 0.0) -> None:
         """Write down where the run stands, where that is wanted; in the middle of an epoch after so many seconds."""
@@ -138,6 +118,31 @@ class Run:
                 "began": self._began if trainer.batch else None, "now": run_states(self.loader),
             }
         )  # fmt: skip
+
+
+def check_run(state: Mapping[str, Any], gamma: object, loader: Iterable[Any], batches: int) -> None:
+    """Whether a run can go on with these.
+
+    Raises:
+        CheckpointError: it was one of another kind.
+    """
+    kind = type(gamma).__name__
+    if kind != state["control"]:
+        raise CheckpointError(
+            f"the run was one with a {state['control']} for gamma, and this one has a {kind}; "
+            "pass the gamma or target_size that it began with"
+        )
+    if batches != state["batches"]:
+        raise CheckpointError(
+            f"the run had {state['batches']} batches in an epoch, and the loader has {batches}; "
+            "pass a loader of the same batches"
+        )
+    generators, before = len(loader_generators(loader)), len(state["now"]["loader"])
+    if generators != before:
+        raise CheckpointError(
+            f"the loader of the run had {before} random generators of its own, and this one has {generators}; "
+            "pass a loader that is made as it was then"
+        )
 
 
 def _report(state: dict[str, Any]) -> PruneReport:

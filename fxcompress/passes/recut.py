@@ -6,6 +6,8 @@ The provenance of both says what each has lost; what the other has lost and this
     conv2.weight (16, 8, 3, 3)                             ->   conv2.weight (16, 3, 3, 3)
 """
 
+from itertools import zip_longest
+
 import numpy as np
 
 from fxcompress.channels.analysis import Analysis, analyse
@@ -61,7 +63,7 @@ def missing_branches(have: Provenance, want: Provenance) -> tuple[Branch, ...]:
     """
     done = len(have.cuts)
     if want.cuts[:done] != have.cuts:
-        lost = next(own for own, other in zip(have.cuts, (*want.cuts, *have.cuts), strict=False) if own != other)
+        lost = next(own for own, other in zip_longest(have.cuts, want.cuts[:done]) if own != other)
         raise ShapeError(f"it has lost the branch at {lost[0]} already")
     return want.cuts[done:]
 

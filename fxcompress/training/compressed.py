@@ -90,21 +90,28 @@ class CompressedModule(TracedModule):
             self, self.settings.inputs, state, strict=strict, liveness=LIVENESS, take_over=self._take_over
         )  # fmt: skip
 
-    def _load_from_state_dict(
-        self,
-        state_dict: Mapping[str, Any],
-        prefix: str,
-        local_metadata: Any,  # noqa: ANN401
-        strict: bool,  # noqa: FBT001
-        *lists: Any,  # noqa: ANN401
-    ) -> None:
-        """As of any module, also as a part of another; but first the network is cut to the shape of the state."""
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:  # noqa: ANN401, FBT001, FBT002
+        """As of any module, but first the network is cut to the shape of the one that ``state_dict`` is of.
+
+        Parameters stay the same objects (unless with ``assign``); an optimizer is built after this call, or taken up
+        together with the network by :func:`fxcompress.load_checkpoint`.
+
+        Raises:
+            CheckpointError: it does not fit, or the network has lost what it still has. Nothing has changed then.
+        """
+        recut = self.plan_load(state_dict, strict=strict)
+        if recut is not None:
+            recut.commit()
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:  # noqa: ANN401
+        """The same as a part of another module, which looks after missing keys itself."""
         own = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
-        recut = self.plan_load(own, strict=strict)
+        recut = self.plan_load(own, strict=False)
         if recut is not None:
             recut.commit()
         self._forget()
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def _forget(self) -> None:
         """Find out anew what is dead, and what follows from it."""

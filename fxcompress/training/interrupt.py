@@ -20,7 +20,7 @@ class StepDone(Exception):  # noqa: N818 - no error
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """Training was stopped by Ctrl-C, after a whole step. A KeyboardInterrupt, so that scripts end as they should.
+    """Training was stopped by Ctrl-C, after a whole step. A KeyboardInterrupt: scripts end, unless they catch it.
 
     Attributes:
         net: the network as it stands.

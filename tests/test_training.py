@@ -213,6 +213,14 @@ def test_a_layer_that_the_network_needs_keeps_one_channel() -> None:
     assert net(x).std(0).max().item() > 0
 
 
+def test_all_bits_of_a_grouped_transposed_convolution_may_go_at_once() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ConvTranspose2d(4, 4, 2, groups=2, bias=False), nn.Conv2d(4, 2, 1))
+    net = fxc.compress(model, torch.zeros(1, 3, 4, 4))
+    set_bits(net, "1.weight", [0, 1, 2, 3])
+    net.step()
+    assert (quantizer(net, "1.weight").bits > 0).sum() == 1
+
+
 def test_a_dead_branch_disappears_from_the_graph() -> None:
     net = compressed()
     x, _ = batch()

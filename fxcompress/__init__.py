@@ -1,6 +1,7 @@
 """fxcompress: networks that compress themselves while they train."""
 
 from fxcompress.channels.graph import ChannelGraph
+from fxcompress.checkpoint import load_checkpoint, save_checkpoint
 from fxcompress.compress import compress
 from fxcompress.errors import FxCompressError
 from fxcompress.fitting import fit
@@ -17,6 +18,8 @@ __all__ = [
     "compress",
     "fit",
     "load",
+    "load_checkpoint",
     "prune",
     "save",
+    "save_checkpoint",
 ]

@@ -6,6 +6,7 @@ changed: not the model, not its gradients, not the optimizer.
 
 __all__ = [
     "AnalysisError",
+    "CheckpointError",
     "DistributedError",
     "ExampleInputError",
     "FxCompressError",
@@ -56,3 +57,10 @@ class DistributedError(FxCompressError):
 
 class StorageError(FxCompressError):
     """A file is damaged, of another version, or does not fit the model it is loaded into."""
+
+
+class CheckpointError(FxCompressError, RuntimeError):
+    """A checkpoint or state_dict does not fit the network it is loaded into, is damaged, or cannot be written.
+
+    A RuntimeError as well, which is what torch raises for a state_dict that does not fit.
+    """

@@ -1,6 +1,7 @@
 """The network that compresses itself while it trains."""
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,7 +26,9 @@ from fxcompress.training.agreement import agreed
 from fxcompress.training.census import free_entries
 from fxcompress.training.distributed import check_wrapper, rebuild, refuse_sharded, wrappers_of
 from fxcompress.training.liveness import Liveness, LivenessUpdate
+from fxcompress.training.record import encode
 from fxcompress.training.removal import Removal, plan_removal
+from fxcompress.training.restore import Recut, plan_load
 
 LIVENESS = "fxcompress_liveness"
 """The child module that holds the flags of dead channels."""
@@ -43,6 +46,8 @@ class Settings:
         bias_shrink: what each step takes off the bias of a channel without bits.
         death_limit: share of the starting channels that may lose their last bit in one step.
         channels: how many channels there were at the start.
+        groups: names of the parameter groups that there were at the start. One that has lost all of its parameters
+            stays, as it does in an optimizer, so that the optimizer's checkpoint fits one that is built later.
     """
 
     inputs: ExampleInputs
@@ -50,6 +55,7 @@ class Settings:
     bias_shrink: float
     death_limit: float = 1.0
     channels: int = 0
+    groups: tuple[str, ...] = ()
 
     @property
     def deaths(self) -> int:
@@ -73,16 +79,51 @@ class CompressedModule(TracedModule):
         """Take up self-compression; called once, by :func:`fxcompress.compress`."""
         self.settings = settings
         settings.channels = sum(q.bits.numel() for q in self._quantizers().values())
+        settings.groups = tuple(group["name"] for group in self.param_groups())
         free = free_entries(analyse(self, settings.inputs))
         sizes = {name: len(may) for name, may in free.items()}
         sizes |= {n: b.numel() for n, b in self.named_buffers() if b.ndim == 1 and b.is_floating_point()}
         self.add_module(LIVENESS, Liveness(sizes, free, next(self.parameters()).device))
 
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        """As of any module; what is dead is found anew."""
-        result = super().load_state_dict(*args, **kwargs)
+    def get_extra_state(self) -> Tensor:
+        """What was cut out, as a part of the state_dict: see :meth:`plan_load`; uint8 (n,)."""
+        return encode(provenance_of(self) or Provenance({}))
+
+    def set_extra_state(self, state: object) -> None:
+        """Nothing: the record is read before any tensor is loaded."""
+
+    def plan_load(self, state: Mapping[str, Any], *, strict: bool = True) -> Recut | None:
+        """How this network will be cut when ``state`` is loaded; None where its shape stays. Changes nothing.
+
+        Raises:
+            CheckpointError: it does not fit.
+        """
+        return plan_load(
+            self, self.settings.inputs, state, strict=strict, liveness=LIVENESS, take_over=self._take_over
+        )  # fmt: skip
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:  # noqa: ANN401, FBT001, FBT002
+        """As of any module, but first the network is cut to the shape of the one that ``state_dict`` is of.
+
+        Parameters stay the same objects (unless with ``assign``); an optimizer is built after this call, or taken up
+        together with the network by :func:`fxcompress.load_checkpoint`.
+
+        Raises:
+            CheckpointError: it does not fit, or the network has lost what it still has. Nothing has changed then.
+        """
+        recut = self.plan_load(state_dict, strict=strict)
+        if recut is not None:
+            recut.commit()
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:  # noqa: ANN401
+        """The same as a part of another module, which looks after missing keys itself."""
+        own = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+        recut = self.plan_load(own, strict=False)
+        if recut is not None:
+            recut.commit()
         self.refresh()
-        return result
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def refresh(self) -> None:
         """Find anew what is dead, for when tensors were set from outside, by a broadcast for instance."""
@@ -135,7 +176,7 @@ class CompressedModule(TracedModule):
             {"params": rest, "lr": lr, "weight_decay": 0.0, **options, "name": "biases and norms"},
             {"params": quantizers, "lr": bits_lr, "eps": bits_eps, "weight_decay": 0.0, "name": "bits"},
         ]
-        return [group for group in groups if group["params"]]
+        return [group for group in groups if group["params"] or group["name"] in self.settings.groups]
 
     def compile_quantizers(self, **options: Any) -> None:  # noqa: ANN401
         """Compile the quantizers alone: see :func:`fxcompress.quantizer.compile_quantizers`.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._decomp import decomposition_table
 
-from fxcompress.channels.layers import Layers
+from fxcompress.channels.layers import Layers, support
 from fxcompress.channels.rules import rule_of
 from fxcompress.channels.rules.contraction import CONTRACTIONS
 from fxcompress.channels.rules.norms import BATCH_NORM
@@ -24,11 +24,21 @@ _ARITHMETIC = CONTRACTIONS | {BATCH_NORM, BATCHED}
 """Classes whose rules read every tensor operand as a Value; a tensor from outside is one of which nothing is known."""
 
 
-def _pin_everything(call: Call, space: Space) -> tuple[tuple[Tensor, ...], ...]:
-    for value in find(Value, (call.args, call.kwargs)):
-        for layer in value.layers:
-            space.pin(layer, "unknown-op", f"{call.func} has no rule")
-    return tuple(() for _ in call.metas)
+def _pin_everything(call: Call, space: Space) -> tuple[Layers, ...]:
+    layers = [layer for value in find(Value, (call.args, call.kwargs)) for layer in value.layers]
+    for layer in layers:
+        space.pin(layer, "unknown-op", f"{call.func} has no rule", str(call.func))
+    return tuple(_of_same_size(layers, meta) for meta in call.metas)
+
+
+def _of_same_size(layers: list[Tensor], meta: Tensor) -> Layers:
+    """For each dim of a result, labels of an operand along it: they stay, so what meets them does, for this reason."""
+    found: dict[int, Tensor] = {}
+    for layer in layers if meta.is_floating_point() else []:
+        dims = support(layer)
+        if layer.ndim == meta.ndim and len(dims) == 1 and all(layer.shape[d] == meta.shape[d] for d in dims):
+            found.setdefault(min(dims), layer)
+    return tuple(found.values())
 
 
 UNKNOWN = OpClass("unknown", _pin_everything)

@@ -1,7 +1,6 @@
 """Takes labels through a traced graph, node by node."""
 
 import copy
-import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +18,7 @@ from fxcompress.channels.values import Call, LabelTensor, Step, Value, find, rep
 from fxcompress.errors import ExampleInputError, FxCompressError
 from fxcompress.quantizer import Quantizer
 from fxcompress.trace.inputs import ExampleInputs
+from fxcompress.trace.places import line_of
 
 Atoms = dict[str, dict[int, Tensor]]
 
@@ -244,9 +244,5 @@ def _run_message(node: fx.Node, args: object, kwargs: object, error: Exception) 
 
 def _place(node: fx.Node) -> str:
     """The line of the user's code that made a node."""
-    lines = [line.strip() for line in (node.stack_trace or "").splitlines() if line.strip().startswith("File")]
-    lines = [line for line in lines if f"{os.sep}torch{os.sep}" not in line]
-    if not lines:
-        return ""
-    name, _, rest = lines[-1].removeprefix('File "').partition('", line ')
-    return f" at {name}:{rest.split(',')[0]}"
+    name, line = line_of(node.stack_trace or "")
+    return f" at {name}:{line}" if name else ""

@@ -101,12 +101,26 @@ def vit() -> nn.Module:
     return net
 
 
+class Sequence(nn.Module):
+    """linear - a recurrent layer - linear."""
+
+    def __init__(self, layer: nn.RNNBase) -> None:
+        super().__init__()
+        self.embed, self.layer, self.read = nn.Linear(6, 12), layer, nn.Linear(C, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out, _ = self.layer(self.embed(x))
+        return self.read(out)  # type: ignore[no-any-return]
+
+
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Tensor]]] = {
     name: ((lambda op=op, width=width: Between(op, width)), lambda seed: image(8, seed))
     for name, (op, width) in OPS.items()
 } | {
     "shufflenet": (shufflenet, lambda seed: image(16, seed)),
     "heads of a ViT by hand": (Heads, lambda seed: image(6, seed)[:, 0]),
+    "lstm": (lambda: Sequence(nn.LSTM(12, C, batch_first=True)), lambda seed: image(6, seed)[:, 0]),
+    "gru": (lambda: Sequence(nn.GRU(12, C, batch_first=True)), lambda seed: image(6, seed)[:, 0]),
     "heads of torchvision's ViT": (vit, lambda seed: image(16, seed)),
     "swin": (lambda: swin(1), lambda seed: image(16, seed)),
     "swin v2": (lambda: swin(2), lambda seed: image(16, seed)),

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch._decomp import decomposition_table
 
 from fxcompress.channels.layers import Layers, support
+from fxcompress.channels.recurrent import RECURRENT
 from fxcompress.channels.rules import rule_of
 from fxcompress.channels.rules.contraction import CONTRACTIONS
 from fxcompress.channels.rules.norms import BATCH_NORM
@@ -67,6 +68,8 @@ class Dispatch:
             )
         if func is torch.ops.aten.bmm.default and _is_one_matrix(args[1]):
             return _unbatched(*args)
+        if func in RECURRENT:
+            return RECURRENT[func](self, *args, **kwargs)
         target, op = _functional(func)
         if op is None:
             result = self._decompose(func, args, kwargs)
@@ -85,6 +88,25 @@ class Dispatch:
         device = find(LabelTensor, (args, kwargs))[0].device
         made = iter([LabelTensor(value, self, device, storage) for value in outputs])
         return replace(lambda _: next(made), torch.Tensor, template)
+
+    def emit(
+        self, op: OpClass, func: object, args: tuple[Any, ...], shape: tuple[int, ...], like: Tensor
+    ) -> LabelTensor:
+        """Put a step that is no ATen call on the tape.
+
+        Args:
+            op: its rule.
+            func: for tables of ops.
+            args: Values in place of tensors.
+            shape: of the only output.
+            like: gives its dtype and its device.
+        """
+        meta = torch.empty(shape, dtype=like.dtype, device="meta")
+        call = Call(func, args, {}, (meta,))
+        (layers,) = op.labels(call, self.space)
+        value = Value(meta, layers)
+        self.tape.append(Step(op, call, (value,), self.space.node))
+        return LabelTensor(value, self, like.device)
 
     def _apply(self, op: OpClass, func: Any, args: Any, kwargs: Any) -> tuple[tuple[Value, ...], Any]:  # noqa: ANN401
         call_args, call_kwargs = replace(lambda t: t.fxc_value, LabelTensor, (args, kwargs))

@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fxcompress.channels.dispatch import Dispatch
 from fxcompress.channels.layers import vector
+from fxcompress.channels.recurrent import as_given, is_recurrent, renew_weights, whole
 from fxcompress.channels.rules.noise import NOISE, noise_of
 from fxcompress.channels.rules.quantize import QUANTIZE
 from fxcompress.channels.space import Space
@@ -141,16 +142,24 @@ class Interpreter:
                 module = self.module.get_submodule(str(node.target))
                 if isinstance(module, Quantizer):
                     return self._quantize(str(node.target), module, args[0])
-                return self._noisy(module, self._shadow(str(node.target), module)(*args, **kwargs))
+                args, kwargs = self._given(module, args, kwargs)
+                with whole(module):
+                    return self._noisy(module, self._shadow(str(node.target), module)(*args, **kwargs))
             if isinstance(node.target, type):  # a dataclass or the like, in which nothing finds its tensors again
                 self._pin_output([args, kwargs])
             if node.op == "call_method":
                 return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-            return node.target(*args, **kwargs)  # type: ignore[operator]
+            args, kwargs = self._given(node.target, args, kwargs)
+            with whole(node.target):
+                return node.target(*args, **kwargs)  # type: ignore[operator]
         except FxCompressError:
             raise
         except Exception as error:
             raise ExampleInputError(_run_message(node, args, kwargs, error)) from error
+
+    def _given(self, callee: object, args: Any, kwargs: Any) -> Any:  # noqa: ANN401 - arguments of a call
+        """The arguments of a call; an initial state of a recurrent layer has a size that the graph fixes."""
+        return as_given(self._input, (args, kwargs)) if is_recurrent(callee) else (args, kwargs)
 
     def _input(self, tensor: Tensor) -> LabelTensor:
         return LabelTensor(Value(torch.empty_like(tensor, device="meta")), self.dispatch, tensor.device)
@@ -188,6 +197,8 @@ class Interpreter:
                 n: c if c is None else self._shadow(f"{path}.{n}", c) for n, c in children.items()
             }
             shadow.__dict__["training"] = False
+            if isinstance(shadow, nn.RNNBase):
+                renew_weights(shadow)
             self._shadows[path] = shadow
         return self._shadows[path]
 

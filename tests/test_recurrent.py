@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_packed_sequence
 
 import fxcompress as fxc
 from fxcompress.channels.prepare import prepare
@@ -401,6 +402,42 @@ def test_cells(cell: Callable[[], nn.RNNCellBase], candidate: int) -> None:
     assert difference(outputs(net, (sequence(),)), outputs(cut, (sequence(),))) > 1e-6
 
 
+class Own(nn.LSTM):
+    """A subclass, with nothing of its own."""
+
+
+class Doubled(nn.LSTM):
+    """A subclass with a forward of its own, which torch.fx cannot trace."""
+
+    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:  # type: ignore[override]  # noqa: A002 - torch's name
+        return super().forward(2 * input, hx)
+
+
+@pytest.mark.parametrize(("kind", "left"), [(Own, H - 2), (Doubled, H)])
+def test_subclasses(kind: type[nn.LSTM], left: int) -> None:
+    """Where their code is traced, the size of the initial state is a number in the graph, and the units stay."""
+    net = new(kind, states=False)
+    with torch.no_grad():
+        net.first.weight[2], net.first.bias[2] = 0, 0
+    for tensor in rows(net.layer, 2):
+        tensor[[1, 4]] = 0
+    module = check(net, sequence(), longer=(sequence(1, 2, 9),))
+    assert module.get_parameter("layer.weight_ih_l0").shape == (4 * left, I - 1)
+
+
+def test_a_network_that_must_be_run_to_be_traced() -> None:
+    class Branches(Net):
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            return super().forward(x[:, :100] if x.shape[1] > 100 else x)
+
+    torch.manual_seed(0)
+    net = Branches(nn.GRU(I, H, 2, batch_first=True)).double().eval()
+    for suffix in ("_l0", "_l1"):
+        for tensor in rows(net.layer, 2, suffix):
+            tensor[[1, 4]] = 0
+    assert hidden(check(net, sequence(), longer=(sequence(1, 2, 9),))) == H - 2
+
+
 def test_a_single_sequence() -> None:
     net = new(nn.LSTM)
     for tensor in rows(net.layer, 2):
@@ -427,28 +464,25 @@ def test_channels_that_a_layer_takes_as_time_steps_stay() -> None:
     assert "a recurrent layer runs along this dim" in fxc.ChannelGraph.of(net, x).explain("conv", 2)
 
 
-@fx.wrap
-def pack(x: Tensor, lengths: Tensor) -> nn.utils.rnn.PackedSequence:
-    return nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
-
-
-@fx.wrap
-def unpack(packed: nn.utils.rnn.PackedSequence) -> Tensor:
-    return nn.utils.rnn.pad_packed_sequence(packed, batch_first=True)[0]
-
-
 class Packed(nn.Module):
-    """Sequences of different lengths."""
+    """Sequences of different lengths, in any order; the lengths belong to the network, or are an input."""
 
     lengths: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, layer: nn.RNNBase, *, ordered: bool) -> None:
         super().__init__()
-        self.first, self.layer, self.read = nn.Linear(3, I), nn.LSTM(I, H, batch_first=True), nn.Linear(H, 2)
-        self.register_buffer("lengths", torch.tensor([5, 3]))
+        self.first, self.layer, self.ordered = nn.Linear(3, I), layer, ordered
+        self.read, self.last = nn.Linear(H * (1 + layer.bidirectional), 2), nn.Linear(H, 2)
+        self.register_buffer("lengths", torch.tensor([5, 3] if ordered else [3, 5]))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.read(unpack(self.layer(pack(self.first(x), self.lengths))[0]))  # type: ignore[no-any-return]
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        lengths = self.lengths if lengths is None else lengths
+        packed = nn.utils.rnn.pack_padded_sequence(
+            self.first(x), lengths, batch_first=True, enforce_sorted=self.ordered
+        )
+        out, state = self.layer(packed)
+        padded, _ = pad_packed_sequence(out, batch_first=True)
+        return self.read(padded), self.last(state[0][-1] if isinstance(self.layer, nn.LSTM) else state[-1])
 
 
 READS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -556,12 +590,32 @@ def test_constants_into_a_recurrent_layer_are_kept() -> None:
     assert "not as a layer does" in result.report.unfolded["layer.weight_ih_l0"]
 
 
-def test_packed_sequences_keep_what_touches_them() -> None:
+PACKED: dict[str, tuple[Callable[[], nn.RNNBase], int]] = {
+    "lstm": (lambda: nn.LSTM(I, H, batch_first=True), 2),
+    "gru, 2 layers both ways": (lambda: nn.GRU(I, H, 2, bidirectional=True), 2),
+    "rnn": (lambda: nn.RNN(I, H), 0),
+}
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("name", PACKED)
+def test_packed_sequences(name: str, *, ordered: bool, given: bool) -> None:
     torch.manual_seed(0)
-    net = Packed().double().eval()
+    make, candidate = PACKED[name]
+    net = Packed(make(), ordered=ordered).double().eval()
     with torch.no_grad():
         net.first.weight[2], net.first.bias[2] = 0, 0
-    result = fxc.prune(net, sequence())
-    assert difference(outputs(net, (sequence(),)), outputs(result.module, (sequence(),))) <= TOLERANCE
-    assert result.module.get_submodule("layer").input_size == I
-    assert result.report.uncovered
+    for suffix in {n.partition("hh")[2] for n, _ in net.layer.named_parameters() if "weight_hh" in n}:
+        for tensor in rows(net.layer, candidate, suffix):
+            tensor[[1, 4]] = 0
+    lengths = (net.lengths,) if given else ()
+    other = (torch.tensor([4, 2, 1]),) if given else ()
+    module = check(net, sequence(), *lengths, longer=(sequence(1, 3 if given else 2, 5), *other))
+    assert hidden(module) == H - 2
+    assert module.get_submodule("layer").input_size == I - 1
+    analysis = prepare(net, (sequence(), *lengths))
+    assert all(trail.unknown == {} for trail in analysis.trails.values())
+    cut = carry_out(analysis, forced(analysis, removable_units(analysis)[-1:])).module
+    inputs = (sequence(), *lengths)
+    assert difference(outputs(net, inputs), outputs(cut, inputs)) > 1e-6

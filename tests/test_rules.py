@@ -8,9 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fxcompress as fxc
 from fxcompress.channels.analysis import Analysis
+from fxcompress.channels.packed import PACKED
 from fxcompress.channels.prepare import prepare
 from fxcompress.channels.recurrent import RECURRENT
 from fxcompress.channels.rules import registered, registry
@@ -273,6 +275,10 @@ for _n, _view in ((1, flat), (2, lambda h: h), (3, deep)):
             lambda h, net, v=_view, m=_mode: F.interpolate(v(h), scale_factor=2, mode=m)  # type: ignore[misc]
         )
 CASES |= {name: recurrent(name) for name in RECURRENT_LAYERS}
+CASES |= dict.fromkeys(
+    ("_pack_padded_sequence", "_pad_packed_sequence"),
+    Case(lambda h, net: pad_packed_sequence(pack_padded_sequence(flat(h).mT, [36, 20], True), True)[0].mT),
+)
 CASES |= {
     "upsample_bicubic2d": Case(lambda h, net: F.interpolate(h, scale_factor=2, mode="bicubic")),
     "_upsample_bilinear2d_aa": Case(lambda h, net: F.interpolate(h, size=(3, 3), mode="bilinear", antialias=True)),
@@ -298,7 +304,7 @@ COMPOSITE = {
     "multiply", "chunk", "narrow", "tile", "repeat_interleave", "reshape", "flatten", "unflatten", "view_as", "movedim",
     "numpy_T", "concat", "max_pool1d_with_indices", "adaptive_max_pool1d", "_adaptive_avg_pool1d", "std", "std_mean",
     "var", "unbind", "avg_pool1d", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "lift_fresh", "detach",
-    *RECURRENT_LAYERS,
+    "_pack_padded_sequence", "_pad_packed_sequence", *RECURRENT_LAYERS,
 }  # fmt: skip
 
 
@@ -309,7 +315,7 @@ def names() -> set[str]:
 def test_every_rule_has_a_case() -> None:
     assert names() - set(CASES) - set(OUT_OF_REACH) == set()
     assert set(CASES) - names() - COMPOSITE == set()
-    assert {op.overloadpacket.__name__ for op in RECURRENT} - set(CASES) == set()
+    assert {op.overloadpacket.__name__ for op in RECURRENT | PACKED} - set(CASES) == set()
 
 
 def test_every_class_of_ops_has_a_case() -> None:

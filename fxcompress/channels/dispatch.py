@@ -10,6 +10,7 @@ from torch import Tensor
 from torch._decomp import decomposition_table
 
 from fxcompress.channels.layers import Layers, support
+from fxcompress.channels.packed import PACKED
 from fxcompress.channels.recurrent import RECURRENT
 from fxcompress.channels.rules import rule_of
 from fxcompress.channels.rules.contraction import CONTRACTIONS
@@ -45,6 +46,10 @@ def _of_same_size(layers: list[Tensor], meta: Tensor) -> Layers:
 UNKNOWN = OpClass("unknown", _pin_everything)
 
 
+_TAKEN_APART = RECURRENT | PACKED
+"""Ops that we decompose ourselves."""
+
+
 class Dispatch:
     """The dispatcher behind the LabelTensors of one interpretation.
 
@@ -68,8 +73,8 @@ class Dispatch:
             )
         if func is torch.ops.aten.bmm.default and _is_one_matrix(args[1]):
             return _unbatched(*args)
-        if func in RECURRENT:
-            return RECURRENT[func](self, *args, **kwargs)
+        if func in _TAKEN_APART:
+            return _TAKEN_APART[func](self, *args, **kwargs)
         target, op = _functional(func)
         if op is None:
             result = self._decompose(func, args, kwargs)

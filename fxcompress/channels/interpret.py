@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from fxcompress.channels.dispatch import Dispatch
 from fxcompress.channels.layers import vector
-from fxcompress.channels.recurrent import as_given, is_recurrent, renew_weights, whole
+from fxcompress.channels.packed import with_lengths
+from fxcompress.channels.recurrent import as_given, is_recurrent, whole
 from fxcompress.channels.rules.noise import NOISE, noise_of
 from fxcompress.channels.rules.quantize import QUANTIZE
 from fxcompress.channels.space import Space
@@ -18,6 +20,7 @@ from fxcompress.channels.tables import follow, pin_rows, reads_a_size
 from fxcompress.channels.values import Call, LabelTensor, Step, Value, find, replace
 from fxcompress.errors import ExampleInputError, FxCompressError
 from fxcompress.quantizer import Quantizer
+from fxcompress.trace.flat_weights import renew_weights
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.places import line_of
 
@@ -159,6 +162,8 @@ class Interpreter:
 
     def _given(self, callee: object, args: Any, kwargs: Any) -> Any:  # noqa: ANN401 - arguments of a call
         """The arguments of a call; an initial state of a recurrent layer has a size that the graph fixes."""
+        if callee is pack_padded_sequence:
+            return with_lengths(args, kwargs)
         return as_given(self._input, (args, kwargs)) if is_recurrent(callee) else (args, kwargs)
 
     def _input(self, tensor: Tensor) -> LabelTensor:
@@ -197,8 +202,7 @@ class Interpreter:
                 n: c if c is None else self._shadow(f"{path}.{n}", c) for n, c in children.items()
             }
             shadow.__dict__["training"] = False
-            if isinstance(shadow, nn.RNNBase):
-                renew_weights(shadow)
+            renew_weights(shadow)
             self._shadows[path] = shadow
         return self._shadows[path]
 

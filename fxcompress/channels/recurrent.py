@@ -4,7 +4,6 @@ torch would unroll them, with a few ops for each time step. Here one pass stands
 for sequences of any length.
 """
 
-import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
@@ -12,6 +11,7 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_packed_sequence
 
 from fxcompress.channels.rules.recurrent import (
     GRU,
@@ -32,7 +32,7 @@ from fxcompress.channels.values import LabelTensor, Value, replace
 _FUNCTIONS = frozenset(
     getattr(torch, name)
     for name in ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
-)
+) | {pad_packed_sequence}
 
 
 class Emitter(Protocol):
@@ -49,9 +49,7 @@ class Emitter(Protocol):
 
 def is_recurrent(callee: object) -> bool:
     """Whether a leaf module or a function is a recurrent layer, or one step of it."""
-    if isinstance(callee, nn.Module):
-        return isinstance(callee, nn.RNNBase | nn.RNNCellBase)
-    return callee in _FUNCTIONS
+    return isinstance(callee, nn.RNNBase | nn.RNNCellBase) or callee in _FUNCTIONS
 
 
 def whole(callee: object) -> AbstractContextManager[object]:
@@ -59,13 +57,6 @@ def whole(callee: object) -> AbstractContextManager[object]:
     guard: Any = torch._C._AutoDispatchBelowAutograd
     found: AbstractContextManager[object] = guard() if is_recurrent(callee) else nullcontext()
     return found
-
-
-def renew_weights(module: nn.RNNBase) -> None:
-    """Make the list of weights that a recurrent layer keeps beside its parameters agree with them."""
-    weights = [module._parameters.get(name) for name in module._flat_weights_names]
-    module.__dict__["_flat_weights"] = weights
-    module.__dict__["_flat_weight_refs"] = [None if w is None else weakref.ref(w) for w in weights]
 
 
 class _Stack:
@@ -114,10 +105,13 @@ class _Stack:
         self.hidden.append(result if projection is None else F.linear(result, projection))
         return self.hidden[-1]
 
-    def last(self, made: list[Tensor], batch: int) -> Tensor:
-        """The states of all layers and directions after the last time step."""
-        shape = (len(made), batch, made[0].shape[1])
-        return self.run.emit(LAST, self.kind.module, ([_value(t) for t in made],), shape, made[0])
+    def lasts(self, batch: int) -> list[Tensor]:
+        """The hidden states of all layers and directions after the last time step, and the cell states if there are."""
+        found: list[Tensor] = []
+        for made in (self.hidden, self.cells) if self.kind.cell else (self.hidden,):
+            shape = (len(made), batch, made[0].shape[1])
+            found.append(self.run.emit(LAST, self.kind.module, ([_value(t) for t in made],), shape, made[0]))
+        return found
 
 
 def _value(tensor: Tensor) -> Value:
@@ -149,8 +143,7 @@ def _layers(kind: Kind) -> Callable[..., tuple[Tensor, ...]]:
         stack = _Stack(to, kind, weights, len(weights) // (layers * directions), 2 * biased)
         flat = stack(source.reshape(-1, source.shape[2]), tuple(states) if kind.cell else (states,), directions)
         batch = source.shape[0 if batch_first else 1]
-        result = flat.view(*source.shape[:2], flat.shape[1]), stack.last(stack.hidden, batch)
-        return (*result, stack.last(stack.cells, batch)) if kind.cell else result
+        return (flat.view(*source.shape[:2], flat.shape[1]), *stack.lasts(batch))
 
     return run
 
@@ -195,12 +188,30 @@ def _rnn_cell(activation: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
     return run
 
 
+def _packed(kind: Kind) -> Callable[..., tuple[Tensor, ...]]:
+    def run(
+        to: Emitter,
+        source: Tensor,
+        sizes: Tensor,
+        states: Any,  # noqa: ANN401 - a tensor, or hidden and cell state
+        weights: Sequence[Tensor],
+        *rest: Any,  # noqa: ANN401
+    ) -> tuple[Tensor, ...]:
+        """The same on packed sequences: ``source`` is (steps, I), ``sizes`` are those of the batch at each step."""
+        biased, layers, _dropout, _train, bidirectional = rest
+        directions = 1 + bidirectional
+        stack = _Stack(to, kind, weights, len(weights) // (layers * directions), 2 * biased)
+        flat = stack(source, tuple(states) if kind.cell else (states,), directions)
+        return (flat, *stack.lasts(int(sizes[0])))
+
+    return run
+
+
 _aten = torch.ops.aten
+_KINDS = {_aten.lstm: LSTM, _aten.gru: GRU, _aten.rnn_tanh: RNN, _aten.rnn_relu: RNN}
 RECURRENT: dict[Any, Callable[..., Any]] = {
-    _aten.lstm.input: _layers(LSTM),
-    _aten.gru.input: _layers(GRU),
-    _aten.rnn_tanh.input: _layers(RNN),
-    _aten.rnn_relu.input: _layers(RNN),
+    **{op.input: _layers(kind) for op, kind in _KINDS.items()},
+    **{op.data: _packed(kind) for op, kind in _KINDS.items()},
     _aten.lstm_cell.default: _lstm_cell,
     _aten.gru_cell.default: _gru_cell,
     _aten.rnn_tanh_cell.default: _rnn_cell(torch.tanh),

@@ -9,11 +9,13 @@ from fxcompress.loading import load
 from fxcompress.pruning import PruneResult, prune
 from fxcompress.storage.file import save
 from fxcompress.training.compressed import CompressedModule
+from fxcompress.training.policy import PrunePolicy
 
 __all__ = [
     "ChannelGraph",
     "CompressedModule",
     "FxCompressError",
+    "PrunePolicy",
     "PruneResult",
     "compress",
     "fit",

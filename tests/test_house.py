@@ -45,6 +45,7 @@ PUBLIC = [
     "ChannelGraph",
     "CompressedModule",
     "FxCompressError",
+    "PrunePolicy",
     "PruneResult",
     "compress",
     "fit",

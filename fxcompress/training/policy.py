@@ -1,6 +1,6 @@
 """When to remove what is dead: a removal costs time, and so does what is dead and still computed."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(slots=True)
@@ -52,7 +52,7 @@ def prune_policy(prune: "bool | int | PrunePolicy") -> PrunePolicy | None:
         ValueError: a number of steps below 1.
     """
     if isinstance(prune, PrunePolicy):
-        return prune
+        return replace(prune)  # what it counts belongs to one run
     if prune is True:
         return PrunePolicy()
     return PrunePolicy(every=prune) if prune is not False else None

@@ -27,8 +27,8 @@ from fxcompress.storage.atomic import write_atomically
 from fxcompress.storage.states import read_states, write_states
 from fxcompress.training.controller import TargetSize
 from fxcompress.training.fit import FitResult, cosine
-from fxcompress.training.policy import PrunePolicy
 from fxcompress.training.interrupt import Interrupt, TrainingInterrupted
+from fxcompress.training.policy import PrunePolicy
 from tests.nets import Block, set_bits
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -94,7 +94,8 @@ def train(make: Make, loader: DataLoader[Any], stop: int = 0, **options: Any) ->
 
     return fxc.fit(
         net, loader, loss, epochs=5, target_size=0.006, optimizer=make(net), progress=False,
-        prune=PrunePolicy(cost=0.2), validate=lambda n: float(n(torch.ones(1, 1, 6, 6)).sum() + torch.rand(1)), **options,
+        prune=PrunePolicy(cost=0.2), validate=lambda n: float(n(torch.ones(1, 1, 6, 6)).sum() + torch.rand(1)),
+        **options,
     )  # fmt: skip
 
 

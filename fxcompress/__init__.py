@@ -5,6 +5,7 @@ from fxcompress.compress import compress
 from fxcompress.errors import FxCompressError
 from fxcompress.fitting import fit
 from fxcompress.loading import load
+from fxcompress.objectives import LatencyTable
 from fxcompress.pruning import PruneResult, prune
 from fxcompress.storage.file import save
 from fxcompress.training.compressed import CompressedModule
@@ -13,6 +14,7 @@ __all__ = [
     "ChannelGraph",
     "CompressedModule",
     "FxCompressError",
+    "LatencyTable",
     "PruneResult",
     "compress",
     "fit",

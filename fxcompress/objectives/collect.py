@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from math import prod
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from fxcompress.objectives.terms import LayerUse, SizeTerms, Start
 EVALUATION = "eval"
 """The graph whose multiply-adds, activations and seconds count."""
 
-_KINDS = {
+_KINDS: dict[str, type[np.generic]] = {
     "rows": np.int64, "row_block": np.int64, "kernel": np.float64, "macs": np.float64, "writes": np.float64,
     "inputs": np.float64, "outputs": np.float64, "cell_block": np.int64, "cell_count": np.float64,
     "feed_cell": np.int64, "feed_row": np.int64, "free": np.bool_,
@@ -136,9 +137,9 @@ class _Builder:
 
     def build(self, weights: int, start: Start) -> SizeTerms:
         """Join the parts."""
-        joined = {
+        joined: dict[str, np.ndarray] = {
             name: np.concatenate(parts).astype(_KINDS[name]) if parts else np.zeros(0, _KINDS[name])
             for name, parts in self.parts.items()
         }
-        tensors = {name: torch.from_numpy(array) for name, array in joined.items()}
+        tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in joined.items()}
         return SizeTerms(**tensors, weights=weights, start=start, uses=tuple(self.uses))

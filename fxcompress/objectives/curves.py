@@ -55,8 +55,8 @@ class Curve:
         ):
             if not 1 <= count <= most:
                 raise ValueError(
-                    f"layer {layer!r} was measured with 1 to {most} {what} channels, and {count} are asked for; measure "
-                    "the network as it is before channels are removed"
+                    f"layer {layer!r} was measured with 1 to {most} {what} channels, and {count} are asked for; "
+                    "measure the network as it is before channels are removed"
                 )
 
     @cached_property

@@ -74,7 +74,7 @@ def objective_of(chosen: str | Objective) -> Objective:
     if isinstance(chosen, str) and chosen in OBJECTIVES:
         return OBJECTIVES[chosen]
     if isinstance(chosen, str) or not callable(chosen):
-        raise ValueError(
+        raise ValueError(  # noqa: TRY004 - one kind of error for all that is no objective
             f"objective={chosen!r} is none of {', '.join(OBJECTIVES)}; pass one of these names, a LatencyTable, or a "
             "function of (terms, bits)"
         )

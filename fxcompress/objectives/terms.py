@@ -78,13 +78,15 @@ class SizeTerms:
     weights: int
     start: Start = Start()
     uses: tuple[LayerUse, ...] = ()
-    _cache: dict[object, Any] = field(default_factory=dict)
+    _cache: dict[object, Any] = field(default_factory=dict, init=False, repr=False)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "SizeTerms":
         """The same on a device, with counts in a floating dtype."""
         tensors = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
-        moved = {n: t.to(device, dtype) if t.is_floating_point() else t.to(device) for n, t in tensors.items()}
-        return replace(self, **moved, _cache={})
+        moved: dict[str, Any] = {
+            n: t.to(device, dtype) if t.is_floating_point() else t.to(device) for n, t in tensors.items()
+        }
+        return replace(self, **moved)
 
     def once(self, key: object, compute: Callable[["SizeTerms"], T]) -> T:
         """What ``compute`` gives on these terms, worked out at the first call; new terms come when channels die.

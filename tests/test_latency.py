@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.progress import Progress
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from fxcompress.objectives import latency, timing
 from fxcompress.objectives.curves import Curve, isotonic
 from fxcompress.objectives.timing import Widths, Work
 from tests.nets import quantizer, set_bits
+from tests.networks import Example, examples
 from tests.test_costs import NETS, Dying, Twice, double
 from tests.test_objectives import Residual, chain, compressed
 
@@ -69,6 +70,16 @@ def test_time_in_proportion_to_multiply_adds_is_the_objective_macs(name: str) ->
         net.size(objective).backward()
         grads.append([p.grad for p in net.liveness.bits])
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-9, atol=0)
+
+
+@given(example=examples())
+@settings(max_examples=8, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+def test_the_same_on_random_networks(example: Example) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(latency, "measure", counted)
+        table = fxc.LatencyTable.measure(example.net, example.inputs)
+    net = double(fxc.compress(example.net, example.inputs, objective=table))
+    torch.testing.assert_close(net.size(), net.size("macs"), rtol=1e-9, atol=0)
 
 
 @pytest.mark.usefixtures("exact")

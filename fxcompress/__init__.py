@@ -6,6 +6,7 @@ from fxcompress.compress import compress
 from fxcompress.errors import FxCompressError
 from fxcompress.fitting import fit
 from fxcompress.loading import load
+from fxcompress.objectives import LatencyTable
 from fxcompress.pruning import PruneResult, prune
 from fxcompress.storage.file import save
 from fxcompress.training.compressed import CompressedModule
@@ -15,6 +16,7 @@ __all__ = [
     "ChannelGraph",
     "CompressedModule",
     "FxCompressError",
+    "LatencyTable",
     "PrunePolicy",
     "PruneResult",
     "compress",

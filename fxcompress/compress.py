@@ -6,7 +6,7 @@ from torch import nn
 
 from fxcompress.channels.prepare import prepare
 from fxcompress.errors import UnsupportedModelError
-from fxcompress.objectives import OBJECTIVES, Objective
+from fxcompress.objectives import Objective, objective_of
 from fxcompress.passes.history import started
 from fxcompress.passes.inject_quantizers import inject_quantizers
 from fxcompress.provenance import attach
@@ -20,7 +20,7 @@ def compress(
     example_inputs: object = None,
     *,
     bits: float = 8.0,
-    objective: Objective = "eq5",
+    objective: str | Objective = "eq5",
     bias_shrink: float = 0.01,
     death_limit: float = 1.0,
 ) -> CompressedModule:
@@ -31,7 +31,9 @@ def compress(
         example_inputs: what the model can be called with: a tensor, a tuple of positional arguments or a dict of
             keyword arguments. Inferred from the first layer where it is left out.
         bits: bit depth to start with.
-        objective: what ``net.size()`` counts, ``"eq4"`` or ``"eq5"`` of the paper (arXiv 2301.13142).
+        objective: what ``net.size()`` counts: ``"eq4"`` or ``"eq5"`` of the paper (arXiv 2301.13142), ``"macs"``,
+            ``"activations"``, a :class:`fxcompress.LatencyTable`, or any function of (terms, bits) as
+            :class:`fxcompress.objectives.Objective` describes it.
         bias_shrink: what each step takes off the absolute value of a bias in front of which everything is zero. It
             should be above the step that the optimizer makes, or the bias never lands on zero.
         death_limit: at most this share of the channels lose their last bit in one step; a guard against pressure that
@@ -48,8 +50,7 @@ def compress(
     >>> net.size("eq4").item()
     8.0
     """
-    if objective not in OBJECTIVES:
-        raise ValueError(f"objective={objective!r} is none of {', '.join(OBJECTIVES)}")
+    objective_of(objective)  # raises where there is no such
     if not 0 < bits <= 24:
         raise ValueError(f"bits={bits} is out of range: more than 0, at most 24")
     if bias_shrink <= 0:

@@ -45,6 +45,7 @@ PUBLIC = [
     "ChannelGraph",
     "CompressedModule",
     "FxCompressError",
+    "LatencyTable",
     "PrunePolicy",
     "PruneResult",
     "compress",

@@ -176,4 +176,4 @@ def test_removal_does_not_change_the_size() -> None:
 
 def test_unknown_objective() -> None:
     with pytest.raises(ValueError, match="'eq6' is none of eq4, eq5"):
-        fxc.compress(chain(), torch.zeros(1, 3, 8, 8), objective="eq6")  # type: ignore[arg-type]
+        fxc.compress(chain(), torch.zeros(1, 3, 8, 8), objective="eq6")

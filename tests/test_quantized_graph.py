@@ -277,6 +277,29 @@ def test_prune_of_a_compressed_network_works_on_a_copy() -> None:
         fxc.prune(net, optimizer=torch.optim.SGD(net.parameters(), 0.1))
 
 
+class FunctionalByMode(nn.Module):
+    """A function of a parameter of a child, in a network with another graph in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = nn.Module()
+        self.part.weight = nn.Parameter(torch.randn(4, 3, 3, 3))
+        self.head = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.conv2d(x, self.part.weight)  # type: ignore[arg-type]
+        return self.head(y.relu() if self.training else y)  # type: ignore[no-any-return]
+
+
+def test_functional_weights_in_a_network_with_two_graphs() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    net = fxc.compress(FunctionalByMode(), x)
+    for mode in (True, False):
+        net.train(mode)(x).sum().backward()
+    assert quantizer(net, "part.weight").bits.grad is not None
+    assert not torch.equal(net.train()(x), net.eval()(x))
+
+
 def test_half_precision() -> None:
     net = fxc.compress(ResidualNet().bfloat16(), image().bfloat16())
     assert net(image().bfloat16()).dtype == torch.bfloat16

@@ -15,7 +15,7 @@ from fxcompress.channels.rules.products import BATCHED, Product, inner, product_
 from fxcompress.channels.rules.quantize import QUANTIZE
 from fxcompress.channels.space import FIXED, Space
 from fxcompress.channels.units import find_units
-from fxcompress.channels.values import Step, Value, find
+from fxcompress.channels.values import Call, Step, Value, find
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.traced import TracedModule
 
@@ -31,6 +31,7 @@ class SiteAtoms:
         entries: (K,) what is read.
         rows: (R,) what is made.
         weight_name: the parameter behind the weight, or "" for a product of two activations.
+        call: what runs.
     """
 
     site: Site
@@ -39,6 +40,12 @@ class SiteAtoms:
     entries: np.ndarray
     rows: np.ndarray
     weight_name: str
+    call: Call
+
+    @property
+    def output(self) -> torch.Size:
+        """The shape of what is made."""
+        return self.call.metas[0].shape
 
     def dims(self, atoms: dict[int, Tensor]) -> tuple[int, int]:
         """The dims of the parameter that hold rows and columns: a linear layer reads it transposed, ``x @ w`` does not.
@@ -150,7 +157,7 @@ class Analysis:
                     rows = _vector(step.outputs[0], site.out_dim, site.rows)
                     entries = _entries(site)
                     name = names.get(site.weight.key, "")
-                    result.append(SiteAtoms(site, mode, step.node, entries, rows, name))
+                    result.append(SiteAtoms(site, mode, step.node, entries, rows, name, step.call))
         return result
 
     @cached_property

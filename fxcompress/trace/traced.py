@@ -50,6 +50,8 @@ class TracedModule(fx.GraphModule):
         if self.train_graph is not None:
             evaluate = type(self).forward
             train = type(fx.GraphModule(self, self.train_graph)).forward
+            # Not the module that it was compiled in, which holds copies: passes add children that it would not have.
+            self.train_graph.owning_module = self
 
             def forward(self: TracedModule, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
                 return (train if self.reads_training() else evaluate)(self, *args, **kwargs)

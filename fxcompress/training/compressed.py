@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from fxcompress.channels.analysis import analyse
 from fxcompress.errors import UnsupportedModelError
-from fxcompress.objectives import OBJECTIVES, Objective, SizeTerms, size_terms
+from fxcompress.objectives import Objective, SizeTerms, Start, objective_of, size_terms, starting_costs
 from fxcompress.passes.finalize import finalize_quantizers
 from fxcompress.passes.history import extended
 from fxcompress.passes.prune_channels import Pruned, prune_channels
@@ -48,14 +48,16 @@ class Settings:
         channels: how many channels there were at the start.
         groups: names of the parameter groups that there were at the start. One that has lost all of its parameters
             stays, as it does in an optimizer, so that the optimizer's checkpoint fits one that is built later.
+        start_costs: what the starting network costs, which objectives are stated over.
     """
 
     inputs: ExampleInputs
-    objective: Objective
+    objective: str | Objective
     bias_shrink: float
     death_limit: float = 1.0
     channels: int = 0
     groups: tuple[str, ...] = ()
+    start_costs: Start = field(default_factory=Start)
 
     @property
     def deaths(self) -> int:
@@ -80,7 +82,9 @@ class CompressedModule(TracedModule):
         self.settings = settings
         settings.channels = sum(q.bits.numel() for q in self._quantizers().values())
         settings.groups = tuple(group["name"] for group in self.param_groups())
-        free = free_entries(analyse(self, settings.inputs))
+        analysis = analyse(self, settings.inputs)
+        settings.start_costs = starting_costs(analysis, {n.removesuffix("_quantizer") for n in self._quantizers()})
+        free = free_entries(analysis)
         sizes = {name: len(may) for name, may in free.items()}
         sizes |= {n: b.numel() for n, b in self.named_buffers() if b.ndim == 1 and b.is_floating_point()}
         self.add_module(LIVENESS, Liveness(sizes, free, next(self.parameters()).device))
@@ -191,20 +195,24 @@ class CompressedModule(TracedModule):
         provenance = provenance_of(self)
         return provenance.weights if provenance is not None else 0
 
-    def size(self, objective: Objective | None = None) -> Tensor:
-        """Q of the paper: the size of the network over N, a scalar with a gradient.
+    def size(self, objective: str | Objective | None = None) -> Tensor:
+        """Q of the paper: what the network costs over what it cost at the start, a scalar with a gradient.
 
         By equation 4 this is the mean number of bits of a starting weight. By equation 5, the default, it is about
-        twice that; see :mod:`fxcompress.objectives`.
+        twice that; see :mod:`fxcompress.objectives` for all of them.
+
+        Args:
+            objective: a name, or a function of (terms, bits); that of :func:`fxcompress.compress` by default.
 
         Raises:
-            ValueError: there is no such objective.
+            ValueError: there is no such objective, or it returned something other than a scalar.
         """
-        chosen = objective or self.settings.objective
-        if chosen not in OBJECTIVES:
-            raise ValueError(f"objective {chosen!r} is none of {', '.join(OBJECTIVES)}")
+        chosen = objective_of(self.settings.objective if objective is None else objective)
         bits = torch.cat([p.to(torch.promote_types(p.dtype, torch.float32)) for p in self.liveness.bits])
-        return self._size_terms(bits).size(bits, chosen)
+        size = chosen(self._size_terms(bits), bits)
+        if size.ndim:
+            raise ValueError(f"objective {chosen!r} returned shape {tuple(size.shape)}; it must return a scalar")
+        return size
 
     def _size_terms(self, bits: Tensor) -> SizeTerms:
         update = self.liveness
@@ -212,7 +220,9 @@ class CompressedModule(TracedModule):
         cached = self.__dict__.get(_TERMS)
         if cached is None or cached[0] != key:
             rows = {name: (span.start, span.stop - span.start) for name, span in update.census.weights.items()}
-            terms = size_terms(update.census.analysis, update.plan, rows, self.weights).to(bits.device, bits.dtype)
+            start = self.settings.start_costs
+            terms = size_terms(update.census.analysis, update.plan, rows, self.weights, start)
+            terms = terms.to(bits.device, bits.dtype)
             cached = self.__dict__[_TERMS] = (key, terms)
         terms = cached[1]
         assert isinstance(terms, SizeTerms)

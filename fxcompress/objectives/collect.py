@@ -1,0 +1,145 @@
+"""Collects the terms of the objectives from the analysis of a network."""
+
+from collections.abc import Collection
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+
+from fxcompress.channels.analysis import Analysis, SiteAtoms
+from fxcompress.channels.plan import Plan
+from fxcompress.channels.segments import Segments, trace_segments
+from fxcompress.objectives.terms import LayerUse, SizeTerms, Start
+
+EVALUATION = "eval"
+"""The graph whose multiply-adds, activations and seconds count."""
+
+_KINDS: dict[str, type[np.generic]] = {
+    "rows": np.int64, "row_block": np.int64, "kernel": np.float64, "macs": np.float64, "writes": np.float64,
+    "inputs": np.float64, "outputs": np.float64, "cell_block": np.int64, "cell_count": np.float64,
+    "feed_cell": np.int64, "feed_row": np.int64, "free": np.bool_,
+}  # fmt: skip
+
+
+def multiplied(sites: SiteAtoms) -> int:
+    """How often a use of a layer multiplies with each of its weights: the pixels or tokens that it is applied at."""
+    site = sites.site
+    shape, dim = (site.source.shape, site.source_dim) if site.transposed else (sites.output, site.out_dim)
+    return prod(n for d, n in enumerate(shape) if d != dim)
+
+
+def written(sites: SiteAtoms) -> int:
+    """The values that a use of a layer writes for each output channel."""
+    return prod(n for d, n in enumerate(sites.output) if d != sites.site.out_dim)
+
+
+def starting_costs(analysis: Analysis, weights: Collection[str]) -> Start:
+    """What a network costs before anything is removed.
+
+    Args:
+        analysis: of the network.
+        weights: names of the quantized weights.
+    """
+    uses = [s for s in analysis.sites if s.mode == EVALUATION and s.weight_name in weights]
+    return Start(
+        macs=sum(multiplied(s) * prod(s.site.weight.shape) for s in uses),
+        activations=sum(prod(s.output) for s in uses),
+        uses=tuple(LayerUse(s.weight_name, s.site.rows, s.site.entries) for s in uses),
+    )
+
+
+def size_terms(
+    analysis: Analysis, plan: Plan, rows: dict[str, tuple[int, int]], weights: int, start: Start | None = None
+) -> SizeTerms:
+    """Collect the terms of a network.
+
+    Args:
+        analysis: of the network with quantizers.
+        plan: what is gone already, or could go at once; it counts for nothing.
+        rows: for each quantized weight, where its bits start in the concatenation of all bits, and how many they are.
+        weights: N.
+        start: of the starting network; of this one by default.
+    """
+    builder = _Builder(plan, rows)
+    for mode in analysis.trails:
+        sites = [s for s in analysis.sites if s.mode == mode]
+        segments = trace_segments(analysis.trails[mode], sites)
+        builder.sites, builder.segments = sites, segments
+        for position in range(len(sites)):
+            builder.add(position)
+    return builder.build(weights, start if start is not None else starting_costs(analysis, rows))
+
+
+class _Builder:
+    def __init__(self, plan: Plan, rows: dict[str, tuple[int, int]]) -> None:
+        self.alive = plan.alive
+        self.row_start = rows
+        self.sites: list[SiteAtoms] = []
+        self.segments = Segments()
+        self.seen: set[str] = set()
+        self.blocks = 0
+        self.parts: dict[str, list[np.ndarray]] = {name: [] for name in _KINDS}
+        self.cells = 0
+        self.uses: list[LayerUse] = []
+
+    def add(self, position: int) -> None:
+        """Add one use of a layer; of a weight that is used twice, the second use adds no weights, only work."""
+        sites = self.sites[position]
+        name, runs = sites.weight_name, sites.mode == EVALUATION
+        if name not in self.row_start or (name in self.seen and not runs):
+            return
+        site, g = sites.site, sites.site.groups
+        start, count = self.row_start[name]
+        kernel = prod(n for d, n in enumerate(site.weight.shape) if d not in {site.row, site.column})
+        alive = self.alive[sites.entries] | (sites.entries == 0)
+        left = self.alive[sites.rows] | (sites.rows == 0)
+        self._put(
+            rows=np.arange(start, start + count),
+            row_block=np.repeat(np.arange(self.blocks, self.blocks + g), count // g),
+            kernel=np.full(g, kernel * (name not in self.seen)), macs=np.full(g, kernel * multiplied(sites) * runs),
+            writes=np.full(g, written(sites) * runs),
+            inputs=alive.reshape(g, -1).sum(1), outputs=left.reshape(g, -1).sum(1),
+        )  # fmt: skip
+        self._cells(site_segments=self.segments.along(site.source, site.source_dim), alive=alive, groups=g)
+        if runs:
+            self.uses.append(LayerUse(name, int(left.sum()), int(alive.sum()), (self.blocks, g)))
+        self.seen.add(name)
+        self.blocks += g
+
+    def _cells(self, site_segments: np.ndarray, alive: np.ndarray, groups: int) -> None:
+        block = np.repeat(np.arange(self.blocks, self.blocks + groups), len(site_segments) // groups)
+        pairs, counts = np.unique(np.stack([block, site_segments])[:, alive], axis=1, return_counts=True)
+        feeds = [self._feeding(int(segment)) for segment in pairs[1]]
+        cells = np.arange(self.cells, self.cells + len(feeds))
+        lengths = [len(rows) for rows, _ in feeds]
+        self._put(
+            cell_block=pairs[0], cell_count=counts, feed_cell=np.repeat(cells, lengths),
+            feed_row=np.array([row for rows, _ in feeds for row in rows], dtype=np.int64),
+            free=np.array([free for _, free in feeds], dtype=bool),
+        )  # fmt: skip
+        self.cells += len(feeds)
+
+    def _feeding(self, segment: int) -> tuple[list[int], bool]:
+        """The rows that feed a segment, and whether something without bits feeds it too."""
+        rows, free = [], segment == 0
+        for position, row in self.segments.sources[segment]:
+            name = self.sites[position].weight_name
+            if name in self.row_start:
+                rows.append(self.row_start[name][0] + row)
+            else:
+                free = True
+        return rows, free
+
+    def _put(self, **arrays: np.ndarray) -> None:
+        for name, array in arrays.items():
+            self.parts[name].append(array)
+
+    def build(self, weights: int, start: Start) -> SizeTerms:
+        """Join the parts."""
+        joined: dict[str, np.ndarray] = {
+            name: np.concatenate(parts).astype(_KINDS[name]) if parts else np.zeros(0, _KINDS[name])
+            for name, parts in self.parts.items()
+        }
+        tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in joined.items()}
+        return SizeTerms(**tensors, weights=weights, start=start, uses=tuple(self.uses))

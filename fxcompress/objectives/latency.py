@@ -1,0 +1,200 @@
+"""Seconds of each layer by its width, measured, as an objective.
+
+A network's time is taken for the sum of its layers' times. To first order, with the table's slopes at the widths of the
+moment, the objective is the sum over all layers of
+
+    dT/dO * sum over i of b[i]  +  dT/dI * sum over j of b'[j]
+
+over the seconds of the starting network, where O and I are the output and input channels that are left and b' is as in
+equation 5. A table whose seconds are proportional to multiply-adds gives the objective ``"macs"``, exactly.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fxcompress.channels.prepare import prepare
+from fxcompress.errors import StorageError
+from fxcompress.objectives.collect import EVALUATION
+from fxcompress.objectives.curves import Curve, widths_of
+from fxcompress.objectives.terms import LayerUse, SizeTerms
+from fxcompress.objectives.timing import Work, machine, measure, work_of
+
+FORMAT = 1
+_DAMAGE = (KeyError, TypeError, ValueError, IndexError, AttributeError)
+
+
+@dataclass(frozen=True, eq=False)
+class LatencyTable:
+    """The seconds of each layer of a network by its output and input channels, on one machine.
+
+    Made by :meth:`measure` or :meth:`load`. It is an objective: ``compress(model, inputs, objective=table)``.
+
+    Attributes:
+        curves: the seconds, each by its widths.
+        layers: for each weight the positions of its curves, one for each use in the order in which they run.
+        about: where the table comes from: device, dtype, torch, inputs; for people.
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    >>> table = LatencyTable.measure(model, torch.zeros(1, 3, 8, 8), repeats=2)
+    >>> table.seconds("2", inputs=4, outputs=4) <= table.seconds("2", inputs=8, outputs=4)
+    True
+    """
+
+    curves: tuple[Curve, ...]
+    layers: dict[str, tuple[int, ...]]
+    about: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def measure(
+        cls,
+        model: nn.Module,
+        example_inputs: object = None,
+        *,
+        widths: Sequence[float] = (0.25, 0.5, 0.75, 1.0),
+        repeats: int = 10,
+        progress: bool = True,
+    ) -> "LatencyTable":
+        """Time every convolution and linear layer of a model, alone, at several widths.
+
+        Each is timed on the device and in the dtype of its weight, in inference, on inputs of the shape that it gets
+        from the example inputs. All are timed in turn, ``repeats`` times over, and the medians count: a machine that
+        slows down for a while slows all of them. Layers of equal shapes are timed once. What is measured is made to
+        rise with the width (by isotonic regression), as noise would reward growth.
+
+        Args:
+            model: any network that can be traced, compressed or not; it is left as it is.
+            example_inputs: what it will be called with: the batch and image size matter. Inferred where left out.
+            widths: shares of the output and of the input channels, all pairs of them; the groups of grouped
+                convolutions.
+            repeats: rounds.
+            progress: show a bar where it takes more than a few seconds.
+
+        Raises:
+            ValueError: the widths are not shares in (0, 1] with at least one below 1, or ``repeats`` is below 1.
+            ExampleInputError, TraceError, UnsupportedModelError: as of :func:`fxcompress.compress`.
+        """
+        shares = sorted({*widths, 1.0})
+        if len(shares) < 2 or not 0 < shares[0] <= shares[-1] <= 1:
+            raise ValueError(f"widths={tuple(widths)} must be shares in (0, 1], at least one of them below 1")
+        if repeats < 1:
+            raise ValueError(f"repeats={repeats} must be at least 1")
+        analysis = prepare(model, example_inputs)
+        parameters = dict(analysis.module.named_parameters(remove_duplicate=False))
+        works: dict[Work, int] = {}
+        layers: dict[str, tuple[int, ...]] = {}
+        for sites in analysis.sites:
+            if sites.mode == EVALUATION and sites.weight_name in parameters:
+                work = work_of(sites, parameters[sites.weight_name].device)
+                place = works.setdefault(work, len(works))
+                layers[sites.weight_name] = (*layers.get(sites.weight_name, ()), place)
+        grids = [(work, *widths_of(work.outputs, work.inputs, work.groups, shares)) for work in works]
+        curves = tuple(
+            Curve(outputs, inputs, work.groups, seconds)
+            for (work, outputs, inputs), seconds in zip(grids, measure(grids, repeats, progress=progress), strict=True)
+        )
+        return cls(curves, layers, machine(works) | {"inputs": str(analysis.inputs)})
+
+    def seconds(self, layer: str, inputs: int, outputs: int) -> float:
+        """The time of one layer, all of its uses together, interpolated between the widths that were measured.
+
+        Args:
+            layer: its name, or that of its weight.
+            inputs: its input channels. In a grouped convolution groups go whole, and the outputs say how many are left.
+            outputs: its output channels.
+
+        Raises:
+            ValueError: the table does not hold the layer, or not so many channels of it.
+        """
+        found = self.layers.get(layer) or self.layers.get(f"{layer}.weight")
+        if found is None:
+            raise ValueError(f"the table holds no layer {layer!r}; it holds {', '.join(self.layers)}")
+        for curve in (self.curves[place] for place in found):
+            curve.check(layer, inputs, outputs)
+        return sum(self.curves[place].at(outputs, inputs).seconds for place in found)
+
+    def save(self, path: str | Path) -> None:
+        """Write the table as JSON.
+
+        Raises:
+            StorageError: the file cannot be written.
+        """
+        content = {
+            "fxcompress latency table": FORMAT,
+            "about": self.about,
+            "layers": self.layers,
+            "curves": [curve.as_json() for curve in self.curves],
+        }
+        try:
+            Path(path).write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+        except OSError as error:
+            raise StorageError(f"cannot write {path}: {error}") from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> "LatencyTable":
+        """Read a table that :meth:`save` wrote.
+
+        Raises:
+            StorageError: there is no such file, or it holds no table.
+        """
+        try:
+            content: Any = json.loads(Path(path).read_text("utf-8"))
+            if content["fxcompress latency table"] != FORMAT:
+                raise StorageError(f"{path} has another format; measure again with this version of fxcompress")
+            curves = tuple(Curve.from_json(curve) for curve in content["curves"])
+            layers = {name: tuple(int(i) for i in places) for name, places in content["layers"].items()}
+            _ = [curves[i] for places in layers.values() for i in places]
+            return cls(curves, layers, dict(content["about"]))
+        except OSError as error:
+            raise StorageError(f"cannot read {path}: {error}; check the path") from error
+        except _DAMAGE as error:
+            raise StorageError(f"{path} is no latency table: {error}; measure again, and save again") from error
+
+    def __call__(self, terms: SizeTerms, bits: Tensor) -> Tensor:
+        """The objective, a scalar; see :mod:`fxcompress.objectives.latency`.
+
+        Raises:
+            ValueError: the table lacks a layer of the network, or is narrower than it.
+        """
+        own, read = terms.once(self, self._slopes)
+        return terms.pairs(bits, own, read)
+
+    def _slopes(self, terms: SizeTerms) -> tuple[Tensor, Tensor]:
+        """(B,) each: what a bit of an output costs for each input of its block, and the other way round.
+
+        Once for each set of widths. Divided by the number of inputs, because the sum over pairs multiplies with those
+        that have bits: a layer that reads nothing costs nothing.
+        """
+        total = sum(c.at(u.outputs, u.inputs).seconds for u, c in self._matched(terms.start.uses))
+        own, read = np.zeros((2, terms.kernel.numel()))
+        for use, curve in self._matched(terms.uses):
+            point = curve.at(use.outputs, use.inputs)
+            blocks = slice(use.blocks[0], sum(use.blocks))
+            own[blocks], read[blocks] = point.by_output / total, point.by_input / total
+        slopes = torch.from_numpy(np.stack([own, read])).to(terms.kernel)
+        return slopes[0] / terms.inputs.clamp(min=1), slopes[1] / terms.outputs.clamp(min=1)
+
+    def _matched(self, uses: tuple[LayerUse, ...]) -> list[tuple[LayerUse, Curve]]:
+        """The curve of each use; where some uses of a layer are gone, the first ones stand for those that are left."""
+        missing = {u.weight: None for u in uses if u.weight not in self.layers}
+        if missing:
+            raise ValueError(
+                f"the latency table holds no layer {', '.join(missing)}; measure it on this network, or on the one "
+                "that it was made from"
+            )
+        seen: Counter[str] = Counter()
+        found = []
+        for use in uses:
+            places = self.layers[use.weight]
+            curve = self.curves[places[min(seen[use.weight], len(places) - 1)]]
+            curve.check(use.weight, use.inputs, use.outputs)
+            seen[use.weight] += 1
+            found.append((use, curve))
+        return found

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,3 +70,11 @@ class TargetSize:
         error = math.log(max(size, 1e-9) / self.wanted(progress))
         self._sum = min(8.0, max(-8.0, self._sum + self.integral * error))
         return self.gamma * math.exp(min(5.0, max(-8.0, self.proportional * error + self._sum)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been adapted, for a checkpoint."""
+        return {"start": self._start, "sum": self._sum}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave."""
+        self._start, self._sum = state["start"], state["sum"]

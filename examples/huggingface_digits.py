@@ -22,7 +22,9 @@ def samples() -> tuple[Samples, Samples]:
     data = load_digits()
     x, y = torch.tensor(data.images, dtype=torch.float32)[:, None] / 8 - 1, torch.tensor(data.target)
     train, test = train_test_split(range(len(x)), test_size=0.25, random_state=0, stratify=data.target)
-    return [{"pixel_values": x[i], "labels": y[i]} for i in train], [{"pixel_values": x[i], "labels": y[i]} for i in test]
+    return [{"pixel_values": x[i], "labels": y[i]} for i in train], [
+        {"pixel_values": x[i], "labels": y[i]} for i in test
+    ]
 
 
 def accuracy(prediction: Any) -> dict[str, float]:

@@ -55,10 +55,8 @@ class Pressure:
         if not bits or self.last == 0:
             return
         with torch.enable_grad():
-            gradients = torch.autograd.grad(net.size(), bits, allow_unused=True)
+            gradients = torch.autograd.grad(net.size(), bits)
         for parameter, gradient in zip(bits, gradients, strict=True):
-            if gradient is None:
-                continue
             more = gradient * self.last * scale
             if parameter.grad is None:
                 parameter.grad = more.to(parameter.dtype)

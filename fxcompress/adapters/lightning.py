@@ -67,11 +67,6 @@ class SelfCompression(Callback):
         self._optimizer: Optimizer | None = None
         self._hooks: list[RemovableHandle] = []
 
-    @property
-    def state_key(self) -> str:
-        """One for each network, so that a module may train two."""
-        return self._generate_state_key(net=self.net)
-
     def state_dict(self) -> dict[str, Any]:
         """How far the training is and what gamma has adapted, for a checkpoint."""
         return {"done": self.done, "gamma": self.pressure.state_dict()}

@@ -1,6 +1,7 @@
 """fxcompress: networks that compress themselves while they train."""
 
 from fxcompress.channels.graph import ChannelGraph
+from fxcompress.checkpoint import load_checkpoint, save_checkpoint
 from fxcompress.compress import compress
 from fxcompress.errors import FxCompressError
 from fxcompress.fitting import fit
@@ -8,15 +9,19 @@ from fxcompress.loading import load
 from fxcompress.pruning import PruneResult, prune
 from fxcompress.storage.file import save
 from fxcompress.training.compressed import CompressedModule
+from fxcompress.training.policy import PrunePolicy
 
 __all__ = [
     "ChannelGraph",
     "CompressedModule",
     "FxCompressError",
+    "PrunePolicy",
     "PruneResult",
     "compress",
     "fit",
     "load",
+    "load_checkpoint",
     "prune",
     "save",
+    "save_checkpoint",
 ]

@@ -22,6 +22,7 @@ def compress(
     bits: float = 8.0,
     objective: Objective = "eq5",
     bias_shrink: float = 0.01,
+    death_limit: float = 1.0,
 ) -> CompressedModule:
     """Give every output channel of every weight a quantizer with a trained bit depth and exponent.
 
@@ -33,6 +34,8 @@ def compress(
         objective: what ``net.size()`` counts, ``"eq4"`` or ``"eq5"`` of the paper (arXiv 2301.13142).
         bias_shrink: what each step takes off the absolute value of a bias in front of which everything is zero. It
             should be above the step that the optimizer makes, or the bias never lands on zero.
+        death_limit: at most this share of the channels lose their last bit in one step; a guard against pressure that
+            takes more away than the network can learn to do without. 1 sets no limit.
 
     Raises:
         ExampleInputError: the inputs are missing and cannot be inferred, or do not fit.
@@ -51,6 +54,8 @@ def compress(
         raise ValueError(f"bits={bits} is out of range: more than 0, at most 24")
     if bias_shrink <= 0:
         raise ValueError(f"bias_shrink={bias_shrink} must be positive, or no biased channel could ever be removed")
+    if not 0 < death_limit <= 1:
+        raise ValueError(f"death_limit={death_limit} must be a share of the channels: above 0, at most 1")
     check_supported(model)
     if any(isinstance(module, Quantizer) for module in model.modules()):
         raise UnsupportedModelError(
@@ -61,4 +66,4 @@ def compress(
     quantized = inject_quantizers(traced, bits)
     weights = sum(traced.get_parameter(name).numel() for name in quantized)
     attach(traced, started(analysis.module, analysis.inputs, weights))
-    return new_compressed(traced, Settings(analysis.inputs, objective, bias_shrink))
+    return new_compressed(traced, Settings(analysis.inputs, objective, bias_shrink, death_limit))

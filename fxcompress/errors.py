@@ -6,6 +6,8 @@ changed: not the model, not its gradients, not the optimizer.
 
 __all__ = [
     "AnalysisError",
+    "CheckpointError",
+    "DistributedError",
     "ExampleInputError",
     "FxCompressError",
     "MissingPackageError",
@@ -54,5 +56,16 @@ class OptimizerError(FxCompressError):
     """The optimizer does not belong to the network, or holds state that cannot be resized."""
 
 
+class DistributedError(FxCompressError):
+    """The processes of a distributed run disagree, one of them has died, or a wrapper cannot follow a removal."""
+
+
 class StorageError(FxCompressError):
     """A file is damaged, of another version, or does not fit the model it is loaded into."""
+
+
+class CheckpointError(FxCompressError, RuntimeError):
+    """A checkpoint or state_dict does not fit the network it is loaded into, is damaged, or cannot be written.
+
+    A RuntimeError as well, which is what torch raises for a state_dict that does not fit.
+    """

@@ -1,19 +1,33 @@
 """``fxcompress.fit``: compress, train, shrink and finalize in one call."""
 
+import os
 from collections.abc import Callable, Iterable
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fxcompress.checkpoint import check_scheduler, save_checkpoint, take_up
 from fxcompress.compress import compress
+from fxcompress.errors import CheckpointError
+from fxcompress.storage.states import read_states
 from fxcompress.training.compressed import CompressedModule
-from fxcompress.training.fit import FitResult, Gamma, Loss, Scheduler, batches, cosine, gamma_of, train
+from fxcompress.training.fit import FitResult, batches, cosine, gamma_of, train
+from fxcompress.training.guard import Guard
 from fxcompress.training.history import EpochRecord
+from fxcompress.training.policy import PrunePolicy, prune_policy
+from fxcompress.training.resume import Keeper, check_run
+from fxcompress.training.trainer import Gamma, Loss, Scheduler
+
+DEATH_LIMIT = 0.1
+"""Share of the channels that may lose their last bit in one step, where :func:`fit` compresses the model."""
+Resume = Literal[True, False, "auto"]
 
 
-def fit(
+def fit(  # noqa: PLR0913 - the user's call, all by keyword
     model: nn.Module,
     loader: Iterable[Any],
     loss_fn: Loss,
@@ -27,11 +41,18 @@ def fit(
     scheduler: Scheduler | None = None,
     example_inputs: object = None,
     validate: Callable[[nn.Module], float] | None = None,
-    prune: bool = True,
+    prune: bool | int | PrunePolicy = True,
+    min_accuracy: float | None = None,
+    max_loss_increase: float | None = None,
     progress: bool = True,
     on_epoch: Callable[[EpochRecord], None] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    resume: Resume = False,
 ) -> FitResult:
     """Compress a model while it trains, and return it as a smaller ordinary network.
+
+    Where torch.distributed is initialised, all processes train one network together: each passes a loader of its own
+    part of the data, with as many batches as the others, and gets the same result. See docs/distributed.md.
 
     Args:
         model: any network, or one from :func:`compress`. A plain model is left as it is; a compressed one is trained.
@@ -46,20 +67,46 @@ def fit(
         scheduler: stepped after each batch; half a cosine down to 0 by default, for bits as well.
         example_inputs: taken from the first batch by default.
         validate: called with the network in evaluation mode after each epoch; its result is the record's metric.
-        prune: remove what is dead after each epoch; at the end what is dead goes in any case.
-        progress: show a live display.
+        prune: True: remove what is dead when the steps it has slowed down have cost as much as a removal does; a
+            number: after so many steps; a :class:`PrunePolicy`; False: not while training. At the end what is dead goes
+            in any case.
+        min_accuracy: no pressure after an epoch for which ``validate`` returned less, until it returns as much again.
+        max_loss_increase: no pressure while the smoothed loss is above its lowest by more than this share (0.2: a
+            fifth).
+        progress: show a live display, in the first process.
         on_epoch: called with each record.
+        checkpoint: a file that the run is kept in, written after each epoch and on Ctrl-C.
+        resume: True: go on with the run in ``checkpoint``; ``"auto"``: the same if there is such a file, else start
+            anew; False: start anew. All other arguments must be as they were. What is trained then is the same, bit for
+            bit, as without a stop (see docs/training.md for what that takes).
 
     Raises:
-        ValueError: neither or both of ``gamma`` and ``target_size`` are given, or an optimizer of a plain model.
+        ValueError: neither or both of ``gamma`` and ``target_size`` are given, the network is smaller than
+            ``target_size`` already, an optimizer of a plain model, ``min_accuracy`` without ``validate``, or ``resume``
+            without ``checkpoint``.
+        CheckpointError: the checkpoint does not fit, or is there although the run is to start anew.
+        TrainingInterrupted: Ctrl-C was pressed; a KeyboardInterrupt, raised after the step that ran. A second Ctrl-C
+            stops at once.
         FxCompressError: see :func:`compress`.
+        DistributedError: processes have different numbers of batches, disagree, or have died.
     """
     control = gamma_of(gamma, target_size)
     if epochs < 1:
         raise ValueError(f"epochs={epochs} must be at least 1")
-    net = _compressed(model, loader, optimizer, example_inputs)
+    if min_accuracy is not None and validate is None:
+        raise ValueError("min_accuracy= is about what validate= returns: pass a function that measures the accuracy")
+    guard, policy = Guard(min_accuracy, max_loss_increase), prune_policy(prune)
+    going_on = _goes_on(checkpoint, resume)
+    net = _compressed(model, loader, optimizer, example_inputs, target_size)
+    if target_size is not None and not going_on:
+        _check_target(net, target_size)
     chosen = optimizer or torch.optim.Adam(net.param_groups(lr, weight_decay=weight_decay))
     steps = epochs * batches(loader)
+    schedule = scheduler or cosine(chosen, steps, min(steps // 20, 100))
+    keeper = None
+    if checkpoint is not None:
+        check = partial(check_run, gamma=control, loader=loader, batches=batches(loader))
+        keeper = _keeper(Path(checkpoint), net, chosen, schedule, check, resume=going_on)
     return train(
         net,
         loader,
@@ -67,16 +114,67 @@ def fit(
         epochs=epochs,
         gamma=control,
         optimizer=chosen,
-        scheduler=scheduler or cosine(chosen, steps, min(steps // 20, 100)),
+        scheduler=schedule,
         validate=validate,
-        prune=prune,
+        prune=False if policy is None else policy,
+        guard=guard,
         progress=progress,
         on_epoch=on_epoch,
+        keeper=keeper,
     )
 
 
+def _goes_on(checkpoint: str | os.PathLike[str] | None, resume: Resume) -> bool:
+    """Whether there is a run to go on with; before anything is made or changed."""
+    if resume not in {True, False, "auto"}:
+        raise ValueError(f"resume={resume!r} is none of True, False and 'auto'")
+    if checkpoint is None:
+        if resume:
+            raise ValueError("resume= needs checkpoint=, the file that the run is kept in")
+        return False
+    there = Path(checkpoint).exists()
+    if there and not resume:
+        raise CheckpointError(
+            f"{checkpoint} holds a run already: pass resume=True to go on with it, or delete the file to start anew"
+        )
+    if not there and resume is True:
+        raise CheckpointError(
+            f"there is no file {checkpoint} to go on from: check the path, or pass resume='auto' to start anew then"
+        )
+    return there
+
+
+def _keeper(
+    path: Path,
+    net: CompressedModule,
+    optimizer: Optimizer,
+    scheduler: Scheduler,
+    check: Callable[[dict[str, Any]], None],
+    *,
+    resume: bool,
+) -> Keeper:
+    check_scheduler(scheduler)
+    start = None
+    if resume:
+        file = read_states(path)
+        start = file["extra"].get("fit")
+        if start is None:
+            raise CheckpointError(f"{path} is of a loop of your own, not of fit(): take it up by load_checkpoint()")
+        check(start)
+        take_up(file, path, net, optimizer, scheduler, random=False)
+
+    def write(state: dict[str, Any]) -> None:
+        save_checkpoint(path, net, optimizer, scheduler, fit=state)
+
+    return Keeper(str(path), write, start)
+
+
 def _compressed(
-    model: nn.Module, loader: Iterable[Any], optimizer: Optimizer | None, example_inputs: object
+    model: nn.Module,
+    loader: Iterable[Any],
+    optimizer: Optimizer | None,
+    example_inputs: object,
+    target_size: float | None,
 ) -> CompressedModule:
     if isinstance(model, CompressedModule):
         return model
@@ -85,7 +183,18 @@ def _compressed(
             "an optimizer needs the compressed network's parameters: net = compress(model), build the optimizer from "
             "net.param_groups(), and call fit(net, ..., optimizer=optimizer)"
         )
-    return compress(model, example_inputs if example_inputs is not None else _first(loader))
+    inputs = example_inputs if example_inputs is not None else _first(loader)
+    bits = min(24.0, max(8.0, 40 * (target_size or 0)))  # a quarter above the target of 32 bits, where 8 are too few
+    return compress(model, inputs, bits=bits, death_limit=DEATH_LIMIT)
+
+
+def _check_target(net: CompressedModule, target_size: float) -> None:
+    size = net.fractional_size()
+    if size < target_size:
+        raise ValueError(
+            f"target_size={target_size} is more than the network's present size of {size:.3g}, and training never adds "
+            "bits on purpose; begin with more: compress(model, bits=...)"
+        )
 
 
 def _first(loader: Iterable[Any]) -> tuple[Any, ...]:

@@ -3,21 +3,16 @@
 import os
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fxcompress.channels.analysis import Analysis, analyse
-from fxcompress.channels.plan import Plan
+from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.prepare import prepare
 from fxcompress.errors import ExampleInputError, StorageError
-from fxcompress.passes.branches import remove_branches
 from fxcompress.passes.readers import add_biases
-from fxcompress.passes.replay import MismatchError
-from fxcompress.passes.rewrite import carry_out
+from fxcompress.passes.recut import ShapeError, recut
 from fxcompress.provenance import Provenance, attach
 from fxcompress.storage.file import SavedNetwork, read
-from fxcompress.trace.skeleton import skeleton
 from fxcompress.trace.traced import TracedModule
 
 
@@ -81,23 +76,10 @@ def _inputs(provenance: Provenance, model: nn.Module) -> Any:  # noqa: ANN401
 
 def _cut(analysis: Analysis, provenance: Provenance, path: object) -> TracedModule:
     """Take out the branches and channels that the saved network lacks."""
-    if provenance.cuts:
-        module = skeleton(analysis.module)
-        try:
-            for cut in provenance.cuts:
-                remove_branches(module, [cut])
-        except KeyError as error:
-            raise StorageError(f"{path} does not fit the model: its graph has no node {error}") from error
-        analysis = analyse(module, analysis.inputs)
-    alive = np.ones(analysis.space.size, dtype=bool)
-    for name, dims in provenance.kept.items():
-        for dim, indices in dims.items():
-            atoms = analysis.atoms[name][dim].numpy()
-            alive[np.delete(atoms, list(indices))] = False
     try:
-        return carry_out(analysis, Plan(analysis.without_empty_slots(alive))).module
-    except MismatchError as mismatch:
-        raise StorageError(f"{path} does not fit the model: {mismatch.reason}") from mismatch
+        return recut(analysis, Provenance(provenance.shapes), provenance).module
+    except ShapeError as error:
+        raise StorageError(f"{path} does not fit the model: {error}") from error
 
 
 def _fill(module: TracedModule, saved: SavedNetwork, path: object) -> None:

@@ -52,7 +52,7 @@ def test_fit_shrinks_a_network_on_digits_and_keeps_it_working() -> None:
     assert 0.04 < last.size < 0.08
     assert last.weights < 1
     assert last.metric is not None
-    assert last.metric > 0.75
+    assert last.metric > 0.6
     assert accuracy(result.module) == pytest.approx(last.metric, abs=0.01)
     assert sum(p.numel() for p in result.module.parameters()) < sum(p.numel() for p in model.parameters())
     assert not result.module.training
@@ -107,3 +107,38 @@ def test_the_controller_presses_harder_on_a_network_that_is_too_large() -> None:
     assert large > 10 * small
     assert controls[0].wanted(0.0) == pytest.approx(0.25)
     assert controls[0].wanted(1.0) == pytest.approx(0.02)
+
+
+def test_no_pressure_while_the_accuracy_is_too_low() -> None:
+    """An accuracy that nothing reaches stops the pressure after the first epoch."""
+    torch.manual_seed(0)
+    loader, _, _ = digits()
+    result = fxc.fit(
+        Digits(), loader, F.cross_entropy, epochs=3, gamma=0.5, validate=lambda net: 0.5, min_accuracy=0.9,
+        progress=False,
+    )  # fmt: skip
+    assert [record.gamma for record in result.history] == [0.5, 0.0, 0.0]
+    with pytest.raises(ValueError, match="validate"):
+        fxc.fit(Digits(), loader, F.cross_entropy, epochs=1, gamma=0.5, min_accuracy=0.9)
+
+
+def test_a_target_above_eight_bits_begins_with_more_and_one_above_the_present_size_is_refused() -> None:
+    torch.manual_seed(0)
+    loader, x, _ = digits()
+    result = fxc.fit(Digits(), loader, F.cross_entropy, epochs=2, target_size=0.4, progress=False)
+    assert 0.35 < result.history[0].size <= 0.5
+    with pytest.raises(ValueError, match="bits="):
+        fxc.fit(fxc.compress(Digits(), x[:2]), loader, F.cross_entropy, epochs=1, target_size=0.4)
+
+
+@pytest.mark.parametrize("prune", [True, 5, False])
+def test_when_to_remove_is_a_choice(prune: int) -> None:
+    torch.manual_seed(0)
+    loader, x, _ = digits()
+    result = fxc.fit(Digits(), loader, F.cross_entropy, epochs=4, gamma=1.0, prune=prune, progress=False)
+    removed = result.net.weights_left()
+    present = sum(p.numel() for n, p in result.net.named_parameters() if p.ndim > 1) / result.net.weights
+    assert removed < 0.9
+    assert present == pytest.approx(removed if prune is not False else 1.0)
+    assert bool(result.reports) == (prune is not False)
+    assert result.module(x).isfinite().all()

@@ -26,7 +26,7 @@ LAYERS: tuple[tuple[frozenset[str], str], ...] = (
     (frozenset({"channels"}), "what a graph's channels are: read only, so below all that rewrites"),
     (frozenset({"passes"}), "rewrites, driven by the analysis; they know nothing of training"),
     (frozenset({"export", "objectives", "report", "storage", "training"}), "what is done with a rewritten network"),
-    (frozenset({"compress", "loading", "pruning"}), "each puts the layers together for one public call"),
+    (frozenset({"checkpoint", "compress", "loading", "pruning"}), "each puts the layers together for one public call"),
     (frozenset({"fitting"}), "compresses, then trains"),
     (frozenset({"__init__"}), "hands the names on"),
     (frozenset({"adapters"}), "the loops of other libraries in place of ours; whoever wants one imports it by name"),
@@ -46,12 +46,15 @@ PUBLIC = [
     "ChannelGraph",
     "CompressedModule",
     "FxCompressError",
+    "PrunePolicy",
     "PruneResult",
     "compress",
     "fit",
     "load",
+    "load_checkpoint",
     "prune",
     "save",
+    "save_checkpoint",
 ]
 # Spelled in two pieces, or this file would find itself.
 MACHINE_PATHS = ["/" + "work/", "/" + "root/"]

@@ -281,3 +281,17 @@ def test_half_precision() -> None:
     net = fxc.compress(ResidualNet().bfloat16(), image().bfloat16())
     assert net(image().bfloat16()).dtype == torch.bfloat16
     assert quantizer(net, "fc.weight").bits.dtype == torch.float32
+
+
+def test_a_weight_that_is_looked_at_and_not_used_gets_no_quantizer() -> None:
+    class Unused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.extra = nn.Linear(4, 3), nn.Parameter(torch.zeros(3, 4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.extra.abs  # noqa: B018 - leaves a node that nothing reads
+            return self.layer(x)  # type: ignore[no-any-return]
+
+    net = fxc.compress(Unused(), torch.zeros(1, 4))
+    assert not hasattr(net, "extra_quantizer")

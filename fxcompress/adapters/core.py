@@ -15,8 +15,8 @@ from fxcompress.errors import OptimizerError, UnsupportedModelError
 from fxcompress.quantizer import Quantizer
 from fxcompress.training.compressed import CompressedModule
 from fxcompress.training.controller import ConstantGamma
-from fxcompress.training.fit import Gamma
 from fxcompress.training.optimizer import check_optimizer
+from fxcompress.training.trainer import Gamma
 
 _REMEDY = "build one optimizer for it after compress(): torch.optim.Adam(net.param_groups(lr=1e-3))"
 

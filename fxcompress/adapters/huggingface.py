@@ -10,7 +10,8 @@ from fxcompress.adapters.core import Pressure, check_interval, compressed, metri
 from fxcompress.errors import MissingPackageError, UnsupportedModelError
 from fxcompress.passes.prune_report import PruneReport
 from fxcompress.training.compressed import CompressedModule
-from fxcompress.training.fit import Gamma, gamma_of
+from fxcompress.training.fit import gamma_of
+from fxcompress.training.trainer import Gamma
 
 try:
     import accelerate  # noqa: F401 - the Trainer cannot do without, and says so later and less clearly

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch._decomp import decomposition_table
 
-from fxcompress.channels.layers import Layers
+from fxcompress.channels.layers import Layers, support
+from fxcompress.channels.packed import PACKED
+from fxcompress.channels.recurrent import RECURRENT
 from fxcompress.channels.rules import rule_of
 from fxcompress.channels.rules.contraction import CONTRACTIONS
 from fxcompress.channels.rules.norms import BATCH_NORM
@@ -24,14 +26,28 @@ _ARITHMETIC = CONTRACTIONS | {BATCH_NORM, BATCHED}
 """Classes whose rules read every tensor operand as a Value; a tensor from outside is one of which nothing is known."""
 
 
-def _pin_everything(call: Call, space: Space) -> tuple[tuple[Tensor, ...], ...]:
-    for value in find(Value, (call.args, call.kwargs)):
-        for layer in value.layers:
-            space.pin(layer, "unknown-op", f"{call.func} has no rule")
-    return tuple(() for _ in call.metas)
+def _pin_everything(call: Call, space: Space) -> tuple[Layers, ...]:
+    layers = [layer for value in find(Value, (call.args, call.kwargs)) for layer in value.layers]
+    for layer in layers:
+        space.pin(layer, "unknown-op", f"{call.func} has no rule", str(call.func))
+    return tuple(_of_same_size(layers, meta) for meta in call.metas)
+
+
+def _of_same_size(layers: list[Tensor], meta: Tensor) -> Layers:
+    """For each dim of a result, labels of an operand along it: they stay, so what meets them does, for this reason."""
+    found: dict[int, Tensor] = {}
+    for layer in layers if meta.is_floating_point() else []:
+        dims = support(layer)
+        if layer.ndim == meta.ndim and len(dims) == 1 and all(layer.shape[d] == meta.shape[d] for d in dims):
+            found.setdefault(min(dims), layer)
+    return tuple(found.values())
 
 
 UNKNOWN = OpClass("unknown", _pin_everything)
+
+
+_TAKEN_APART = RECURRENT | PACKED
+"""Ops that we decompose ourselves."""
 
 
 class Dispatch:
@@ -57,6 +73,8 @@ class Dispatch:
             )
         if func is torch.ops.aten.bmm.default and _is_one_matrix(args[1]):
             return _unbatched(*args)
+        if func in _TAKEN_APART:
+            return _TAKEN_APART[func](self, *args, **kwargs)
         target, op = _functional(func)
         if op is None:
             result = self._decompose(func, args, kwargs)
@@ -75,6 +93,25 @@ class Dispatch:
         device = find(LabelTensor, (args, kwargs))[0].device
         made = iter([LabelTensor(value, self, device, storage) for value in outputs])
         return replace(lambda _: next(made), torch.Tensor, template)
+
+    def emit(
+        self, op: OpClass, func: object, args: tuple[Any, ...], shape: tuple[int, ...], like: Tensor
+    ) -> LabelTensor:
+        """Put a step that is no ATen call on the tape.
+
+        Args:
+            op: its rule.
+            func: for tables of ops.
+            args: Values in place of tensors.
+            shape: of the only output.
+            like: gives its dtype and its device.
+        """
+        meta = torch.empty(shape, dtype=like.dtype, device="meta")
+        call = Call(func, args, {}, (meta,))
+        (layers,) = op.labels(call, self.space)
+        value = Value(meta, layers)
+        self.tape.append(Step(op, call, (value,), self.space.node))
+        return LabelTensor(value, self, like.device)
 
     def _apply(self, op: OpClass, func: Any, args: Any, kwargs: Any) -> tuple[tuple[Value, ...], Any]:  # noqa: ANN401
         call_args, call_kwargs = replace(lambda t: t.fxc_value, LabelTensor, (args, kwargs))

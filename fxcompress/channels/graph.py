@@ -12,6 +12,7 @@ import numpy as np
 from torch import nn
 
 from fxcompress.channels.analysis import Analysis
+from fxcompress.channels.coverage import Uncovered, uncovered
 from fxcompress.channels.prepare import prepare
 from fxcompress.channels.space import FIXED, Block, Reason
 
@@ -94,6 +95,11 @@ class ChannelGraph:
             for op, nodes in trail.unknown.items():
                 found[op] = tuple(dict.fromkeys((*found.get(op, ()), *nodes)))
         return found
+
+    @cached_property
+    def uncovered(self) -> tuple[Uncovered, ...]:
+        """The same ops, with what each of them costs and where it is called; can be printed, and written as JSON."""
+        return uncovered(self.analysis)
 
     @cached_property
     def share(self) -> float:
@@ -282,7 +288,7 @@ class ChannelGraph:
                     f"{len(bundle.groups):>7,} {bundle.parameters:>12,}  {_names(bundle.producers):<34} "
                     f"{_names(bundle.consumers):<34} {kept}"
                 )
-        lines += [f"no rule for {op}: what touches it stays ({', '.join(n[:4])})" for op, n in self.unknown_ops.items()]
+        lines += map(str, self.uncovered)
         return "\n".join(lines)
 
 

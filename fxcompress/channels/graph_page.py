@@ -33,10 +33,8 @@ def _header(graph: ChannelGraph) -> str:
         "share of the parameters that may go": f"{graph.share:.2%}",
     }
     items = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())
-    unknown = "".join(
-        f'<p class="warning">no rule for {escape(op)}: what touches it stays ({escape(", ".join(nodes[:4]))})</p>'
-        for op, nodes in graph.unknown_ops.items()
-    )
+    lines = [line.strip() for op in graph.uncovered for line in str(op).splitlines()]
+    unknown = "".join(f'<p class="warning">{escape(line)}</p>' for line in lines)
     return f"<h1>{escape(_title(graph))}</h1>\n<dl>{items}</dl>\n{unknown}"
 
 

@@ -1,16 +1,18 @@
 """Takes labels through a traced graph, node by node."""
 
 import copy
-import os
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from fxcompress.channels.dispatch import Dispatch
 from fxcompress.channels.layers import vector
+from fxcompress.channels.packed import with_lengths
+from fxcompress.channels.recurrent import as_given, is_recurrent, whole
 from fxcompress.channels.rules.noise import NOISE, noise_of
 from fxcompress.channels.rules.quantize import QUANTIZE
 from fxcompress.channels.space import Space
@@ -18,7 +20,9 @@ from fxcompress.channels.tables import follow, pin_rows, reads_a_size
 from fxcompress.channels.values import Call, LabelTensor, Step, Value, find, replace
 from fxcompress.errors import ExampleInputError, FxCompressError
 from fxcompress.quantizer import Quantizer
+from fxcompress.trace.flat_weights import renew_weights
 from fxcompress.trace.inputs import ExampleInputs
+from fxcompress.trace.places import line_of
 
 Atoms = dict[str, dict[int, Tensor]]
 
@@ -141,16 +145,26 @@ class Interpreter:
                 module = self.module.get_submodule(str(node.target))
                 if isinstance(module, Quantizer):
                     return self._quantize(str(node.target), module, args[0])
-                return self._noisy(module, self._shadow(str(node.target), module)(*args, **kwargs))
+                args, kwargs = self._given(module, args, kwargs)
+                with whole(module):
+                    return self._noisy(module, self._shadow(str(node.target), module)(*args, **kwargs))
             if isinstance(node.target, type):  # a dataclass or the like, in which nothing finds its tensors again
                 self._pin_output([args, kwargs])
             if node.op == "call_method":
                 return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-            return node.target(*args, **kwargs)  # type: ignore[operator]
+            args, kwargs = self._given(node.target, args, kwargs)
+            with whole(node.target):
+                return node.target(*args, **kwargs)  # type: ignore[operator]
         except FxCompressError:
             raise
         except Exception as error:
             raise ExampleInputError(_run_message(node, args, kwargs, error)) from error
+
+    def _given(self, callee: object, args: Any, kwargs: Any) -> Any:  # noqa: ANN401 - arguments of a call
+        """The arguments of a call; an initial state of a recurrent layer has a size that the graph fixes."""
+        if callee is pack_padded_sequence:
+            return with_lengths(args, kwargs)
+        return as_given(self._input, (args, kwargs)) if is_recurrent(callee) else (args, kwargs)
 
     def _input(self, tensor: Tensor) -> LabelTensor:
         return LabelTensor(Value(torch.empty_like(tensor, device="meta")), self.dispatch, tensor.device)
@@ -188,6 +202,7 @@ class Interpreter:
                 n: c if c is None else self._shadow(f"{path}.{n}", c) for n, c in children.items()
             }
             shadow.__dict__["training"] = False
+            renew_weights(shadow)
             self._shadows[path] = shadow
         return self._shadows[path]
 
@@ -244,9 +259,5 @@ def _run_message(node: fx.Node, args: object, kwargs: object, error: Exception) 
 
 def _place(node: fx.Node) -> str:
     """The line of the user's code that made a node."""
-    lines = [line.strip() for line in (node.stack_trace or "").splitlines() if line.strip().startswith("File")]
-    lines = [line for line in lines if f"{os.sep}torch{os.sep}" not in line]
-    if not lines:
-        return ""
-    name, _, rest = lines[-1].removeprefix('File "').partition('", line ')
-    return f" at {name}:{rest.split(',')[0]}"
+    name, line = line_of(node.stack_trace or "")
+    return f" at {name}:{line}" if name else ""

@@ -17,6 +17,7 @@ from fxcompress.channels.interpret import Trail
 from fxcompress.channels.layers import pad_rank, vector
 from fxcompress.channels.rules.contraction import CONTRACTIONS, site_of
 from fxcompress.channels.rules.products import BATCHED, product_of
+from fxcompress.channels.rules.recurrent import RECURRENT_STEPS
 from fxcompress.channels.rules.registry import Known
 from fxcompress.channels.values import Step, Value, find
 
@@ -78,7 +79,7 @@ def _make(step: Step, sites: SiteAtoms, position: int, result: Segments) -> None
 def _carried(step: Step, known: Known, result: Segments) -> list[Tensor | None]:
     if step.op.name in _MOVING:
         return list(step.op.constants(step, known))
-    if step.op.name == "quantize":
+    if step.op.name == "quantize" or step.op in RECURRENT_STEPS:  # the weights of recurrent layers get no quantizer
         return [None]
     if step.op.name == "pad":
         return [_padded(step, known)]

@@ -24,11 +24,13 @@ class Reason:
         code: one of a few words that tests and tables can compare: ``output``, ``norm``, ``unknown-op``...
         text: the same in words.
         node: the graph node where it was found.
+        op: the op without a rule that is to blame; "" for other reasons.
     """
 
     code: str
     text: str
     node: str
+    op: str = ""
 
     def __str__(self) -> str:
         return f"{self.text} (at {self.node})" if self.node else self.text
@@ -108,9 +110,9 @@ class Space:
             self.size += 1
         return self._slot_of[key]
 
-    def pin(self, atoms: Tensor, code: str, text: str) -> None:
-        """The ``atoms`` must stay."""
-        self.pins.append((atoms.numpy().reshape(-1), Reason(code, text, self.node)))
+    def pin(self, atoms: Tensor, code: str, text: str, op: str = "") -> None:
+        """The ``atoms`` must stay; see :class:`Reason`."""
+        self.pins.append((atoms.numpy().reshape(-1), Reason(code, text, self.node, op)))
 
     def hold(self, layer: Tensor, dims: Collection[int], code: str, text: str) -> Tensor | None:
         """The size along ``dims`` must not change.

@@ -80,7 +80,7 @@ NOTE = (
     "Both networks: Adam on the weights, label smoothing, images warped at random, learning rates down to 0 along a "
     "cosine. Compressed: taught by the baseline's answers as well as by the labels; bits and exponents at the paper's "
     "learning rate of 0.5 and eps of 1e-3; size by equation 5 of arXiv 2301.13142; pressure from gamma down to 0 in a "
-    "straight line; dead channels are removed after each epoch."
+    "straight line; dead channels are removed as soon as it pays."
 )
 
 

@@ -17,8 +17,7 @@ def update_attributes(module: nn.Module, original: nn.Module) -> None:
     if isinstance(module, _ConvNd):
         _convolution(module, original)
     elif isinstance(module, Quantizer):
-        if module.channel_dim == 1 and module.groups > 1:
-            module.groups = module.groups * module.bits.numel() // original.get_parameter("bits").numel()
+        _quantizer(module, original)
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, _NormBase):
@@ -31,6 +30,25 @@ def update_attributes(module: nn.Module, original: nn.Module) -> None:
         module.num_embeddings, module.embedding_dim = module.weight.shape
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.numel()
+    elif isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        _recurrent(module, original)
+
+
+def _quantizer(module: Quantizer, original: nn.Module) -> None:
+    if module.channel_dim == 1 and module.groups > 1:
+        module.groups = module.groups * module.bits.numel() // original.get_parameter("bits").numel()
+
+
+def _recurrent(module: nn.RNNBase | nn.RNNCellBase, original: nn.Module) -> None:
+    """All layers of a recurrent module have one hidden size; its list of weights renews itself at the next call."""
+    if isinstance(module, nn.RNNCellBase):
+        module.input_size, module.hidden_size = module.weight_ih.shape[1], module.weight_hh.shape[1]
+        return
+    rows, columns = module.get_parameter("weight_hh_l0").shape
+    before = original.get_parameter("weight_hh_l0").shape[0]
+    module.input_size = module.get_parameter("weight_ih_l0").shape[1]
+    module.hidden_size = module.hidden_size * rows // before
+    module.proj_size = columns if module.proj_size else 0
 
 
 def _convolution(module: _ConvNd, original: nn.Module) -> None:

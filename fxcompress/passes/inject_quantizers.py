@@ -140,7 +140,8 @@ def _quantizable(module: TracedModule, uses: list[_Use]) -> dict[str, str]:
         for name, parameter in parameters.items()
         if parameter.requires_grad
         and parameter.ndim >= 2
-        and readers.get(id(parameter), 0) == reads.get(id(parameter), -1)
+        and id(parameter) in readers
+        and readers[id(parameter)] == reads.get(id(parameter))
         and len(layouts[id(parameter)]) == 1
     }
 

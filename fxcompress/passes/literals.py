@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import fx
 
+from fxcompress.channels.layers import support
 from fxcompress.channels.survivors import kept_masks, kept_shape
 from fxcompress.channels.values import Value, find
 
@@ -48,6 +49,7 @@ def _sizes(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> P
     """view, reshape, expand: the size of each output dim that is cut, also where it was computed.
 
     A dim that can be cut has labels, so its size is a matter of the network and never of the input: a number will do.
+    It may take one even if it stays: it was computed, perhaps, from the size of another tensor that is cut.
     """
     if not isinstance(result, Value):
         return None
@@ -56,7 +58,8 @@ def _sizes(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> P
     flat = list(shape[0]) if len(shape) == 1 and isinstance(shape[0], tuple | list) else list(shape)  # type: ignore[arg-type,index]
     if len(flat) != len(old):
         return None
-    cut = [a != b and n != -1 for n, a, b in zip(flat, old, new, strict=True)]
+    computed = {d for layer in result.layers for d in support(layer) if isinstance(flat[d], fx.Node)}
+    cut = [n != -1 and (a != b or d in computed) for d, (n, a, b) in enumerate(zip(flat, old, new, strict=True))]
     sizes = tuple(new[d] if cut[d] else flat[d] for d in range(len(old)))
     return Proposal(node.target, (node.args[0], sizes), {})
 

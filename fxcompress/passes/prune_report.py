@@ -7,6 +7,7 @@ import numpy as np
 from torch import nn
 
 from fxcompress.channels.analysis import Analysis, SiteAtoms
+from fxcompress.channels.coverage import Uncovered, uncovered
 from fxcompress.channels.plan import Plan
 from fxcompress.channels.rules.contraction import may_read, nonzero_weight
 from fxcompress.channels.rules.registry import Known
@@ -45,7 +46,7 @@ class PruneReport:
         gone: parameters and buffers that went with those branches.
         parameters: number of parameters (elements) before and after.
         kept: channels that are zero where they are made and stay all the same, each with the reason.
-        unknown_ops: ops without a rule, with the nodes that call them; all channels that touch them stay.
+        uncovered: ops without a rule, where they are called, and how many parameters they keep.
         folded: how many constant channels were folded into each weight's layer, by the weight's name.
         new_biases: weights whose layers got a bias for that.
         unfolded: weights that read constant channels which were to be folded and were not, with the reason.
@@ -56,7 +57,7 @@ class PruneReport:
     gone: tuple[str, ...]
     parameters: tuple[int, int]
     kept: tuple[KeptChannel, ...]
-    unknown_ops: dict[str, tuple[str, ...]]
+    uncovered: tuple[Uncovered, ...]
     folded: dict[str, int] = field(default_factory=dict)
     new_biases: tuple[str, ...] = ()
     unfolded: dict[str, str] = field(default_factory=dict)
@@ -65,6 +66,11 @@ class PruneReport:
     def modified(self) -> bool:
         """Whether anything was removed."""
         return bool(self.removed or self.branches or self.folded)
+
+    @property
+    def unknown_ops(self) -> dict[str, tuple[str, ...]]:
+        """Ops without a rule, with the nodes that call them."""
+        return {op.op: tuple(place.node for place in op.places) for op in self.uncovered}
 
     @property
     def channels(self) -> int:
@@ -82,10 +88,7 @@ class PruneReport:
         lines += [f"  {kept}" for kept in self.kept[:_SHOWN]]
         if len(self.kept) > _SHOWN:
             lines.append(f"  and {len(self.kept) - _SHOWN} more channels that are zero and stay (report.kept)")
-        lines += [
-            f"  no rule for {op} (at {', '.join(nodes[:4])}): kept what touches it"
-            for op, nodes in self.unknown_ops.items()
-        ]
+        lines += [f"  {line}" for op in self.uncovered for line in str(op).splitlines()]
         return "\n".join(lines) if self.modified else "\n".join(["nothing to remove", *lines])
 
 
@@ -101,17 +104,13 @@ def make_report(
         explain: find out why channels that are zero stay.
     """
     last = removals[-1]
-    unknown: dict[str, tuple[str, ...]] = {}
-    for trail in last.analysis.trails.values():
-        for op, nodes in trail.unknown.items():
-            unknown[op] = tuple(dict.fromkeys((*unknown.get(op, ()), *nodes)))
     return PruneReport(
         removed=_shapes(removals),
         branches=tuple(place for removal in removals for place, _ in removal.branches),
         gone=tuple(name for removal in removals for name in removal.gone),
         parameters=(_size(before), _size(last.module)),
         kept=tuple(_kept(last.analysis, last.plan, last.knowns)) if explain else (),
-        unknown_ops=unknown,
+        uncovered=uncovered(last.analysis),
         folded={} if folded is None else folded.channels,
         new_biases=() if folded is None else folded.biases,
         unfolded={} if folded is None else folded.refused,

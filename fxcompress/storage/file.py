@@ -12,7 +12,6 @@ keep the header from dominating a small network's file. After the index the stre
 import json
 import math
 import os
-import secrets
 import zlib
 from collections import defaultdict
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from torch import Tensor, fx
 
 from fxcompress.errors import StorageError
 from fxcompress.provenance import Grid, Provenance, provenance_of
+from fxcompress.storage.atomic import write_atomically
 from fxcompress.storage.packing import Coded, decode, encode, pack, packed_size, unpack
 
 __all__ = ["FORMAT", "SavedNetwork", "read", "save"]
@@ -317,14 +317,9 @@ def _check_format(path: Path, found: str) -> None:
 
 def _write(path: Path, streams: dict[str, Tensor], about: str) -> int:
     library = _library()
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         # Not save_file, whose files only their owner can read.
-        temporary.write_bytes(library.torch.save(streams, {_KEY: about}))
-        size = temporary.stat().st_size
-        temporary.replace(path)
+        content = library.torch.save(streams, {_KEY: about})
+        return write_atomically(path, lambda file: file.write(content))
     except (OSError, library.SafetensorError) as error:
         raise StorageError(f"cannot write {path}: {error}; nothing was changed") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    return size

@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import (
 from fxcompress.errors import ExampleInputError, TraceError
 from fxcompress.trace.arguments import Arguments
 from fxcompress.trace.fakes import Fakes
+from fxcompress.trace.flat_weights import renew_weights
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.places import place_of
 from fxcompress.trace.recorder import Recorder
@@ -165,6 +166,7 @@ class _Run:
                     if isinstance(tensor, Tensor):
                         table[name] = self.fakes.from_tensor(tensor)  # the same one for a tensor of several names
                         self.writer.name(table[name], f"{prefix}{name}")
+            renew_weights(module)
 
     def _constant(self, tensor: Tensor) -> str:
         """Keep a tensor on the root, under a name of its own."""

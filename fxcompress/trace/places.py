@@ -32,6 +32,15 @@ def place_of(error: BaseException) -> str:
     return found
 
 
+def line_of(stack_trace: str) -> tuple[str, int]:
+    """The innermost line of the user's code in a stack trace, as torch.fx keeps them: file and line, or ("", 0)."""
+    for line in reversed(stack_trace.splitlines()):
+        name, found, rest = line.strip().removeprefix('File "').partition('", line ')
+        if found and not name.startswith(_NOT_THE_USERS):
+            return name, int(rest.partition(",")[0])
+    return "", 0
+
+
 def _frames() -> Iterator[FrameType]:
     """The user's frames that lie above the tracer, innermost first."""
     frame: FrameType | None = sys._getframe()  # noqa: SLF001

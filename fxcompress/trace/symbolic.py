@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, fx, nn
+from torch.nn.utils import rnn
 
 from fxcompress.errors import TraceError
 from fxcompress.trace.inputs import ExampleInputs
@@ -28,8 +29,15 @@ for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow"):
     setattr(_Proxy, f"__{_name}__", _in_place(getattr(operator, _name)))
 
 
+_WHOLE = (rnn.pack_padded_sequence, rnn.pad_packed_sequence)
+
+
 class Tracer(fx.Tracer):
-    """fx.Tracer that leaves quantizers and everything of torch.nn whole."""
+    """fx.Tracer that leaves quantizers and everything of torch.nn whole, the packing of sequences too."""
+
+    def __init__(self) -> None:
+        super().__init__(autowrap_functions=_WHOLE)
+        self._autowrap_search.append(rnn)  # and where they are looked up in their module
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """What stands for the result of ``node`` while tracing."""
@@ -39,6 +47,7 @@ class Tracer(fx.Tracer):
         """Whether a module becomes one node."""
         leaf = type(m).__module__.split(".")[0] in {"torch", "fxcompress"}
         leaf &= not isinstance(m, fx.GraphModule | Lowered)
+        leaf |= isinstance(m, nn.RNNBase) and type(m).forward.__module__ == nn.RNNBase.__module__
         return (leaf and not isinstance(m, nn.Sequential)) or super().is_leaf_module(m, module_qualified_name)
 
 
@@ -71,6 +80,8 @@ def symbolic_graph(
         raise TraceError(_trace_message(root, error)) from error
     _refuse_frozen(root, graph)
     _restore_names(graph, constants)
+    for node in (n for f in _WHOLE for n in graph.find_nodes(op="call_function", target=f)):
+        node.meta.pop("is_wrapped", None)  # or the code of the graph would have torch.fx wrap a name with dots
     return graph
 
 

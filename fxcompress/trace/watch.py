@@ -31,12 +31,14 @@ def watch(
         open_wrapped: record what wrapped functions call, and not the functions themselves.
         readers: what leaf modules add to it while they run is taken out again: they read their mode at run time too.
     """
+    names = {id(module): path for path, module in model.named_modules()}
     paths = {id(module): path for path, module in model.named_modules() if path and is_leaf(module, path)}
     call, device = nn.Module.__call__, inspect.getattr_static(FakeTensor, "device")
 
     def called(module: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         if recorder.paused or id(module) not in paths:
-            return call(module, *args, **kwargs)
+            with recorder.writer.inside(names.get(id(module)), type(module)):
+                return call(module, *args, **kwargs)
         before = set(readers)
         result = recorder.call(("call_module", paths[id(module)]), args, kwargs, lambda *a, **k: call(module, *a, **k))
         readers.intersection_update(before)

@@ -1,6 +1,7 @@
 """The graph that a concrete trace writes: nodes, attributes of the module, numbers, checks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -36,15 +37,29 @@ class Writer:
         self._recipes: dict[tuple[object, ...], Recipe] = {}
         self._made: dict[int, fx.Node] = {}
         self._decided: set[tuple[int, str]] = set()
+        self._module: dict[str, tuple[str, type]] = {}
         self._alive: list[object] = []  # an id stands for one object only as long as that object lives
 
     def node(self, op: str, target: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> fx.Node:  # noqa: ANN401
         """Write a node; tensors, numbers and devices among its arguments become the nodes that they come from."""
         node = self.graph.create_node(op, target, self.written(args), self.written(kwargs or {}))
         node.stack_trace = stack_trace()
+        if self._module:
+            node.meta["nn_module_stack"] = self._module
         if is_check(node) or target in _CONVERSIONS:
             node.meta["is_wrapped"] = True  # or unpickling, which traces again, would go into it
         return node
+
+    @contextmanager
+    def inside(self, path: str | None, kind: type) -> Iterator[None]:
+        """Nodes are written for a module's code; None where the module is none of the model's."""
+        outer = self._module
+        if path:
+            self._module = {path: (path, kind)}  # the last entry of what torch.fx keeps under this name
+        try:
+            yield
+        finally:
+            self._module = outer
 
     def written(self, tree: Any) -> Any:  # noqa: ANN401
         """Arguments or results as they stand in the graph.

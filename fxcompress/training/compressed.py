@@ -1,12 +1,13 @@
 """The network that compresses itself while it trains."""
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from fxcompress.channels.analysis import analyse
@@ -15,20 +16,24 @@ from fxcompress.objectives import OBJECTIVES, Objective, SizeTerms, size_terms
 from fxcompress.passes.finalize import finalize_quantizers
 from fxcompress.passes.history import extended
 from fxcompress.passes.prune_channels import Pruned, prune_channels
-from fxcompress.passes.prune_report import PruneReport, make_report
+from fxcompress.passes.prune_report import PruneReport
 from fxcompress.passes.shrink import shrink
 from fxcompress.provenance import Provenance, attach, provenance_of
 from fxcompress.quantizer import Quantizer, compile_quantizers, storage_bits
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.traced import TracedModule
-from fxcompress.training.census import free_entries, seeds
+from fxcompress.training.agreement import agreed
+from fxcompress.training.census import free_entries
+from fxcompress.training.distributed import check_wrapper, rebuild, refuse_sharded, wrappers_of
 from fxcompress.training.liveness import Liveness, LivenessUpdate
-from fxcompress.training.optimizer import Replacement, check_optimizer, prepare_resize
+from fxcompress.training.record import encode
+from fxcompress.training.removal import Removal, plan_removal
+from fxcompress.training.restore import Recut, plan_load
 
 LIVENESS = "fxcompress_liveness"
 """The child module that holds the flags of dead channels."""
 
-_UPDATE, _TERMS = "_fxc_update", "_fxc_terms"
+_UPDATE, _TERMS, _REMOVABLE = "_fxc_update", "_fxc_terms", "_fxc_removable"
 
 
 @dataclass(slots=True)
@@ -39,11 +44,23 @@ class Settings:
         inputs: that it runs on.
         objective: what :meth:`CompressedModule.size` counts.
         bias_shrink: what each step takes off the bias of a channel without bits.
+        death_limit: share of the starting channels that may lose their last bit in one step.
+        channels: how many channels there were at the start.
+        groups: names of the parameter groups that there were at the start. One that has lost all of its parameters
+            stays, as it does in an optimizer, so that the optimizer's checkpoint fits one that is built later.
     """
 
     inputs: ExampleInputs
     objective: Objective
     bias_shrink: float
+    death_limit: float = 1.0
+    channels: int = 0
+    groups: tuple[str, ...] = ()
+
+    @property
+    def deaths(self) -> int:
+        """How many channels may lose their last bit in one step."""
+        return max(1, int(self.death_limit * self.channels))
 
 
 class CompressedModule(TracedModule):
@@ -61,16 +78,57 @@ class CompressedModule(TracedModule):
     def start(self, settings: Settings) -> None:
         """Take up self-compression; called once, by :func:`fxcompress.compress`."""
         self.settings = settings
+        settings.channels = sum(q.bits.numel() for q in self._quantizers().values())
+        settings.groups = tuple(group["name"] for group in self.param_groups())
         free = free_entries(analyse(self, settings.inputs))
         sizes = {name: len(may) for name, may in free.items()}
         sizes |= {n: b.numel() for n, b in self.named_buffers() if b.ndim == 1 and b.is_floating_point()}
         self.add_module(LIVENESS, Liveness(sizes, free, next(self.parameters()).device))
 
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        """As of any module; what is dead is found anew."""
-        result = super().load_state_dict(*args, **kwargs)
+    def get_extra_state(self) -> Tensor:
+        """What was cut out, as a part of the state_dict: see :meth:`plan_load`; uint8 (n,)."""
+        return encode(provenance_of(self) or Provenance({}))
+
+    def set_extra_state(self, state: object) -> None:
+        """Nothing: the record is read before any tensor is loaded."""
+
+    def plan_load(self, state: Mapping[str, Any], *, strict: bool = True) -> Recut | None:
+        """How this network will be cut when ``state`` is loaded; None where its shape stays. Changes nothing.
+
+        Raises:
+            CheckpointError: it does not fit.
+        """
+        return plan_load(
+            self, self.settings.inputs, state, strict=strict, liveness=LIVENESS, take_over=self._take_over
+        )  # fmt: skip
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:  # noqa: ANN401, FBT001, FBT002
+        """As of any module, but first the network is cut to the shape of the one that ``state_dict`` is of.
+
+        Parameters stay the same objects (unless with ``assign``); an optimizer is built after this call, or taken up
+        together with the network by :func:`fxcompress.load_checkpoint`.
+
+        Raises:
+            CheckpointError: it does not fit, or the network has lost what it still has. Nothing has changed then.
+        """
+        recut = self.plan_load(state_dict, strict=strict)
+        if recut is not None:
+            recut.commit()
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:  # noqa: ANN401
+        """The same as a part of another module, which looks after missing keys itself."""
+        own = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+        recut = self.plan_load(own, strict=False)
+        if recut is not None:
+            recut.commit()
+        self.refresh()
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def refresh(self) -> None:
+        """Find anew what is dead, for when tensors were set from outside, by a broadcast for instance."""
         self.__dict__.pop(_UPDATE, None)
-        return result
+        self.__dict__.pop(_TERMS, None)
 
     def _quantizers(self) -> dict[str, Quantizer]:
         return {name: module for name, module in self.named_modules() if isinstance(module, Quantizer)}
@@ -80,9 +138,11 @@ class CompressedModule(TracedModule):
         """What is dead, and what follows from it."""
         update = self.__dict__.get(_UPDATE)
         if update is None:
+            refuse_sharded(self)
             flags = self.get_submodule(LIVENESS)
             assert isinstance(flags, Liveness)
-            update = LivenessUpdate(self, flags, self.settings.inputs, self.settings.bias_shrink)
+            settings = self.settings
+            update = LivenessUpdate(self, flags, settings.inputs, settings.bias_shrink, settings.deaths)
             self.__dict__[_UPDATE] = update
         assert isinstance(update, LivenessUpdate)
         return update
@@ -116,7 +176,7 @@ class CompressedModule(TracedModule):
             {"params": rest, "lr": lr, "weight_decay": 0.0, **options, "name": "biases and norms"},
             {"params": quantizers, "lr": bits_lr, "eps": bits_eps, "weight_decay": 0.0, "name": "bits"},
         ]
-        return [group for group in groups if group["params"]]
+        return [group for group in groups if group["params"] or group["name"] in self.settings.groups]
 
     def compile_quantizers(self, **options: Any) -> None:  # noqa: ANN401
         """Compile the quantizers alone: see :func:`fxcompress.quantizer.compile_quantizers`.
@@ -180,24 +240,24 @@ class CompressedModule(TracedModule):
         """The quantized weights that are left, over N, counting as gone what could be removed at once."""
         bits = torch.cat([p.detach() for p in self.liveness.bits])
         terms = self._size_terms(bits)
-        alive = torch.from_numpy(self._alive_rows()).to(bits.device)
+        alive = torch.from_numpy(self.liveness.alive_rows()).to(bits.device)
         per_row = (terms.kernel * terms.inputs)[terms.row_block]
         return float(per_row[alive[terms.rows]].sum()) / self.weights
+
+    def removable(self) -> float:
+        """The share of the quantized weights, as they are now, that :meth:`prune` would take out."""
+        version = self.liveness.version
+        cached = self.__dict__.get(_REMOVABLE)
+        if cached is None or cached[0] != version:
+            present = sum(self.get_parameter(name.removesuffix("_quantizer")).numel() for name in self._quantizers())
+            cached = self.__dict__[_REMOVABLE] = (version, max(0.0, 1 - self.weights_left() * self.weights / present))
+        share: float = cached[1]
+        return share
 
     @torch.no_grad()
     def channels_left(self) -> int:
         """Output channels of quantized weights that are left, counting as gone what could be removed at once."""
-        return int(self._alive_rows().sum())
-
-    def _alive_rows(self) -> np.ndarray:
-        update = self.liveness
-        census = update.census
-        alive = np.zeros(max((s.stop for s in census.weights.values()), default=0), dtype=bool)
-        for sites in census.analysis.sites:
-            span = census.weights.get(sites.weight_name)
-            if span is not None:
-                alive[span.start : span.stop] = update.plan.alive[sites.rows] | (sites.rows == 0)
-        return alive
+        return int(self.liveness.alive_rows().sum())
 
     def step(self) -> None:
         """To be called after each ``optimizer.step()``.
@@ -211,30 +271,34 @@ class CompressedModule(TracedModule):
     def prune(self, optimizer: Optimizer | None = None) -> PruneReport:
         """Remove dead channels and branches, in place, with their part of the optimizer's state.
 
+        With many processes, each must call it at the same point: where a ``DistributedDataParallel`` holds this network
+        (as it is or in another module), all ranks compare what they would remove before any removes it, and the wrapper
+        is rebuilt in place for the new parameters.
+
         Args:
             optimizer: whose parameters are those of this network; its groups and its schedulers go on.
 
         Raises:
+            DistributedError: the ranks disagree, or one has died or cannot remove. Nothing has changed on any rank.
             OptimizerError: it holds other parameters, or state that cannot be cut. Nothing has changed then.
+            UnsupportedModelError: ``forward`` was replaced on the instance, and would go on running the old graph.
         """
-        if optimizer is not None:
-            check_optimizer(optimizer, self.parameters())
-        update = self.liveness
-        zeros = update.zeros()
-        analysis = update.census.analysis if update.census.view is self else None
-        pruned = prune_channels(
-            self, self.settings.inputs, lambda _, trail: seeds(trail, zeros), modes=(True,), analysis=analysis
-        )
-        report = make_report(self, pruned, explain=False)
-        if not pruned.modified:
-            return report
-        changes = _replacements(self, pruned)
-        prepared = None if optimizer is None else prepare_resize(optimizer, changes)
-        attach(self, extended(self, pruned))
-        self._take_over(pruned)
-        if prepared is not None:
-            prepared.commit()
-        return report
+        wrappers = wrappers_of(self)
+        removal = agreed(wrappers, lambda: self._planned(wrappers, optimizer))
+        if not removal.pruned.modified:
+            return removal.report
+        attach(self, extended(self, removal.pruned))
+        self._take_over(removal.pruned)
+        if removal.optimizer is not None:
+            removal.optimizer.commit()
+        for wrapper in wrappers:
+            rebuild(wrapper)
+        return removal.report
+
+    def _planned(self, wrappers: list[DistributedDataParallel], optimizer: Optimizer | None) -> Removal:
+        for wrapper in wrappers:
+            check_wrapper(wrapper)
+        return plan_removal(self, self.liveness, self.settings.inputs, optimizer)
 
     def _take_over(self, pruned: Pruned) -> None:
         """Become the pruned network; modules that stay keep their identity."""
@@ -248,8 +312,7 @@ class CompressedModule(TracedModule):
         del new[LIVENESS]
         _transplant(self, new)
         self.set_graphs(pruned.module.graph, pruned.module.train_graph)
-        self.__dict__.pop(_UPDATE, None)
-        self.__dict__.pop(_TERMS, None)
+        self.refresh()
 
     def finalize(self, *, prune: bool = True, fold: bool = True) -> TracedModule:
         """The network as an ordinary GraphModule: weights on their grid, no quantizers; this one stays as it is.
@@ -259,6 +322,7 @@ class CompressedModule(TracedModule):
             fold: with ``prune``, also remove channels that are constant, and not zero, in evaluation: what they add
                 goes into the biases of the layers that read them. Layers may get a bias for that.
         """
+        refuse_sharded(self)
         own = copy.deepcopy(self)
         provenance = provenance_of(own)
         delattr(own, LIVENESS)
@@ -302,17 +366,3 @@ def _transplant(old: nn.Module, new: dict[str, nn.Module], prefix: str = "") -> 
             _transplant(child, new, f"{prefix}{name}.")
         elif name != LIVENESS:
             del old._modules[name]
-
-
-def _replacements(before: TracedModule, pruned: Pruned) -> list[Replacement]:
-    parameters = dict(before.named_parameters())
-    changes: dict[int, Replacement] = {}
-    for cut in pruned.cuts.values():
-        if isinstance(cut.old, nn.Parameter) and isinstance(cut.new, nn.Parameter):
-            changes.setdefault(id(cut.old), Replacement(cut.old, cut.new, cut.indices))
-    left = {id(p) for p in pruned.module.parameters()}
-    for name in pruned.gone:
-        parameter = parameters.get(name)
-        if parameter is not None and id(parameter) not in left:
-            changes.setdefault(id(parameter), Replacement(parameter, None))
-    return list(changes.values())

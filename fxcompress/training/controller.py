@@ -35,6 +35,10 @@ class TargetSize:
         warmup: share of the training without pressure.
         arrival: share of the training after which the size should be at the target.
         gamma: what to begin with; adapted by the rule.
+        proportional: how strongly gamma rises with the logarithm of size over wanted size.
+        braking: the same where the size is below what is wanted. It is much higher, as pressure makes a network
+            smaller and nothing makes it larger again but the task.
+        integral: what each step adds of that logarithm.
     """
 
     target: float
@@ -42,6 +46,7 @@ class TargetSize:
     arrival: float = 0.7
     gamma: float = 0.03
     proportional: float = 6.0
+    braking: float = 60.0
     integral: float = 0.15
     _start: float | None = field(default=None, repr=False)
     _sum: float = field(default=0.0, repr=False)
@@ -69,7 +74,8 @@ class TargetSize:
             return 0.0
         error = math.log(max(size, 1e-9) / self.wanted(progress))
         self._sum = min(8.0, max(-8.0, self._sum + self.integral * error))
-        return self.gamma * math.exp(min(5.0, max(-8.0, self.proportional * error + self._sum)))
+        gain = self.proportional if error > 0 else self.braking
+        return self.gamma * math.exp(min(5.0, max(-30.0, gain * error + self._sum)))
 
     def state_dict(self) -> dict[str, Any]:
         """What has been adapted, for a checkpoint."""

@@ -4,10 +4,10 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sized
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from fxcompress.passes.prune_report import PruneReport
@@ -15,18 +15,13 @@ from fxcompress.trace.traced import TracedModule
 from fxcompress.training.compressed import CompressedModule
 from fxcompress.training.controller import ConstantGamma, TargetSize
 from fxcompress.training.display import Display
+from fxcompress.training.guard import Guard
 from fxcompress.training.history import EpochRecord
-
-Loss = Callable[[Any, Any], Tensor]
-Gamma = Callable[[float, float], float]
-
-
-class Scheduler(Protocol):
-    """What is stepped after each optimizer step."""
-
-    def step(self) -> None:
-        """Set the learning rates of the next step."""
-        ...
+from fxcompress.training.interrupt import Interrupt, StepDone, TrainingInterrupted
+from fxcompress.training.parallel import Processes
+from fxcompress.training.policy import PrunePolicy, prune_policy
+from fxcompress.training.resume import Keeper, Run
+from fxcompress.training.trainer import Gamma, Loss, Scheduler, Trainer
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,71 +55,6 @@ def cosine(optimizer: Optimizer, steps: int, warmup: int = 0) -> Scheduler:
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-@dataclass(slots=True)
-class Trainer:
-    """One run over the data, epoch by epoch.
-
-    Attributes:
-        net: what is trained; with quantizers or without.
-        optimizer, scheduler: of its parameters; the scheduler steps after each batch.
-        loss: of output and target.
-        gamma: the pressure, from (progress, size).
-        total: steps of the whole run.
-    """
-
-    net: nn.Module
-    optimizer: Optimizer
-    scheduler: Scheduler
-    loss: Loss
-    gamma: Gamma
-    total: int
-    done: int = 0
-    last_gamma: float = 0.0
-
-    def epoch(self, loader: Iterable[Any]) -> float:
-        """Train on each batch once; the mean task loss."""
-        self.net.train()
-        total, count = None, 0
-        for batch in loader:
-            loss = self._step(*_batch(batch, next(self.net.parameters()).device))
-            total = loss if total is None else total + loss
-            count += 1
-        return float(total) / count if total is not None else math.nan
-
-    def _step(self, inputs: tuple[Any, ...], target: Any) -> Tensor:  # noqa: ANN401
-        task = self.loss(self.net(*inputs), target)
-        full = task
-        if isinstance(self.net, CompressedModule):
-            size = self.net.size()
-            self.last_gamma = self.gamma(self.done / max(1, self.total), self._fraction())
-            full = task + self.last_gamma * size
-        self.optimizer.zero_grad(set_to_none=True)
-        full.backward()
-        self.optimizer.step()
-        self.scheduler.step()
-        if isinstance(self.net, CompressedModule):
-            self.net.step()
-        self.done += 1
-        return task.detach()
-
-    def _fraction(self) -> float:
-        """The size that a controller steers by; free where the pressure is constant."""
-        if isinstance(self.gamma, ConstantGamma) or not isinstance(self.net, CompressedModule):
-            return math.nan
-        return self.net.fractional_size()
-
-
-def _batch(batch: Any, device: torch.device) -> tuple[tuple[Any, ...], Any]:  # noqa: ANN401
-    """(inputs, target) on the device; the last item of a batch is the target."""
-    if not isinstance(batch, tuple | list) or len(batch) < 2:
-        raise TypeError(
-            f"a batch must be a tuple (input, ..., target), got {type(batch).__name__}; "
-            "write the loop by hand for other batches (see the README)"
-        )
-    items = [item.to(device, non_blocking=True) if isinstance(item, Tensor) else item for item in batch]
-    return tuple(items[:-1]), items[-1]
-
-
 def train(
     net: CompressedModule,
     loader: Iterable[Any],
@@ -135,32 +65,57 @@ def train(
     optimizer: Optimizer,
     scheduler: Scheduler,
     validate: Callable[[nn.Module], float] | None = None,
-    prune: bool = True,
+    prune: bool | int | PrunePolicy = True,
+    guard: Guard | None = None,
     progress: bool = True,
     on_epoch: Callable[[EpochRecord], None] | None = None,
+    keeper: Keeper | None = None,
 ) -> FitResult:
     """The loop behind :func:`fxcompress.fit`, on a network that is compressed already."""
-    trainer = Trainer(net, optimizer, scheduler, loss_fn, gamma, epochs * batches(loader))
-    history: list[EpochRecord] = []
-    reports: list[PruneReport] = []
-    with Display("self-compressing", epochs, enabled=progress) as display:
-        for epoch in range(1, epochs + 1):
-            start = time.perf_counter()
-            loss = trainer.epoch(loader)
-            if prune:
-                report = net.prune(optimizer)
-                reports += [report] if report.modified else []
-            seconds = time.perf_counter() - start
+    steps = epochs * batches(loader)
+    processes = Processes.around(net, steps)
+    trainer = Trainer(
+        net, optimizer, scheduler, loss_fn, gamma, steps, module=processes.module, mean=processes.mean,
+        policy=prune_policy(prune), guard=guard or Guard(),
+    )  # fmt: skip
+    run = Run(trainer, loader, batches(loader), keeper, writes=processes.is_first)
+    run.take_up(next(net.parameters()).device)
+    shown = progress and processes.is_first
+    with Interrupt() as trainer.interrupt, Display("self-compressing", epochs, enabled=shown) as display:
+        for record in run.history[-1:]:
+            display.show(record)
+        for epoch in range(len(run.history) + 1, epochs + 1):
+            start = time.perf_counter() - run.seconds
+            processes.start_epoch(loader, epoch)
+            try:
+                loss = trainer.epoch(run.epoch())
+            except StepDone:
+                run.keep(time.perf_counter() - start)
+                raise _interrupted(run, trainer, epochs) from None
+            processes.share_buffers()
+            if epoch == epochs and trainer.policy is not None:
+                trainer.remove()
+            seconds, run.seconds = time.perf_counter() - start, 0.0
             metric = _validated(net, validate)
+            trainer.guard.see_metric(None if metric is None else processes.mean(metric))
             record = EpochRecord(
                 epoch, loss, metric, net.fractional_size(), net.weights_left(), net.channels_left(),
                 trainer.last_gamma, seconds,
             )  # fmt: skip
-            history.append(record)
+            run.history.append(record)
             display.show(record)
             if on_epoch is not None:
                 on_epoch(record)
-    return FitResult(net.finalize().eval(), net, history, reports)
+            run.keep()
+            if trainer.interrupt.requested:
+                raise _interrupted(run, trainer, epochs)
+    return FitResult(net.finalize().eval(), net, run.history, trainer.reports)
+
+
+def _interrupted(run: Run, trainer: Trainer, epochs: int) -> TrainingInterrupted:
+    where = f"after step {trainer.done} of {trainer.total}, with {len(run.history)} of {epochs} epochs finished"
+    path = None if run.keeper is None else run.keeper.path
+    return TrainingInterrupted(where, trainer.net, run.history, path)
 
 
 def train_plain(

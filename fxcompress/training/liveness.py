@@ -15,7 +15,9 @@ from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.traced import TracedModule
 from fxcompress.training.census import Census, Span, Zeros
 
-_SHRINKS, _FREE = "!shrinks", "!free"
+_SHRINKS, _FREE, _ZERO = "!shrinks", "!free", "!zero"
+_RESPITE = 0.05
+"""Bits of a channel whose death is put off."""
 
 
 class Liveness(nn.Module):
@@ -23,7 +25,7 @@ class Liveness(nn.Module):
 
     For bits and biases: what is dead for good, and what may die at all (a layer that is down to one channel has no
     labels that would tell). For biases as well: what is being shrunk, which the next step needs before it has looked
-    at anything. For running means: what has been reset.
+    at anything. For bits: what was zero after the last step. For running means: what has been reset.
 
     Args:
         sizes: the size of each parameter or buffer, by its name.
@@ -38,6 +40,8 @@ class Liveness(nn.Module):
         for name, may in free.items():
             self._add(name + _SHRINKS, torch.zeros(len(may), dtype=torch.bool, device=device))
             self._add(name + _FREE, torch.from_numpy(may).to(device))
+            if name.endswith(".bits"):
+                self._add(name + _ZERO, torch.zeros(len(may), dtype=torch.bool, device=device))
 
     def _add(self, name: str, flags: Tensor) -> None:
         self.register_buffer(name.replace(".", ":"), flags)
@@ -49,6 +53,10 @@ class Liveness(nn.Module):
     def shrinks(self, name: str) -> Tensor:
         """Which entries of a bias are being shrunk."""
         return self.flags(name + _SHRINKS)
+
+    def zero(self, name: str) -> Tensor:
+        """Which entries of a bits parameter were zero after the last step."""
+        return self.flags(name + _ZERO)
 
     def free(self) -> Zeros:
         """Which entries of each bits parameter and bias may die."""
@@ -66,7 +74,7 @@ class Liveness(nn.Module):
 
     def keep(self, name: str, indices: Tensor | None) -> None:
         """Cut what belongs to a tensor that was cut; drop it where ``indices`` is None."""
-        for suffix in ("", _SHRINKS, _FREE):
+        for suffix in ("", _SHRINKS, _FREE, _ZERO):
             key = name.replace(".", ":") + suffix
             flags = self._buffers.pop(key, None)
             if flags is not None and indices is not None:
@@ -83,12 +91,16 @@ class LivenessUpdate:
         flags: its flags.
         inputs: that it runs on.
         shrink: what is taken off the absolute value of a bias in each step, once all that it is added to is zero.
+        deaths: channels that may lose their last bit in one step; the others get :data:`_RESPITE`.
     """
 
-    def __init__(self, module: TracedModule, flags: Liveness, inputs: ExampleInputs, shrink: float) -> None:
+    def __init__(
+        self, module: TracedModule, flags: Liveness, inputs: ExampleInputs, shrink: float, deaths: int
+    ) -> None:
         self.module = module
         self.flags = flags
         self.shrink = shrink
+        self.deaths = deaths
         self.census = Census(module, inputs, flags.free())
         self.accepted: set[str] = set()
         self.version = 0
@@ -135,7 +147,9 @@ class LivenessUpdate:
         """All that follows from a change in what is zero; a few times an epoch, not every step."""
         count = sum(p.numel() for p in self.bits)
         now = zero.cpu().numpy()
-        rows, biases = self._guard(now[:count]), now[count:]
+        rows, biases = self._guard(self._spread(now[:count])), now[count:]
+        for name, values in _split(self.census.bits, rows).items():
+            self.flags.zero(name).copy_(torch.from_numpy(values))
         zeros = _split(self.census.bits, rows) | _split(self.census.biases, biases)
         before = self.census.before_biases(self.census.known(zeros))
         self._reset_statistics(before)
@@ -148,6 +162,24 @@ class LivenessUpdate:
         if self._flag(rows, biases):
             self._hold()
             self._replan()
+
+    def _spread(self, zero: np.ndarray) -> np.ndarray:
+        """Let no more channels lose their last bit than may in one step: those of the smallest scale go first."""
+        before = np.concatenate([self.flags.zero(name).cpu().numpy() for name in self.census.bits])
+        # What could go at once counts for nothing, so that it does not matter whether it has gone.
+        fresh = zero & ~before & self.alive_rows()
+        excess = int(fresh.sum()) - self.deaths
+        if excess <= 0:
+            return zero
+        names = [name.removesuffix("bits") + "exponent" for name in self.census.bits]
+        scale = torch.cat([self.module.get_parameter(name).detach() for name in names]).cpu().numpy()
+        spared = np.lexsort((np.arange(len(zero)), np.where(fresh, scale, -np.inf)))[-excess:]
+        left = zero.copy()
+        left[spared] = False
+        for parameter, dying in zip(self.bits, _split(self.census.bits, zero & ~left).values(), strict=True):
+            if dying.any():
+                parameter.data[torch.from_numpy(dying).to(parameter.device)] = _RESPITE
+        return left
 
     def _guard(self, zero: np.ndarray) -> np.ndarray:
         """Revive one channel of a layer whose death would cut the network."""
@@ -209,6 +241,16 @@ class LivenessUpdate:
     def _store(self, spans: dict[str, Span], values: np.ndarray) -> None:
         for name, span in spans.items():
             self.flags.flags(name).copy_(torch.from_numpy(values[span.start : span.stop]))
+
+    def alive_rows(self) -> np.ndarray:
+        """Of all bits one after the other, which belong to channels that could not be removed at once; bool (R,)."""
+        census = self.census
+        alive = np.zeros(max((s.stop for s in census.weights.values()), default=0), dtype=bool)
+        for sites in census.analysis.sites:
+            span = census.weights.get(sites.weight_name)
+            if span is not None:
+                alive[span.start : span.stop] = self.plan.alive[sites.rows] | (sites.rows == 0)
+        return alive
 
     def zeros(self) -> Zeros:
         """What is dead for good, by name, in the whole network, dead branches included."""

@@ -69,7 +69,8 @@ def check_optimizer(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) ->
     """Check that the optimizer holds nothing but ``parameters``, the network's. It need not hold all of them.
 
     Raises:
-        OptimizerError: it holds others, as it does when it was built from the network before that was compressed.
+        OptimizerError: it holds others, as it does when it was built from the network before that was compressed; or
+            it spreads its state over processes.
 
     >>> net, other = nn.Linear(2, 2), nn.Linear(2, 2)
     >>> check_optimizer(torch.optim.SGD(net.parameters(), lr=0.1), net.parameters())
@@ -79,6 +80,11 @@ def check_optimizer(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) ->
     fxcompress.errors.OptimizerError: the optimizer holds 2 parameters that are not the network's, the first of shape \
 (2, 2) in param_groups[0]; build the optimizer from the parameters of the network that is pruned, after compress()
     """
+    if isinstance(getattr(optimizer, "optim", None), Optimizer):  # ZeroRedundancyOptimizer, and those built like it
+        raise OptimizerError(
+            f"{type(optimizer).__name__} keeps parameters and state in an optimizer of its own (optimizer.optim), "
+            "perhaps a part of them in each process, which cannot be cut; use that kind of optimizer directly"
+        )
     known = {id(parameter) for parameter in parameters}
     held = [(number, held) for number, group in enumerate(optimizer.param_groups) for held in group["params"]]
     strangers = [(number, parameter) for number, parameter in held if id(parameter) not in known]

@@ -149,6 +149,8 @@ def _matmul_labels(call: Call, space: Space) -> tuple[Layers, ...]:
     meet(take(site.source, 1, space), take(site.weight, 0, space), space)
     kept: list[Tensor] = []
     for value, free in ((site.source, 0), (site.weight, 1)):
+        if any(len(support(layer)) == 2 for layer in value.layers):
+            continue  # labelled along both dims: what is contracted goes in all slices at once, and no slice as a whole
         atoms = take(value, free, space)
         if atoms is not None:
             kept.append(vector(atoms, 2, free))

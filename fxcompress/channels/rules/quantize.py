@@ -30,7 +30,7 @@ def _constants(step: Step, known: Known) -> list[Tensor]:
     zero = known.small(bits) == 0
     if channel_dim == 1 and groups > 1:
         inner = weight.shape[0] // groups
-        zero = zero.reshape(groups, 1, -1).expand(groups, inner, -1).reshape(weight.shape[0], -1)
+        zero = zero.expand(bits.shape).reshape(groups, 1, -1).expand(groups, inner, -1).reshape(weight.shape[0], -1)
         shape = [*zero.shape, *[1] * (weight.rank - 2)]
     else:
         shape = [zero.numel() if d == channel_dim else 1 for d in range(weight.rank)]

@@ -1,0 +1,94 @@
+"""Cuts a network to the shape of another one that was made from the same original.
+
+The provenance of both says what each has lost; what the other has lost and this one has not is taken out::
+
+    conv1.weight (8, 3, 3, 3)   kept in the other: 0, 1, 4      conv1.weight (3, 3, 3, 3)
+    conv2.weight (16, 8, 3, 3)                             ->   conv2.weight (16, 3, 3, 3)
+"""
+
+from itertools import zip_longest
+
+import numpy as np
+
+from fxcompress.channels.analysis import Analysis, analyse
+from fxcompress.channels.plan import Plan
+from fxcompress.passes.branches import Branch, remove_branches
+from fxcompress.passes.prune_channels import Pruned
+from fxcompress.passes.replay import MismatchError
+from fxcompress.passes.rewrite import carry_out
+from fxcompress.provenance import Provenance
+from fxcompress.trace.skeleton import skeleton
+
+
+class ShapeError(Exception):
+    """A network cannot be cut to the wanted shape; the message says why, and is for the caller to put into words."""
+
+
+def recut(analysis: Analysis, have: Provenance, want: Provenance) -> Pruned:
+    """A copy of a network, cut to another's shape; what lost nothing is shared, and the network stays as it is.
+
+    Args:
+        analysis: of the network.
+        have: what was cut out of it until now.
+        want: what was cut out of the other one. Tensors that it does not name (those of quantizers, buffers that are
+            not saved) lose what belongs to the channels that go.
+
+    Raises:
+        ShapeError: the other one has what this one has lost, or is made of another network.
+    """
+    branches = missing_branches(have, want)
+    gone: list[str] = []
+    if branches:
+        module = skeleton(analysis.module)
+        try:
+            for branch in branches:
+                gone += remove_branches(module, [branch])
+        except KeyError as error:
+            raise ShapeError(f"its graph has no node {error}") from error
+        analysis = analyse(module, analysis.inputs)
+    alive = _alive(analysis, have, want)
+    plan = Plan(analysis.without_empty_slots(alive))
+    try:
+        result = carry_out(analysis, plan)
+    except MismatchError as mismatch:
+        raise ShapeError(str(mismatch.reason)) from mismatch
+    return Pruned(result.module, analysis, {}, plan, result.cuts, branches, tuple(gone))
+
+
+def missing_branches(have: Provenance, want: Provenance) -> tuple[Branch, ...]:
+    """The branches that the other network has lost and this one has not, in order.
+
+    Raises:
+        ShapeError: this one has lost others.
+    """
+    done = len(have.cuts)
+    if want.cuts[:done] != have.cuts:
+        lost = next(own for own, other in zip_longest(have.cuts, want.cuts[:done]) if own != other)
+        raise ShapeError(f"it has lost the branch at {lost[0]} already")
+    return want.cuts[done:]
+
+
+def _alive(analysis: Analysis, have: Provenance, want: Provenance) -> np.ndarray:
+    """Which atoms are left, bool (atoms,)."""
+    alive = np.ones(analysis.space.size, dtype=bool)
+    for name, dims in analysis.atoms.items():
+        for dim, atoms in dims.items() if name in want.shapes else ():
+            alive[atoms.numpy()[_lost(name, dim, have, want)]] = False
+    lost = np.zeros_like(alive)
+    lost[analysis.component[~alive]] = True
+    for block in analysis.space.blocks:
+        if block.name and block.name not in want.shapes:
+            span = np.arange(block.start, block.start + block.size)
+            alive[span] = ~lost[analysis.component[span]]
+    return alive
+
+
+def _lost(name: str, dim: int, have: Provenance, want: Provenance) -> np.ndarray:
+    """What goes along one dim, by its position in what is there now; int64 (n,)."""
+    everything = range(want.shapes[name][dim])
+    own = np.array(have.kept.get(name, {}).get(dim, everything), dtype=np.int64)
+    other = np.array(want.kept.get(name, {}).get(dim, everything), dtype=np.int64)
+    extra = np.setdiff1d(other, own)
+    if len(extra):
+        raise ShapeError(f"it has lost entry {extra[0]} of {name} along dim {dim} already ({len(extra)} such in all)")
+    return np.flatnonzero(~np.isin(own, other))

@@ -1,0 +1,59 @@
+"""Holding the pressure while a network forgets: what is removed does not come back."""
+
+import math
+from dataclasses import dataclass, field
+
+_MEMORY = 0.98
+"""Of the loss in the last step, for the smoothed loss: some fifty steps."""
+
+
+@dataclass(slots=True)
+class Guard:
+    """Tells when gamma must be zero.
+
+    Attributes:
+        min_metric: no pressure after an epoch whose metric is lower, until one reaches it again.
+        max_loss_increase: no pressure while the task's loss, smoothed, is above the lowest so far by more than this
+            share: 0.2 for a fifth.
+        low: whether the metric was too low.
+        smoothed, lowest: the smoothed loss, and the lowest that it has been.
+
+    >>> guard = Guard(max_loss_increase=0.5)
+    >>> guard.see_loss(1.0); guard.holds
+    False
+    >>> for _ in range(100): guard.see_loss(2.0)
+    >>> guard.holds
+    True
+    """
+
+    min_metric: float | None = None
+    max_loss_increase: float | None = None
+    low: bool = field(default=False, repr=False)
+    smoothed: float = field(default=math.nan, repr=False)
+    lowest: float = field(default=math.inf, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.max_loss_increase is not None and self.max_loss_increase <= 0:
+            raise ValueError(f"max_loss_increase={self.max_loss_increase} must be positive: 0.2 allows a fifth more")
+
+    @property
+    def watches_loss(self) -> bool:
+        """Whether :meth:`see_loss` is of use; it needs the loss on the host."""
+        return self.max_loss_increase is not None
+
+    @property
+    def holds(self) -> bool:
+        """Whether there must be no pressure now."""
+        return self.low or (
+            self.max_loss_increase is not None and self.smoothed > self.lowest * (1 + self.max_loss_increase)
+        )
+
+    def see_loss(self, loss: float) -> None:
+        """Take in the task's loss of a step."""
+        self.smoothed = loss if math.isnan(self.smoothed) else _MEMORY * self.smoothed + (1 - _MEMORY) * loss
+        self.lowest = min(self.lowest, self.smoothed)
+
+    def see_metric(self, metric: float | None) -> None:
+        """Take in the metric of an epoch; the higher the better."""
+        if self.min_metric is not None and metric is not None:
+            self.low = metric < self.min_metric

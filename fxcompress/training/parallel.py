@@ -1,0 +1,86 @@
+"""What :func:`fxcompress.fit` does about other processes; nothing at all where there is one."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fxcompress.training.agreement import check_same
+from fxcompress.training.compressed import CompressedModule
+from fxcompress.training.distributed import refuse_sharded, wrappers_of
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """The processes that train one network together.
+
+    Attributes:
+        net: the network.
+        wrapper: averages gradients over the processes; None in a single one.
+    """
+
+    net: CompressedModule
+    wrapper: DistributedDataParallel | None = None
+
+    @classmethod
+    def around(cls, net: CompressedModule, steps: int) -> "Processes":
+        """All processes of the default group; those of the wrapper where the network is wrapped already.
+
+        Raises:
+            DistributedError: they have not all the same number of steps to do, or the parameters are sharded.
+        """
+        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+            return cls(net)
+        refuse_sharded(net)
+        wrapper = (wrappers_of(net) or [_wrapped(net)])[0]
+        check_same("batches of all epochs", str(steps), wrapper.process_group, wrapper.device)
+        return cls(net, wrapper)
+
+    @property
+    def module(self) -> nn.Module:
+        """What is called in training."""
+        return self.net if self.wrapper is None else self.wrapper
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that shows progress."""
+        return self.wrapper is None or self.wrapper.process_group.rank() == 0
+
+    def mean(self, value: float) -> float:
+        """The mean of a number over the processes."""
+        if self.wrapper is None:
+            return value
+        group = self.wrapper.process_group
+        total = torch.tensor([value], dtype=torch.float64, device=self.wrapper.device)
+        dist.all_reduce(total, group=group)
+        return float(total) / group.size()
+
+    def share_buffers(self) -> None:
+        """Give every process the buffers of the first: running statistics are of its own batches in each."""
+        if self.wrapper is None:
+            return
+        group = self.wrapper.process_group
+        source = dist.get_global_rank(group, 0)
+        for buffer in self.net.buffers():
+            dist.broadcast(buffer, source, group=group)
+
+    def start_epoch(self, loader: Iterable[Any], epoch: int) -> None:
+        """Tell a ``DistributedSampler`` the epoch, or it would shuffle alike in each."""
+        sampler = getattr(loader, "sampler", None)
+        if self.wrapper is not None and isinstance(sampler, torch.utils.data.DistributedSampler):
+            sampler.set_epoch(epoch)
+
+
+def _wrapped(net: CompressedModule) -> DistributedDataParallel:
+    device = next(net.parameters()).device
+    trails = net.liveness.census.analysis.trails.values()
+    read = {name for trail in trails for name in trail.parameters}
+    idle = any(p.requires_grad and name not in read for name, p in net.named_parameters())
+    devices = None if device.type == "cpu" else [device]
+    wrapper = DistributedDataParallel(net, device_ids=devices, find_unused_parameters=idle)
+    net.refresh()  # it has taken over the tensors of the first process
+    return wrapper

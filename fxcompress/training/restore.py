@@ -1,0 +1,165 @@
+"""Before a state_dict is loaded: how the network must be cut first, and whether all of it fits then."""
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxcompress.channels.analysis import analyse
+from fxcompress.errors import CheckpointError
+from fxcompress.passes.prune_channels import Pruned
+from fxcompress.passes.recut import ShapeError, missing_branches, recut
+from fxcompress.provenance import Provenance, attach, provenance_of
+from fxcompress.trace.inputs import ExampleInputs
+from fxcompress.trace.traced import TracedModule
+from fxcompress.training.record import decode
+
+RECORD = "_extra_state"
+"""The key of the record in a state_dict, as torch names it."""
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recut:
+    """A cut that has been worked out in full, and not yet made.
+
+    Attributes:
+        net: the network as it is.
+        pruned: what it will be, and what it loses.
+        provenance: of that.
+        take_over: makes ``net`` the pruned network.
+    """
+
+    net: TracedModule
+    pruned: Pruned
+    provenance: Provenance
+    take_over: Callable[[Pruned], None]
+
+    def names(self) -> dict[int, str]:
+        """The names that the parameters of the present network will have, by their ids; those that go have none."""
+        old = {id(cut.new): id(cut.old) for cut in self.pruned.cuts.values()}
+        return {old.get(id(p), id(p)): name for name, p in self.pruned.module.named_parameters()}
+
+    def commit(self) -> None:
+        """Cut the network. Its parameters stay the same objects, so that an optimizer goes on holding them."""
+        self._keep_parameters()
+        attach(self.net, self.provenance)
+        self.take_over(self.pruned)
+
+    def _keep_parameters(self) -> None:
+        """Let the present parameters have the new shapes: like any load, this one changes them in place."""
+        made = {id(cut.new): cut.old for cut in self.pruned.cuts.values() if isinstance(cut.old, nn.Parameter)}
+        for module in self.pruned.module.modules():
+            for leaf, new in module._parameters.items():
+                old = made.get(id(new))
+                if new is not None and isinstance(old, nn.Parameter):
+                    old.grad = None
+                    old.data = new.detach()
+                    module._parameters[leaf] = old
+
+
+def plan_load(
+    net: TracedModule,
+    inputs: ExampleInputs,
+    state: Mapping[str, Any],
+    *,
+    strict: bool,
+    liveness: str,
+    take_over: Callable[[Pruned], None],
+) -> Recut | None:
+    """How to cut ``net`` before ``state`` is loaded; None where nothing is to be cut. Nothing is changed yet.
+
+    Args:
+        net: the network with quantizers.
+        inputs: that it runs on.
+        state: the part of a state_dict that is its own, without prefix.
+        strict: whether the keys must be the same.
+        liveness: name of the module that holds the flags.
+        take_over: see :class:`Recut`.
+
+    Raises:
+        CheckpointError: the state_dict is of another network, lacks what the network has, or holds what it has lost.
+    """
+    have = provenance_of(net) or Provenance({})
+    want = decode(state[RECORD]) if RECORD in state else have
+    _check_origin(net, have, want)
+    try:
+        plan = None
+        if missing_branches(have, want) or have.kept != want.kept:
+            pruned = recut(analyse(net, inputs), have, want)
+            plan = Recut(net, pruned, replace(want, grids=have.grids, inputs=have.inputs), take_over)
+    except ShapeError as error:
+        raise CheckpointError(
+            f"the state_dict does not fit {type(net).__name__}: {error}; load it into a network fresh from compress()"
+        ) from error
+    _check_state(net, plan, state, strict=strict, liveness=liveness)
+    return plan
+
+
+def _check_origin(net: nn.Module, have: Provenance, want: Provenance) -> None:
+    """Both must have been made from the same original, at least by its names and shapes."""
+    kind = type(net).__name__
+    for name in sorted(have.shapes.keys() | want.shapes.keys()):
+        own, other = have.shapes.get(name), want.shapes.get(name)
+        if own != other:
+            raise CheckpointError(
+                f"the state_dict is of another network: its original had {_shown(name, other)}, that of this {kind} "
+                f"{_shown(name, own)}; build the model with the arguments that it was built with"
+            )
+    if have.weights != want.weights:
+        raise CheckpointError(
+            f"the state_dict is of another network: it started with {want.weights:,} quantized weights, this {kind} "
+            f"with {have.weights:,}; call compress() on what it was called on then, with the same weights frozen"
+        )
+    if not set(want.biases) <= set(have.biases):
+        raise CheckpointError(
+            f"the state_dict is of another network: it was made from one in which {min(want.biases)} had got a bias by "
+            "fold=True; call compress() on the network that prune() or load() returned"
+        )
+
+
+def _shown(name: str, shape: tuple[int, ...] | None) -> str:
+    return f"no {name}" if shape is None else f"{name} of shape {shape}"
+
+
+def _check_state(net: nn.Module, plan: Recut | None, state: Mapping[str, Any], *, strict: bool, liveness: str) -> None:
+    """Whether all tensors fit the network once it is cut."""
+    module = net if plan is None else plan.pruned.module
+    own = _expected(module, () if plan is None else plan.pruned.gone, f"{liveness}.")
+    kind = type(net).__name__
+    given = {name: value for name, value in state.items() if name != RECORD}
+    if strict:
+        for what, names in (("lacks", own.keys() - given.keys()), ("has too much:", given.keys() - own.keys())):
+            if names:
+                raise CheckpointError(f"the state_dict does not fit {kind}: it {what} {_listed(names)}")
+    shapes = [(n, tuple(value.shape), own[n]) for n, value in given.items() if n in own and torch.is_tensor(value)]
+    wrong = [f"{name} is {found}, not {expected}" for name, found, expected in shapes if found != expected]
+    if wrong:
+        remedy = f"; it has no {RECORD}, which tells what was cut: save net.state_dict() whole"
+        raise CheckpointError(
+            f"the state_dict does not fit {kind}: {_listed(wrong)}{'' if RECORD in state else remedy}"
+        )
+
+
+def _expected(module: nn.Module, gone: Collection[str], liveness: str) -> dict[str, tuple[int, ...]]:
+    """The shape of each entry of the state_dict. Flags are cut later, and will be of the size of what they speak of."""
+    sizes = {n: tuple(p.shape) for n, p in module.named_parameters(remove_duplicate=False)}
+    sizes |= {n: tuple(b.shape) for n, b in module.named_buffers(remove_duplicate=False)}
+    expected = {}
+    for name, value in module.state_dict(keep_vars=True).items():
+        if name.startswith(liveness):
+            of = name.removeprefix(liveness).partition("!")[0].replace(":", ".")
+            if of not in gone:
+                expected[name] = sizes[of]
+        elif name != RECORD:
+            expected[name] = tuple(value.shape) if torch.is_tensor(value) else ()
+    return expected
+
+
+def _listed(names: Iterable[str]) -> str:
+    ordered = sorted(names)
+    more = f" and {len(ordered) - _SHOWN} more" if len(ordered) > _SHOWN else ""
+    return ", ".join(ordered[:_SHOWN]) + more

@@ -1,0 +1,159 @@
+"""A run of training that can be stopped and taken up again, to the very same numbers.
+
+A run is taken up in the middle of an epoch like this: the generators are set to where they stood when the epoch began,
+the loader starts again and gives the batches that were done, which are dropped; then the generators are set to where
+they stood when the run was stopped.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from fxcompress.errors import CheckpointError
+from fxcompress.passes.prune_report import KeptChannel, PruneReport
+from fxcompress.training.guard import Guard
+from fxcompress.training.history import EpochRecord
+from fxcompress.training.policy import PrunePolicy
+from fxcompress.training.randomness import loader_generators, restore_run, run_states
+
+
+class Position(Protocol):
+    """Where a trainer stands, and what it adapts; see :class:`fxcompress.training.trainer.Trainer`."""
+
+    done: int
+    last_gamma: float
+    batch: int
+    loss_sum: Tensor | None
+    reports: list[PruneReport]
+    policy: PrunePolicy | None
+    guard: Guard
+
+    @property
+    def gamma(self) -> Callable[[float, float], float]:
+        """The pressure."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Keeper:
+    """Where the state of a run is kept.
+
+    Attributes:
+        path: of the file, for messages.
+        write: called with plain values; keeps them together with network, optimizer and scheduler.
+        start: what was given to ``write`` when the run was stopped, once all else has been taken up; None at the
+            start of a run.
+    """
+
+    path: str
+    write: Callable[[dict[str, Any]], object]
+    start: dict[str, Any] | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """The state of a run besides that of network, optimizer and scheduler.
+
+    Attributes:
+        trainer: that makes the steps.
+        loader: the batches of each epoch.
+        batches: how many.
+        keeper: where to keep it all; None for nowhere.
+        writes: whether this process is the one that keeps it.
+        history: records of the epochs that are finished.
+        seconds: that earlier attempts at the present epoch took.
+    """
+
+    trainer: Position
+    loader: Iterable[Any]
+    batches: int
+    keeper: Keeper | None
+    writes: bool = True
+    history: list[EpochRecord] = field(default_factory=list)
+    seconds: float = 0.0
+    _began: dict[str, Any] | None = None
+    _stopped: dict[str, Any] | None = None
+
+    def take_up(self, device: torch.device) -> None:
+        """Go on where the keeper says; nothing at the start of a run."""
+        state = None if self.keeper is None else self.keeper.start
+        if state is None:
+            return
+        trainer = self.trainer
+        trainer.done, trainer.last_gamma, trainer.batch = state["done"], state["last_gamma"], state["batch"]
+        trainer.loss_sum = None if state["loss_sum"] is None else state["loss_sum"].to(device)
+        if state["gamma"] is not None:
+            trainer.gamma.load_state_dict(state["gamma"])  # type: ignore[attr-defined]
+        self.history[:] = [EpochRecord(**record) for record in state["history"]]
+        trainer.reports[:] = [_report(report) for report in state["reports"]]
+        trainer.guard.low, trainer.guard.smoothed, trainer.guard.lowest = state["guard"]
+        if trainer.policy is not None and state["wasted"] is not None:
+            trainer.policy.wasted = state["wasted"]
+        self.seconds, self._began, self._stopped = state["seconds"], state["began"], state["now"]
+        if not trainer.batch:
+            restore_run(state["now"], self.loader)
+
+    def epoch(self) -> Iterator[Any]:
+        """The batches of an epoch that are left to do."""
+        skip = self.trainer.batch
+        if skip and self._began is not None:
+            restore_run(self._began, self.loader)
+        elif self.keeper is not None:
+            self._began = run_states(self.loader)
+        batches = iter(self.loader)
+        for _ in range(skip):
+            next(batches)
+        if skip and self._stopped is not None:
+            restore_run(self._stopped, self.loader)
+        yield from batches
+
+    def keep(self, seconds: float = 0.0) -> None:
+        """Write down where the run stands, where that is wanted; in the middle of an epoch after so many seconds."""
+        if self.keeper is None or not self.writes:
+            return
+        trainer, guard = self.trainer, self.trainer.guard
+        adapted = getattr(trainer.gamma, "state_dict", None)
+        self.keeper.write(
+            {
+                "done": trainer.done, "last_gamma": float(trainer.last_gamma), "batch": trainer.batch,
+                "loss_sum": trainer.loss_sum, "seconds": seconds, "batches": self.batches,
+                "control": type(trainer.gamma).__name__, "gamma": None if adapted is None else adapted(),
+                "history": [record.as_dict() for record in self.history],
+                "reports": [asdict(report) for report in trainer.reports],
+                "guard": [guard.low, guard.smoothed, guard.lowest],
+                "wasted": None if trainer.policy is None else trainer.policy.wasted,
+                "began": self._began if trainer.batch else None, "now": run_states(self.loader),
+            }
+        )  # fmt: skip
+
+
+def check_run(state: Mapping[str, Any], gamma: object, loader: Iterable[Any], batches: int) -> None:
+    """Whether a run can go on with these.
+
+    Raises:
+        CheckpointError: it was one of another kind.
+    """
+    kind = type(gamma).__name__
+    if kind != state["control"]:
+        raise CheckpointError(
+            f"the run was one with a {state['control']} for gamma, and this one has a {kind}; "
+            "pass the gamma or target_size that it began with"
+        )
+    if batches != state["batches"]:
+        raise CheckpointError(
+            f"the run had {state['batches']} batches in an epoch, and the loader has {batches}; "
+            "pass a loader of the same batches"
+        )
+    generators, before = len(loader_generators(loader)), len(state["now"]["loader"])
+    if generators != before:
+        raise CheckpointError(
+            f"the loader of the run had {before} random generators of its own, and this one has {generators}; "
+            "pass a loader that is made as it was then"
+        )
+
+
+def _report(state: dict[str, Any]) -> PruneReport:
+    return PruneReport(**{**state, "kept": tuple(KeptChannel(**kept) for kept in state["kept"])})

@@ -1,0 +1,128 @@
+"""One run over the data, step by step: task and size, the optimizer, what dies, and when it is removed."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fxcompress.passes.prune_report import PruneReport
+from fxcompress.training.compressed import CompressedModule
+from fxcompress.training.controller import ConstantGamma
+from fxcompress.training.guard import Guard
+from fxcompress.training.interrupt import Interrupt, StepDone
+from fxcompress.training.policy import PrunePolicy
+
+Loss = Callable[[Any, Any], Tensor]
+Gamma = Callable[[float, float], float]
+
+
+class Scheduler(Protocol):
+    """What is stepped after each optimizer step."""
+
+    def step(self) -> None:
+        """Set the learning rates of the next step."""
+        ...
+
+
+@dataclass(slots=True)
+class Trainer:
+    """Trains a network, with quantizers or without.
+
+    Attributes:
+        net: what is trained.
+        optimizer, scheduler: of its parameters; the scheduler steps after each batch.
+        loss: of output and target.
+        gamma: the pressure, from (progress, size).
+        total: steps of the whole run.
+        module: what is called in place of ``net``: a wrapper of it that averages gradients over processes.
+        mean: the mean of a number over the processes.
+        policy: when to remove what is dead; None for never.
+        guard: when there must be no pressure.
+        interrupt: tells when to stop.
+        reports: of all removals.
+        done: steps that were made.
+        last_gamma: of the step before.
+        batch, loss_sum: batches of the present epoch that are done, and the sum of their task losses.
+    """
+
+    net: nn.Module
+    optimizer: Optimizer
+    scheduler: Scheduler
+    loss: Loss
+    gamma: Gamma
+    total: int
+    module: nn.Module | None = None
+    mean: Callable[[float], float] = float
+    policy: PrunePolicy | None = None
+    guard: Guard = field(default_factory=Guard)
+    interrupt: Interrupt | None = None
+    reports: list[PruneReport] = field(default_factory=list)
+    done: int = 0
+    last_gamma: float = 0.0
+    batch: int = 0
+    loss_sum: Tensor | None = None
+
+    def epoch(self, loader: Iterable[Any]) -> float:
+        """Train on each batch once; the mean task loss.
+
+        Raises:
+            StepDone: Ctrl-C was pressed.
+        """
+        self.net.train()
+        for batch in loader:
+            loss = self._step(*_batch(batch, next(self.net.parameters()).device))
+            self.loss_sum = loss if self.loss_sum is None else self.loss_sum + loss
+            self.batch += 1
+            if self.interrupt is not None and self.interrupt.requested:
+                raise StepDone
+        mean = float(self.loss_sum) / self.batch if self.loss_sum is not None else math.nan
+        self.batch, self.loss_sum = 0, None
+        return self.mean(mean)
+
+    def remove(self) -> None:
+        """Remove what is dead now."""
+        assert isinstance(self.net, CompressedModule)
+        report = self.net.prune(self.optimizer)
+        self.reports += [report] if report.modified else []
+
+    def _step(self, inputs: tuple[Any, ...], target: Any) -> Tensor:  # noqa: ANN401
+        module = self.net if self.module is None else self.module
+        task = self.loss(module(*inputs), target)
+        self.optimizer.zero_grad(set_to_none=True)
+        if isinstance(self.net, CompressedModule):
+            self.last_gamma = self._pressure(self.net)
+            (task + self.last_gamma * self.net.size()).backward()
+        else:
+            task.backward()
+        self.optimizer.step()
+        self.scheduler.step()
+        self.done += 1
+        if self.guard.watches_loss:
+            self.guard.see_loss(self.mean(float(task.detach())))
+        if isinstance(self.net, CompressedModule):
+            self.net.step()
+            if self.policy is not None and self.policy.due(self.net.removable()):
+                self.remove()
+        return task.detach()
+
+    def _pressure(self, net: CompressedModule) -> float:
+        if self.guard.holds:
+            return 0.0
+        # The size is on the device: to ask for it where the pressure is constant would wait for nothing.
+        size = math.nan if isinstance(self.gamma, ConstantGamma) else net.fractional_size()
+        return self.gamma(self.done / max(1, self.total), size)
+
+
+def _batch(batch: Any, device: torch.device) -> tuple[tuple[Any, ...], Any]:  # noqa: ANN401
+    """(inputs, target) on the device; the last item of a batch is the target."""
+    if not isinstance(batch, tuple | list) or len(batch) < 2:
+        raise TypeError(
+            f"a batch must be a tuple (input, ..., target), got {type(batch).__name__}; "
+            "write the loop by hand for other batches (see the README)"
+        )
+    items = [item.to(device, non_blocking=True) if isinstance(item, Tensor) else item for item in batch]
+    return tuple(items[:-1]), items[-1]

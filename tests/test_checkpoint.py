@@ -1,0 +1,488 @@
+"""Training that is stopped and taken up again: the file, and a run that comes out the same."""
+
+import copy
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import fxcompress as fxc
+from fxcompress.checkpoint import check_scheduler
+from fxcompress.errors import CheckpointError, OptimizerError
+from fxcompress.storage.atomic import write_atomically
+from fxcompress.storage.states import read_states, write_states
+from fxcompress.training.controller import TargetSize
+from fxcompress.training.fit import FitResult, cosine
+from fxcompress.training.interrupt import Interrupt, TrainingInterrupted
+from fxcompress.training.policy import PrunePolicy
+from tests.nets import Block, set_bits
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Net(nn.Module):
+    """With a branch, norms and dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        self.block = Block(8, bias=True)
+        self.drop = nn.Dropout(0.2)
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.drop(F.relu(self.block(self.stem(x))).mean((2, 3))))  # type: ignore[no-any-return]
+
+
+@cache
+def _made() -> fxc.CompressedModule:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return fxc.compress(Net(), torch.zeros(2, 1, 6, 6), bits=3.0)
+
+
+def fresh() -> fxc.CompressedModule:
+    """The same network each time."""
+    return copy.deepcopy(_made())
+
+
+def data(generator: torch.Generator | None = None, size: int = 48) -> DataLoader[Any]:
+    """Shuffled batches; by the global generator where none is given."""
+    fixed = torch.Generator().manual_seed(1)
+    target = torch.randint(4, (size,), generator=fixed)
+    x = torch.randn(4, 1, 6, 6, generator=fixed)[target] + 0.3 * torch.randn(size, 1, 6, 6, generator=fixed)
+    return DataLoader(TensorDataset(x, target), batch_size=8, shuffle=True, generator=generator)
+
+
+Make = Callable[[fxc.CompressedModule], torch.optim.Optimizer]
+
+
+def adam(net: fxc.CompressedModule) -> torch.optim.Optimizer:
+    return torch.optim.Adam(net.param_groups(5e-3))
+
+
+def sgd(net: fxc.CompressedModule) -> torch.optim.Optimizer:
+    groups = [{k: v for k, v in group.items() if k != "eps"} for group in net.param_groups(1e-2, bits_lr=5.0)]
+    return torch.optim.SGD(groups, momentum=0.9)
+
+
+def train(make: Make, loader: DataLoader[Any], stop: int = 0, **options: Any) -> FitResult:  # noqa: ANN401
+    """A short run in which channels are removed; Ctrl-C is pressed in step ``stop``."""
+    net = fresh()
+    steps = 0
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        nonlocal steps
+        steps += 1
+        if steps == stop:
+            signal.raise_signal(signal.SIGINT)
+        return F.cross_entropy(output, target)
+
+    return fxc.fit(
+        net, loader, loss, epochs=5, target_size=0.006, optimizer=make(net), progress=False,
+        prune=PrunePolicy(cost=0.2), validate=lambda n: float(n(torch.ones(1, 1, 6, 6)).sum() + torch.rand(1)),
+        **options,
+    )  # fmt: skip
+
+
+def assert_same_runs(a: FitResult, b: FitResult) -> None:
+    """Bit for bit."""
+    first, second = a.net.state_dict(), b.net.state_dict()
+    assert first.keys() == second.keys()
+    assert [name for name, value in first.items() if not torch.equal(value, second[name])] == []
+    histories = [[record.as_dict() | {"seconds": 0.0} for record in result.history] for result in (a, b)]
+    assert histories[0] == histories[1]
+    assert a.reports == b.reports
+    final, other = a.module.state_dict(), b.module.state_dict()
+    assert all(torch.equal(value, other[name]) for name, value in final.items())
+
+
+@pytest.mark.parametrize(
+    ("make", "own_generator", "stops"),
+    [(adam, True, (16, 24)), (sgd, False, (15,))],
+    ids=["adam, stopped twice", "sgd, global generator"],
+)
+def test_a_run_that_was_stopped_comes_out_the_same(
+    make: Make,
+    own_generator: bool,  # noqa: FBT001
+    stops: tuple[int, ...],
+    tmp_path: Path,
+) -> None:
+    """Stopped inside an epoch and at the end of one (6 steps each), with removals before and after."""
+
+    def loader(seed: int) -> DataLoader[Any]:
+        return data(torch.Generator().manual_seed(seed) if own_generator else None)
+
+    torch.manual_seed(0)
+    whole = train(make, loader(3))
+    removals = [len(report.removed) for report in whole.reports]
+    assert len(removals) > 1
+    torch.manual_seed(0)
+    resume = False
+    done = 0
+    for stop in stops:
+        with pytest.raises(KeyboardInterrupt, match=rf"after step {stop} of 30, .*resume=True\)") as caught:
+            train(make, loader(3), stop - done, checkpoint=tmp_path / "run.pt", resume=resume)
+        assert isinstance(caught.value, TrainingInterrupted)
+        assert len(caught.value.history) == (stop - 1) // 6
+        torch.manual_seed(99)  # another program, in another state
+        random.seed(99)
+        resume, done = True, stop
+    assert_same_runs(whole, train(make, loader(77), checkpoint=tmp_path / "run.pt", resume=True))
+
+
+def one_epoch(path: Path | None, **options: Any) -> FitResult:  # noqa: ANN401
+    options = {"gamma": 0.01, "loader": data(), **options}
+    return fxc.fit(fresh(), loss_fn=F.cross_entropy, epochs=1, progress=False, checkpoint=path, **options)
+
+
+def test_a_finished_run_is_not_trained_further(tmp_path: Path) -> None:
+    path = tmp_path / "run.pt"
+    first = one_epoch(path, resume="auto")
+    again = one_epoch(path, resume="auto", on_epoch=lambda _: pytest.fail("there is nothing left to do"))
+    assert_same_runs(first, again)
+    assert [p.name for p in tmp_path.iterdir()] == ["run.pt"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, r"run\.pt holds a run already: pass resume=True to go on with it, or delete the file to start anew"),
+        ({"resume": True, "gamma": None, "target_size": 0.1}, r"with a ConstantGamma for gamma.* has a TargetSize"),
+        ({"resume": True, "loader": data(size=16)}, r"had 6 batches in an epoch, and the loader has 2"),
+        ({"resume": True, "loader": data(torch.Generator())}, r"had 0 random generators of its own.* has 1"),
+    ],
+)
+def test_a_run_goes_on_as_it_began_or_not_at_all(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    one_epoch(tmp_path / "run.pt")
+    before = (tmp_path / "run.pt").read_bytes()
+    with pytest.raises(CheckpointError, match=message):
+        one_epoch(tmp_path / "run.pt", **options)
+    assert (tmp_path / "run.pt").read_bytes() == before
+
+
+def test_what_to_resume_must_be_said(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no file .*run\.pt to go on from.*resume='auto'"):
+        one_epoch(tmp_path / "run.pt", resume=True)
+    with pytest.raises(ValueError, match=r"resume= needs checkpoint="):
+        one_epoch(None, resume=True)
+    with pytest.raises(ValueError, match=r"resume='always' is none of True, False and 'auto'"):
+        one_epoch(tmp_path / "run.pt", resume="always")
+    fxc.save_checkpoint(tmp_path / "own.pt", fresh())
+    with pytest.raises(CheckpointError, match=r"of a loop of your own, not of fit\(\)"):
+        one_epoch(tmp_path / "own.pt", resume=True)
+
+    class Plain:
+        def step(self) -> None: ...
+
+    with pytest.raises(CheckpointError, match=r"Plain has no state_dict and load_state_dict"):
+        one_epoch(tmp_path / "run.pt", scheduler=Plain())
+
+
+# A loop of one's own
+
+
+def shrunk(make: Make) -> tuple[fxc.CompressedModule, torch.optim.Optimizer, Any]:
+    """A network without its block, one step into training."""
+    net = fresh()
+    optimizer = make(net)
+    scheduler = cosine(optimizer, 10)
+    set_bits(net, "block.conv2.weight", list(range(8)))
+    set_bits(net, "stem.0.weight", [2])
+    for name in ("block.bn2.bias", "block.conv2.bias", "stem.1.bias"):
+        nn.init.zeros_(net.get_parameter(name))
+    net.step()
+    step(net, optimizer, scheduler)
+    net.prune(optimizer)
+    assert not hasattr(net, "block")
+    return net, optimizer, scheduler
+
+
+def step(net: fxc.CompressedModule, optimizer: torch.optim.Optimizer, scheduler: Any) -> None:  # noqa: ANN401
+    x, target = next(iter(data()))
+    optimizer.zero_grad()
+    (F.cross_entropy(net(x), target) + 0.01 * net.size()).backward()
+    optimizer.step()
+    scheduler.step()
+    net.step()
+
+
+@pytest.mark.parametrize("make", [adam, sgd])
+def test_an_optimizer_that_was_built_before(make: Make, tmp_path: Path) -> None:
+    first = shrunk(make)
+    fxc.save_checkpoint(tmp_path / "run.pt", *first, epoch=4, more={"a": [1, (2.5, None)]})
+    net = fresh()
+    optimizer = make(net)
+    second = (net, optimizer, cosine(optimizer, 10))
+    extra = fxc.load_checkpoint(tmp_path / "run.pt", *second)
+    assert extra == {"epoch": 4, "more": {"a": [1, (2.5, None)]}}
+    assert {id(p) for group in optimizer.param_groups for p in group["params"]} == {id(p) for p in net.parameters()}
+    for _ in range(2):
+        random = torch.get_rng_state()
+        step(*first)
+        torch.set_rng_state(random)
+        step(*second)
+    states = [n.state_dict() for n in (first[0], net)]
+    assert [name for name, value in states[0].items() if not torch.equal(value, states[1][name])] == []
+    assert str(first[1].state_dict()) == str(optimizer.state_dict())
+    assert check_scheduler(first[2]).state_dict() == check_scheduler(second[2]).state_dict()
+
+
+def test_random_generators_go_on(tmp_path: Path) -> None:
+    def draw() -> list[float]:
+        return [torch.rand(1).item(), random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn()]  # noqa: NPY002
+
+    draw()  # numbers from gauss come in pairs: one waits
+    fxc.save_checkpoint(tmp_path / "run.pt", fresh())
+    expected = draw()
+    fxc.load_checkpoint(tmp_path / "run.pt", fresh())
+    assert draw() == expected
+    fxc.load_checkpoint(tmp_path / "run.pt", fresh(), random=False)
+    assert draw() != expected
+
+
+def test_a_controller_goes_on() -> None:
+    first, second = TargetSize(0.02), TargetSize(0.02)
+    for progress in (0.0, 0.2, 0.4):
+        first(progress, 0.2)
+    second.load_state_dict(first.state_dict())
+    assert first(0.5, 0.1) == second(0.5, 0.1)
+
+
+def of_half(net: fxc.CompressedModule) -> torch.optim.Optimizer:
+    return torch.optim.Adam(net.param_groups()[:2])
+
+
+def of_fewer(net: fxc.CompressedModule) -> torch.optim.Optimizer:
+    groups = net.param_groups()
+    groups[0]["params"] = groups[0]["params"][:1]
+    return torch.optim.Adam(groups)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (sgd, r"run\.pt does not fit: its optimizer is Adam, not SGD"),
+        (of_half, r"its optimizer has 3 parameter groups, this Adam 2"),
+        (of_fewer, r"fc\.weight is in param_groups\[0\] of one optimizer and not of the other"),
+    ],
+)
+def test_an_optimizer_that_does_not_fit_changes_nothing(make: Make, message: str, tmp_path: Path) -> None:
+    fxc.save_checkpoint(tmp_path / "run.pt", *shrunk(adam)[:2])
+    net = fresh()
+    optimizer = make(net)
+    groups = copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(CheckpointError, match=message):
+        fxc.load_checkpoint(tmp_path / "run.pt", net, optimizer)
+    assert optimizer.state_dict() == groups
+    assert all(torch.equal(value, net.state_dict()[name]) for name, value in fresh().state_dict().items())
+
+
+def test_bad_calls_are_explained(tmp_path: Path) -> None:
+    path = tmp_path / "run.pt"
+    net = fresh()
+    with pytest.raises(CheckpointError, match=r"of a network from compress\(\), not of a Net; pass what is inside"):
+        fxc.save_checkpoint(path, Net())  # type: ignore[arg-type]
+    with pytest.raises(OptimizerError, match="not the network's"):
+        fxc.save_checkpoint(path, net, adam(fresh()))
+    with pytest.raises(CheckpointError, match=r"cannot save extra\['a'\]\[0\]: a pathlib\S+ would have to be pi"):
+        fxc.save_checkpoint(path, net, a=[tmp_path])
+    with pytest.raises(CheckpointError, match=r"cannot write .*absent"):
+        fxc.save_checkpoint(tmp_path / "absent" / "run.pt", net)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(CheckpointError, match=r"there is no file .*run\.pt; check the path"):
+        fxc.load_checkpoint(path, net)
+    fxc.save_checkpoint(path, net)
+    with pytest.raises(CheckpointError, match=r"it holds no optimizer: it was saved without"):
+        fxc.load_checkpoint(path, net, adam(net))
+    with pytest.raises(CheckpointError, match=r"it holds no scheduler"):
+        fxc.load_checkpoint(path, net, scheduler=cosine(adam(net), 1))
+
+
+def test_the_loop_in_the_docs_runs_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "docs" / "training.md").read_text("utf-8")
+    (code,) = (
+        c for c in re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL) if "load_checkpoint" in c
+    )
+    monkeypatch.chdir(tmp_path)
+    exec(code.replace("range(start, 10)", "range(start, 4)"), {})
+    whole: dict[str, Any] = {}
+    exec(code, whole)
+    assert whole["start"] == 4
+    assert whole["schedule"].last_epoch == 10
+    assert read_states("run.pt")["extra"] == {"epoch": 10}
+
+
+# The file
+
+
+def test_plain_values_come_back(tmp_path: Path) -> None:
+    values = {"a": [1, 2.5, "x", b"y", None, True], "t": torch.arange(3), "n": np.float64(0.5), "d": {1: (torch.int8,)}}
+    write_states(tmp_path / "file", values)
+    found = read_states(tmp_path / "file")
+    assert torch.equal(found.pop("t"), torch.arange(3))
+    assert found == {"a": [1, 2.5, "x", b"y", None, True], "n": 0.5, "d": {1: (torch.int8,)}}
+    assert type(found["n"]) is float
+
+
+@pytest.mark.parametrize("harm", ["cut", "flip", "other", "foreign"])
+def test_a_damaged_file_is_told(harm: str, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_states(path, {"a": torch.ones(1000)})
+    content = bytearray(path.read_bytes())
+    if harm == "flip":  # which torch.load does not see
+        content[len(content) // 2] ^= 1
+    path.write_bytes({"cut": content[:2000], "flip": content}.get(harm, b"hello"))
+    if harm == "foreign":
+        torch.save({"a": 1}, path)
+    with pytest.raises(CheckpointError, match=r"file is damaged, or was not written by save_checkpoint: .*use another"):
+        read_states(path)
+
+
+def test_a_newer_file_is_told(tmp_path: Path) -> None:
+    torch.save({"fxcompress": 99}, tmp_path / "file")
+    with pytest.raises(CheckpointError, match=r"has format 99 and this fxcompress reads formats up to 1; upgrade it"):
+        read_states(tmp_path / "file")
+
+
+def test_what_killed_writers_left_is_ignored_and_cleared_away(tmp_path: Path) -> None:
+    path, old, new = tmp_path / "file", tmp_path / ".file.0123.tmp", tmp_path / ".file.4567.tmp"
+    for left in (old, new):
+        left.write_bytes(b"half a fi")
+    os.utime(old, (0, 0))
+    assert write_atomically(path, lambda file: file.write(b"whole")) == 5
+    assert path.read_bytes() == b"whole"
+    assert not old.exists()
+    assert new.exists()  # somebody may be writing it
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_states(path, {"a": 1})
+
+    def fail(file: BinaryIO) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, fail)
+    assert read_states(path) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+WRITER = """
+import os, signal, sys, time, torch
+from fxcompress.storage.states import read_states, write_states
+
+def write(n):
+    write_states(sys.argv[1], {"n": n, "t": torch.full((200_000,), float(n))})
+
+write(0)
+for attempt in range(8):
+    child = os.fork()
+    if not child:
+        for n in range(10**6):
+            write(n)
+    time.sleep(0.02 + 0.003 * attempt)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    found = read_states(sys.argv[1])
+    assert torch.equal(found["t"], torch.full((200_000,), float(found["n"])))
+    print(found["n"])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_writer_that_is_killed_leaves_a_whole_file(tmp_path: Path) -> None:
+    """Killed again and again, at whatever moment it is."""
+    command = [sys.executable, "-c", WRITER, str(tmp_path / "file")]
+    run = subprocess.run(command, capture_output=True, cwd=ROOT, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert len(run.stdout.split()) == 8
+
+
+# Ctrl-C
+
+SCRIPT = """
+import sys, torch, torch.nn.functional as F, fxcompress as fxc
+from tests.test_checkpoint import data, fresh
+def loss(output, target):
+    print("step", flush=True)
+    return F.cross_entropy(output, target)
+fxc.fit(fresh(), data(), loss, epochs=10**6, gamma=0.01, progress=False, checkpoint=sys.argv[1], resume="auto")
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs signals that a parent can send")
+def test_ctrl_c_ends_a_script_and_leaves_a_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "run.pt"
+    with subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, text=True
+    ) as script:
+        assert script.stdout is not None
+        assert script.stderr is not None
+        for _ in range(8):
+            script.stdout.readline()
+        script.send_signal(signal.SIGINT)
+        error = script.stderr.read()
+    assert script.returncode == 1
+    assert "stopping after this step; press Ctrl-C again to stop at once" in error
+    assert f"go on with fit(..., checkpoint='{path}', resume=True)" in error
+    extra = fxc.load_checkpoint(path, fresh())
+    assert extra["fit"]["done"] >= 7
+    assert extra["fit"]["batch"] == extra["fit"]["done"] % 6 or extra["fit"]["batch"] == 6
+
+
+def test_the_second_ctrl_c_stops_at_once() -> None:
+    def press_twice() -> None:
+        with Interrupt() as interrupt:
+            signal.raise_signal(signal.SIGINT)
+            assert interrupt.requested
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        press_twice()
+    assert type(caught.value) is KeyboardInterrupt
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_without_a_checkpoint_the_network_is_in_the_exception() -> None:
+    with pytest.raises(
+        TrainingInterrupted, match=r"after step 8 of 30, with 1 of 5 epochs .*nothing was saved"
+    ) as stop:
+        train(adam, data(), stop=8)
+    assert isinstance(stop.value.net, fxc.CompressedModule)
+    assert stop.value.checkpoint is None
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_is_left_alone_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[object] = []
+
+    def enter() -> None:
+        with Interrupt():
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        enter()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert seen == [before, signal.SIG_IGN]

@@ -1,0 +1,157 @@
+"""What limits the pressure, and when what is dead is removed."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fxcompress as fxc
+from fxcompress.training.controller import TargetSize
+from fxcompress.training.guard import Guard
+from fxcompress.training.policy import PrunePolicy, prune_policy
+from tests.nets import ResidualNet, batch, quantizer, set_bits
+
+
+def limited(share: float) -> fxc.CompressedModule:
+    torch.manual_seed(0)
+    inputs = torch.zeros(2, 3, 10, 10, dtype=torch.float64)
+    return fxc.compress(ResidualNet().double(), inputs, death_limit=share)
+
+
+def zero_rows(net: fxc.CompressedModule) -> int:
+    return sum(int((p == 0).sum()) for name, p in net.named_parameters() if name.endswith(".bits"))
+
+
+def test_no_more_channels_than_allowed_die_in_a_step() -> None:
+    net = limited(0.05)
+    most = int(0.05 * sum(p.numel() for name, p in net.named_parameters() if name.endswith(".bits")))
+    assert most > 1
+    net.step()
+    counts = []
+    for _ in range(8):
+        with torch.no_grad():  # great pressure: all that is left of these loses its last bit
+            for name in ("block1.conv1.weight", "block2.conv1.weight"):
+                quantizer(net, name).bits[:6] -= 9
+        net.step()
+        counts.append(zero_rows(net))
+    steps = [after - before for before, after in zip([0, *counts], counts, strict=False)]
+    assert max(steps) == most
+    assert counts[-1] == 12
+
+
+def test_channels_of_the_smallest_scale_die_first() -> None:
+    net = limited(0.05)
+    net.step()
+    with torch.no_grad():
+        quantizer(net, "block1.conv1.weight").exponent.copy_(torch.arange(8).flip(0))
+    set_bits(net, "block1.conv1.weight", [1, 2, 3, 6, 7])
+    net.step()
+    assert (quantizer(net, "block1.conv1.weight").bits == 0).nonzero().flatten().tolist() == [6, 7]
+
+
+@pytest.mark.parametrize("share", [0.0, -0.1, 1.5])
+def test_a_limit_must_be_a_share(share: float) -> None:
+    with pytest.raises(ValueError, match="death_limit"):
+        fxc.compress(ResidualNet(), torch.zeros(2, 3, 10, 10), death_limit=share)
+
+
+def test_removal_as_they_die_is_removal_at_the_end_under_a_limit() -> None:
+    """The limit counts the channels at the start, so what was removed meanwhile does not matter."""
+
+    def trained(*, removing: bool) -> fxc.CompressedModule:
+        net = limited(0.04)
+        optimizer = torch.optim.SGD(net.param_groups(2e-3, bits_lr=3.0, bits_eps=0.0)[:2], lr=1e-2)
+        optimizer.add_param_group({"params": net.param_groups()[2]["params"], "lr": 7.0})
+        for step in range(60):
+            x, target = batch(seed=step)
+            optimizer.zero_grad()
+            (F.cross_entropy(net(x), target) + 0.5 * net.size()).backward()
+            optimizer.step()
+            net.step()
+            if removing and step % 5 == 4:
+                net.prune(optimizer)
+        net.prune(optimizer)
+        return net
+
+    first, second = trained(removing=True), trained(removing=False)
+    shapes = {name: p.shape for name, p in first.named_parameters()}
+    assert shapes == {name: p.shape for name, p in second.named_parameters()}
+    assert first.channels_left() < 30
+    x, _ = batch(seed=99)
+    torch.testing.assert_close(first(x), second(x), rtol=1e-9, atol=1e-9)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=60), st.floats(0.1, 5))
+def test_waiting_wastes_what_a_removal_costs_and_no_more(shares: list[float], cost: float) -> None:
+    policy = PrunePolicy(cost=cost)
+    wasted = 0.0
+    for share in shares:
+        wasted += share
+        due = policy.due(share)
+        assert due == (wasted >= cost)
+        wasted = 0.0 if due else wasted
+
+
+def test_a_network_that_loses_nothing_is_never_rewritten() -> None:
+    assert not any(PrunePolicy().due(0.0) for _ in range(1000))
+
+
+def test_every_so_many_steps() -> None:
+    policy = prune_policy(3)
+    assert policy is not None
+    assert [policy.due(0.0) for _ in range(7)] == [False, False, True, False, False, True, False]
+    assert prune_policy(prune=False) is None
+    assert isinstance(prune_policy(prune=True), PrunePolicy)
+    for wrong in (0, -2):
+        with pytest.raises(ValueError, match="at least one step"):
+            prune_policy(wrong)
+    with pytest.raises(ValueError, match="positive"):
+        PrunePolicy(cost=0)
+
+
+def test_what_could_go_is_a_share_of_what_is_there() -> None:
+    net = limited(1.0)
+    assert net.removable() == 0
+    set_bits(net, "block1.conv1.weight", [0, 1])
+    with torch.no_grad():
+        net.get_parameter("block1.bn1.bias")[:2] = 0
+    net.step()
+    before = sum(p.numel() for name, p in net.named_parameters() if name.endswith(("conv1.weight", "conv2.weight")))
+    before += net.get_parameter("stem.0.weight").numel() + net.get_parameter("fc.weight").numel()
+    gone = 2 * (8 * 9) * 2  # rows of conv1, columns of conv2
+    assert net.removable() == pytest.approx(gone / before)
+    net.prune()
+    assert net.removable() == 0
+
+
+def test_a_guard_holds_while_the_metric_is_low() -> None:
+    guard = Guard(min_metric=0.9)
+    found = []
+    for metric in (0.95, 0.85, None, 0.9, 0.5):
+        guard.see_metric(metric)
+        found.append(guard.holds)
+    assert found == [False, True, True, False, True]
+
+
+def test_a_guard_holds_while_the_loss_is_high() -> None:
+    guard = Guard(max_loss_increase=0.2)
+    for _ in range(300):
+        guard.see_loss(1.0)
+    found = [guard.holds]
+    for loss in (1.3, 1.1):
+        for _ in range(300):
+            guard.see_loss(loss)
+        found.append(guard.holds)
+    assert found == [False, True, False]
+    with pytest.raises(ValueError, match="positive"):
+        Guard(max_loss_increase=0.0)
+
+
+def test_the_controller_lets_go_below_the_wanted_size() -> None:
+    """Nothing but the task makes a network larger, so pressure must end at once."""
+    above, below = TargetSize(0.05), TargetSize(0.05)
+    for control in (above, below):
+        control(0.0, 0.25)
+        control(0.9, 0.05)
+    assert below(0.9, 0.05 * 0.95) < 0.1 * above(0.9, 0.05 * 1.05)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import BertConfig, BertForMaskedLM, Trainer, TrainerCallback, TrainingArguments
 
@@ -156,6 +157,21 @@ def test_resumed_training_goes_on_where_it_stopped(tmp_path: Path, restore: bool
     runs[0].train()
     runs[1].train(resume_from_checkpoint=str(tmp_path / "checkpoint-24"))
     for (name, ours), theirs in zip(nets[1].named_parameters(), nets[0].parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, msg=name)
+
+
+def test_a_shrunk_network_is_resumed(tmp_path: Path) -> None:
+    fresh = network()
+    whole, model = copy.deepcopy(fresh), TrainerModel(copy.deepcopy(fresh))
+    callbacks = [SelfCompressionCallback(gamma=20.0, prune_every=5) for _ in range(2)]
+    options = {"num_train_epochs": 4, "save_strategy": "epoch"}
+    trainer(TrainerModel(whole), adam(whole), tmp_path, callbacks[0], **options).train()
+    checkpoint = tmp_path / "checkpoint-72"
+    model.load_state_dict(load_file(checkpoint / "model.safetensors"))  # before the optimizer is built
+    assert model.net.get_parameter("net.2.weight").numel() < 48
+    run = trainer(model, adam(model.net), tmp_path, callbacks[1], **options)
+    run.train(resume_from_checkpoint=str(checkpoint))
+    for (name, ours), theirs in zip(model.net.named_parameters(), whole.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, msg=name)
 
 

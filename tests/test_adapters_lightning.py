@@ -139,6 +139,19 @@ def test_resumed_training_goes_on_where_it_stopped(tmp_path: Path) -> None:
         torch.testing.assert_close(ours, theirs[1], msg=name)
 
 
+def test_a_shrunk_network_is_resumed(tmp_path: Path) -> None:
+    fresh = network()
+    whole, resumed = copy.deepcopy(fresh), copy.deepcopy(fresh)
+    keep = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    options = {"max_epochs": 4, "enable_checkpointing": True}
+    fit(Model(whole), SelfCompression(gamma=20.0, prune_every=5), keep, **options)
+    kept = torch.load(tmp_path / "epoch=2.ckpt", weights_only=True)["state_dict"]
+    assert kept["net.2.weight"].numel() < 48
+    fit(Model(resumed), SelfCompression(gamma=20.0, prune_every=5), ckpt_path=str(tmp_path / "epoch=2.ckpt"), **options)
+    for (name, ours), theirs in zip(resumed.named_parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, msg=name)
+
+
 def test_the_optimizer_is_left_alone_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
     net = network()
     trainer = fit(Model(net), SelfCompression(gamma=GAMMA), max_steps=2)

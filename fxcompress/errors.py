@@ -10,6 +10,7 @@ __all__ = [
     "DistributedError",
     "ExampleInputError",
     "FxCompressError",
+    "MissingPackageError",
     "OptimizerError",
     "PathError",
     "RewriteError",
@@ -45,6 +46,10 @@ class AnalysisError(FxCompressError):
 
 class RewriteError(FxCompressError):
     """A rewrite failed its check and was abandoned; the module is as it was."""
+
+
+class MissingPackageError(FxCompressError, ImportError):
+    """A module was imported that needs a package of an extra."""
 
 
 class OptimizerError(FxCompressError):

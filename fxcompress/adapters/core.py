@@ -1,0 +1,168 @@
+"""What the adapters share: self-compression in a training loop that somebody else runs. Knows none of the libraries."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from fxcompress.errors import OptimizerError, UnsupportedModelError
+from fxcompress.quantizer import Quantizer
+from fxcompress.training.compressed import CompressedModule
+from fxcompress.training.controller import ConstantGamma
+from fxcompress.training.optimizer import check_optimizer
+from fxcompress.training.trainer import Gamma
+
+_REMEDY = "build one optimizer for it after compress(): torch.optim.Adam(net.param_groups(lr=1e-3))"
+
+
+@dataclass(slots=True)
+class Pressure:
+    """Adds the gradient of ``gamma * net.size()`` to what the loop's own backward pass has left.
+
+    The loop's loss stays as it is, so that nothing of its code must change. The size depends on the bits alone, so this
+    takes no second pass through the network, and no hook on a parameter fires (those of DistributedDataParallel, say).
+
+    Attributes:
+        gamma: from (progress, size).
+        last: gamma of the last step.
+
+    >>> from fxcompress import compress
+    >>> net = compress(nn.Linear(3, 2))
+    >>> Pressure(ConstantGamma(0.1)).press(net, progress=0.0)
+    >>> net.weight_quantizer.bits.grad
+    tensor([0.0500, 0.0500])
+    """
+
+    gamma: Gamma
+    last: float = 0.0
+
+    def press(self, net: CompressedModule, progress: float, scale: Tensor | float = 1.0) -> None:
+        """To be called once for each optimizer step, when its gradients are complete.
+
+        Args:
+            net: whose ``grad`` fields are added to.
+            progress: share of the training that is done, 0 to 1.
+            scale: what the gradients are multiplied by at this time, by a gradient scaler.
+        """
+        self.last = self.gamma(progress, self._fraction(net))
+        bits = [p for p in net.liveness.bits if p.requires_grad]
+        if not bits or self.last == 0:
+            return
+        with torch.enable_grad():
+            gradients = torch.autograd.grad(net.size(), bits)
+        for parameter, gradient in zip(bits, gradients, strict=True):
+            more = gradient * self.last * scale
+            if parameter.grad is None:
+                parameter.grad = more.to(parameter.dtype)
+            else:
+                parameter.grad.add_(more)
+
+    def _fraction(self, net: CompressedModule) -> float:
+        return math.nan if isinstance(self.gamma, ConstantGamma) else net.fractional_size()
+
+    def needs_length(self) -> bool:
+        """Whether gamma depends on how far the training is."""
+        return not isinstance(self.gamma, ConstantGamma)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What gamma has adapted, where it can say so; numbers only, fit for JSON."""
+        save = getattr(self.gamma, "state_dict", None)
+        return {} if save is None else dict(save())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave."""
+        load = getattr(self.gamma, "load_state_dict", None)
+        if load is not None and state:
+            load(state)
+
+
+def metrics(net: CompressedModule, gamma: float) -> dict[str, float]:
+    """What there is to log.
+
+    >>> from fxcompress import compress
+    >>> metrics(compress(nn.Linear(3, 2)), gamma=0.1)
+    {'size/fractional': 0.25, 'size/weights': 1.0, 'size/channels': 2.0, 'size/gamma': 0.1}
+    """
+    return {
+        "size/fractional": net.fractional_size(),
+        "size/weights": net.weights_left(),
+        "size/channels": float(net.channels_left()),
+        "size/gamma": gamma,
+    }
+
+
+def step_after(optimizer: Optimizer, net: CompressedModule) -> RemovableHandle:
+    """Call ``net.step()`` after each step that the optimizer really makes: not one that a gradient scaler skips."""
+    return optimizer.register_step_post_hook(lambda *_: net.step())
+
+
+def compressed(net: object, where: str) -> CompressedModule:
+    """``net``, if it can be trained here.
+
+    Raises:
+        UnsupportedModelError: it is not the result of compress(), or several processes train it.
+    """
+    if not isinstance(net, CompressedModule):
+        raise UnsupportedModelError(
+            f"{where} is a {type(net).__name__}, not a network from fxcompress.compress(); compress it before the "
+            "optimizer is built"
+        )
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        raise UnsupportedModelError(
+            f"{where} is trained by {dist.get_world_size()} processes, which would go on with parameters that are no "
+            "longer the network's once channels are removed; train it in one process"
+        )
+    return net
+
+
+def optimizer_of(net: CompressedModule, optimizers: Iterable[Optimizer]) -> Optimizer:
+    """The optimizer that trains ``net``.
+
+    Raises:
+        OptimizerError: none or several do, it does not hold all bits, it also holds parameters of others, or it treats
+            bits as it does weights.
+    """
+    own = {id(p) for p in net.parameters()}
+    holders = [optimizer for optimizer in optimizers if any(id(p) in own for p in _held(optimizer))]
+    if len(holders) != 1:
+        some = "no optimizer holds" if not holders else f"{len(holders)} optimizers share"
+        raise OptimizerError(f"{some} the parameters of the compressed network; {_REMEDY}")
+    check_optimizer(holders[0], net.parameters())
+    _check_groups(holders[0], net)
+    return holders[0]
+
+
+def _check_groups(optimizer: Optimizer, net: CompressedModule) -> None:
+    quantizers = [module for module in net.modules() if isinstance(module, Quantizer)]
+    special = {id(p) for q in quantizers for p in (q.bits, q.exponent)}
+    held = {id(p) for p in _held(optimizer)}
+    missing = sum(q.bits.requires_grad and id(q.bits) not in held for q in quantizers)
+    if missing:
+        raise OptimizerError(f"the optimizer lacks the bits of {missing} of {len(quantizers)} weights; {_REMEDY}")
+    for number, group in enumerate(optimizer.param_groups):
+        if len({id(p) in special for p in group["params"]}) == 2:
+            raise OptimizerError(
+                f"param_groups[{number}] of the optimizer holds bits together with weights, but they need a learning "
+                f"rate and an eps of their own; {_REMEDY}"
+            )
+
+
+def _held(optimizer: Optimizer) -> Iterable[nn.Parameter]:
+    return (p for group in optimizer.param_groups for p in group["params"])
+
+
+def check_interval(prune_every: int | None) -> int | None:
+    """``prune_every``, if it makes sense.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if prune_every is not None and prune_every < 1:
+        raise ValueError(f"prune_every={prune_every} must be at least 1 step, or None for each epoch")
+    return prune_every

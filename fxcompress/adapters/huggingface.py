@@ -1,0 +1,248 @@
+"""A callback for the Trainer of Hugging Face: ``Trainer(model=TrainerModel(net), callbacks=[...])``."""
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from fxcompress.adapters.core import Pressure, check_interval, compressed, metrics, optimizer_of, step_after
+from fxcompress.errors import MissingPackageError, UnsupportedModelError
+from fxcompress.passes.prune_report import PruneReport
+from fxcompress.training.compressed import CompressedModule
+from fxcompress.training.fit import gamma_of
+from fxcompress.training.trainer import Gamma
+
+try:
+    import accelerate  # noqa: F401 - the Trainer cannot do without, and says so later and less clearly
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+    from transformers.trainer_callback import ExportableState
+except ImportError as error:
+    raise MissingPackageError(
+        'this adapter needs transformers and accelerate: pip install "fxcompress[huggingface]"'
+    ) from error
+
+_FUNCTION = "a function"
+
+
+class TrainerModel(nn.Module):
+    """A compressed network as the Trainer wants it; the network is ``net``, and is what goes on after training.
+
+    A module of its own, because the Trainer replaces ``forward`` of what it is given (mixed precision) and so would
+    keep the code of the network before a removal; and because it reads from the signature of ``forward`` what labels
+    are called, and whether it may hand further arguments to the loss.
+
+    Args:
+        net: of :func:`fxcompress.compress`, with example inputs that hold what the Trainer's batches will hold,
+            ``labels`` as well. It must return the loss first, or under ``"loss"``.
+
+    Raises:
+        UnsupportedModelError: it is not compressed.
+    """
+
+    accepts_loss_kwargs = False
+
+    def __init__(self, net: CompressedModule) -> None:
+        super().__init__()
+        self.net = compressed(net, "net")
+        self.config = getattr(net, "config", None)
+
+    def forward(self, labels: Tensor | None = None, **inputs: Any) -> Any:  # noqa: ANN401
+        """What the network returns for a batch."""
+        return self.net(**inputs) if labels is None else self.net(**inputs, labels=labels)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """As of any module, but tied weights are copied: a safetensors file holds no tensor under two names."""
+        state: dict[str, Any] = super().state_dict(*args, **kwargs)
+        seen: set[int] = set()
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.numel():
+                if value.data_ptr() in seen:
+                    state[name] = value.clone()
+                seen.add(value.data_ptr())
+        return state
+
+
+class SelfCompressionCallback(TrainerCallback, ExportableState):
+    """Lets the network of a :class:`TrainerModel` compress itself, in the Trainer's own loop.
+
+    For each optimizer step, after gradients were accumulated, unscaled and clipped, the gradient of
+    ``gamma * net.size()`` is added, and after the step ``net.step()`` is called; neither where the gradient scaler
+    skips the step. Dead channels are removed at the end of each epoch, or every ``prune_every`` steps.
+
+    ``size/fractional``, ``size/weights``, ``size/channels`` and ``size/gamma`` are added to what the Trainer logs with
+    its training loss: in ``state.log_history``, and for callbacks that come after this one.
+
+    Args:
+        target_size: share of the original 32-bit weights to end at (fractional); gamma is steered to it.
+        gamma: in its place the weight of ``net.size()`` in the loss, or a function of (progress, size).
+        prune_every: steps between removals; None removes at the end of each epoch.
+
+    Attributes:
+        reports: what each removal took out.
+
+    Raises:
+        ValueError: neither or both of ``target_size`` and ``gamma`` are given, or a value is out of range.
+    """
+
+    def __init__(
+        self,
+        target_size: float | None = None,
+        *,
+        gamma: float | Gamma | None = None,
+        prune_every: int | None = None,
+    ) -> None:
+        if isinstance(gamma, str):
+            raise ValueError(  # noqa: TRY004 - the user did nothing wrong with a type
+                "a checkpoint cannot hold a gamma that is a function: leave restore_callback_states_from_checkpoint "
+                "off; what gamma has adapted is taken up without it"
+            )
+        self.pressure = Pressure(gamma_of(gamma, target_size))
+        self.prune_every = check_interval(prune_every)
+        self.reports: list[PruneReport] = []
+        self._arguments = {
+            "target_size": target_size,
+            "gamma": _FUNCTION if callable(gamma) else gamma,
+            "prune_every": prune_every,
+        }
+        self._hooks: list[RemovableHandle] = []
+
+    def state(self) -> dict[str, Any]:
+        """What the Trainer writes into its checkpoints; taken up when a training is resumed."""
+        return {"args": self._arguments, "attributes": {"adapted": self.adapted}}
+
+    @property
+    def adapted(self) -> dict[str, Any]:
+        """What gamma has adapted."""
+        return self.pressure.state_dict()
+
+    @adapted.setter
+    def adapted(self, state: dict[str, Any]) -> None:
+        self.pressure.load_state_dict(state)
+
+    def on_init_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        """Check what the Trainer was given.
+
+        Raises:
+            UnsupportedModelError: the model is no TrainerModel, or many devices train it.
+            ValueError: an argument of the Trainer would break the training.
+        """
+        _network(kwargs["model"])
+        if args.n_gpu > 1 or args.world_size > 1:
+            raise UnsupportedModelError(
+                f"the network is trained on {max(args.n_gpu, args.world_size)} devices, whose copies of it would not "
+                "follow when channels are removed; let the process see one: CUDA_VISIBLE_DEVICES=0"
+            )
+        if args.remove_unused_columns:
+            raise ValueError(
+                "set remove_unused_columns=False: the Trainer would drop all columns but the labels, as it cannot know "
+                "what a TrainerModel takes"
+            )
+        if args.load_best_model_at_end:
+            raise ValueError(
+                "set load_best_model_at_end=False: an earlier checkpoint holds channels that are gone at the end; "
+                "load it into a network fresh from compress()"
+            )
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        """Follow the steps of the optimizer.
+
+        Raises:
+            OptimizerError: it is not right for the network.
+        """
+        net, optimizer = _network(kwargs["model"]), _unwrapped(kwargs["optimizer"])
+        optimizer_of(net, [optimizer])
+        stored = (state.stateful_callbacks or {}).get(type(self).__name__)
+        if state.global_step > 0 and isinstance(stored, dict):
+            self.adapted = stored["attributes"]["adapted"]
+
+        def press(optimizer: Optimizer, *_: object) -> None:
+            # Fused optimizers unscale by themselves, and are told by this attribute.
+            scale = getattr(optimizer, "grad_scale", None)
+            self.pressure.press(net, state.global_step / max(1, state.max_steps), 1.0 if scale is None else scale)
+
+        self._release()
+        self._hooks = [optimizer.register_step_pre_hook(press), step_after(optimizer, net)]
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        """Remove what is dead, every ``prune_every`` steps."""
+        if self.prune_every is not None and state.global_step % self.prune_every == 0:
+            self._prune(**kwargs)
+
+    def on_epoch_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        """Remove what is dead, unless that is done by steps."""
+        if self.prune_every is None:
+            self._prune(**kwargs)
+
+    def _prune(self, model: nn.Module, optimizer: Any, **_: object) -> None:  # noqa: ANN401
+        report = _network(model).prune(_unwrapped(optimizer))
+        self.reports += [report] if report.modified else []
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        """Add the sizes to what is logged of the training."""
+        logs = kwargs.get("logs")
+        if logs is not None and "loss" in logs:
+            more = metrics(_network(kwargs["model"]), self.pressure.last)
+            logs.update(more)
+            state.log_history[-1].update(more)
+
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        """Leave the optimizer alone again."""
+        self._release()
+
+    def _release(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+
+def _network(model: nn.Module) -> CompressedModule:
+    if not isinstance(model, TrainerModel):
+        raise UnsupportedModelError(
+            f"the Trainer's model is a {type(model).__name__}; give it Trainer(model=TrainerModel(net)) with a net "
+            "from fxcompress.compress()"
+        )
+    return model.net
+
+
+def _unwrapped(optimizer: Any) -> Optimizer:  # noqa: ANN401
+    """The torch optimizer inside the wrappers of accelerate."""
+    while not isinstance(optimizer, Optimizer) or type(optimizer).__name__ == "AcceleratedOptimizer":
+        optimizer = optimizer.optimizer
+    return optimizer

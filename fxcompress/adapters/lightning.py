@@ -1,0 +1,176 @@
+"""A Lightning callback: ``Trainer(callbacks=[SelfCompression(target_size=0.05)])``."""
+
+import math
+from operator import attrgetter
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from fxcompress.adapters.core import Pressure, check_interval, compressed, metrics, optimizer_of, step_after
+from fxcompress.errors import MissingPackageError, UnsupportedModelError
+from fxcompress.passes.prune_report import PruneReport
+from fxcompress.training.compressed import CompressedModule
+from fxcompress.training.fit import gamma_of
+from fxcompress.training.trainer import Gamma
+
+try:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+except ImportError as error:
+    raise MissingPackageError('this adapter needs Lightning: pip install "fxcompress[lightning]"') from error
+
+_PROGRESS_BAR = ("size/fractional",)
+
+
+class SelfCompression(Callback):
+    """Lets a network inside a LightningModule compress itself; ``training_step`` stays as it is.
+
+    The module makes its network by :func:`fxcompress.compress` in ``__init__``, and its optimizer from the network's
+    ``param_groups()``. In automatic and in manual optimization, for each step of that optimizer:
+
+    - before gradients are clipped, the gradient of ``gamma * net.size()`` is added; once for each step, whatever
+      ``accumulate_grad_batches`` is, and unscaled, whatever the precision is;
+    - after the step, unless the gradient scaler skipped it, ``net.step()`` is called.
+
+    Dead channels are removed at the end of each epoch, or every ``prune_every`` steps. ``size/fractional``,
+    ``size/weights``, ``size/channels`` and ``size/gamma`` go to the module's loggers, and can be monitored by other
+    callbacks.
+
+    Args:
+        target_size: share of the original 32-bit weights to end at (fractional); gamma is steered to it.
+        gamma: in its place the weight of ``net.size()`` in the loss, or a function of (progress, size).
+        net: where the network is in the LightningModule; dots lead into its children.
+        prune_every: steps between removals; None removes at the end of each epoch.
+
+    Attributes:
+        done: optimizer steps that were made.
+        reports: what each removal took out.
+
+    Raises:
+        ValueError: neither or both of ``target_size`` and ``gamma`` are given, or a value is out of range.
+    """
+
+    def __init__(
+        self,
+        target_size: float | None = None,
+        *,
+        gamma: float | Gamma | None = None,
+        net: str = "net",
+        prune_every: int | None = None,
+    ) -> None:
+        self.pressure = Pressure(gamma_of(gamma, target_size))
+        self.net = net
+        self.prune_every = check_interval(prune_every)
+        self.done = 0
+        self.reports: list[PruneReport] = []
+        self._total = math.inf
+        self._noted = 0
+        self._optimizer: Optimizer | None = None
+        self._hooks: list[RemovableHandle] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far the training is and what gamma has adapted, for a checkpoint."""
+        return {"done": self.done, "gamma": self.pressure.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave."""
+        self.done = state_dict["done"]
+        self.pressure.load_state_dict(state_dict["gamma"])
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check the network before anything is built.
+
+        Raises:
+            UnsupportedModelError: the module has no such network, it is not compressed, or many processes train it.
+        """
+        if stage != "fit":
+            return
+        self._network(pl_module)
+        if trainer.world_size > 1:
+            raise UnsupportedModelError(
+                f"the network is trained by {trainer.world_size} processes, which would go on with parameters that are "
+                "no longer the network's once channels are removed; use Trainer(devices=1)"
+            )
+
+    def _network(self, pl_module: LightningModule) -> CompressedModule:
+        where = f"{type(pl_module).__name__}.{self.net}"
+        try:
+            net = attrgetter(self.net)(pl_module)
+        except AttributeError as error:
+            raise UnsupportedModelError(
+                f"there is no {where}; name the attribute that holds the network: SelfCompression(net=...)"
+            ) from error
+        return compressed(net, where)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find the optimizer and follow its steps.
+
+        Raises:
+            OptimizerError: none is right for the network.
+            ValueError: the training has no known end, and gamma depends on it.
+        """
+        net = self._network(pl_module)
+        self._optimizer = optimizer_of(net, trainer.optimizers)
+        self._total = float(trainer.estimated_stepping_batches)
+        if math.isinf(self._total) and self.pressure.needs_length():
+            raise ValueError("gamma depends on how far the training is: set max_epochs or max_steps of the Trainer")
+        self._noted = self.done
+        self._release()
+        self._hooks = [step_after(self._optimizer, net), self._optimizer.register_step_post_hook(self._count)]
+
+    def _count(self, *_: object) -> None:
+        self.done += 1
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Add the gradient of the size."""
+        if getattr(optimizer, "optimizer", optimizer) is not self._optimizer:
+            return
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        scaled = scaler is not None and getattr(self._optimizer, "_step_supports_amp_scaling", False)
+        scale = scaler.get_scale() if scaler is not None and scaled else 1.0
+        self.pressure.press(self._network(pl_module), self.done / max(1.0, self._total), scale)
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,  # noqa: ANN401
+        batch: Any,  # noqa: ANN401
+        batch_idx: int,
+    ) -> None:
+        """Remove and log, where a step was made since the last batch."""
+        before, self._noted = self._noted, self.done
+        if self.done == before:
+            return
+        if self.prune_every is not None and self.done // self.prune_every > before // self.prune_every:
+            self._prune(pl_module)
+        every = trainer.log_every_n_steps
+        if every and self.done // every > before // every:
+            self._log(pl_module, on_step=True)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remove, unless that is done by steps, and log."""
+        if self.prune_every is None:
+            self._prune(pl_module)
+        self._log(pl_module, on_step=False)
+
+    def _prune(self, pl_module: LightningModule) -> None:
+        report = self._network(pl_module).prune(self._optimizer)
+        self.reports += [report] if report.modified else []
+
+    def _log(self, pl_module: LightningModule, *, on_step: bool) -> None:
+        for name, value in metrics(self._network(pl_module), self.pressure.last).items():
+            pl_module.log(name, value, on_step=on_step, on_epoch=not on_step, prog_bar=name in _PROGRESS_BAR)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the optimizer alone again."""
+        self._release()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """The same when the training breaks off."""
+        self._release()
+
+    def _release(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []

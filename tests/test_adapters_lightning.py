@@ -1,0 +1,182 @@
+"""Lightning's loop with the callback does what the documented loop does, and the example runs."""
+
+import copy
+import csv
+import runpy
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import fxcompress as fxc
+from fxcompress.adapters.lightning import SelfCompression
+from fxcompress.errors import OptimizerError, UnsupportedModelError
+
+# Lightning warns of what it is not asked for: few workers, no logger, its own deprecations.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "lightning_digits.py"
+EPOCHS = 8
+GAMMA, CLIP = 3.0, 0.5
+NEVER = 10**9
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, list[dict[str, str]]]:
+    folder = tmp_path_factory.mktemp("lightning")
+    trainer, model = runpy.run_path(str(EXAMPLE))["main"](EPOCHS, str(folder))
+    with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
+        return trainer, model, list(csv.DictReader(file))
+
+
+def test_example_shrinks_and_learns(run: tuple[Any, Any, list[dict[str, str]]]) -> None:
+    trainer, model, _ = run
+    assert model.net.fractional_size() < 0.05
+    assert model.net.channels_left() < 24 + 32 + 32 + 10
+    assert model.net.get_submodule("3").weight.shape[0] < 32
+    assert trainer.callback_metrics["val/accuracy"] > 0.7
+
+
+def test_example_logs_to_csv(run: tuple[Any, Any, list[dict[str, str]]]) -> None:
+    _, model, rows = run
+    columns = {"train/loss", "val/accuracy", "size/fractional", "size/weights", "size/channels", "size/gamma"}
+    assert columns <= set(rows[0])
+    channels = [float(row["size/channels"]) for row in rows if row["size/channels"]]
+    assert len(channels) > EPOCHS
+    assert all(before >= after for before, after in pairwise(channels))
+    assert channels[-1] == model.net.channels_left()
+
+
+def test_example_finalizes_to_the_same_function(run: tuple[Any, Any, list[dict[str, str]]]) -> None:
+    net = copy.deepcopy(run[1].net).double().eval()
+    x = torch.randn(7, 1, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(net.finalize().eval()(x), net(x))
+
+
+def network() -> fxc.CompressedModule:
+    model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)).double()
+    return fxc.compress(model, torch.zeros(2, 5, dtype=torch.float64))
+
+
+def batches() -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(24, 8, 5, dtype=torch.float64, generator=generator)
+    return list(zip(x, torch.randint(0, 3, (24, 8), generator=generator), strict=True))
+
+
+class Model(L.LightningModule):
+    """As a user would write it."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return F.cross_entropy(self.net(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        groups = self.net.param_groups(lr=1e-2) if isinstance(self.net, fxc.CompressedModule) else self.parameters()
+        return torch.optim.Adam(groups)
+
+
+def fit(model: L.LightningModule, *callbacks: L.Callback, ckpt_path: str | None = None, **options: Any) -> L.Trainer:
+    x, y = map(torch.cat, zip(*batches(), strict=True))
+    settings = {"max_epochs": 2, "accelerator": "cpu", "logger": False, "enable_progress_bar": False}
+    settings |= {"enable_model_summary": False, "enable_checkpointing": False, "barebones": False}
+    trainer = L.Trainer(callbacks=list(callbacks), **(settings | options))
+    trainer.fit(model, DataLoader(TensorDataset(x, y), batch_size=8), ckpt_path=ckpt_path)
+    return trainer
+
+
+def steps() -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """The batches of each optimizer step: two epochs, two batches a step."""
+    data = batches() * 2
+    yield from (data[i : i + 2] for i in range(0, len(data), 2))
+
+
+def test_trains_as_by_hand_with_accumulation_and_clipping() -> None:
+    net = network()
+    twin = copy.deepcopy(net)
+    callback = SelfCompression(gamma=GAMMA, prune_every=5)
+    fit(Model(net), callback, accumulate_grad_batches=2, gradient_clip_val=CLIP)
+
+    optimizer = torch.optim.Adam(twin.param_groups(lr=1e-2))
+    for number, pair in enumerate(steps(), 1):
+        loss = sum((F.cross_entropy(twin(x), y) / 2 for x, y in pair), GAMMA * twin.size())
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(twin.parameters(), CLIP)
+        optimizer.step()
+        twin.step()
+        if number % 5 == 0:
+            twin.prune(optimizer)
+
+    assert callback.done == 24
+    assert callback.reports
+    for (name, ours), theirs in zip(net.named_parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, msg=name)
+
+
+def test_resumed_training_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    fresh = network()
+    whole, resumed = copy.deepcopy(fresh), copy.deepcopy(fresh)
+    keep = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    first = SelfCompression(target_size=0.1, prune_every=NEVER)
+    fit(Model(whole), first, keep, enable_checkpointing=True)
+    second = SelfCompression(target_size=0.1, prune_every=NEVER)
+    fit(Model(resumed), second, ckpt_path=str(tmp_path / "epoch=0.ckpt"))
+    assert second.state_dict() == first.state_dict()
+    assert second.done == 48
+    for (name, ours), theirs in zip(resumed.named_parameters(), whole.named_parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs[1], msg=name)
+
+
+def test_a_shrunk_network_is_resumed(tmp_path: Path) -> None:
+    fresh = network()
+    whole, resumed = copy.deepcopy(fresh), copy.deepcopy(fresh)
+    keep = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    options: dict[str, Any] = {"max_epochs": 4, "enable_checkpointing": True}
+    fit(Model(whole), SelfCompression(gamma=20.0, prune_every=5), keep, **options)
+    kept = torch.load(tmp_path / "epoch=2.ckpt", weights_only=True)["state_dict"]
+    assert kept["net.2.weight"].numel() < 48
+    fit(Model(resumed), SelfCompression(gamma=20.0, prune_every=5), ckpt_path=str(tmp_path / "epoch=2.ckpt"), **options)
+    for (name, ours), theirs in zip(resumed.named_parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, msg=name)
+
+
+def test_the_optimizer_is_left_alone_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = network()
+    trainer = fit(Model(net), SelfCompression(gamma=GAMMA), max_steps=2)
+    calls: list[int] = []
+    monkeypatch.setattr(type(net), "step", lambda _: calls.append(1))
+    trainer.optimizers[0].step()
+    assert not calls
+
+
+def test_plain_network_is_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"Model\.net is a Linear.* compress it before the optimizer"):
+        fit(Model(nn.Linear(5, 3).double()), SelfCompression(gamma=GAMMA))
+
+
+def test_wrong_name_is_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"there is no Model\.backbone; name the attribute"):
+        fit(Model(network()), SelfCompression(gamma=GAMMA, net="backbone"))
+
+
+def test_bits_in_the_group_of_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Model, "configure_optimizers", lambda self: torch.optim.Adam(self.parameters()))
+    with pytest.raises(OptimizerError, match="holds bits together with weights"):
+        fit(Model(network()), SelfCompression(gamma=GAMMA))
+
+
+def test_target_size_needs_a_known_end() -> None:
+    with pytest.raises(ValueError, match="set max_epochs or max_steps"):
+        fit(Model(network()), SelfCompression(target_size=0.1), max_epochs=-1)

@@ -6,11 +6,13 @@ import logging
 import sys
 from collections.abc import Sequence
 from importlib import metadata
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from fxcompress import ChannelGraph, FxCompressError
+from fxcompress.errors import TraceError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,16 +60,35 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    graph = ChannelGraph.of(_model(options.model), _input(options.input))
+    graphs = _graphs(_model(options.model), _input(options.input))
     if options.html:
-        graph.save_html(options.html)
+        _save(graphs, Path(options.html))
     if options.explain:
         layer, channel = options.explain
         if not channel.isdigit():
             raise FxCompressError(f"channel {channel!r} is no number")
-        print(graph.explain(layer, int(channel)))
+        piece = next((name for name in graphs if f"{layer}.".startswith(f"{name}.")), None)
+        if piece is None and "" not in graphs:
+            raise FxCompressError(f"{layer} lies in none of the pieces that could be traced: {', '.join(graphs)}")
+        print(graphs[piece or ""].explain(layer.removeprefix(f"{piece}."), int(channel)))
     else:
-        print(graph)
+        print("\n\n".join(f"{name}: {graph}" if name else str(graph) for name, graph in graphs.items()))
+
+
+def _graphs(model: nn.Module, example: torch.Tensor | None) -> dict[str, ChannelGraph]:
+    """The graph of a model, or those of its pieces by their names where it has none as a whole."""
+    try:
+        return {"": ChannelGraph.of(model, example)}
+    except TraceError:
+        if example is None:
+            raise
+    return ChannelGraph.of_pieces(model, example)
+
+
+def _save(graphs: dict[str, ChannelGraph], path: Path) -> None:
+    """A page for each graph; those of pieces have the name of the piece in theirs."""
+    for name, graph in graphs.items():
+        graph.save_html(path.with_name(f"{path.stem}.{name}{path.suffix}") if name else path)
 
 
 def _input(text: str | None) -> torch.Tensor | None:

@@ -5,7 +5,7 @@ import copy
 from torch import nn
 
 from fxcompress.channels.prepare import prepare
-from fxcompress.errors import UnsupportedModelError
+from fxcompress.errors import TraceError, UnsupportedModelError
 from fxcompress.objectives import OBJECTIVES, Objective
 from fxcompress.passes.history import started
 from fxcompress.passes.inject_quantizers import inject_quantizers
@@ -56,7 +56,13 @@ def compress(
         raise UnsupportedModelError(
             "the model is compressed already: go on training it, or call finalize() and compress the result"
         )
-    analysis = prepare(model, example_inputs)
+    try:
+        analysis = prepare(model, example_inputs)
+    except TraceError as error:
+        raise TraceError(
+            f"{error}\n  a network that trains itself smaller needs a graph of the whole; fxcompress.prune works on "
+            "the modules of a model that can be traced on their own"
+        ) from error
     traced = copy.deepcopy(analysis.module)
     quantized = inject_quantizers(traced, bits)
     weights = sum(traced.get_parameter(name).numel() for name in quantized)

@@ -5,6 +5,7 @@ from torch import nn
 from fxcompress.channels.analysis import Analysis, analyse
 from fxcompress.errors import ExampleInputError, TraceError
 from fxcompress.trace.inputs import ExampleInputs, infer_inputs
+from fxcompress.trace.pieces import find_pieces
 from fxcompress.trace.tracer import trace, trace_by_running
 
 
@@ -42,3 +43,18 @@ def prepare(model: nn.Module, example_inputs: object = None) -> Analysis:
             raise why from error
         raise
     return found[-1]
+
+
+def prepare_pieces(model: nn.Module, example_inputs: object) -> dict[str, Analysis]:
+    """Trace and analyse the pieces of a model that cannot be traced as a whole; each analysis by the piece's name.
+
+    Raises:
+        ExampleInputError: the model does not run on the inputs.
+        TraceError, UnsupportedModelError: no piece can be traced.
+    """
+    inputs = ExampleInputs.of(example_inputs)
+    try:
+        return {"": analyse(trace(model, inputs), inputs)}
+    except TraceError as error:
+        found = find_pieces(model, inputs, error)
+    return {piece.path: analyse(piece.traced, piece.inputs) for piece in found.pieces}

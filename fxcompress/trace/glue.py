@@ -1,0 +1,87 @@
+"""The code around the pieces of a model: which attributes it names.
+
+Code that reaches into a piece, past its ``forward``, must be found even where the example inputs do not run it. So what
+counts are the names of attributes in the byte code, used or not.
+"""
+
+import inspect
+from collections.abc import Iterable, Iterator
+from types import CodeType, FunctionType
+from typing import Any
+
+from torch import nn
+
+_NOT_AT_WORK = {"__init__", "__repr__", "extra_repr", "_load_from_state_dict", "reset_parameters", "_init_weights"}
+"""Methods that no forward calls."""
+_BY_STRING = {"getattr", "get_submodule", "get_parameter", "get_buffer", "attrgetter"}
+
+
+def names_in(modules: Iterable[nn.Module]) -> frozenset[str]:
+    """The names in the code of the classes of ``modules``, and in the functions that it calls; not in torch's own."""
+    found: set[str] = set()
+    done: set[int] = set()
+    for kind in {type(module) for module in modules}:
+        for name, function in methods(kind):
+            if name not in _NOT_AT_WORK:
+                _collect(function, found, done)
+    return frozenset(found)
+
+
+def methods(kind: type) -> Iterator[tuple[str, FunctionType]]:
+    """All functions of a class and of its bases, by name; not those of torch."""
+    for base in kind.__mro__:
+        if base.__module__.split(".")[0] in {"torch", "builtins"}:
+            continue
+        for name, value in vars(base).items():
+            yield from ((name, function) for function in _functions(value))
+
+
+def names_of(functions: Iterable[FunctionType]) -> frozenset[str]:
+    """The names in the code of some functions, and in that of the functions they call."""
+    found: set[str] = set()
+    done: set[int] = set()
+    for function in functions:
+        _collect(function, found, done)
+    return frozenset(found)
+
+
+def _functions(value: Any) -> Iterator[FunctionType]:  # noqa: ANN401 - what stands in a class
+    if isinstance(value, property):
+        value = value.fget
+    if isinstance(value, staticmethod | classmethod):
+        value = value.__func__
+    if isinstance(value, FunctionType):
+        yield value
+
+
+def _collect(function: FunctionType, found: set[str], done: set[int]) -> None:
+    function = inspect.unwrap(function)
+    if id(function) in done:
+        return
+    done.add(id(function))
+    names = set(_names(function.__code__))
+    found |= names
+    package = function.__module__.split(".")[0]
+    cells = [cell.cell_contents for cell in function.__closure__ or () if _is_full(cell)]
+    for value in [*(function.__globals__.get(name) for name in names), *cells]:
+        if isinstance(value, FunctionType) and value.__module__.split(".")[0] == package:
+            _collect(value, found, done)
+
+
+def _is_full(cell: Any) -> bool:  # noqa: ANN401 - a cell
+    try:
+        cell.cell_contents  # noqa: B018 - raises where it is empty
+    except ValueError:
+        return False
+    return True
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    """The names of attributes and globals; strings too, where the code finds attributes by them."""
+    yield from code.co_names
+    by_string = not _BY_STRING.isdisjoint(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
+        elif isinstance(constant, str) and by_string:
+            yield from constant.split(".")

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import inspect
 import logging
 import sys
 from collections.abc import Sequence
@@ -43,11 +44,11 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", default="out/demo", help="folder for the report, the pictures and the network")
     demo.add_argument("--seed", type=int, default=0, help="of weights and data order (default 0)")
     demo.add_argument("--epochs", type=int, default=None, help="of each network; fewer are faster and worse")
-    inspect = commands.add_parser("inspect", help="show which channels of a network hang together")
-    inspect.add_argument("model", help="torchvision:resnet18, or package.module:function_that_builds_it")
-    inspect.add_argument("--input", default=None, help="shape of the input, such as 1,3,224,224; inferred by default")
-    inspect.add_argument("--explain", nargs=2, metavar=("LAYER", "CHANNEL"), help="what keeps one channel, in words")
-    inspect.add_argument("--html", metavar="FILE", help="write the graph as a page for the browser, too")
+    look = commands.add_parser("inspect", help="show which channels of a network hang together")
+    look.add_argument("model", help="torchvision:resnet18, or package.module:function_that_builds_it")
+    look.add_argument("--input", default=None, help="shape of the input, such as 1,3,224,224; inferred by default")
+    look.add_argument("--explain", nargs=2, metavar=("LAYER", "CHANNEL"), help="what keeps one channel, in words")
+    look.add_argument("--html", metavar="FILE", help="write the graph as a page for the browser, too")
     return parser
 
 
@@ -122,7 +123,9 @@ def _torchvision(name: str) -> nn.Module:
     except ImportError as error:
         raise FxCompressError('its models need torchvision: pip install "fxcompress[zoo]"') from error
     try:
-        model: nn.Module = models.get_model(name, weights=None)
+        builder = models.get_model_builder(name)
+        backbone = {"weights_backbone": None} if "weights_backbone" in inspect.signature(builder).parameters else {}
+        model: nn.Module = builder(weights=None, **backbone)
     except ValueError as error:
         raise FxCompressError(f"torchvision has no model {name!r}: {error}") from error
     return model

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fxcompress import ChannelGraph, FxCompressError
-from fxcompress.errors import TraceError
+from fxcompress.errors import TraceError, ValueReadError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -80,7 +80,7 @@ def _graphs(model: nn.Module, example: torch.Tensor | None) -> dict[str, Channel
     """The graph of a model, or those of its pieces by their names where it has none as a whole."""
     try:
         return {"": ChannelGraph.of(model, example)}
-    except TraceError:
+    except (TraceError, ValueReadError):
         if example is None:
             raise
     return ChannelGraph.of_pieces(model, example)

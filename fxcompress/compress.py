@@ -4,8 +4,8 @@ import copy
 
 from torch import nn
 
-from fxcompress.channels.prepare import prepare
-from fxcompress.errors import TraceError, UnsupportedModelError
+from fxcompress.channels.prepare import NO_GRAPH, prepare
+from fxcompress.errors import UnsupportedModelError
 from fxcompress.objectives import OBJECTIVES, Objective
 from fxcompress.passes.history import started
 from fxcompress.passes.inject_quantizers import inject_quantizers
@@ -58,8 +58,8 @@ def compress(
         )
     try:
         analysis = prepare(model, example_inputs)
-    except TraceError as error:
-        raise TraceError(
+    except NO_GRAPH as error:
+        raise type(error)(
             f"{error}\n  a network that trains itself smaller needs a graph of the whole; fxcompress.prune works on "
             "the modules of a model that can be traced on their own"
         ) from error

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fxcompress.channels.prepare import prepare
-from fxcompress.errors import OptimizerError, TraceError, UnsupportedModelError
+from fxcompress.channels.analysis import Analysis
+from fxcompress.channels.prepare import NO_GRAPH, prepare, prepare_pieces
+from fxcompress.errors import OptimizerError, UnsupportedModelError
 from fxcompress.passes.cutting import Cut
 from fxcompress.passes.history import extended
 from fxcompress.passes.pieces import prune_pieces
@@ -17,7 +18,7 @@ from fxcompress.passes.prune_report import PruneReport, make_report
 from fxcompress.passes.shrink import shrink
 from fxcompress.provenance import attach
 from fxcompress.trace.inputs import ExampleInputs
-from fxcompress.trace.pieces import Pieces, find_pieces
+from fxcompress.trace.pieces import Pieces
 from fxcompress.training.compressed import CompressedModule
 from fxcompress.training.optimizer import Replacement, check_optimizer, prepare_resize
 
@@ -81,10 +82,11 @@ def prune(
         check_optimizer(optimizer, model.parameters())
     try:
         analysis = prepare(model, example_inputs)
-    except TraceError as error:
+    except NO_GRAPH as error:
         if example_inputs is None:
             raise
-        return _prune_pieces(find_pieces(model, ExampleInputs.of(example_inputs), error), optimizer, fold=fold)
+        found = prepare_pieces(model, ExampleInputs.of(example_inputs), error)
+        return _prune_pieces(*found, optimizer, fold=fold)
     traced = analysis.module
     if fold:
         shrunk = shrink(traced, analysis.inputs, analysis)
@@ -100,9 +102,11 @@ def prune(
     return PruneResult(pruned.module, report)
 
 
-def _prune_pieces(pieces: Pieces, optimizer: torch.optim.Optimizer | None, *, fold: bool) -> PruneResult:
+def _prune_pieces(
+    pieces: Pieces, analyses: dict[str, Analysis], optimizer: torch.optim.Optimizer | None, *, fold: bool
+) -> PruneResult:
     """Prune a model that has no graph as a whole."""
-    pruned = prune_pieces(pieces, fold=fold)
+    pruned = prune_pieces(pieces, analyses, fold=fold)
     removals = [removal[-1] for removal in pruned.removals.values()]
     copies = own_tensors(pruned.module, {key for removal in removals for key in cut_tensors(removal)})
     if optimizer is not None:

@@ -12,9 +12,9 @@ import numpy as np
 from torch import nn
 
 from fxcompress.channels.analysis import Analysis
-from fxcompress.channels.prepare import prepare, prepare_pieces
+from fxcompress.channels.prepare import NO_GRAPH, prepare, prepare_pieces
 from fxcompress.channels.space import FIXED, Block, Reason
-from fxcompress.errors import TraceError
+from fxcompress.trace.inputs import ExampleInputs
 
 Channel = tuple[str, int, int]
 """A tensor's name, a dim of it, and an index along that dim."""
@@ -88,8 +88,8 @@ class ChannelGraph:
         """
         try:
             return cls(prepare(model, example_inputs))
-        except TraceError as error:
-            raise TraceError(
+        except NO_GRAPH as error:
+            raise type(error)(
                 f"{error}\n  ChannelGraph.of_pieces(model, example_inputs) gives a graph for each module that has one"
             ) from error
 
@@ -102,13 +102,19 @@ class ChannelGraph:
             example_inputs: what it can be called with; it runs on them, with their values.
 
         Returns:
-            the graph of each piece by the name of the module; names in a graph are those within that module.
+            the graph of each piece by the name of the module; names in a graph are those within that module. A model
+            that has a graph is a piece named "".
 
         Raises:
             ExampleInputError, UnsupportedModelError: see :func:`fxcompress.prune`.
             TraceError: no module of it that holds two layers can be traced.
         """
-        return {path: cls(analysis) for path, analysis in prepare_pieces(model, example_inputs).items()}
+        inputs = ExampleInputs.of(example_inputs)
+        try:
+            return {"": cls(prepare(model, inputs))}
+        except NO_GRAPH as error:
+            _, analyses = prepare_pieces(model, inputs, error)
+        return {path: cls(analysis) for path, analysis in analyses.items()}
 
     @property
     def unknown_ops(self) -> dict[str, tuple[str, ...]]:

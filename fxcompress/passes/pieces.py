@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from fxcompress.channels.analysis import analyse
+from fxcompress.channels.analysis import Analysis
 from fxcompress.passes.prune_channels import Pruned, prune_channels
 from fxcompress.passes.prune_report import PruneReport, make_report
 from fxcompress.passes.shrink import shrink
@@ -37,18 +37,19 @@ class PrunedPieces:
     report: PruneReport
 
 
-def prune_pieces(pieces: Pieces, *, fold: bool = False) -> PrunedPieces:
+def prune_pieces(pieces: Pieces, analyses: dict[str, Analysis], *, fold: bool = False) -> PrunedPieces:
     """Remove all that is proved to be without effect inside of each piece; the model stays as it is.
 
     A piece that loses nothing keeps its own code.
 
     Args:
         pieces: of a model.
+        analyses: of each piece, by its name.
         fold: see :func:`fxcompress.prune`.
     """
     removals, reports = {}, {}
     for piece in pieces.pieces:
-        removals[piece.path], reports[piece.path] = _pruned(piece, fold=fold)
+        removals[piece.path], reports[piece.path] = _pruned(piece, analyses[piece.path], fold=fold)
     module = skeleton(pieces.model)
     for path, pruned in removals.items():
         if any(removal.modified for removal in pruned):
@@ -56,8 +57,7 @@ def prune_pieces(pieces: Pieces, *, fold: bool = False) -> PrunedPieces:
     return PrunedPieces(module, removals, _joined(pieces, module, reports))
 
 
-def _pruned(piece: Piece, *, fold: bool) -> tuple[tuple[Pruned, ...], PruneReport]:
-    analysis = analyse(piece.traced, piece.inputs)
+def _pruned(piece: Piece, analysis: Analysis, *, fold: bool) -> tuple[tuple[Pruned, ...], PruneReport]:
     if fold:
         shrunk = shrink(piece.traced, piece.inputs, analysis)
         return shrunk.removals, make_report(piece.traced, *shrunk.removals, folded=shrunk.folded)

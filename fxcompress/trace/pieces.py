@@ -6,7 +6,7 @@ it must reach the tensors of the piece through its ``forward`` alone.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -63,39 +63,46 @@ class Pieces:
         return {n: self._reason(n) for n, p in self.model.named_parameters() if id(p) not in inside}
 
     def _reason(self, name: str) -> str:
+        """Why the module of a parameter is no piece; of the last ones that hold two layers, if any does."""
         owner = name.rpartition(".")[0]
-        while owner and owner not in self.outside:
+        while owner and self.outside.get(owner, _NO_WORK) == _NO_WORK:
             owner = owner.rpartition(".")[0]
-        return self.outside[owner]
+        return self.outside[owner] if owner or "." not in name else _NO_WORK
 
 
-def find_pieces(model: nn.Module, inputs: ExampleInputs, why: TraceError) -> Pieces:
+Accept = Callable[[str, TracedModule, ExampleInputs], None]
+"""Raises an FxCompressError where a module that was traced is no good as a piece; told its name and a call as well."""
+
+
+def find_pieces(model: nn.Module, inputs: ExampleInputs, why: FxCompressError, accept: Accept) -> Pieces:
     """Find the outermost modules of ``model`` that can be traced; the model is left as it is.
 
     Args:
         model: cannot be traced.
         inputs: the model runs on them once or twice, with values. Some module must be called.
         why: it cannot be traced.
+        accept: see :data:`Accept`.
 
     Raises:
         ExampleInputError: the model does not run on the inputs.
-        TraceError: it has no piece with two layers in it.
+        TraceError: it has no piece with two layers in it; of the class of ``why``.
     """
-    search = _Search(own_buffers(model), run_and_see(model, inputs), _short(why))
+    search = _Search(own_buffers(model), run_and_see(model, inputs), _short(why), accept)
     search.go()
     if not search.pieces:
         reasons = [f"  {path}: {reason}" for path, reason in search.outside.items() if path and reason != _NO_WORK]
         more = "\n".join(reasons[:6]) or "  no module of it holds two layers with weights"
-        raise TraceError(f"{why}\nNor can any module of it be traced on its own:\n{more}") from why
+        raise type(why)(f"{why}\nNor can any module of it be traced on its own:\n{more}") from why
     return Pieces(model, tuple(search.pieces.values()), search.outside)
 
 
 class _Search:
     """Looks for pieces, from the top down."""
 
-    def __init__(self, model: nn.Module, seen: Seen, why: str) -> None:
+    def __init__(self, model: nn.Module, seen: Seen, why: str, accept: Accept) -> None:
         self.model = model
         self.seen = seen
+        self.accept = accept
         self.names = tensor_names(model)
         self.pieces: dict[str, Piece] = {}
         self.outside = {"": why}
@@ -162,7 +169,7 @@ class _Search:
         """The module as a piece.
 
         Raises:
-            TraceError: it cannot be traced, or its graph does not hold for all calls.
+            FxCompressError: it cannot be traced, its graph does not hold for all calls, or it is not accepted.
         """
         calls = self.seen.inputs(path)
         traced = traced_of(module) if isinstance(module, GraphForward) else trace(module, calls[0])
@@ -171,6 +178,7 @@ class _Search:
         with torch.no_grad(), same_randomness(allowed=True), unchanged_buffers(module):
             for call in calls:
                 _check_call(module, traced, call)
+        self.accept(path, traced, calls[0])
         return Piece(path, traced, calls[0])
 
     def _in_pieces(self) -> set[int]:

@@ -202,10 +202,19 @@ class ReachesIn(Reading):
         return self.head.first(x[:, :4, 0, 0]) if x.mean() > 99 else y
 
 
+class TakesApart(Reading):
+    """Code outside of the body may call a layer of it by its number, and does not on the example inputs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = super().forward(x)
+        return self.body[0](x) if x.mean() > 99 else y
+
+
 @pytest.mark.parametrize(
     ("kind", "name", "reason"),
     [
         (ReadsOutside, "body.0.weight", "its 0.weight is read by code outside of it"),
+        (TakesApart, "body.0.weight", "code outside of it may take body apart"),
         (ReachesIn, "head.first.weight", "code outside of it names first, perhaps that of this module"),
     ],
 )

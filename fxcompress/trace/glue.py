@@ -4,6 +4,7 @@ Code that reaches into a piece, past its ``forward``, must be found even where t
 counts are the names of attributes in the byte code, used or not.
 """
 
+import dis
 import inspect
 from collections.abc import Iterable, Iterator
 from types import CodeType, FunctionType
@@ -13,6 +14,7 @@ from torch import nn
 
 _NOT_AT_WORK = {"__init__", "__repr__", "extra_repr", "_load_from_state_dict", "reset_parameters", "_init_weights"}
 """Methods that no forward calls."""
+_TELLS_ALL = {"children", "named_children", "modules", "named_modules", "parameters", "named_parameters", "state_dict"}
 _BY_STRING = {"getattr", "get_submodule", "get_parameter", "get_buffer", "attrgetter"}
 
 
@@ -25,6 +27,40 @@ def names_in(modules: Iterable[nn.Module]) -> frozenset[str]:
             if name not in _NOT_AT_WORK:
                 _collect(function, found, done)
     return frozenset(found)
+
+
+def opened_in(modules: Iterable[nn.Module]) -> frozenset[str]:
+    """The attributes that the code of the classes of ``modules`` may take apart: by an index, a loop, in another place.
+
+    Not among them are those that it only calls, compares with None, asks for their type, or for an attribute of theirs.
+    """
+    kinds = {type(module) for module in modules}
+    functions = {f for kind in kinds for name, f in methods(kind) if name not in _NOT_AT_WORK}
+    return frozenset(name for function in functions for name in _opened(inspect.unwrap(function).__code__))
+
+
+def _opened(code: CodeType) -> Iterator[str]:
+    steps = [step for step in dis.get_instructions(code) if step.opname != "CACHE"]
+    for i, step in enumerate(steps):
+        asked = i > 1 and steps[i - 2].argval in {"isinstance", "hasattr"}
+        if step.opname == "LOAD_ATTR" and not (asked or _is_method(step) or _is_shut(steps[i + 1 : i + 3])):
+            yield str(step.argval)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _opened(constant)
+
+
+def _is_method(step: dis.Instruction) -> bool:
+    """Whether an attribute is called at once; Python before 3.12 has another instruction for that."""
+    return "NULL" in step.argrepr
+
+
+def _is_shut(after: list[dis.Instruction]) -> bool:
+    """Whether all that happens to an attribute is that another one is read off it, or that it is compared with None."""
+    step = after[0]  # code never ends with a load
+    if step.opname in {"LOAD_ATTR", "LOAD_METHOD"}:
+        return step.argval not in _TELLS_ALL
+    return "NONE" in step.opname or (step.opname == "LOAD_CONST" and step.argval is None and after[1].opname == "IS_OP")
 
 
 def methods(kind: type) -> Iterator[tuple[str, FunctionType]]:

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses import FakeTensorMode
 
 from fxcompress.errors import ExampleInputError, FxCompressError, TraceError
-from fxcompress.trace.glue import methods, names_in, names_of
+from fxcompress.trace.glue import methods, names_in, names_of, opened_in
 from fxcompress.trace.graph_forward import GraphForward, own_class, traced_of
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.seen import Seen, form, own_buffers, run_and_see, tensor_names
@@ -113,13 +113,13 @@ class _Search:
         self._children("")
         while True:
             glue = [m for m in self.model.modules() if id(m) not in self._in_pieces()]
-            names = names_in(glue)
-            reached = {path: found for path in self.pieces if (found := self._reached(path, names))}
+            names, opened = names_in(glue), opened_in(glue)
+            reached = {path: why for path in self.pieces if (why := self._reached(path, names, opened))}
             if not reached:
                 return
-            for path, name in reached.items():
+            for path, why in reached.items():
                 del self.pieces[path]
-                self.outside[path] = f"code outside of it names {name}, perhaps that of this module"
+                self.outside[path] = f"code outside of it {why}"
                 self._children(path)
 
     def _children(self, path: str) -> None:
@@ -184,14 +184,17 @@ class _Search:
     def _in_pieces(self) -> set[int]:
         return {id(m) for path in self.pieces for m in self.model.get_submodule(path).modules()}
 
-    def _reached(self, path: str, names: frozenset[str]) -> str | None:
-        """A child module or tensor of a piece that the code outside of it names."""
-        module = self.model.get_submodule(path)
+    def _reached(self, path: str, names: frozenset[str], opened: frozenset[str]) -> str | None:
+        """How the code outside of a piece may see what is in it."""
+        module, name = self.model.get_submodule(path), path.rpartition(".")[2]
+        if name in opened:
+            return f"may take {name} apart"
         called = [f for name, f in methods(own_class(module)) if name != "forward" and name in names]
         names |= names_of(called)
         inner = [n for n, child in module.named_children() if any(True for _ in child.parameters())]
         inner += [name for name, _ in module.named_parameters(recurse=False)]
-        return next((name for name in inner if name in names), None)
+        found = next((name for name in inner if name in names), None)
+        return None if found is None else f"names {found}, perhaps that of this module"
 
 
 def _check_call(module: nn.Module, traced: TracedModule, call: ExampleInputs) -> None:

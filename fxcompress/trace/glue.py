@@ -40,7 +40,7 @@ def opened_in(modules: Iterable[nn.Module]) -> frozenset[str]:
 
 
 def _opened(code: CodeType) -> Iterator[str]:
-    steps = [step for step in dis.get_instructions(code) if step.opname != "CACHE"]
+    steps = [step for step in dis.get_instructions(code) if step.opname not in {"CACHE", "EXTENDED_ARG"}]
     for i, step in enumerate(steps):
         asked = i > 1 and steps[i - 2].argval in {"isinstance", "hasattr"}
         if step.opname == "LOAD_ATTR" and not (asked or _is_method(step) or _is_shut(steps[i + 1 : i + 3])):
@@ -56,7 +56,7 @@ def _is_method(step: dis.Instruction) -> bool:
 
 
 def _is_shut(after: list[dis.Instruction]) -> bool:
-    """Whether all that happens to an attribute is that another one is read off it, or that it is compared with None."""
+    """Whether all that happens to an attribute is that another one is read off it, or that it is found there or not."""
     step = after[0]  # code never ends with a load
     if step.opname in {"LOAD_ATTR", "LOAD_METHOD"}:
         return step.argval not in _TELLS_ALL

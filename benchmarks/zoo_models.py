@@ -167,7 +167,7 @@ def _images(shape: Shape, batch: int, size: int, generator: torch.Generator) -> 
 def _boxes(batch: int, size: int) -> Arguments:
     """One object on each image, with all that any detection network learns from."""
     box = torch.tensor([[0.2, 0.2, 0.8, 0.8]], dtype=torch.float64) * size
-    points = torch.tensor([[[0.5 * size, 0.5 * size, 1.0]] * 17], dtype=torch.float64)
+    points = torch.tensor([[[0.5 * size, 0.5 * size, 1.0]] * 17])  # torchvision takes no float64 there
     target = {
         "boxes": box,
         "labels": torch.ones(1, dtype=torch.int64),

@@ -206,8 +206,12 @@ class TakesApart(Reading):
     """Code outside of the body may call a layer of it by its number, and does not on the example inputs."""
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = super().forward(x)
-        return self.body[0](x) if x.mean() > 99 else y
+        return first_layer(self, x) if x.mean() > 99 else super().forward(x)
+
+
+def first_layer(net: Any, x: Tensor) -> Tensor:  # noqa: ANN401 - a Reading
+    y: Tensor = net.body[0](x)
+    return y
 
 
 @pytest.mark.parametrize(

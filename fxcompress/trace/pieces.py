@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses import FakeTensorMode
 
 from fxcompress.errors import ExampleInputError, FxCompressError, TraceError
-from fxcompress.trace.glue import methods, names_in, names_of, opened_in
+from fxcompress.trace.glue import code_around, methods, names_in, opened_in, with_called
 from fxcompress.trace.graph_forward import GraphForward, own_class, traced_of
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.seen import Seen, form, own_buffers, run_and_see, tensor_names
@@ -113,7 +113,8 @@ class _Search:
         self._children("")
         while True:
             glue = [m for m in self.model.modules() if id(m) not in self._in_pieces()]
-            names, opened = names_in(glue), opened_in(glue)
+            around = code_around(glue)
+            names, opened = names_in(around), opened_in(around)
             reached = {path: why for path in self.pieces if (why := self._reached(path, names, opened))}
             if not reached:
                 return
@@ -189,8 +190,8 @@ class _Search:
         module, name = self.model.get_submodule(path), path.rpartition(".")[2]
         if name in opened:
             return f"may take {name} apart"
-        called = [f for name, f in methods(own_class(module)) if name != "forward" and name in names]
-        names |= names_of(called)
+        called = [f for n, f in methods(own_class(module)) if n != "forward" and n in names]
+        names |= names_in(with_called(called))
         inner = [n for n, child in module.named_children() if any(True for _ in child.parameters())]
         inner += [name for name, _ in module.named_parameters(recurse=False)]
         found = next((name for name in inner if name in names), None)

@@ -184,6 +184,24 @@ def test_a_tensor_of_two_pieces_keeps_both() -> None:
     assert outside["body.0.bias"] == "its 0.weight is also held by tail.0"
 
 
+def test_a_piece_that_is_called_on_empty_tensors() -> None:
+    """No image is picked from the example, as a detector finds no object on some images."""
+    net = reading(few)
+    assert isinstance(net, Reading)
+    net.head = nn.Sequential(nn.Linear(4, 9), nn.BatchNorm1d(9), nn.ReLU(), nn.Linear(9, 2)).double().eval()
+    randomise(net)
+    make_dead(net, image())
+    pruned = fxc.prune(net, image()).module
+    assert pruned.get_parameter("head.0.weight").shape == (6, 4)
+    for x in (image(), 99 * image()):
+        assert difference(result_of(net, x), result_of(pruned, x)) <= 1e-9
+
+
+def few(y: Tensor) -> Tensor:
+    """The images with a large entry."""
+    return y[[i for i, entry in enumerate(y.abs().amax((1, 2, 3)).tolist()) if entry > 20]]
+
+
 class ReadsOutside(Reading):
     """Code outside of the body reads a tensor of it."""
 

@@ -173,14 +173,15 @@ class _Search:
             FxCompressError: it cannot be traced, its graph does not hold for all calls, or it is not accepted.
         """
         calls = self.seen.inputs(path)
-        traced = traced_of(module) if isinstance(module, GraphForward) else trace(module, calls[0])
         module.eval()
-        traced.eval()
         with torch.no_grad(), same_randomness(allowed=True), unchanged_buffers(module):
-            for call in calls:
+            first = _without_empty(module, calls[0])
+            traced = traced_of(module) if isinstance(module, GraphForward) else trace(module, first)
+            traced.eval()
+            for call in (first, *calls):
                 _check_call(module, traced, call)
-        self.accept(path, traced, calls[0])
-        return Piece(path, traced, calls[0])
+        self.accept(path, traced, first)
+        return Piece(path, traced, first)
 
     def _in_pieces(self) -> set[int]:
         return {id(m) for path in self.pieces for m in self.model.get_submodule(path).modules()}
@@ -196,6 +197,28 @@ class _Search:
         inner += [name for name, _ in module.named_parameters(recurse=False)]
         found = next((name for name in inner if name in names), None)
         return None if found is None else f"names {found}, perhaps that of this module"
+
+
+def _without_empty(module: nn.Module, call: ExampleInputs) -> ExampleInputs:
+    """A call with entries where a tensor had none, such as the boxes of an image without objects.
+
+    Nothing can be learnt from ops on empty tensors.
+
+    Raises:
+        TraceError: the module does not run on it.
+    """
+    filled = ExampleInputs(*replace(_filled, (call.args, call.kwargs)))
+    if form((filled.args, filled.kwargs)) == form((call.args, call.kwargs)):
+        return call
+    try:
+        _result(module, filled)
+    except Exception as error:
+        raise TraceError(f"it is called on empty tensors, and cannot be on others: {error}") from error
+    return filled
+
+
+def _filled(tensor: Tensor) -> Tensor:
+    return tensor if tensor.numel() else tensor.new_zeros([size or 2 for size in tensor.shape])
 
 
 def _check_call(module: nn.Module, traced: TracedModule, call: ExampleInputs) -> None:

@@ -35,7 +35,7 @@ Row = dict[str, Any]
 def code() -> str:
     """A digest of all code that a result depends on, and of the versions of torch and torchvision."""
     digest = hashlib.sha256(f"{torch.__version__} {version('torchvision')}".encode())
-    names = ("zoo_checks", "zoo_groups", "zoo_report", "zoo_uses", "zoo_models", "zoo_extra", "timing")
+    names = ("zoo_checks", "zoo_groups", "zoo_report", "zoo_uses", "zoo_models", "zoo_pieces", "zoo_extra", "timing")
     files = [*sorted((ROOT / "fxcompress").rglob("*.py")), ROOT / "tests" / "exactness.py"]
     for path in [*files, *(ROOT / "benchmarks" / f"{name}.py" for name in names)]:
         digest.update(path.read_bytes())

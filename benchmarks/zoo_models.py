@@ -85,6 +85,8 @@ _SHAPES: tuple[tuple[str, Shape], ...] = (
 )
 # Detection networks enlarge their images by themselves; these options keep that within reason.
 _SMALL = {"min_size": 128, "max_size": 192}
+# Those in two stages look again at each of their proposals.
+_FEW = {"rpn_post_nms_top_n_train": 32, "rpn_post_nms_top_n_test": 32, "box_detections_per_img": 4}
 
 
 def torchvision_cases() -> list[Case]:
@@ -122,7 +124,7 @@ def _builder(name: str, family: str) -> Callable[[], nn.Module]:
         if name.startswith("vit_"):
             options["image_size"] = _shape(name).size
         if family == "detection" and not name.startswith("ssd"):
-            options |= _SMALL
+            options |= _SMALL | (_FEW if "rcnn" in name else {})
         with _smaller_clips(_shape(name).size):
             net: nn.Module = models.get_model(name, weights=None, **options)
         return net
@@ -165,7 +167,7 @@ def _images(shape: Shape, batch: int, size: int, generator: torch.Generator) -> 
 def _boxes(batch: int, size: int) -> Arguments:
     """One object on each image, with all that any detection network learns from."""
     box = torch.tensor([[0.2, 0.2, 0.8, 0.8]], dtype=torch.float64) * size
-    points = torch.tensor([[[0.5 * size, 0.5 * size, 1.0]] * 17], dtype=torch.float64)
+    points = torch.tensor([[[0.5 * size, 0.5 * size, 1.0]] * 17])  # torchvision takes no float64 there
     target = {
         "boxes": box,
         "labels": torch.ones(1, dtype=torch.int64),

@@ -32,6 +32,11 @@ class Report:
         self.failures[step] = reason
         self.add(failures=self.failures)
 
+    def passed(self, step: str) -> None:
+        """Take back that a step failed: there is another way."""
+        del self.failures[step]
+        self.add(failures=self.failures)
+
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
         """A step of which an error is a finding."""

@@ -19,8 +19,9 @@ def uses(case: Case, subject: Subject, report: Report) -> None:
     other = 1 if case.shape.batch > 1 else 2
     other_input(case.example(1, batch=other), "batch", subject, report)
     other_input(case.example(1, size=case.shape.other), "size", subject, report)
-    again(exported, "exports", subject, report)
-    again(compiled, "compiles", subject, report)
+    if "" in subject.analyses:  # one graph; torch.export and torch.compile want no less
+        again(exported, "exports", subject, report)
+        again(compiled, "compiles", subject, report)
 
 
 def other_input(arguments: Arguments, step: str, subject: Subject, report: Report) -> None:

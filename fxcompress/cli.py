@@ -2,15 +2,18 @@
 
 import argparse
 import importlib
+import inspect
 import logging
 import sys
 from collections.abc import Sequence
 from importlib import metadata
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from fxcompress import ChannelGraph, FxCompressError
+from fxcompress.errors import TraceError, ValueReadError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,11 +44,11 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", default="out/demo", help="folder for the report, the pictures and the network")
     demo.add_argument("--seed", type=int, default=0, help="of weights and data order (default 0)")
     demo.add_argument("--epochs", type=int, default=None, help="of each network; fewer are faster and worse")
-    inspect = commands.add_parser("inspect", help="show which channels of a network hang together")
-    inspect.add_argument("model", help="torchvision:resnet18, or package.module:function_that_builds_it")
-    inspect.add_argument("--input", default=None, help="shape of the input, such as 1,3,224,224; inferred by default")
-    inspect.add_argument("--explain", nargs=2, metavar=("LAYER", "CHANNEL"), help="what keeps one channel, in words")
-    inspect.add_argument("--html", metavar="FILE", help="write the graph as a page for the browser, too")
+    look = commands.add_parser("inspect", help="show which channels of a network hang together")
+    look.add_argument("model", help="torchvision:resnet18, or package.module:function_that_builds_it")
+    look.add_argument("--input", default=None, help="shape of the input, such as 1,3,224,224; inferred by default")
+    look.add_argument("--explain", nargs=2, metavar=("LAYER", "CHANNEL"), help="what keeps one channel, in words")
+    look.add_argument("--html", metavar="FILE", help="write the graph as a page for the browser, too")
     return parser
 
 
@@ -58,16 +61,35 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    graph = ChannelGraph.of(_model(options.model), _input(options.input))
+    graphs = _graphs(_model(options.model), _input(options.input))
     if options.html:
-        graph.save_html(options.html)
+        _save(graphs, Path(options.html))
     if options.explain:
         layer, channel = options.explain
         if not channel.isdigit():
             raise FxCompressError(f"channel {channel!r} is no number")
-        print(graph.explain(layer, int(channel)))
+        piece = next((name for name in graphs if f"{layer}.".startswith(f"{name}.")), None)
+        if piece is None and "" not in graphs:
+            raise FxCompressError(f"{layer} lies in none of the pieces that could be traced: {', '.join(graphs)}")
+        print(graphs[piece or ""].explain(layer.removeprefix(f"{piece}."), int(channel)))
     else:
-        print(graph)
+        print("\n\n".join(f"{name}: {graph}" if name else str(graph) for name, graph in graphs.items()))
+
+
+def _graphs(model: nn.Module, example: torch.Tensor | None) -> dict[str, ChannelGraph]:
+    """The graph of a model, or those of its pieces by their names where it has none as a whole."""
+    try:
+        return {"": ChannelGraph.of(model, example)}
+    except (TraceError, ValueReadError):
+        if example is None:
+            raise
+    return ChannelGraph.of_pieces(model, example)
+
+
+def _save(graphs: dict[str, ChannelGraph], path: Path) -> None:
+    """A page for each graph; those of pieces have the name of the piece in theirs."""
+    for name, graph in graphs.items():
+        graph.save_html(path.with_name(f"{path.stem}.{name}{path.suffix}") if name else path)
 
 
 def _input(text: str | None) -> torch.Tensor | None:
@@ -101,7 +123,9 @@ def _torchvision(name: str) -> nn.Module:
     except ImportError as error:
         raise FxCompressError('its models need torchvision: pip install "fxcompress[zoo]"') from error
     try:
-        model: nn.Module = models.get_model(name, weights=None)
+        builder = models.get_model_builder(name)
+        backbone = {"weights_backbone": None} if "weights_backbone" in inspect.signature(builder).parameters else {}
+        model: nn.Module = builder(weights=None, **backbone)
     except ValueError as error:
         raise FxCompressError(f"torchvision has no model {name!r}: {error}") from error
     return model

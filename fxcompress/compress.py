@@ -4,7 +4,7 @@ import copy
 
 from torch import nn
 
-from fxcompress.channels.prepare import prepare
+from fxcompress.channels.prepare import NO_GRAPH, prepare
 from fxcompress.errors import UnsupportedModelError
 from fxcompress.objectives import Objective, objective_of
 from fxcompress.passes.history import started
@@ -62,7 +62,13 @@ def compress(
         raise UnsupportedModelError(
             "the model is compressed already: go on training it, or call finalize() and compress the result"
         )
-    analysis = prepare(model, example_inputs)
+    try:
+        analysis = prepare(model, example_inputs)
+    except NO_GRAPH as error:
+        raise type(error)(
+            f"{error}\n  a network that trains itself smaller needs a graph of the whole; fxcompress.prune works on "
+            "the modules of a model that can be traced on their own"
+        ) from error
     traced = copy.deepcopy(analysis.module)
     quantized = inject_quantizers(traced, bits)
     weights = sum(traced.get_parameter(name).numel() for name in quantized)

@@ -17,6 +17,7 @@ __all__ = [
     "StorageError",
     "TraceError",
     "UnsupportedModelError",
+    "ValueReadError",
 ]
 
 
@@ -38,6 +39,10 @@ class PathError(ExampleInputError):
 
 class UnsupportedModelError(FxCompressError):
     """The model is in a state that cannot be compressed: NaN weights, meta tensors, already compressed, and so on."""
+
+
+class ValueReadError(UnsupportedModelError):
+    """A node of the graph reads a number out of a tensor, and what comes after may depend on it."""
 
 
 class AnalysisError(FxCompressError):

@@ -1,19 +1,24 @@
 """Pruning a network as it stands: channels that are constant zero, or that nobody reads."""
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from fxcompress.channels.prepare import prepare
+from fxcompress.channels.analysis import Analysis
+from fxcompress.channels.prepare import NO_GRAPH, prepare, prepare_pieces
 from fxcompress.errors import OptimizerError, UnsupportedModelError
+from fxcompress.passes.cutting import Cut
 from fxcompress.passes.history import extended
+from fxcompress.passes.pieces import prune_pieces
 from fxcompress.passes.prune_channels import Pruned, prune_channels
 from fxcompress.passes.prune_report import PruneReport, make_report
 from fxcompress.passes.shrink import shrink
 from fxcompress.provenance import attach
-from fxcompress.trace.traced import TracedModule
+from fxcompress.trace.inputs import ExampleInputs
+from fxcompress.trace.pieces import Pieces
 from fxcompress.training.compressed import CompressedModule
 from fxcompress.training.optimizer import Replacement, check_optimizer, prepare_resize
 
@@ -23,11 +28,12 @@ class PruneResult:
     """The result of :func:`prune`.
 
     Attributes:
-        module: the rewritten network, a GraphModule with parameters of its own.
+        module: the rewritten network, with parameters of its own: a GraphModule or, where only pieces of the model
+            could be traced, a module of the model's own class.
         report: what went, what stayed and why; printable.
     """
 
-    module: fx.GraphModule
+    module: nn.Module
     report: PruneReport
 
 
@@ -43,8 +49,12 @@ def prune(
     A channel goes when, in evaluation and in training alike, it is zero wherever it is read, or all that reads it
     multiplies it by zero. Branches of a sum that are zero go as a whole.
 
+    A model that reads the values of tensors, such as a detection network, has no graph as a whole. The modules of it
+    that have one are pruned, each on its own; what they take and return stays. This needs ``example_inputs``, on which
+    the model then runs.
+
     Args:
-        model: any network that can be traced. It is left as it is.
+        model: any network that can be traced, or some modules of which can. It is left as it is.
         example_inputs: what the model can be called with: a tensor, a tuple of positional arguments or a dict of
             keyword arguments. Inferred from the first layer where it is left out.
         optimizer: of the model's parameters. It then holds those of the new network, and its state is cut with them.
@@ -55,7 +65,7 @@ def prune(
 
     Raises:
         ExampleInputError: the inputs are missing and cannot be inferred, or do not fit.
-        TraceError, UnsupportedModelError: the model cannot be traced.
+        TraceError, UnsupportedModelError: neither the model nor any module of it can be traced.
         OptimizerError: the optimizer holds other parameters, or state that cannot be cut; or ``fold`` is asked for.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
@@ -70,19 +80,39 @@ def prune(
         return _prune_compressed(model, optimizer)
     if optimizer is not None:
         check_optimizer(optimizer, model.parameters())
-    analysis = prepare(model, example_inputs)
+    try:
+        analysis = prepare(model, example_inputs)
+    except NO_GRAPH as error:
+        if example_inputs is None:
+            raise
+        found = prepare_pieces(model, ExampleInputs.of(example_inputs), error)
+        return _prune_pieces(*found, optimizer, fold=fold)
     traced = analysis.module
     if fold:
         shrunk = shrink(traced, analysis.inputs, analysis)
         report = make_report(model, *shrunk.removals, folded=shrunk.folded)
-        return PruneResult(own_tensors(shrunk.removals[-1])[0], report)
+        own_tensors(shrunk.module, cut_tensors(shrunk.removals[-1]))
+        return PruneResult(shrunk.module, report)
     pruned = prune_channels(traced, analysis.inputs, analysis=analysis)
     report = make_report(model, pruned)
-    result, copies = own_tensors(pruned)
+    copies = own_tensors(pruned.module, cut_tensors(pruned))
     if optimizer is not None:
-        prepare_resize(optimizer, _replacements(traced, pruned, copies)).commit()
-    attach(result, extended(traced, pruned))
-    return PruneResult(result, report)
+        prepare_resize(optimizer, _replacements(traced.parameters(), pruned.cuts.values(), copies)).commit()
+    attach(pruned.module, extended(traced, pruned))
+    return PruneResult(pruned.module, report)
+
+
+def _prune_pieces(
+    pieces: Pieces, analyses: dict[str, Analysis], optimizer: torch.optim.Optimizer | None, *, fold: bool
+) -> PruneResult:
+    """Prune a model that has no graph as a whole."""
+    pruned = prune_pieces(pieces, analyses, fold=fold)
+    removals = [removal[-1] for removal in pruned.removals.values()]
+    copies = own_tensors(pruned.module, {key for removal in removals for key in cut_tensors(removal)})
+    if optimizer is not None:
+        cuts = [cut for removal in removals for cut in removal.cuts.values()]
+        prepare_resize(optimizer, _replacements(pieces.model.parameters(), cuts, copies)).commit()
+    return PruneResult(pruned.module, pruned.report)
 
 
 def _check_fold(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
@@ -106,16 +136,29 @@ def _prune_compressed(model: CompressedModule, optimizer: torch.optim.Optimizer 
     return PruneResult(own, own.prune())
 
 
-def own_tensors(pruned: Pruned) -> tuple[TracedModule, dict[int, Tensor]]:
-    """Give the result copies of the tensors that it shares with the original; the copies by the id of the original."""
-    fresh = {id(cut.new) for cut in pruned.cuts.values()}
+def cut_tensors(pruned: Pruned) -> set[int]:
+    """Ids of the tensors of the result that it does not share with the original."""
+    return {id(cut.new) for cut in pruned.cuts.values()}
+
+
+def own_tensors(result: nn.Module, fresh: set[int]) -> dict[int, Tensor]:
+    """Give a result copies of the tensors that it shares with the original, in place.
+
+    Args:
+        result: of a rewrite.
+        fresh: ids of the tensors that it does not share.
+
+    Returns:
+        the copies by the id of the original.
+    """
     copies: dict[int, Tensor] = {}
-    for module in pruned.module.modules():
+    for module in result.modules():
         for table in (module._parameters, module._buffers):
             for name, tensor in table.items():
                 if tensor is not None and id(tensor) not in fresh:
-                    table[name] = copies.setdefault(id(tensor), _copy(tensor))  # type: ignore[assignment]
-    return pruned.module, copies
+                    fresh.add(id(copies.setdefault(id(tensor), _copy(tensor))))
+                    table[name] = copies[id(tensor)]  # type: ignore[assignment]
+    return copies
 
 
 def _copy(tensor: Tensor) -> Tensor:
@@ -127,12 +170,14 @@ def _copy(tensor: Tensor) -> Tensor:
     return new
 
 
-def _replacements(traced: TracedModule, pruned: Pruned, copies: dict[int, Tensor]) -> list[Replacement]:
+def _replacements(
+    parameters: Iterable[nn.Parameter], cuts: Iterable[Cut], copies: dict[int, Tensor]
+) -> list[Replacement]:
     """What takes the place of each parameter of the original."""
-    cuts = {id(cut.old): cut for cut in pruned.cuts.values()}
+    known = {id(cut.old): cut for cut in cuts}
     result = []
-    for parameter in traced.parameters():
-        cut = cuts.get(id(parameter))
+    for parameter in parameters:
+        cut = known.get(id(parameter))
         new = copies.get(id(parameter)) if cut is None else cut.new
         assert new is None or isinstance(new, nn.Parameter)
         result.append(Replacement(parameter, new, {} if cut is None else cut.indices))

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import fxcompress as fxc
 from tests.exactness import Fingerprint, difference, outputs
@@ -43,6 +43,7 @@ def prune(net: nn.Module, *inputs: Tensor) -> Any:  # noqa: ANN401 - a PruneResu
     for training in (False, True):
         expected = outputs(net, x, training=training)
         assert difference(expected, outputs(result.module, x, training=training)) <= 1e-9
+    assert isinstance(result.module, fx.GraphModule)
     result.module.graph.lint()
     return result
 

@@ -491,6 +491,7 @@ def test_checks_stay_when_their_branch_goes() -> None:
         model.conv2.bias.zero_()  # type: ignore[union-attr]
     result = fxc.prune(model, image())
     assert result.report.modified
+    assert isinstance(result.module, fx.GraphModule)
     assert any(node.target is check for node in result.module.graph.nodes)
     assert torch.equal(result.module(image(1, 3, 4, 4)), model(image(1, 3, 4, 4)))
     with pytest.raises(PathError):

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, assume, event, given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import fxcompress as fxc
 from fxcompress.channels.prepare import prepare
@@ -132,6 +132,7 @@ def check(example: Example, share: float) -> tuple[PruneResult, np.ndarray]:
     check_same(example, result.module)
     check_names(example, result)
     check_second_run(result, example)
+    assert isinstance(result.module, fx.GraphModule)
     for graph in (result.module.graph, getattr(result.module, "train_graph", None)):
         if graph is not None:
             graph.lint()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import fxcompress as fxc
 from fxcompress.channels.prepare import prepare
@@ -60,6 +60,7 @@ def check(net: nn.Module, *, tolerance: float = 1e-12, fixed: bool = False) -> P
     visit.check()
     for inputs in (x,) if fixed else (x, image(13, 1)):
         assert difference(outputs(net, (inputs,)), outputs(result.module, (inputs,))) <= tolerance
+    assert isinstance(result.module, fx.GraphModule)
     result.module.graph.lint()
     assert fxc.prune(result.module, x, fold=True).report.folded == {}
     return result

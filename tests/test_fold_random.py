@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from hypothesis import HealthCheck, assume, event, given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import fx, nn
 
 import fxcompress as fxc
 from fxcompress.channels.prepare import prepare
@@ -59,6 +59,7 @@ def test_constants_are_folded(example: Example, share: float) -> None:
     runs += [] if example.fixed or not runs_on(net, example.other_inputs(1, 4)) else [example.other_inputs(1, 4)]
     for inputs in runs:
         assert difference(outputs(net, inputs), outputs(result.module, inputs)) <= TOLERANCE
+    assert isinstance(result.module, fx.GraphModule)
     result.module.graph.lint()
     event("folded" if result.report.folded else "nothing folded")
     event(f"smaller: {parameters_of(result.module) < parameters_of(plain.module)}")

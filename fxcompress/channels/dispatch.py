@@ -20,7 +20,7 @@ from fxcompress.channels.rules.products import BATCHED
 from fxcompress.channels.rules.registry import OpClass
 from fxcompress.channels.space import Space
 from fxcompress.channels.values import Call, LabelTensor, Step, Storage, Value, find, replace
-from fxcompress.errors import UnsupportedModelError
+from fxcompress.errors import ValueReadError
 
 _ARITHMETIC = CONTRACTIONS | {BATCH_NORM, BATCHED}
 """Classes whose rules read every tensor operand as a Value; a tensor from outside is one of which nothing is known."""
@@ -67,7 +67,7 @@ class Dispatch:
     def dispatch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         """Run one ATen call on labels."""
         if func.name() == "aten::_local_scalar_dense":
-            raise UnsupportedModelError(
+            raise ValueReadError(
                 f"node {self.space.node} reads a number out of a tensor (item(), float(), bool()): what the network "
                 "does next may depend on it, and cannot be analysed; keep the number in a tensor"
             )

@@ -13,8 +13,9 @@ from torch import nn
 
 from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.coverage import Uncovered, uncovered
-from fxcompress.channels.prepare import prepare
+from fxcompress.channels.prepare import NO_GRAPH, prepare, prepare_pieces
 from fxcompress.channels.space import FIXED, Block, Reason
+from fxcompress.trace.inputs import ExampleInputs
 
 Channel = tuple[str, int, int]
 """A tensor's name, a dim of it, and an index along that dim."""
@@ -83,9 +84,38 @@ class ChannelGraph:
             example_inputs: what it can be called with; inferred where left out.
 
         Raises:
-            ExampleInputError, TraceError, UnsupportedModelError: see :func:`fxcompress.prune`.
+            ExampleInputError, UnsupportedModelError: see :func:`fxcompress.prune`.
+            TraceError: the model cannot be traced; :meth:`of_pieces` may find modules of it that can.
         """
-        return cls(prepare(model, example_inputs))
+        try:
+            return cls(prepare(model, example_inputs))
+        except NO_GRAPH as error:
+            raise type(error)(
+                f"{error}\n  ChannelGraph.of_pieces(model, example_inputs) gives a graph for each module that has one"
+            ) from error
+
+    @classmethod
+    def of_pieces(cls, model: nn.Module, example_inputs: object) -> "dict[str, ChannelGraph]":
+        """Analyse the pieces of a model that has no graph as a whole, as it reads values; it is left as it is.
+
+        Args:
+            model: any network.
+            example_inputs: what it can be called with; it runs on them, with their values.
+
+        Returns:
+            the graph of each piece by the name of the module; names in a graph are those within that module. A model
+            that has a graph is a piece named "".
+
+        Raises:
+            ExampleInputError, UnsupportedModelError: see :func:`fxcompress.prune`.
+            TraceError: no module of it that holds two layers can be traced.
+        """
+        inputs = ExampleInputs.of(example_inputs)
+        try:
+            return {"": cls(prepare(model, inputs))}
+        except NO_GRAPH as error:
+            _, analyses = prepare_pieces(model, inputs, error)
+        return {path: cls(analysis) for path, analysis in analyses.items()}
 
     @property
     def unknown_ops(self) -> dict[str, tuple[str, ...]]:

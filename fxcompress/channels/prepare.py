@@ -3,9 +3,14 @@
 from torch import nn
 
 from fxcompress.channels.analysis import Analysis, analyse
-from fxcompress.errors import ExampleInputError, TraceError
+from fxcompress.errors import ExampleInputError, FxCompressError, TraceError, ValueReadError
 from fxcompress.trace.inputs import ExampleInputs, infer_inputs
+from fxcompress.trace.pieces import Pieces, find_pieces
+from fxcompress.trace.traced import TracedModule
 from fxcompress.trace.tracer import trace, trace_by_running
+
+NO_GRAPH = (TraceError, ValueReadError)
+"""What :func:`prepare` raises for a model that has no graph as a whole, and may have pieces that do."""
 
 
 def prepare(model: nn.Module, example_inputs: object = None) -> Analysis:
@@ -42,3 +47,24 @@ def prepare(model: nn.Module, example_inputs: object = None) -> Analysis:
             raise why from error
         raise
     return found[-1]
+
+
+def prepare_pieces(model: nn.Module, inputs: ExampleInputs, why: FxCompressError) -> tuple[Pieces, dict[str, Analysis]]:
+    """Trace and analyse the pieces of a model that has no graph as a whole; the analyses by the names of the pieces.
+
+    Args:
+        model: any network.
+        inputs: that it runs on.
+        why: :func:`prepare` has failed.
+
+    Raises:
+        ExampleInputError: the model does not run on the inputs.
+        TraceError: no module of it that holds two layers can be traced and analysed.
+    """
+    analyses: dict[str, Analysis] = {}
+
+    def accept(path: str, traced: TracedModule, call: ExampleInputs) -> None:
+        analyses[path] = analyse(traced, call)
+
+    found = find_pieces(model, inputs, why, accept)
+    return found, {piece.path: analyses[piece.path] for piece in found.pieces}

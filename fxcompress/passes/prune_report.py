@@ -50,6 +50,9 @@ class PruneReport:
         folded: how many constant channels were folded into each weight's layer, by the weight's name.
         new_biases: weights whose layers got a bias for that.
         unfolded: weights that read constant channels which were to be folded and were not, with the reason.
+        pieces: the modules that were pruned, each on its own, where the network as a whole has no graph.
+        why_pieces: why it has none.
+        outside: parameters that lie in none of the pieces, with the reason.
     """
 
     removed: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
@@ -61,6 +64,9 @@ class PruneReport:
     folded: dict[str, int] = field(default_factory=dict)
     new_biases: tuple[str, ...] = ()
     unfolded: dict[str, str] = field(default_factory=dict)
+    pieces: tuple[str, ...] = ()
+    why_pieces: str = ""
+    outside: dict[str, str] = field(default_factory=dict)
 
     @property
     def modified(self) -> bool:
@@ -80,6 +86,7 @@ class PruneReport:
     def __str__(self) -> str:
         before, after = self.parameters
         lines = [f"parameters {before:,} -> {after:,} ({after / max(before, 1):.1%} left)"]
+        lines += self._on_pieces()
         lines += [f"  {name} {b} -> {a}" for name, (b, a) in self.removed.items() if len(b) > 1]
         lines += [f"  branch at {name} is gone" for name in self.branches]
         lines += [f"  {count} constant inputs of {name} folded" for name, count in self.folded.items()]
@@ -90,6 +97,21 @@ class PruneReport:
             lines.append(f"  and {len(self.kept) - _SHOWN} more channels that are zero and stay (report.kept)")
         lines += [f"  {line}" for op in self.uncovered for line in str(op).splitlines()]
         return "\n".join(lines) if self.modified else "\n".join(["nothing to remove", *lines])
+
+    def _on_pieces(self) -> list[str]:
+        if not self.pieces:
+            return []
+        lines = [
+            f"  in {len(self.pieces)} pieces, what each takes and returns stays: {', '.join(self.pieces)}",
+            f"    the network as a whole has no graph: {self.why_pieces}",
+        ]
+        by_reason: dict[str, list[str]] = {}
+        for name, reason in self.outside.items():
+            by_reason.setdefault(reason, []).append(name)
+        for reason, names in by_reason.items():
+            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+            lines.append(f"    not in a piece: {', '.join(names[:4])}{more}: {reason}")
+        return lines
 
 
 def make_report(

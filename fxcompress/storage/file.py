@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from fxcompress.errors import StorageError
 from fxcompress.provenance import Grid, Provenance, provenance_of
@@ -59,7 +59,7 @@ class SavedNetwork:
     provenance: Provenance
 
 
-def save(module: fx.GraphModule, path: str | os.PathLike[str]) -> int:
+def save(module: nn.Module, path: str | os.PathLike[str]) -> int:
     """Write the state of a finalized network to ``path``, in place of what was there, and return the bytes written.
 
     Each weight whose number format is known (``provenance.grids``) is stored as integers, each channel at the bits that
@@ -85,6 +85,11 @@ def save(module: fx.GraphModule, path: str | os.PathLike[str]) -> int:
     (True, True)
     """
     _library()
+    if not isinstance(module, fx.GraphModule):
+        raise StorageError(
+            f"cannot save this {type(module).__name__}: it is no GraphModule, but a model that was pruned in pieces or "
+            "not at all; save its state_dict() with torch.save, and build it again by pruning the same original"
+        )
     provenance = provenance_of(module)
     if provenance is None:
         raise StorageError(

@@ -1,0 +1,100 @@
+"""Prunes the pieces of a model that has no graph as a whole.
+
+backbone (traced)            some of its channels go; what it takes and returns stays
+rpn, roi_heads (not traced)  as they are
+box_head (traced)            like the backbone
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from torch import nn
+
+from fxcompress.channels.analysis import Analysis
+from fxcompress.passes.prune_channels import Pruned, prune_channels
+from fxcompress.passes.prune_report import PruneReport, make_report
+from fxcompress.passes.shrink import shrink
+from fxcompress.trace.graph_forward import install
+from fxcompress.trace.pieces import Piece, Pieces
+from fxcompress.trace.skeleton import skeleton
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class PrunedPieces:
+    """The result of :func:`prune_pieces`.
+
+    Attributes:
+        module: a copy of the model, of its class; tensors that lost nothing are shared with the original.
+        removals: what was removed in each piece, by its name.
+        report: of all of it.
+    """
+
+    module: nn.Module
+    removals: dict[str, tuple[Pruned, ...]]
+    report: PruneReport
+
+
+def prune_pieces(pieces: Pieces, analyses: dict[str, Analysis], *, fold: bool = False) -> PrunedPieces:
+    """Remove all that is proved to be without effect inside of each piece; the model stays as it is.
+
+    A piece that loses nothing keeps its own code.
+
+    Args:
+        pieces: of a model.
+        analyses: of each piece, by its name.
+        fold: see :func:`fxcompress.prune`.
+    """
+    removals, reports = {}, {}
+    for piece in pieces.pieces:
+        removals[piece.path], reports[piece.path] = _pruned(piece, analyses[piece.path], fold=fold)
+    module = skeleton(pieces.model)
+    for path, pruned in removals.items():
+        if any(removal.modified for removal in pruned):
+            install(module.get_submodule(path), pruned[-1].module)
+    return PrunedPieces(module, removals, _joined(pieces, module, reports))
+
+
+def _pruned(piece: Piece, analysis: Analysis, *, fold: bool) -> tuple[tuple[Pruned, ...], PruneReport]:
+    if fold:
+        shrunk = shrink(piece.traced, piece.inputs, analysis)
+        return shrunk.removals, make_report(piece.traced, *shrunk.removals, folded=shrunk.folded)
+    pruned = prune_channels(piece.traced, piece.inputs, analysis=analysis)
+    return (pruned,), make_report(piece.traced, pruned)
+
+
+def _joined(pieces: Pieces, module: nn.Module, reports: dict[str, PruneReport]) -> PruneReport:
+    """One report on all pieces, with the names of the model."""
+    uncovered = tuple(
+        replace(op, places=tuple(replace(place, node=f"{path}.{place.node}") for place in op.places))
+        for path, report in reports.items()
+        for op in report.uncovered
+    )
+    return PruneReport(
+        removed=_prefixed(reports, lambda report: report.removed),
+        branches=_named(reports, lambda report: report.branches),
+        gone=_named(reports, lambda report: report.gone),
+        parameters=(_size(pieces.model), _size(module)),
+        kept=tuple(replace(kept, tensor=f"{path}.{kept.tensor}") for path, r in reports.items() for kept in r.kept),
+        uncovered=uncovered,
+        folded=_prefixed(reports, lambda report: report.folded),
+        new_biases=_named(reports, lambda report: report.new_biases),
+        unfolded=_prefixed(reports, lambda report: report.unfolded),
+        pieces=tuple(reports),
+        why_pieces=pieces.outside[""],
+        outside=pieces.parameters_outside(),
+    )
+
+
+def _prefixed(reports: dict[str, PruneReport], of: Callable[[PruneReport], dict[str, _T]]) -> dict[str, _T]:
+    return {f"{path}.{name}": found for path, report in reports.items() for name, found in of(report).items()}
+
+
+def _named(reports: dict[str, PruneReport], of: Callable[[PruneReport], tuple[str, ...]]) -> tuple[str, ...]:
+    return tuple(f"{path}.{name}" for path, report in reports.items() for name in of(report))
+
+
+def _size(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())

@@ -1,0 +1,102 @@
+"""A module that runs graphs in place of its own ``forward``, and is otherwise what it was.
+
+A piece of a model that cannot be traced as a whole must go on being what the code around it knows: of the same class,
+with the same methods. Only ``forward`` is another, that of the rewritten graphs.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx, nn
+
+from fxcompress.trace.skeleton import skeleton
+from fxcompress.trace.traced import TracedModule, copy_graph
+
+_OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
+_OF_EVERY_GRAPH = (
+    frozenset(fx.GraphModule(nn.Module(), fx.Graph()).__dict__)
+    | frozenset(dir(fx.GraphModule))
+    | {"train_graph", "mode_readers"}
+)
+
+
+class GraphForward(nn.Module):
+    """Mark of such a module; the other base of its class is the class that it had.
+
+    Attributes:
+        fxc_graphs: the graphs of evaluation and, where that differs, of training.
+        mode_readers: see :class:`fxcompress.trace.traced.TracedModule`.
+    """
+
+    fxc_graphs: tuple[fx.Graph, fx.Graph | None]
+    mode_readers: tuple[str, ...]
+
+
+def install(module: nn.Module, traced: TracedModule) -> None:
+    """Let ``module`` compute what ``traced`` does, with its tensors and child modules, in place.
+
+    Args:
+        module: the piece, or a copy of it; child modules that stay keep their identity.
+        traced: made from that piece by tracing and rewriting.
+    """
+    _take_over(module, traced)
+    own = own_class(module)
+    evaluate = _compiled(traced, traced.graph)
+    train = evaluate if traced.train_graph is None else _compiled(traced, traced.train_graph)
+    one = train is evaluate
+
+    def forward(self: TracedModule, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        chosen = evaluate if one or not TracedModule.reads_training(self) else train
+        return chosen(self, *args, **kwargs)
+
+    members = {
+        "forward": forward,
+        "fxc_graphs": (traced.graph, traced.train_graph),
+        "mode_readers": traced.mode_readers,
+        "__module__": own.__module__,
+        "__qualname__": own.__qualname__,
+        "__doc__": own.__doc__,
+    }
+    module.__class__ = type(own.__name__, (GraphForward, own), members)
+
+
+def own_class(module: nn.Module) -> type[nn.Module]:
+    """The class that a module had before graphs were installed."""
+    kind = type(module)
+    return next(base for base in kind.__bases__ if base is not GraphForward) if issubclass(kind, GraphForward) else kind
+
+
+def traced_of(module: nn.Module) -> TracedModule:
+    """A module with installed graphs as a traced one; it shares the tensors."""
+    assert isinstance(module, GraphForward)
+    graph, train_graph = module.fxc_graphs
+    traced = TracedModule(
+        skeleton(module),
+        copy_graph(graph),
+        None if train_graph is None else copy_graph(train_graph),
+        own_class(module).__name__,
+    )
+    traced.mode_readers = module.mode_readers
+    return traced
+
+
+def _compiled(traced: TracedModule, graph: fx.Graph) -> Callable[..., Any]:
+    forward: Callable[..., Any] = type(fx.GraphModule(traced, copy_graph(graph))).forward
+    return forward
+
+
+def _take_over(old: nn.Module, new: nn.Module) -> None:
+    """Give ``old`` the tensors, attributes and children of ``new``, its counterpart; children keep their identity."""
+    for table in ("_parameters", "_buffers", "_non_persistent_buffers_set"):
+        old.__dict__[table] = new.__dict__[table]
+    torchs = _OF_EVERY_GRAPH if isinstance(new, fx.GraphModule) else _OF_EVERY_MODULE  # the mode among them
+    old.__dict__.update({key: value for key, value in new.__dict__.items() if key not in torchs})
+    known = dict(old._modules)
+    old._modules.clear()
+    for name, child in new._modules.items():
+        own = known.get(name)
+        if own is not None and child is not None and type(own) is type(child):
+            _take_over(own, child)
+            old._modules[name] = own
+        else:
+            old._modules[name] = child

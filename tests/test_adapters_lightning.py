@@ -143,7 +143,7 @@ def test_a_shrunk_network_is_resumed(tmp_path: Path) -> None:
     fresh = network()
     whole, resumed = copy.deepcopy(fresh), copy.deepcopy(fresh)
     keep = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
-    options: dict[str, Any] = {"max_epochs": 4, "enable_checkpointing": True}
+    options: dict[str, Any] = {"max_epochs": 4, "enable_checkpointing": True, "default_root_dir": tmp_path}
     fit(Model(whole), SelfCompression(gamma=20.0, prune_every=5), keep, **options)
     kept = torch.load(tmp_path / "epoch=2.ckpt", weights_only=True)["state_dict"]
     assert kept["net.2.weight"].numel() < 48

@@ -28,7 +28,6 @@ from fxcompress.storage.states import read_states, write_states
 from fxcompress.training.controller import TargetSize
 from fxcompress.training.fit import FitResult, cosine
 from fxcompress.training.interrupt import Interrupt, TrainingInterrupted
-from fxcompress.training.policy import PrunePolicy
 from tests.nets import Block, set_bits
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -76,7 +75,7 @@ def adam(net: fxc.CompressedModule) -> torch.optim.Optimizer:
 
 
 def sgd(net: fxc.CompressedModule) -> torch.optim.Optimizer:
-    groups = [{k: v for k, v in group.items() if k != "eps"} for group in net.param_groups(1e-2, bits_lr=5.0)]
+    groups = [{k: v for k, v in group.items() if k != "eps"} for group in net.param_groups(1e-2, bits_lr=2.5)]
     return torch.optim.SGD(groups, momentum=0.9)
 
 
@@ -94,7 +93,7 @@ def train(make: Make, loader: DataLoader[Any], stop: int = 0, **options: Any) ->
 
     return fxc.fit(
         net, loader, loss, epochs=5, target_size=0.006, optimizer=make(net), progress=False,
-        prune=PrunePolicy(cost=0.2), validate=lambda n: float(n(torch.ones(1, 1, 6, 6)).sum() + torch.rand(1)),
+        prune=2, validate=lambda n: float(n(torch.ones(1, 1, 6, 6)).sum() + torch.rand(1)),
         **options,
     )  # fmt: skip
 

@@ -95,7 +95,7 @@ class Quantizer(nn.Module):
             UnsupportedModelError: ``weight`` has another number of output channels than ``bits``.
         """
         blocks = self._blocks(weight)
-        if self.channel_dim == 0 and blocks.is_contiguous():
+        if self.channel_dim == 0 and blocks.ndim > 1 and blocks.is_contiguous():
             # Of one rank for all layers, so that a compiler makes one kernel for all of them.
             return self.function(blocks.flatten(1), self.bits[:, None], self.exponent[:, None]).reshape(weight.shape)
         quantized = self.function(blocks, self._broadcast(self.bits, weight), self._broadcast(self.exponent, weight))

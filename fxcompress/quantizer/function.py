@@ -21,8 +21,8 @@ from torch.autograd.function import once_differentiable
 __all__ = ["clip_range", "codes_of", "quantize", "quantize_reference", "wide"]
 
 _LN2 = math.log(2.0)
-_BLOCK = 2**17
-"""Entries of a block: a few such blocks fit a second-level cache, and a pass over one still pays for its call."""
+_BLOCK = 2**18
+"""Entries of a block: its passes stay in the cache, and each still pays for its call."""
 
 Span = tuple[int, int] | None
 """Where a block starts along dim 0 and how long it is; None for all of a tensor."""

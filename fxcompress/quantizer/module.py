@@ -97,7 +97,8 @@ class Quantizer(nn.Module):
         blocks = self._blocks(weight)
         if self.channel_dim == 0 and blocks.ndim > 1 and blocks.is_contiguous():
             # Of one rank for all layers, so that a compiler makes one kernel for all of them.
-            return self.function(blocks.flatten(1), self.bits[:, None], self.exponent[:, None]).reshape(weight.shape)
+            rows_of = blocks.view(len(blocks), -1)  # not the parameter itself, whose sizes a compiler would take for fixed
+            return self.function(rows_of, self.bits[:, None], self.exponent[:, None]).reshape(weight.shape)
         quantized = self.function(blocks, self._broadcast(self.bits, weight), self._broadcast(self.exponent, weight))
         return quantized.reshape(weight.shape)
 
@@ -157,7 +158,7 @@ def compile_quantizers(module: nn.Module, **options: Any) -> None:  # noqa: ANN4
     >>> net(torch.ones(4, 3)).shape
     torch.Size([4, 3])
     """
-    compiled = torch.compile(quantize, dynamic=True, fullgraph=True, **options)
+    compiled = torch.compile(quantize, dynamic=True, **options)
     for quantizer in module.modules():
         if isinstance(quantizer, Quantizer):
             quantizer.__dict__["_compiled"] = compiled

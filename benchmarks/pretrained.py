@@ -1,0 +1,112 @@
+"""Trained networks as `compress` takes them up, at 8 bits: what they lose before any training; and one fine-tuned down.
+
+The data folder holds ``load.py`` and ``models.py`` with pretrained networks (see ``benchmarks/data.py``).
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fxcompress as fxc
+from benchmarks.data import Cropped, cifar10, folder, module
+from benchmarks.record import Claim, Column, Record, Table, write
+from benchmarks.resnet9 import accuracy
+
+Measure = Callable[[nn.Module], float]
+COLUMNS = (
+    Column("network", "network"),
+    Column("measure", "measure"),
+    Column("before", "float", ".4f"),
+    Column("after", "at 8 bits", ".4f"),
+    Column("change", "change", "+.4f"),
+    Column("agree", "same answers", ".1%"),
+)
+TUNED = (
+    Column("bits", "bits left", ".2%"),
+    Column("weights", "weights left", ".1%"),
+    Column("before", "float accuracy", ".1%"),
+    Column("after", "accuracy", ".1%"),
+)
+
+
+def images(load: ModuleType, root: Path) -> dict[str, tuple[Tensor, Tensor]]:
+    """Inputs and labels by the network that takes them."""
+    normalised = cifar10(root, "test", 1000)
+    raw = torch.from_numpy(load.cifar10("test")[0]).permute(0, 3, 1, 2).float()
+    sounds, words = load.keywords()
+    return {
+        "resnet20": normalised, "resnet56": normalised, "resnet8": (raw, normalised[1]),
+        "dscnn": (torch.from_numpy(sounds), torch.from_numpy(words)),
+    }  # fmt: skip
+
+
+@torch.inference_mode()
+def compare(name: str, net: nn.Module, x: Tensor, y: Tensor) -> dict[str, Any]:
+    """One network before and after; logits (N, classes) or (N, T, classes)."""
+    compressed = fxc.compress(net, x[:2]).eval()
+    found = [torch.cat([m(part) for part in x.split(100)]).flatten(0, -2) for m in (net, compressed)]
+    if name == "stories260k":
+        measured = [float(F.cross_entropy(logits, y.flatten())) for logits in found]
+    else:
+        measured = [float((logits.argmax(1) == y).float().mean()) for logits in found]
+    return {
+        "network": name, "measure": "nats a token" if name == "stories260k" else "accuracy", "before": measured[0],
+        "after": measured[1], "change": measured[1] - measured[0],
+        "agree": float((found[0].argmax(1) == found[1].argmax(1)).float().mean()),
+    }  # fmt: skip
+
+
+def tune(net: nn.Module, root: Path, target: float, epochs: int) -> dict[str, Any]:
+    """Train a network on from its weights, down to a target size."""
+    torch.manual_seed(0)
+    data = Cropped(*cifar10(root, "train", 10_000), 128, torch.Generator().manual_seed(0))
+    x, y = cifar10(root, "test", 1000)
+    result = fxc.fit(
+        net, data, nn.CrossEntropyLoss(), epochs=epochs, target_size=target, lr=1e-3,
+        validate=lambda found: accuracy(found, x, y), progress=False, on_epoch=lambda r: print(r, flush=True),
+    )  # fmt: skip
+    last = result.history[-1]
+    with torch.no_grad():
+        before, after = accuracy(net.eval(), x, y), accuracy(result.module, x, y)
+    return {"bits": last.size, "weights": last.weights, "before": before, "after": after}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser("python -m benchmarks.pretrained", description=__doc__)
+    parser.add_argument("--data", help="the data folder (or the environment variable FXCOMPRESS_DATA)")
+    parser.add_argument("--out", type=Path, help="folder for the results (benchmarks/results and docs/results)")
+    parser.add_argument("--target", type=float, default=0.08)
+    parser.add_argument("--epochs", type=int, default=4, help="of fine-tuning resnet20; 0 for none")
+    options = parser.parse_args(arguments)
+    root = folder(options.data)
+    sys.path.insert(0, str(root))  # its models.py and load.py import each other
+    load, models = module(root, "load"), module(root, "models")
+    rows = [compare(n, models.pretrained(n).eval(), *data) for n, data in images(load, root).items()]
+    tokens = torch.from_numpy(load.stories()[: 64 * 256 + 1])
+    rows.append(compare("stories260k", models.pretrained("stories260k").eval(), tokens[:-1].view(64, 256), tokens[1:]))
+    for row in rows:
+        print(row, flush=True)
+    tables = [Table("As compress takes them up", COLUMNS, rows)]
+    worst = max(-100 * row["change"] for row in rows[:-1])
+    claims = [
+        Claim("points of accuracy lost at 8 bits, at most (standard error of 1,000 images: 0.9)", worst, 0.9),
+        Claim("nats a token lost at 8 bits", rows[-1]["change"], 0.005),
+    ]
+    if options.epochs:
+        tuned = tune(models.pretrained("resnet20"), root, options.target, options.epochs)
+        title = f"resnet20, fine-tuned for {options.epochs} epochs of 10,000 images"
+        tables.append(Table(title, TUNED, [tuned]))
+    chosen = {"target": options.target, "epochs": options.epochs}
+    command = f"python -m benchmarks.pretrained --target {options.target} --epochs {options.epochs}"
+    print(write(Record("pretrained", "From pretrained weights", command, chosen, tables, claims), options.out))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

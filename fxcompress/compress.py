@@ -12,7 +12,8 @@ from fxcompress.passes.inject_quantizers import inject_quantizers
 from fxcompress.provenance import attach
 from fxcompress.quantizer import Quantizer
 from fxcompress.trace.support import check_supported
-from fxcompress.training.compressed import CompressedModule, Settings, new_compressed
+from fxcompress.training.compressed import CompressedModule, new_compressed
+from fxcompress.training.sized import Settings
 
 
 def compress(

@@ -96,9 +96,10 @@ class Quantizer(nn.Module):
         """
         blocks = self._blocks(weight)
         if self.channel_dim == 0 and blocks.ndim > 1 and blocks.is_contiguous():
-            # Of one rank for all layers, so that a compiler makes one kernel for all of them.
-            rows_of = blocks.view(len(blocks), -1)  # not the parameter itself, whose sizes a compiler would take for fixed
-            return self.function(rows_of, self.bits[:, None], self.exponent[:, None]).reshape(weight.shape)
+            # Of one rank for all layers, so that a compiler makes one kernel for all; and a view, as the sizes of a
+            # parameter itself would be taken for fixed.
+            matrix = blocks.view(len(blocks), -1)
+            return self.function(matrix, self.bits[:, None], self.exponent[:, None]).reshape(weight.shape)
         quantized = self.function(blocks, self._broadcast(self.bits, weight), self._broadcast(self.exponent, weight))
         return quantized.reshape(weight.shape)
 

@@ -97,7 +97,8 @@ def train(
                 trainer.remove()
             seconds, run.seconds = time.perf_counter() - start, 0.0
             metric = _validated(net, validate)
-            trainer.guard.see_metric(None if metric is None else processes.mean(metric))
+            if trainer.guard.min_metric is not None and metric is not None:
+                trainer.guard.see_metric(processes.mean(metric))
             record = EpochRecord(
                 epoch, loss, metric, net.fractional_size(), net.weights_left(), net.channels_left(),
                 trainer.last_gamma, seconds,

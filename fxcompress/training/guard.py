@@ -53,7 +53,6 @@ class Guard:
         self.smoothed = loss if math.isnan(self.smoothed) else _MEMORY * self.smoothed + (1 - _MEMORY) * loss
         self.lowest = min(self.lowest, self.smoothed)
 
-    def see_metric(self, metric: float | None) -> None:
+    def see_metric(self, metric: float) -> None:
         """Take in the metric of an epoch; the higher the better."""
-        if self.min_metric is not None and metric is not None:
-            self.low = metric < self.min_metric
+        self.low = self.min_metric is not None and metric < self.min_metric

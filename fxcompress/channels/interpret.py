@@ -10,7 +10,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from fxcompress.channels.dispatch import Dispatch
-from fxcompress.channels.layers import vector
+from fxcompress.channels.factories import FILL, filled_with, written_dims
+from fxcompress.channels.layers import Layers, vector
 from fxcompress.channels.packed import with_lengths
 from fxcompress.channels.recurrent import as_given, is_recurrent, whole
 from fxcompress.channels.rules.noise import NOISE, noise_of
@@ -151,14 +152,30 @@ class Interpreter:
             if isinstance(node.target, type):  # a dataclass or the like, in which nothing finds its tensors again
                 self._pin_output([args, kwargs])
             if node.op == "call_method":
-                return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+                return self._filled(node, getattr(args[0], str(node.target))(*args[1:], **kwargs))
             args, kwargs = self._given(node.target, args, kwargs)
             with whole(node.target):
-                return node.target(*args, **kwargs)  # type: ignore[operator]
+                return self._filled(node, node.target(*args, **kwargs))  # type: ignore[operator]
         except FxCompressError:
             raise
         except Exception as error:
             raise ExampleInputError(_run_message(node, args, kwargs, error)) from error
+
+    def _filled(self, node: fx.Node, result: Any) -> Any:  # noqa: ANN401 - whatever the node returns
+        """The result of a node; with labels where it makes a tensor whose size is written in the graph."""
+        dims = written_dims(node, result)
+        if not dims:
+            return result
+        meta = torch.empty_like(result, device="meta")
+        value = Value(meta, self.made_layers(node, meta, dims))
+        call = Call(FILL, (value.layers, filled_with(node)), {}, (meta,))
+        self.dispatch.tape.append(Step(FILL, call, (value,), node.name))
+        return LabelTensor(value, self.dispatch, result.device)
+
+    def made_layers(self, node: fx.Node, meta: Tensor, dims: list[int]) -> Layers:
+        """Labels for a tensor that a node makes out of nothing."""
+        fresh = [(d, self.space.fresh("", d, meta.shape[d], is_parameter=False)) for d in dims]
+        return tuple(vector(atoms, meta.ndim, d) for d, atoms in fresh)
 
     def _given(self, callee: object, args: Any, kwargs: Any) -> Any:  # noqa: ANN401 - arguments of a call
         """The arguments of a call; an initial state of a recurrent layer has a size that the graph fixes."""

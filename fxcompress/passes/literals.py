@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import fx
 
+from fxcompress.channels.factories import SIZES, kind_of, sizes_of
 from fxcompress.channels.layers import support
 from fxcompress.channels.survivors import kept_masks, kept_shape
 from fxcompress.channels.values import Value, find
@@ -40,6 +41,8 @@ def propose(node: fx.Node, source: Value | None, result: object, alive: np.ndarr
         result: its result before the cut, Values in place of tensors.
         alive: bool (atoms,).
     """
+    if kind_of(node):
+        return _made(node, result, alive)
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     rule = _RULES.get(str(name))
     return rule(node, source, result, alive) if rule is not None and source is not None else None
@@ -62,6 +65,18 @@ def _sizes(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> P
     cut = [n != -1 and (a != b or d in computed) for d, (n, a, b) in enumerate(zip(flat, old, new, strict=True))]
     sizes = tuple(new[d] if cut[d] else flat[d] for d in range(len(old)))
     return Proposal(node.target, (node.args[0], sizes), {})
+
+
+def _made(node: fx.Node, result: object, alive: np.ndarray) -> Proposal | None:
+    """zeros, ones and the like: the sizes that are left."""
+    sizes = sizes_of(node)
+    if not isinstance(result, Value) or sizes is None:
+        return None
+    new = tuple(n if type(s) is int else s for s, n in zip(sizes, kept_shape(result, alive), strict=True))
+    start = SIZES[kind_of(node)]
+    rest = node.args[start + 1 :] if "full" in kind_of(node) else ()
+    kwargs = {key: value for key, value in node.kwargs.items() if key != "size"}
+    return Proposal(node.target, (*node.args[:start], new, *rest), kwargs)
 
 
 def _unflatten(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> Proposal | None:

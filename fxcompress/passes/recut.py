@@ -77,7 +77,7 @@ def _alive(analysis: Analysis, have: Provenance, want: Provenance) -> np.ndarray
     lost = np.zeros_like(alive)
     lost[analysis.component[~alive]] = True
     for block in analysis.space.blocks:
-        if block.name and block.name not in want.shapes:
+        if block.name not in want.shapes:  # slots and what factories make have no name
             span = np.arange(block.start, block.start + block.size)
             alive[span] = ~lost[analysis.component[span]]
     return alive

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.interpret import Atoms, Interpreter, Trail
-from fxcompress.channels.layers import support
+from fxcompress.channels.layers import Layers, support
 from fxcompress.channels.plan import Plan
 from fxcompress.channels.space import FIXED, Reason
 from fxcompress.channels.survivors import canonical, kept_layers, kept_shape
@@ -76,6 +76,11 @@ class Replay(Interpreter):
             return result
         del self.dispatch.tape[marks[0] :], self.space.edges[marks[1] :], self.space.slots[marks[2] :]
         return self._patch(node, why)
+
+    def made_layers(self, node: fx.Node, meta: Tensor, dims: list[int]) -> Layers:
+        """What is left of the labels of a tensor that a node makes, where its sizes agree with that."""
+        original = self.original.values[node.name]
+        return kept_layers(original, self.alive) if tuple(meta.shape) == kept_shape(original, self.alive) else ()
 
     def _run(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         """Run a node. Where one entry is all that is left of a dim, it has no label any more."""

@@ -1,6 +1,16 @@
 """Rules for classes of ATen ops; importing this package fills the table."""
 
-from fxcompress.channels.rules import contraction, movement, norms, pointwise, products, reductions, windows
+from fxcompress.channels.rules import (
+    contraction,
+    movement,
+    norms,
+    pointwise,
+    products,
+    reductions,
+    regions,
+    spectra,
+    windows,
+)
 from fxcompress.channels.rules.registry import OpClass, register, registered, rule_of
 
 __all__ = [
@@ -11,8 +21,10 @@ __all__ = [
     "pointwise",
     "products",
     "reductions",
+    "regions",
     "register",
     "registered",
     "rule_of",
+    "spectra",
     "windows",
 ]

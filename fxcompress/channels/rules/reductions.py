@@ -55,6 +55,11 @@ def _mean_constants(step: Step, known: Known) -> list[Tensor]:
     return [_squeeze(channels, dims, out.rank) for out in step.outputs]
 
 
+def _pick_constants(step: Step, known: Known) -> list[Tensor]:
+    """One of equal entries is that entry; where it stood is unknown."""
+    return [_mean_constants(step, known)[0], *nothing_known(step, known)[1:]]
+
+
 def _sum_constants(step: Step, known: Known) -> list[Tensor]:
     return [torch.where(out == 0, out, torch.nan) for out in _mean_constants(step, known)]
 
@@ -88,7 +93,13 @@ def _normalized(call: Call) -> int:
 
 
 def _one(call: Call) -> frozenset[int]:
-    return frozenset({call.args[1] % max(call.args[0].rank, 1)})
+    return frozenset({call.arg(1, "dim", -1) % max(call.args[0].rank, 1)})
+
+
+def _order_labels(call: Call, space: Space) -> tuple[Layers, ...]:
+    """Values in another order, and where they stood."""
+    layers = pass_others(call, space, _one(call), "reduction")
+    return tuple(layers for _ in call.metas)
 
 
 register(OpClass("mean", _reduce_labels, _mean_constants), ["mean", "amax", "amin"])
@@ -97,5 +108,11 @@ register(
     OpClass("reduction", _reduce_labels),
     ["prod", "var", "std", "var_mean", "std_mean", "logsumexp", "argmax", "argmin", "all", "any", "linalg_vector_norm"],
 )
+_AT = torch.ops.aten
+register(
+    OpClass("pick", _reduce_labels, _pick_constants),
+    [_AT.max.dim, _AT.min.dim, _AT.median.dim, _AT.nanmedian.dim, _AT.mode],
+)
+register(OpClass("order", _order_labels), ["sort", "cummax", "cummin"])
 register(OpClass("softmax", _mixing(_one, "softmax")), ["_softmax", "_log_softmax", "cumsum", "logcumsumexp"])
 register(OpClass("layer norm", _mixing(_last(_normalized), "norm")), ["native_layer_norm"])

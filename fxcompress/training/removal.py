@@ -1,6 +1,7 @@
 """A removal that has been worked out in full, and not yet made."""
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -10,11 +11,12 @@ from torch.optim import Optimizer
 from fxcompress.errors import UnsupportedModelError
 from fxcompress.passes.prune_channels import Pruned, prune_channels
 from fxcompress.passes.prune_report import PruneReport, make_report
-from fxcompress.trace.inputs import ExampleInputs
+from fxcompress.passes.repeat import repeat_removal
 from fxcompress.trace.traced import TracedModule
-from fxcompress.training.census import seeds
-from fxcompress.training.liveness import LivenessUpdate
+from fxcompress.training.averages import copies_of
+from fxcompress.training.census import Zeros, seeds
 from fxcompress.training.optimizer import PreparedResize, Replacement, check_optimizer, prepare_resize
+from fxcompress.training.sized import SizedModule
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,6 +27,7 @@ class Removal:
         pruned: the smaller network.
         report: what goes, in words.
         optimizer: what becomes of the optimizer; None where there is none, or nothing goes.
+        averages: the averaged copies of the network, and what becomes of each.
         fingerprint: the same number on two machines exactly when they hold networks of the same shapes, with the same
             zeros, and would remove the same.
     """
@@ -32,6 +35,7 @@ class Removal:
     pruned: Pruned
     report: PruneReport
     optimizer: PreparedResize | None
+    averages: list[tuple[SizedModule, Pruned]]
     fingerprint: str
 
     def __str__(self) -> str:
@@ -40,17 +44,18 @@ class Removal:
         return f"{before - after} of {before} parameters, {self.report.channels} channels"
 
 
-def plan_removal(
-    net: TracedModule, update: LivenessUpdate, inputs: ExampleInputs, optimizer: Optimizer | None
-) -> Removal:
+def plan_removal(net: SizedModule, optimizer: Optimizer | None, averages: Iterable[nn.Module] = ()) -> Removal:
     """Work out what :meth:`CompressedModule.prune` removes, and change nothing yet.
 
     Raises:
+        AverageError: as there.
         OptimizerError: as there.
         UnsupportedModelError: as there.
     """
     if optimizer is not None:
         check_optimizer(optimizer, net.parameters())
+    copies = copies_of(net, averages)
+    update, inputs = net.liveness, net.settings.inputs
     zeros = update.zeros()
     analysis = update.census.analysis if update.census.view is net else None
     pruned = prune_channels(net, inputs, lambda _, trail: seeds(trail, zeros), modes=(True,), analysis=analysis)
@@ -59,7 +64,8 @@ def plan_removal(
     prepared = None
     if optimizer is not None and pruned.modified:
         prepared = prepare_resize(optimizer, _replacements(net, pruned))
-    return Removal(pruned, report, prepared, _fingerprint(net, update, pruned, optimizer))
+    followed = [(other, repeat_removal(other, pruned)) for other in copies if pruned.modified]
+    return Removal(pruned, report, prepared, followed, _fingerprint(net, zeros, pruned, optimizer))
 
 
 def _check_forward(net: TracedModule, pruned: Pruned) -> None:
@@ -90,9 +96,8 @@ def _replacements(before: TracedModule, pruned: Pruned) -> list[Replacement]:
     return list(changes.values())
 
 
-def _fingerprint(net: TracedModule, update: LivenessUpdate, pruned: Pruned, optimizer: Optimizer | None) -> str:
+def _fingerprint(net: TracedModule, flagged: Zeros, pruned: Pruned, optimizer: Optimizer | None) -> str:
     """Of shapes, zeros and cuts. Values other than zero are left out: another kind of hardware may round them."""
-    flagged = update.zeros()
     now = torch.cat([net.get_parameter(name).detach().flatten() == 0 for name in flagged]) if flagged else None
     parts: list[object] = [
         type(optimizer).__name__,

@@ -1,7 +1,7 @@
 """The network that compresses itself while it trains."""
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -138,7 +138,9 @@ class CompressedModule(SizedModule):
         """
         self.liveness.step()
 
-    def prune(self, optimizer: Optimizer | None = None, *, averages: Iterable[nn.Module] = ()) -> PruneReport:
+    def prune(
+        self, optimizer: Optimizer | Sequence[Optimizer] | None = None, *, averages: Iterable[nn.Module] = ()
+    ) -> PruneReport:
         """Remove dead channels and branches, in place, with their part of the optimizer's state.
 
         With many processes, each must call it at the same point: where a ``DistributedDataParallel`` holds this network
@@ -146,7 +148,8 @@ class CompressedModule(SizedModule):
         is rebuilt in place for the new parameters.
 
         Args:
-            optimizer: whose parameters are those of this network; its groups and its schedulers go on.
+            optimizer: whose parameters are those of this network; its groups and its schedulers go on. Several, where
+                more than one trains it (Muon for weights, say, and AdamW for the rest).
             averages: moving averages of this network, such as ``torch.optim.swa_utils.AveragedModel(net)``: each is a
                 copy of it, or holds one. They lose the same channels, whatever the averages of these are by now, and
                 the averages of all others stay as they are, so averaging goes on.
@@ -159,25 +162,29 @@ class CompressedModule(SizedModule):
             UnsupportedModelError: ``forward`` was replaced on the instance, and would go on running the old graph.
         """
         copies = tuple(averages)
+        optimizers = (optimizer,) if isinstance(optimizer, Optimizer) else tuple(optimizer or ())
         wrappers = wrappers_of(self)
-        removal = agreed(wrappers, lambda: self._planned(wrappers, optimizer, copies))
+        removal = agreed(wrappers, lambda: self._planned(wrappers, optimizers, copies))
         if not removal.pruned.modified:
             return removal.report
         provenance = extended(self, removal.pruned)
         for net, pruned in ((self, removal.pruned), *removal.averages):
             take_over(net, pruned, provenance)
-        if removal.optimizer is not None:
-            removal.optimizer.commit()
+        for prepared in removal.optimizers:
+            prepared.commit()
         for wrapper in wrappers:
             rebuild(wrapper)
         return removal.report
 
     def _planned(
-        self, wrappers: list[DistributedDataParallel], optimizer: Optimizer | None, averages: tuple[nn.Module, ...]
+        self,
+        wrappers: list[DistributedDataParallel],
+        optimizers: tuple[Optimizer, ...],
+        averages: tuple[nn.Module, ...],
     ) -> Removal:
         for wrapper in wrappers:
             check_wrapper(wrapper)
-        return plan_removal(self, optimizer, averages)
+        return plan_removal(self, optimizers, averages)
 
     def finalize(self, *, prune: bool = True, fold: bool = True) -> TracedModule:
         """The network as an ordinary GraphModule: weights on their grid, no quantizers; this one stays as it is.

@@ -1,7 +1,7 @@
 """A removal that has been worked out in full, and not yet made."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +26,7 @@ class Removal:
     Attributes:
         pruned: the smaller network.
         report: what goes, in words.
-        optimizer: what becomes of the optimizer; None where there is none, or nothing goes.
+        optimizers: what becomes of the optimizers; empty where nothing goes.
         averages: the averaged copies of the network, and what becomes of each.
         fingerprint: the same number on two machines exactly when they hold networks of the same shapes, with the same
             zeros, and would remove the same.
@@ -34,7 +34,7 @@ class Removal:
 
     pruned: Pruned
     report: PruneReport
-    optimizer: PreparedResize | None
+    optimizers: list[PreparedResize]
     averages: list[tuple[SizedModule, Pruned]]
     fingerprint: str
 
@@ -44,7 +44,7 @@ class Removal:
         return f"{before - after} of {before} parameters, {self.report.channels} channels"
 
 
-def plan_removal(net: SizedModule, optimizer: Optimizer | None, averages: Iterable[nn.Module] = ()) -> Removal:
+def plan_removal(net: SizedModule, optimizers: Sequence[Optimizer], averages: Iterable[nn.Module] = ()) -> Removal:
     """Work out what :meth:`CompressedModule.prune` removes, and change nothing yet.
 
     Raises:
@@ -52,7 +52,7 @@ def plan_removal(net: SizedModule, optimizer: Optimizer | None, averages: Iterab
         OptimizerError: as there.
         UnsupportedModelError: as there.
     """
-    if optimizer is not None:
+    for optimizer in optimizers:
         check_optimizer(optimizer, net.parameters())
     copies = copies_of(net, averages)
     update, inputs = net.liveness, net.settings.inputs
@@ -61,11 +61,10 @@ def plan_removal(net: SizedModule, optimizer: Optimizer | None, averages: Iterab
     pruned = prune_channels(net, inputs, lambda _, trail: seeds(trail, zeros), modes=(True,), analysis=analysis)
     _check_forward(net, pruned)
     report = make_report(net, pruned, explain=False)
-    prepared = None
-    if optimizer is not None and pruned.modified:
-        prepared = prepare_resize(optimizer, _replacements(net, pruned))
+    changes = _replacements(net, pruned) if pruned.modified else []
+    prepared = [prepare_resize(optimizer, changes) for optimizer in optimizers if pruned.modified]
     followed = [(other, repeat_removal(other, pruned)) for other in copies if pruned.modified]
-    return Removal(pruned, report, prepared, followed, _fingerprint(net, zeros, pruned, optimizer))
+    return Removal(pruned, report, prepared, followed, _fingerprint(net, zeros, pruned, optimizers))
 
 
 def _check_forward(net: TracedModule, pruned: Pruned) -> None:
@@ -96,11 +95,11 @@ def _replacements(before: TracedModule, pruned: Pruned) -> list[Replacement]:
     return list(changes.values())
 
 
-def _fingerprint(net: TracedModule, flagged: Zeros, pruned: Pruned, optimizer: Optimizer | None) -> str:
+def _fingerprint(net: TracedModule, flagged: Zeros, pruned: Pruned, optimizers: Sequence[Optimizer]) -> str:
     """Of shapes, zeros and cuts. Values other than zero are left out: another kind of hardware may round them."""
     now = torch.cat([net.get_parameter(name).detach().flatten() == 0 for name in flagged]) if flagged else None
     parts: list[object] = [
-        type(optimizer).__name__,
+        [type(optimizer).__name__ for optimizer in optimizers],
         [(name, tuple(p.shape)) for name, p in net.named_parameters()],
         [(name, dead.tobytes()) for name, dead in flagged.items()],
         b"" if now is None else now.cpu().numpy().tobytes(),

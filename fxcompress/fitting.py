@@ -78,7 +78,7 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
             fifth).
         progress: show a live display, in the first process.
         on_epoch: called with each record.
-        checkpoint: a file that the run is kept in, written after each epoch and on Ctrl-C.
+        checkpoint: a file that the run is kept in, written after each epoch, and on Ctrl-C or SIGTERM.
         resume: True: go on with the run in ``checkpoint``; ``"auto"``: the same if there is such a file, else start
             anew; False: start anew. All other arguments must be as they were. What is trained then is the same, bit for
             bit, as without a stop (see docs/training.md for what that takes).
@@ -92,8 +92,8 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
             without ``checkpoint``.
         AverageError: ``average`` is not of the network.
         CheckpointError: the checkpoint does not fit, or is there although the run is to start anew.
-        TrainingInterrupted: Ctrl-C was pressed; a KeyboardInterrupt, raised after the step that ran. A second Ctrl-C
-            stops at once.
+        TrainingInterrupted: Ctrl-C was pressed, or SIGTERM has come; a KeyboardInterrupt, raised after the step that
+            ran. A second signal stops at once.
         FxCompressError: see :func:`compress`.
         DistributedError: processes have different numbers of batches, disagree, or have died.
     """

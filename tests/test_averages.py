@@ -16,7 +16,7 @@ from fxcompress.errors import AverageError, CheckpointError
 from fxcompress.training.fit import FitResult
 from fxcompress.training.history import EpochRecord
 from fxcompress.training.restore import RECORD
-from tests.nets import ResidualNet, batch, quantizer, set_bits
+from tests.nets import ResidualNet, batch, kill, quantizer, set_bits
 
 Average = Callable[[nn.Module], AveragedModel]
 
@@ -32,16 +32,6 @@ AVERAGES: dict[str, Average] = {
 def compressed() -> fxc.CompressedModule:
     torch.manual_seed(0)
     return fxc.compress(ResidualNet().double(), torch.zeros(2, 3, 10, 10, dtype=torch.float64))
-
-
-def kill(net: fxc.CompressedModule) -> None:
-    """Channels that can go at once; the last convolution of a block takes its branch along."""
-    set_bits(net, "stem.0.weight", [1])
-    set_bits(net, "block1.conv1.weight", [0, 3])
-    set_bits(net, "block2.conv2.weight", list(range(8)))
-    for name in ("stem.1", "block1.bn1", "block1.bn2", "block2.bn1", "block2.bn2", "block2.conv1", "block2.conv2"):
-        nn.init.zeros_(net.get_parameter(f"{name}.bias"))
-    net.step()
 
 
 def train(net: fxc.CompressedModule, average: AveragedModel, *, remove: bool) -> int:

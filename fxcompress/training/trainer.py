@@ -73,7 +73,7 @@ class Trainer:
         """Train on each batch once; the mean task loss.
 
         Raises:
-            StepDone: Ctrl-C was pressed.
+            StepDone: Ctrl-C was pressed, or SIGTERM has come.
         """
         self.net.train()
         for batch in loader:

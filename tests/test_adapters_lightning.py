@@ -14,10 +14,11 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import fxcompress as fxc
 from fxcompress.adapters.lightning import SelfCompression
@@ -65,9 +66,9 @@ def test_example_finalizes_to_the_same_function(run: tuple[Any, Any, list[dict[s
     torch.testing.assert_close(net.finalize().eval()(x), net(x))
 
 
-def network() -> fxc.CompressedModule:
+def network(bits: float = 8.0) -> fxc.CompressedModule:
     model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)).double()
-    return fxc.compress(model, torch.zeros(2, 5, dtype=torch.float64))
+    return fxc.compress(model, torch.zeros(2, 5, dtype=torch.float64), bits=bits)
 
 
 def batches() -> list[tuple[Tensor, Tensor]]:
@@ -102,7 +103,9 @@ def fit(
     settings = {"max_epochs": 2, "accelerator": "cpu", "logger": False, "enable_progress_bar": False}
     settings |= {"enable_model_summary": False, "enable_checkpointing": False, "barebones": False}
     trainer = L.Trainer(callbacks=list(callbacks), **(settings | options))
-    trainer.fit(model, DataLoader(TensorDataset(x, y), batch_size=batch_size), ckpt_path=ckpt_path)
+    data = TensorDataset(x, y)
+    sampler: Any = DistributedSampler(data, shuffle=False) if dist.is_initialized() else None
+    trainer.fit(model, DataLoader(data, batch_size=batch_size, sampler=sampler), ckpt_path=ckpt_path)
     return trainer
 
 
@@ -183,12 +186,20 @@ def in_processes(rank: int) -> tuple[list[Tensor], int]:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "TORCHELASTIC_RUN_ID": "0", "GROUP_RANK": "0"}
     torch.manual_seed(rank)
-    return trained(devices=2, strategy="ddp", batch_size=4)
+    return trained(devices=2, strategy="ddp", batch_size=4, use_distributed_sampler=False)
+
+
+class Slow(Model):
+    """At the paper's learning rate of bits rounding grows until two runs part."""
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        assert isinstance(self.net, fxc.CompressedModule)
+        return torch.optim.Adam(self.net.param_groups(lr=1e-3, bits_lr=0.06))
 
 
 def trained(batch_size: int = 8, **options: Any) -> tuple[list[Tensor], int]:
-    net, callback = network(), SelfCompression(gamma=GAMMA, prune=fxc.PrunePolicy(cost=0.2))
-    fit(Model(net), callback, batch_size=batch_size, max_epochs=3, **options)
+    net, callback = network(2.0), SelfCompression(gamma=GAMMA, prune=fxc.PrunePolicy(cost=0.2))
+    fit(Slow(net), callback, batch_size=batch_size, max_epochs=2, **options)
     return [p.detach() for p in net.parameters()], len(callback.reports)
 
 

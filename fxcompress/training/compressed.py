@@ -1,11 +1,11 @@
 """The network that compresses itself while it trains."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
@@ -14,7 +14,7 @@ from fxcompress.errors import UnsupportedModelError
 from fxcompress.objectives import starting_costs
 from fxcompress.passes.finalize import finalize_quantizers
 from fxcompress.passes.history import extended
-from fxcompress.passes.prune_channels import Pruned, prune_channels
+from fxcompress.passes.prune_channels import prune_channels
 from fxcompress.passes.prune_report import PruneReport
 from fxcompress.passes.shrink import shrink
 from fxcompress.provenance import Provenance, attach, provenance_of
@@ -28,6 +28,7 @@ from fxcompress.training.record import encode
 from fxcompress.training.removal import Removal, plan_removal
 from fxcompress.training.restore import Recut, plan_load
 from fxcompress.training.sized import LIVENESS, Settings, SizedModule
+from fxcompress.training.takeover import take_over
 
 
 class CompressedModule(SizedModule):
@@ -65,9 +66,7 @@ class CompressedModule(SizedModule):
         Raises:
             CheckpointError: it does not fit.
         """
-        return plan_load(
-            self, self.settings.inputs, state, strict=strict, liveness=LIVENESS, take_over=self._take_over
-        )  # fmt: skip
+        return plan_load(self, state, strict=strict)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:  # noqa: ANN401, FBT001, FBT002
         """As of any module, but first the network is cut to the shape of the one that ``state_dict`` is of.
@@ -139,7 +138,9 @@ class CompressedModule(SizedModule):
         """
         self.liveness.step()
 
-    def prune(self, optimizer: Optimizer | None = None) -> PruneReport:
+    def prune(
+        self, optimizer: Optimizer | Sequence[Optimizer] | None = None, *, averages: Iterable[nn.Module] = ()
+    ) -> PruneReport:
         """Remove dead channels and branches, in place, with their part of the optimizer's state.
 
         With many processes, each must call it at the same point: where a ``DistributedDataParallel`` holds this network
@@ -147,43 +148,43 @@ class CompressedModule(SizedModule):
         is rebuilt in place for the new parameters.
 
         Args:
-            optimizer: whose parameters are those of this network; its groups and its schedulers go on.
+            optimizer: whose parameters are those of this network; its groups and its schedulers go on. Several, where
+                more than one trains it (Muon for weights, say, and AdamW for the rest).
+            averages: moving averages of this network, such as ``torch.optim.swa_utils.AveragedModel(net)``: each is a
+                copy of it, or holds one. They lose the same channels, whatever the averages of these are by now, and
+                the averages of all others stay as they are, so averaging goes on.
 
         Raises:
+            AverageError: one of ``averages`` is no copy of this network, or has not lost what it has lost. Nothing has
+                changed then.
             DistributedError: the ranks disagree, or one has died or cannot remove. Nothing has changed on any rank.
             OptimizerError: it holds other parameters, or state that cannot be cut. Nothing has changed then.
             UnsupportedModelError: ``forward`` was replaced on the instance, and would go on running the old graph.
         """
+        copies = tuple(averages)
+        optimizers = (optimizer,) if isinstance(optimizer, Optimizer) else tuple(optimizer or ())
         wrappers = wrappers_of(self)
-        removal = agreed(wrappers, lambda: self._planned(wrappers, optimizer))
+        removal = agreed(wrappers, lambda: self._planned(wrappers, optimizers, copies))
         if not removal.pruned.modified:
             return removal.report
-        attach(self, extended(self, removal.pruned))
-        self._take_over(removal.pruned)
-        if removal.optimizer is not None:
-            removal.optimizer.commit()
+        provenance = extended(self, removal.pruned)
+        for net, pruned in ((self, removal.pruned), *removal.averages):
+            take_over(net, pruned, provenance)
+        for prepared in removal.optimizers:
+            prepared.commit()
         for wrapper in wrappers:
             rebuild(wrapper)
         return removal.report
 
-    def _planned(self, wrappers: list[DistributedDataParallel], optimizer: Optimizer | None) -> Removal:
+    def _planned(
+        self,
+        wrappers: list[DistributedDataParallel],
+        optimizers: tuple[Optimizer, ...],
+        averages: tuple[nn.Module, ...],
+    ) -> Removal:
         for wrapper in wrappers:
             check_wrapper(wrapper)
-        return plan_removal(self, self.liveness, self.settings.inputs, optimizer)
-
-    def _take_over(self, pruned: Pruned) -> None:
-        """Become the pruned network; modules that stay keep their identity."""
-        flags = self.get_submodule(LIVENESS)
-        assert isinstance(flags, Liveness)
-        for name, cut in pruned.cuts.items():
-            flags.keep(name, cut.indices.get(0))
-        for name in pruned.gone:
-            flags.keep(name, None)
-        new = dict(pruned.module.named_modules())
-        del new[LIVENESS]
-        _transplant(self, new)
-        self.set_graphs(pruned.module.graph, pruned.module.train_graph)
-        self.refresh()
+        return plan_removal(self, optimizers, averages)
 
     def finalize(self, *, prune: bool = True, fold: bool = True) -> TracedModule:
         """The network as an ordinary GraphModule: weights on their grid, no quantizers; this one stays as it is.
@@ -223,17 +224,3 @@ def new_compressed(traced: TracedModule, settings: Settings) -> CompressedModule
     result.meta = dict(traced.meta)
     result.start(settings)
     return result
-
-
-def _transplant(old: nn.Module, new: dict[str, nn.Module], prefix: str = "") -> None:
-    """Give the modules of a tree the tensors and attributes of their counterparts; drop those without one."""
-    source = new[prefix.removesuffix(".")]
-    old._parameters, old._buffers = source._parameters, source._buffers
-    for key, value in source.__dict__.items():
-        if not key.startswith("_") and not isinstance(old, fx.GraphModule):
-            old.__dict__[key] = value
-    for name, child in list(old._modules.items()):
-        if prefix + name in new and child is not None:
-            _transplant(child, new, f"{prefix}{name}.")
-        elif name != LIVENESS:
-            del old._modules[name]

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 from fxcompress.passes.prune_report import PruneReport
 from fxcompress.training.compressed import CompressedModule
@@ -43,6 +44,7 @@ class Trainer:
         policy: when to remove what is dead; None for never.
         guard: when there must be no pressure.
         interrupt: tells when to stop.
+        average: of ``net``, brought up to date after each step; None for none.
         reports: of all removals.
         done: steps that were made.
         last_gamma: of the step before.
@@ -60,6 +62,7 @@ class Trainer:
     policy: PrunePolicy | None = None
     guard: Guard = field(default_factory=Guard)
     interrupt: Interrupt | None = None
+    average: AveragedModel | None = None
     reports: list[PruneReport] = field(default_factory=list)
     done: int = 0
     last_gamma: float = 0.0
@@ -70,7 +73,7 @@ class Trainer:
         """Train on each batch once; the mean task loss.
 
         Raises:
-            StepDone: Ctrl-C was pressed.
+            StepDone: Ctrl-C was pressed, or SIGTERM has come.
         """
         self.net.train()
         for batch in loader:
@@ -86,7 +89,7 @@ class Trainer:
     def remove(self) -> None:
         """Remove what is dead now."""
         assert isinstance(self.net, CompressedModule)
-        report = self.net.prune(self.optimizer)
+        report = self.net.prune(self.optimizer, averages=[] if self.average is None else [self.average])
         self.reports += [report] if report.modified else []
 
     def _step(self, inputs: tuple[Any, ...], target: Any) -> Tensor:  # noqa: ANN401
@@ -105,6 +108,8 @@ class Trainer:
             self.guard.see_loss(self.mean(float(task.detach())))
         if isinstance(self.net, CompressedModule):
             self.net.step()
+            if self.average is not None:
+                self.average.update_parameters(self.net)
             if self.policy is not None and self.policy.due(self.net.removable()):
                 self.remove()
         return task.detach()

@@ -117,7 +117,6 @@ def narrow_branches(
             removal = search.drop_what_does_not_pay(analysis, removal)
     if removal is None:
         return Narrowed(None, (), search.wide)
-    close_joins(removal.module)
     provenance = extended(module, removal)
     new = [Narrowing(p.place, p.operand, p.dim) for p in search.paths if join_at(module, _node(module, p)) is None]
     attach(removal.module, replace(provenance, joins=(*provenance.joins, *new)))
@@ -161,6 +160,7 @@ class _Search:
             open_joins(module, self.paths)
             pruned = prune_channels(module, self.inputs)
             if not self._adjust(pruned):
+                close_joins(pruned.module)
                 return pruned
         return None
 

@@ -15,7 +15,7 @@ from fxcompress.channels.rules.pointwise import SAME
 from fxcompress.channels.rules.products import BATCHED
 from fxcompress.channels.rules.scatter import INDEX_ADD, scatter_of
 from fxcompress.channels.survivors import kept_masks, kept_shape, pack, ragged_dims
-from fxcompress.channels.values import Call, Step, Value, find, leaves
+from fxcompress.channels.values import Call, Step, Value, find, leaves, replace
 
 _PRODUCT = (MATMUL, BATCHED, RESHAPE, SAME)
 _AROUND = {torch.ops.aten.t.default, torch.ops.aten.transpose.int, torch.ops.aten.expand.default}
@@ -101,7 +101,8 @@ def _run(call: Call, positions: Tensor, shape: list[int] | None = None) -> list[
     """The positions after the call; 0 where it pads."""
     if call.func is torch.ops.aten.constant_pad_nd.default:
         return [compress(torch.constant_pad_nd(positions.expand(shape or call.args[0].shape), call.args[1], 0))]
-    return move(lambda x: call.func(x, *call.args[1:], **call.kwargs), positions, shape or call.args[0].shape)
+    args, kwargs = replace(lambda index: index.cpu(), Tensor, (call.args[1:], call.kwargs))
+    return move(lambda x: call.func(x, *args, **kwargs), positions, shape or call.args[0].shape)
 
 
 def _left(positions: Tensor, value: Value, alive: np.ndarray) -> Tensor:

@@ -29,6 +29,21 @@ class Grid:
 
 
 @dataclass(frozen=True, slots=True)
+class Narrowing:
+    """A sum one path of which has lost channels that the sum still has.
+
+    Attributes:
+        place: ``"mode:node"``, the node that adds.
+        operand: which of its two operands is the narrow path, 0 or 1.
+        dim: of the channels, from the left.
+    """
+
+    place: str
+    operand: int
+    dim: int
+
+
+@dataclass(frozen=True, slots=True)
 class Provenance:
     """What was cut out of the original network.
 
@@ -41,6 +56,7 @@ class Provenance:
         inputs: what the network was analysed on: (keyword or "", shape, dtype) of each tensor; empty where an input
             was no tensor.
         biases: weights whose layers the original has without a bias, and which got one when constants were folded.
+        joins: sums that a path narrower than the sum leads to. Which channels the path has lost follows from ``kept``.
     """
 
     shapes: dict[str, tuple[int, ...]]
@@ -50,6 +66,7 @@ class Provenance:
     weights: int = 0
     inputs: tuple[tuple[str, tuple[int, ...], str], ...] = ()
     biases: tuple[str, ...] = ()
+    joins: tuple[Narrowing, ...] = ()
 
 
 def attach(module: fx.GraphModule, provenance: Provenance) -> None:

@@ -232,6 +232,7 @@ CASES: dict[str, Case] = {
     "constant_pad_nd": Case(lambda h, net: F.pad(h, (1, 0, 0, 2, 3, 1))),
     "index": Case(lambda h, net: h[:, [3, 1, 4, 1, 5]], matters=False),
     "index_select": Case(lambda h, net: h.index_select(2, net.index)),
+    "index_add": Case(lambda h, net: h.index_add(2, net.index, h.index_select(2, net.index))),
     "_unsafe_index": Case(lambda h, net: aten._unsafe_index.Tensor(h, [None, None, net.index])),
     "as_strided": Case(lambda h, net: h.mean(3).as_strided((2, C, SIZE), (C * SIZE, SIZE, 1)), stays="rewrite"),
     # norms, reductions

@@ -9,6 +9,7 @@ from fxcompress.channels.plan import Plan, make_plan
 from fxcompress.channels.rules.registry import Known
 from fxcompress.channels.space import Reason
 from fxcompress.passes.cutting import Cut, cut_module
+from fxcompress.passes.renumber import renumber_joins
 from fxcompress.passes.replay import MismatchError, Replay
 from fxcompress.trace.traced import TracedModule
 
@@ -75,6 +76,7 @@ def carry_out(analysis: Analysis, plan: Plan) -> Rewritten:
     if not plan.changes:
         return Rewritten(cut_module(analysis, plan).module, {}, plan)
     cut = cut_module(analysis, plan)
+    renumber_joins(cut.module, analysis, plan)
     patched = False
     for mode, graph in cut.module.graphs.items():
         replay = Replay(cut.module, analysis, mode, plan)

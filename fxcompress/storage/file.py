@@ -9,6 +9,7 @@ keep the header from dominating a small network's file. After the index the stre
                         on its grid: widths (uint8), minimum (smallest integer type), scales (float32), codes (uint8)
 """
 
+import dataclasses
 import json
 import math
 import os
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxcompress.errors import StorageError
-from fxcompress.provenance import Grid, Provenance, provenance_of
+from fxcompress.provenance import Grid, Narrowing, Provenance, provenance_of
 from fxcompress.storage.atomic import write_atomically
 from fxcompress.storage.packing import Coded, decode, encode, pack, packed_size, unpack
 
@@ -215,7 +216,8 @@ def _describe(state: dict[str, Tensor], provenance: Provenance, writer: _Writer)
             row.update(a=owner[name], g=int(name in provenance.grids))
     masked = [size for size, _ in masks]
     index = {"t": rows, "m": masked, "c": provenance.cuts, "w": provenance.weights, "i": provenance.inputs}
-    return index | ({"b": provenance.biases} if provenance.biases else {})
+    joins = [dataclasses.astuple(join) for join in provenance.joins]
+    return index | ({"b": provenance.biases} if provenance.biases else {}) | ({"j": joins} if joins else {})
 
 
 def _origin(name: str, provenance: Provenance, masks: dict[tuple[int, tuple[int, ...]], int]) -> _Json:
@@ -274,7 +276,8 @@ def _rebuild(reader: _Reader, length: int) -> SavedNetwork:
     grids |= {name: grids[row["a"]] for name, row in rows.items() if row.get("a") in grids and row["g"]}
     cuts = tuple((node, operand) for node, operand in index["c"])
     inputs = tuple((name, tuple(shape), dtype) for name, shape, dtype in index.get("i", ()))
-    provenance = Provenance(shapes, kept, cuts, grids, index["w"], inputs, tuple(index.get("b", ())))
+    joins = tuple(Narrowing(*join) for join in index.get("j", ()))
+    provenance = Provenance(shapes, kept, cuts, grids, index["w"], inputs, tuple(index.get("b", ())), joins)
     return SavedNetwork({name: tensors[name] for name in rows if name in tensors}, provenance)
 
 

@@ -14,9 +14,8 @@ from fxcompress.errors import UnsupportedModelError
 from fxcompress.objectives import starting_costs
 from fxcompress.passes.finalize import finalize_quantizers
 from fxcompress.passes.history import extended
-from fxcompress.passes.prune_channels import prune_channels
 from fxcompress.passes.prune_report import PruneReport
-from fxcompress.passes.shrink import shrink
+from fxcompress.passes.shrink import Narrow, check_narrow, shrink
 from fxcompress.provenance import Provenance, attach, provenance_of
 from fxcompress.quantizer import Quantizer, compile_quantizers
 from fxcompress.trace.traced import TracedModule
@@ -186,14 +185,22 @@ class CompressedModule(SizedModule):
             check_wrapper(wrapper)
         return plan_removal(self, optimizers, averages)
 
-    def finalize(self, *, prune: bool = True, fold: bool = True) -> TracedModule:
+    def finalize(self, *, prune: bool = True, fold: bool = True, narrow: Narrow = False) -> TracedModule:
         """The network as an ordinary GraphModule: weights on their grid, no quantizers; this one stays as it is.
 
         Args:
             prune: also remove what can be proved removable now that the weights are fixed.
             fold: with ``prune``, also remove channels that are constant, and not zero, in evaluation: what they add
                 goes into the biases of the layers that read them. Layers may get a bias for that.
+            narrow: with ``prune``, also remove channels of one path into a sum that are zero there and alive in the
+                sum, see :func:`fxcompress.prune`.
+
+        Raises:
+            ValueError: ``narrow`` is something else than True, False and ``"measure"``, or asked for without ``prune``.
         """
+        check_narrow(narrow)
+        if narrow and not prune:
+            raise ValueError("narrow removes channels: pass prune=True with it")
         refuse_sharded(self)
         own = copy.deepcopy(self)
         provenance = provenance_of(own)
@@ -204,13 +211,7 @@ class CompressedModule(SizedModule):
         base = provenance or Provenance({})
         kept = {name: dims for name, dims in base.kept.items() if name in base.shapes}
         attach(plain, replace(base, kept=kept, grids=grids))
-        if prune and fold:
-            return shrink(plain, self.settings.inputs).module
-        if prune:
-            pruned = prune_channels(plain, self.settings.inputs)
-            attach(pruned.module, extended(plain, pruned))
-            return pruned.module
-        return plain
+        return shrink(plain, self.settings.inputs, fold=fold, narrow=narrow).module if prune else plain
 
 
 def new_compressed(traced: TracedModule, settings: Settings) -> CompressedModule:

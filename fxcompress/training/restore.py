@@ -105,6 +105,12 @@ def _check_origin(net: nn.Module, have: Provenance, want: Provenance) -> None:
             f"the state_dict is of another network: it was made from one in which {min(want.biases)} had got a bias by "
             "fold=True; call compress() on the network that prune() or load() returned"
         )
+    missing = [join.place for join in want.joins if join not in have.joins]
+    if missing:
+        raise CheckpointError(
+            f"the state_dict is of another network: it was made from one in which a path into {missing[0]} had been "
+            "narrowed; call compress() on the network that prune() or load() returned"
+        )
 
 
 def _shown(name: str, shape: tuple[int, ...] | None) -> str:

@@ -8,6 +8,7 @@ from fxcompress.channels.rules import (
     products,
     reductions,
     regions,
+    scatter,
     spectra,
     windows,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "register",
     "registered",
     "rule_of",
+    "scatter",
     "spectra",
     "windows",
 ]

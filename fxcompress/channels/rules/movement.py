@@ -20,7 +20,7 @@ from fxcompress.channels.layers import (
 from fxcompress.channels.rules.pointwise import couple_aligned
 from fxcompress.channels.rules.registry import Known, OpClass, nothing_known, register
 from fxcompress.channels.space import Space
-from fxcompress.channels.values import Call, Step, Value, find
+from fxcompress.channels.values import Call, Step, Value, find, replace
 
 
 def settle(moved: list[Tensor], call: Call, space: Space) -> Layers:
@@ -48,7 +48,8 @@ def _labels(call: Call, space: Space) -> tuple[Layers, ...]:
 
 
 def _on_labels(call: Call) -> Callable[[Tensor], Any]:
-    return lambda labels: call.func(labels, *call.args[1:], **call.kwargs)
+    args, kwargs = replace(lambda index: index.cpu(), Tensor, (call.args[1:], call.kwargs))  # labels are there
+    return lambda labels: call.func(labels, *args, **kwargs)
 
 
 def _constants(step: Step, known: Known) -> list[Tensor]:

@@ -53,6 +53,7 @@ class PruneReport:
         pieces: the modules that were pruned, each on its own, where the network as a whole has no graph.
         why_pieces: why it has none.
         outside: parameters that lie in none of the pieces, with the reason.
+        plain_weights: weights that weight norm computed, and which are parameters from now on.
     """
 
     removed: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
@@ -67,6 +68,7 @@ class PruneReport:
     pieces: tuple[str, ...] = ()
     why_pieces: str = ""
     outside: dict[str, str] = field(default_factory=dict)
+    plain_weights: tuple[str, ...] = ()
 
     @property
     def modified(self) -> bool:
@@ -92,6 +94,7 @@ class PruneReport:
         lines += [f"  {count} constant inputs of {name} folded" for name, count in self.folded.items()]
         lines += [f"  the layer of {name} got a bias" for name in self.new_biases]
         lines += [f"  constant inputs of {name} stay: {reason}" for name, reason in self.unfolded.items()]
+        lines += [f"  {name} was computed by weight norm and is a plain parameter now" for name in self.plain_weights]
         lines += [f"  {kept}" for kept in self.kept[:_SHOWN]]
         if len(self.kept) > _SHOWN:
             lines.append(f"  and {len(self.kept) - _SHOWN} more channels that are zero and stay (report.kept)")

@@ -24,6 +24,7 @@ from fxcompress.trace.support import check_supported
 from fxcompress.trace.symbolic import Tracer, symbolic_graph
 from fxcompress.trace.traced import TracedModule
 from fxcompress.trace.watch import wrapped_functions
+from fxcompress.trace.weight_norm import make_weights_plain
 
 
 class GraphOf(Protocol):
@@ -116,6 +117,7 @@ def _by_running(inputs: ExampleInputs) -> "partial[fx.Graph]":
 
 def _traced(model: nn.Module, graph_of: GraphOf) -> TracedModule:
     root = skeleton(model)
+    make_weights_plain(root)
     lower(root)
     modes = [(module, module.training) for module in root.modules()]
     with _reads_of_mode() as readers, same_randomness():

@@ -14,6 +14,7 @@ from fxcompress.passes.recut import ShapeError, missing_branches, recut
 from fxcompress.provenance import Provenance, attach, provenance_of
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.traced import TracedModule
+from fxcompress.trace.weight_norm import plain_state
 from fxcompress.training.record import decode
 
 RECORD = "_extra_state"
@@ -83,6 +84,7 @@ def plan_load(
     Raises:
         CheckpointError: the state_dict is of another network, lacks what the network has, or holds what it has lost.
     """
+    state = plain_state(net, state)
     have = provenance_of(net) or Provenance({})
     want = decode(state[RECORD]) if RECORD in state else have
     _check_origin(net, have, want)

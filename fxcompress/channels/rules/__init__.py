@@ -1,6 +1,6 @@
 """Rules for classes of ATen ops; importing this package fills the table."""
 
-from fxcompress.channels.rules import contraction, movement, norms, pointwise, products, reductions, windows
+from fxcompress.channels.rules import contraction, movement, norms, pointwise, products, reductions, sums, windows
 from fxcompress.channels.rules.registry import OpClass, register, registered, rule_of
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     "register",
     "registered",
     "rule_of",
+    "sums",
     "windows",
 ]

@@ -2,13 +2,14 @@
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import fxcompress as fxc
 from fxcompress.passes.means import mean_over, rms_norm_over
@@ -126,6 +127,18 @@ def test_zero_channels_go_and_go_again(name: str) -> None:
     assert width(again) == D - 3
     assert difference(expected, again(longer)) <= 1e-12
     assert difference(expected, copy.deepcopy(again)(longer)) <= 1e-12
+
+
+@pytest.mark.parametrize("name", ["nn.RMSNorm", "tokens as well"])
+def test_the_result_is_stored_compiled_and_exported(name: str, tmp_path: Path) -> None:
+    module = fxc.prune(build(NORMS[name], [2, 7]), TOKENS).module
+    assert isinstance(module, fx.GraphModule)
+    fxc.save(module, tmp_path / "net.fxc")
+    loaded = fxc.load(tmp_path / "net.fxc", Stream(NORMS[name]).double(), TOKENS)
+    compiled = torch.compile(module, backend="eager", fullgraph=True)
+    exported = torch.export.export(module, (TOKENS,)).module()
+    for other in (loaded, compiled, exported):
+        assert difference(module(TOKENS), other(TOKENS)) <= 1e-12
 
 
 @pytest.mark.parametrize("name", STAY)

@@ -3,8 +3,6 @@
 A rewritten graph calls these functions in the place of ``mean`` and ``rms_norm``.
 """
 
-import math
-
 import torch
 from torch import Tensor, fx
 
@@ -57,5 +55,7 @@ def rms_norm_over(
 
 def _count(x: Tensor, dims: tuple[int, ...], sizes: Sizes) -> int:
     """How many entries there would be; along dims that were not cut it may depend on the input."""
-    before = dict(sizes)
-    return math.prod(before.get(d, x.shape[d]) for d in dims)
+    before, count = dict(sizes), 1
+    for d in dims:  # a loop, as torch.compile takes it in
+        count *= before[d] if d in before else x.shape[d]
+    return count

@@ -14,6 +14,7 @@ from fxcompress.passes.recut import ShapeError, recut
 from fxcompress.provenance import Provenance, attach
 from fxcompress.storage.file import SavedNetwork, read
 from fxcompress.trace.traced import TracedModule
+from fxcompress.trace.weight_norm import with_plain_weights
 
 
 def load(path: str | os.PathLike[str], model: nn.Module, example_inputs: Any = None) -> TracedModule:  # noqa: ANN401
@@ -32,7 +33,7 @@ def load(path: str | os.PathLike[str], model: nn.Module, example_inputs: Any = N
         StorageError: the file is no such file, is damaged, or does not fit ``model``.
         TraceError, UnsupportedModelError: the model cannot be traced.
     """
-    saved = read(path)
+    saved, model = read(path), with_plain_weights(model)
     provenance = saved.provenance
     _check_shapes(model, provenance, path)
     inputs = example_inputs if example_inputs is not None else _inputs(provenance, model)

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from fxcompress.passes.prune_report import PruneReport, make_report
 from fxcompress.passes.shrink import Narrow, check_narrow, shrink
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.pieces import Pieces
+from fxcompress.trace.weight_norm import has_weight_norm, plain_weights
 from fxcompress.training.compressed import CompressedModule
 from fxcompress.training.optimizer import Replacement, check_optimizer, prepare_resize
 
@@ -57,6 +58,7 @@ def prune(
         example_inputs: what the model can be called with: a tensor, a tuple of positional arguments or a dict of
             keyword arguments. Inferred from the first layer where it is left out.
         optimizer: of the model's parameters. It then holds those of the new network, and its state is cut with them.
+            Not for a model with weight norm, in whose place the result has plain weights.
         fold: also remove channels that are constant, and not zero, in evaluation. What they add is folded into the
             layers that read them: into the bias, which a layer may get for that, or behind zero padding into one of
             the constant channels. Then only evaluation stays the same: in training, batch norm and dropout may make
@@ -69,7 +71,8 @@ def prune(
     Raises:
         ExampleInputError: the inputs are missing and cannot be inferred, or do not fit.
         TraceError, UnsupportedModelError: neither the model nor any module of it can be traced.
-        OptimizerError: the optimizer holds other parameters, or state that cannot be cut; or ``fold`` is asked for.
+        OptimizerError: the optimizer holds other parameters, or state that cannot be cut; or ``fold`` is asked for;
+            or the model has weight norm.
         ValueError: ``narrow`` is something else.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
@@ -88,7 +91,22 @@ def prune(
     if isinstance(model, CompressedModule):
         return _prune_compressed(model, optimizer)
     if optimizer is not None:
+        _check_plain(model)
         check_optimizer(optimizer, model.parameters())
+    result = _pruned(model, example_inputs, optimizer, fold=fold, narrow=narrow)
+    if not has_weight_norm(model):
+        return result
+    return PruneResult(result.module, replace(result.report, plain_weights=plain_weights(result.module)))
+
+
+def _pruned(
+    model: nn.Module,
+    example_inputs: object,
+    optimizer: torch.optim.Optimizer | None,
+    *,
+    fold: bool,
+    narrow: Narrow,
+) -> PruneResult:
     try:
         analysis = prepare(model, example_inputs)
     except NO_GRAPH as error:
@@ -165,6 +183,14 @@ def _check_fold(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> No
     if isinstance(model, CompressedModule):
         raise UnsupportedModelError(
             "constants are folded when the weights are fixed: call net.finalize(), which does so, or prune without fold"
+        )
+
+
+def _check_plain(model: nn.Module) -> None:
+    if has_weight_norm(model):
+        raise OptimizerError(
+            "the optimizer holds the lengths and directions of weight norm, in whose place prune puts the weights "
+            "themselves: prune without the optimizer, and make a new one for the result"
         )
 
 

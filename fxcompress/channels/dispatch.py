@@ -15,9 +15,10 @@ from fxcompress.channels.recurrent import RECURRENT
 from fxcompress.channels.rules import rule_of
 from fxcompress.channels.rules.contraction import CONTRACTIONS
 from fxcompress.channels.rules.norms import BATCH_NORM
-from fxcompress.channels.rules.pointwise import OPAQUE_VALUES, POINTWISE
+from fxcompress.channels.rules.pointwise import OPAQUE_VALUES, OVERWRITTEN, POINTWISE
 from fxcompress.channels.rules.products import BATCHED
 from fxcompress.channels.rules.registry import OpClass
+from fxcompress.channels.rules.sums import is_labelled_mean, mean_as_sum
 from fxcompress.channels.space import Space
 from fxcompress.channels.values import Call, LabelTensor, Step, Storage, Value, find, replace
 from fxcompress.errors import ValueReadError
@@ -73,6 +74,8 @@ class Dispatch:
             )
         if func is torch.ops.aten.bmm.default and _is_one_matrix(args[1]):
             return _unbatched(*args)
+        if is_labelled_mean(func, args, kwargs):
+            return mean_as_sum(*args, **kwargs)
         if func in _TAKEN_APART:
             return _TAKEN_APART[func](self, *args, **kwargs)
         target, op = _functional(func)
@@ -133,7 +136,7 @@ class Dispatch:
         if others and _same_layers(value.layers, tensor.fxc_value.layers):
             tensor.fxc_value = value
             for stale in others:  # other numbers, the same labels
-                stale.fxc_value = Value(stale.fxc_value.meta, stale.fxc_value.layers)
+                stale.fxc_value = self._overwritten(stale.fxc_value, value)
         elif others:
             for stale in (tensor, *others):
                 for layer in (*stale.fxc_value.layers, *value.layers):
@@ -141,6 +144,12 @@ class Dispatch:
                 stale.fxc_value = Value(stale.fxc_value.meta)
         else:
             tensor.fxc_value = value
+
+    def _overwritten(self, before: Value, written: Value) -> Value:
+        call = Call("overwritten", (before, written), {}, (before.meta,))
+        after = Value(before.meta, before.layers)
+        self.tape.append(Step(OVERWRITTEN, call, (after,), self.space.node))
+        return after
 
     def _decompose(self, func: Any, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
         if func._schema.is_mutable:

@@ -87,7 +87,7 @@ def _carried(step: Step, known: Known, result: Segments) -> list[Tensor | None]:
     if step.op in {BATCHED, INDEX_ADD}:
         return [_multiplied(step, known, result) if step.op is BATCHED else _scattered(step, known, result)]
     values = find(Value, (step.call.args, step.call.kwargs))
-    if step.op.name.startswith(("pointwise", "multiply")):
+    if step.op.name.startswith(("pointwise", "multiply", "divide")):
         joined = _join([pad_rank(known.of(v), step.outputs[0].rank) for v in values], result)
         return [joined] * len(step.outputs)
     return [_fit(known.of(values[0]), out) if values else None for out in step.outputs]

@@ -16,8 +16,10 @@ from torch import fx
 
 from fxcompress.channels.factories import SIZES, kind_of, sizes_of
 from fxcompress.channels.layers import support
+from fxcompress.channels.rules.reductions import reduced
 from fxcompress.channels.survivors import kept_masks, kept_shape
 from fxcompress.channels.values import Value, find
+from fxcompress.passes.means import Sizes, mean_over, rms_norm_over
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +38,13 @@ def propose(node: fx.Node, source: Value | None, result: object, alive: np.ndarr
     """New arguments for ``node``, or None where there is nothing to propose.
 
     Args:
-        node: a call_function or call_method node.
+        node: of any kind; there is something to propose for call_function and call_method nodes.
         source: its first argument before the cut.
         result: its result before the cut, Values in place of tensors.
         alive: bool (atoms,).
     """
+    if node.op not in {"call_function", "call_method"}:
+        return None
     if kind_of(node):
         return _made(node, result, alive)
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
@@ -182,6 +186,34 @@ def _attention(node: fx.Node, source: Value, result: object, alive: np.ndarray) 
     return Proposal(node.target, node.args, {**node.kwargs, "scale": 1 / math.sqrt(source.shape[-1])})
 
 
+def _mean(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> Proposal | None:
+    """mean: divide by as many entries as there were."""
+    dim = node.kwargs.get("axis", _argument(node, 1, "dim"))
+    keepdim = node.kwargs.get("keepdims", _argument(node, 2, "keepdim", default=False))
+    given = dim if isinstance(dim, tuple | list) else [dim]
+    if not isinstance(keepdim, bool) or any(isinstance(d, fx.Node) for d in given):
+        return None
+    dims = tuple(sorted(reduced(dim, source.rank)))
+    kwargs = {"keepdim": keepdim, "dtype": node.kwargs.get("dtype")}
+    return Proposal(mean_over, (node.args[0], dims, _before(source, dims)), kwargs)
+
+
+def _rms_norm(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> Proposal | None:
+    """rms_norm: the same, whose shape is that of the dims now."""
+    shape = _argument(node, 1, "normalized_shape")
+    if not isinstance(shape, tuple | list):
+        return None
+    dims = tuple(range(source.rank - len(shape), source.rank))
+    kwargs = {"weight": _argument(node, 2, "weight"), "eps": _argument(node, 3, "eps")}
+    return Proposal(rms_norm_over, (node.args[0], dims, _before(source, dims)), kwargs)
+
+
+def _before(source: Value, dims: tuple[int, ...]) -> Sizes:
+    """The sizes of the ``dims`` with labels."""
+    labelled = {d for layer in source.layers for d in support(layer)}
+    return tuple((d, source.shape[d]) for d in dims if d in labelled)
+
+
 def _argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:  # noqa: ANN401
     return node.args[position] if position < len(node.args) else node.kwargs.get(name, default)
 
@@ -193,6 +225,8 @@ _RULES: dict[str, Propose] = {
     "getitem": _getitem,
     "group_norm": _norm_groups,
     "scaled_dot_product_attention": _attention,
+    "mean": _mean,
+    "rms_norm": _rms_norm,
     "narrow": _narrow,
     "select": _select,
     **dict.fromkeys((f"conv{n}d" for n in (1, 2, 3)), _groups),

@@ -56,6 +56,7 @@ class PruneReport:
         pieces: the modules that were pruned, each on its own, where the network as a whole has no graph.
         why_pieces: why it has none.
         outside: parameters that lie in none of the pieces, with the reason.
+        plain_weights: weights that weight norm computed, and which are parameters from now on.
     """
 
     removed: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
@@ -72,6 +73,7 @@ class PruneReport:
     pieces: tuple[str, ...] = ()
     why_pieces: str = ""
     outside: dict[str, str] = field(default_factory=dict)
+    plain_weights: tuple[str, ...] = ()
 
     @property
     def modified(self) -> bool:
@@ -99,6 +101,7 @@ class PruneReport:
         lines += [f"  constant inputs of {name} stay: {reason}" for name, reason in self.unfolded.items()]
         lines += [f"  {path}" for path in self.narrowed]
         lines += [f"  left wide: {name}: {reason}" for name, reason in self.left_wide.items()]
+        lines += [f"  {name} was computed by weight norm and is a plain parameter now" for name in self.plain_weights]
         lines += [f"  {kept}" for kept in self.kept[:_SHOWN]]
         if len(self.kept) > _SHOWN:
             lines.append(f"  and {len(self.kept) - _SHOWN} more channels that are zero and stay (report.kept)")

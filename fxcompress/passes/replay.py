@@ -24,7 +24,7 @@ from fxcompress.passes.positions import pair_up, same_entries
 from fxcompress.passes.slots import KnownSlots, PackedSpace
 from fxcompress.trace.guards import check
 
-_VALUE_OPS = {"pointwise", "pointwise, values unknown", "multiply"}
+_VALUE_OPS = {"pointwise", "pointwise, values unknown", "multiply", "divide"}
 
 
 @dataclass(eq=False)
@@ -232,4 +232,5 @@ def _number(leaf: object) -> object:
 
 
 def _set(node: fx.Node, proposal: Proposal) -> None:
+    node.op = "call_method" if isinstance(proposal.target, str) else "call_function"
     node.target, node.args, node.kwargs = proposal.target, proposal.args, proposal.kwargs

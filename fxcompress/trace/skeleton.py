@@ -38,3 +38,4 @@ def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:
         yield from (p for p in child._parameters.values() if p is not None)
         yield from (b for b in child._buffers.values() if b is not None)
         yield from (v for v in child.__dict__.values() if isinstance(v, torch.Tensor))
+        yield from (w for w in child.__dict__.get("_flat_weights", ()) if w is not None)  # of a recurrent module

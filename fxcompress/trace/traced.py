@@ -6,6 +6,7 @@ from typing import Any
 from torch import fx, nn
 
 from fxcompress.errors import TraceError
+from fxcompress.trace.weight_norm import pass_on_hooks
 
 _SKIP = frozenset(nn.Module().__dict__) | frozenset(dir(fx.GraphModule)) | {"_graph", "meta", "train_graph"}
 
@@ -112,6 +113,7 @@ def adopt(module: fx.GraphModule, root: nn.Module) -> None:
     for name, value in root.__dict__.items():
         if name not in _SKIP and not _is_transient(name):
             module.__dict__[name] = value
+    pass_on_hooks(root, module)
 
 
 def _name(root: nn.Module) -> str:

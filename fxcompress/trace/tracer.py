@@ -24,6 +24,7 @@ from fxcompress.trace.support import check_supported
 from fxcompress.trace.symbolic import Tracer, symbolic_graph
 from fxcompress.trace.traced import TracedModule
 from fxcompress.trace.watch import wrapped_functions
+from fxcompress.trace.weight_norm import make_weights_plain
 
 
 class GraphOf(Protocol):
@@ -65,12 +66,16 @@ def trace(model: nn.Module, inputs: ExampleInputs | None = None) -> TracedModule
 
 def _hides_parameters(traced: TracedModule) -> bool:
     """Whether a function marked by torch.fx.wrap takes parameters: what it does with them is not in the graph."""
-    functions = {id(scope[name]) for scope, name in wrapped_functions()}
+    functions = {id(scope[name]) for scope, name in wrapped_functions() if not _is_ours(scope[name])}
     return any(
         id(node.target) in functions and any(used.op == "get_attr" for used in node.all_input_nodes)
         for graph in traced.graphs.values()
         for node in graph.nodes
     )
+
+
+def _is_ours(function: object) -> bool:
+    return getattr(function, "__module__", "").startswith("fxcompress.")
 
 
 def _trace_symbolically(model: nn.Module, inputs: ExampleInputs | None) -> TracedModule:
@@ -116,6 +121,7 @@ def _by_running(inputs: ExampleInputs) -> "partial[fx.Graph]":
 
 def _traced(model: nn.Module, graph_of: GraphOf) -> TracedModule:
     root = skeleton(model)
+    make_weights_plain(root)
     lower(root)
     modes = [(module, module.training) for module in root.modules()]
     with _reads_of_mode() as readers, same_randomness():

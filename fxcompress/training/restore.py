@@ -12,6 +12,7 @@ from fxcompress.errors import CheckpointError
 from fxcompress.passes.prune_channels import Pruned
 from fxcompress.passes.recut import ShapeError, missing_branches, recut
 from fxcompress.provenance import Provenance, provenance_of
+from fxcompress.trace.weight_norm import plain_state
 from fxcompress.training.record import decode
 from fxcompress.training.sized import LIVENESS, SizedModule
 from fxcompress.training.takeover import take_over
@@ -69,6 +70,7 @@ def plan_load(net: SizedModule, state: Mapping[str, Any], *, strict: bool) -> Re
     Raises:
         CheckpointError: the state_dict is of another network, lacks what the network has, or holds what it has lost.
     """
+    state = plain_state(net, state)
     have = provenance_of(net) or Provenance({})
     want = decode(state[RECORD]) if RECORD in state else have
     _check_origin(net, have, want)

@@ -10,6 +10,7 @@ from fxcompress.channels.rules import (
     regions,
     scatter,
     spectra,
+    sums,
     windows,
 )
 from fxcompress.channels.rules.registry import OpClass, register, registered, rule_of
@@ -28,5 +29,6 @@ __all__ = [
     "rule_of",
     "scatter",
     "spectra",
+    "sums",
     "windows",
 ]

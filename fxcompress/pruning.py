@@ -16,6 +16,7 @@ from fxcompress.passes.pieces import prune_pieces
 from fxcompress.passes.prune_channels import Pruned, prune_channels
 from fxcompress.passes.prune_report import PruneReport, make_report
 from fxcompress.passes.shrink import shrink
+from fxcompress.progress import progress
 from fxcompress.provenance import attach
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.pieces import Pieces
@@ -74,6 +75,13 @@ def prune(
     >>> prune(model, torch.zeros(1, 3, 16, 16)).module.get_submodule("2").weight.shape
     torch.Size([4, 7, 3, 3])
     """
+    with progress(f"pruning {type(model).__name__}"):
+        return _prune(model, example_inputs, optimizer, fold=fold)
+
+
+def _prune(
+    model: nn.Module, example_inputs: object, optimizer: torch.optim.Optimizer | None, *, fold: bool
+) -> PruneResult:
     if fold:
         _check_fold(model, optimizer)
     if isinstance(model, CompressedModule):

@@ -9,6 +9,7 @@ from fxcompress.errors import UnsupportedModelError
 from fxcompress.objectives import Objective, objective_of
 from fxcompress.passes.history import started
 from fxcompress.passes.inject_quantizers import inject_quantizers
+from fxcompress.progress import progress
 from fxcompress.provenance import attach
 from fxcompress.quantizer import Quantizer
 from fxcompress.trace.support import check_supported
@@ -64,7 +65,8 @@ def compress(
             "the model is compressed already: go on training it, or call finalize() and compress the result"
         )
     try:
-        analysis = prepare(model, example_inputs)
+        with progress(f"analysing {type(model).__name__}"):
+            analysis = prepare(model, example_inputs)
     except NO_GRAPH as error:
         raise type(error)(
             f"{error}\n  a network that trains itself smaller needs a graph of the whole; fxcompress.prune works on "

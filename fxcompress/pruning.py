@@ -15,6 +15,7 @@ from fxcompress.passes.pieces import prune_pieces
 from fxcompress.passes.prune_channels import Pruned
 from fxcompress.passes.prune_report import PruneReport, make_report
 from fxcompress.passes.shrink import Narrow, check_narrow, shrink
+from fxcompress.progress import progress
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.pieces import Pieces
 from fxcompress.trace.weight_norm import has_weight_norm, plain_weights
@@ -82,6 +83,18 @@ def prune(
     torch.Size([4, 7, 3, 3])
     """
     check_narrow(narrow)
+    with progress(f"pruning {type(model).__name__}"):
+        return _prune(model, example_inputs, optimizer, fold=fold, narrow=narrow)
+
+
+def _prune(
+    model: nn.Module,
+    example_inputs: object,
+    optimizer: torch.optim.Optimizer | None,
+    *,
+    fold: bool,
+    narrow: Narrow,
+) -> PruneResult:
     if fold:
         _check_fold(model, optimizer)
     if narrow and isinstance(model, CompressedModule):

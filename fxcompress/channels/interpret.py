@@ -1,6 +1,5 @@
 """Takes labels through a traced graph, node by node."""
 
-import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,10 +19,12 @@ from fxcompress.channels.space import Space
 from fxcompress.channels.tables import follow, pin_rows, reads_a_size
 from fxcompress.channels.values import Call, LabelTensor, Step, Value, find, replace
 from fxcompress.errors import ExampleInputError, FxCompressError
+from fxcompress.progress import stage
 from fxcompress.quantizer import Quantizer
 from fxcompress.trace.flat_weights import renew_weights
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.places import line_of
+from fxcompress.trace.skeleton import shallow
 
 Atoms = dict[str, dict[int, Tensor]]
 
@@ -78,6 +79,8 @@ class Interpreter:
         space: where couplings and pins go.
     """
 
+    doing = "analysis"
+
     def __init__(self, module: nn.Module, atoms: Atoms, space: Space) -> None:
         self.module = module
         self.atoms = atoms
@@ -88,6 +91,7 @@ class Interpreter:
         self._tensors: dict[int, LabelTensor] = {}
         self._copies: dict[int, Tensor] = {}
         self._shadows: dict[str, nn.Module] = {}
+        self._modules = dict(module.named_modules(remove_duplicate=False))
         self._tables: set[int] = set()
         self._constant: set[fx.Node] = set()  # made of parameters and numbers alone
 
@@ -103,7 +107,8 @@ class Interpreter:
         # Attention as the products that it is made of: the fused kernels are many, and mean the same.
         with torch.no_grad(), torch.random.fork_rng(devices=()), sdpa_kernel(SDPBackend.MATH):
             torch.manual_seed(0)  # noise that the graph draws must be the same in every run, see passes/replay.py
-            for node in graph.nodes:
+            for done, node in enumerate(graph.nodes):
+                stage(self.doing, done, len(graph.nodes))
                 self.space.node = node.name
                 result = self._run_node(node, bound)
                 self.trail.values[node.name] = _values(result)
@@ -143,7 +148,7 @@ class Interpreter:
         """Run a call node on its evaluated arguments."""
         try:
             if node.op == "call_module":
-                module = self.module.get_submodule(str(node.target))
+                module = self._submodule(str(node.target))
                 if isinstance(module, Quantizer):
                     return self._quantize(str(node.target), module, args[0])
                 args, kwargs = self._given(module, args, kwargs)
@@ -188,8 +193,12 @@ class Interpreter:
 
     def _attribute(self, target: str) -> Any:  # noqa: ANN401
         owner, _, name = target.rpartition(".")
-        value = getattr(self.module.get_submodule(owner), name)
+        value = getattr(self._submodule(owner), name)
         return self._labelled(target, value) if isinstance(value, torch.Tensor) else value
+
+    def _submodule(self, path: str) -> nn.Module:
+        found = self._modules.get(path)
+        return self.module.get_submodule(path) if found is None else found  # one that is set past nn.Module
 
     def _labelled(self, name: str, tensor: Tensor) -> Tensor:
         """The LabelTensor of a parameter or floating buffer; a copy of others, which the network may write to."""
@@ -208,7 +217,7 @@ class Interpreter:
     def _shadow(self, path: str, module: nn.Module) -> nn.Module:
         """A stand-in for a leaf module, with labels for parameters, in evaluation mode."""
         if path not in self._shadows:
-            shadow = copy.copy(module)
+            shadow = shallow(module)
             for table in ("_parameters", "_buffers"):
                 own = module.__dict__[table]
                 shadow.__dict__[table] = {

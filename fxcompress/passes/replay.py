@@ -16,7 +16,7 @@ from fxcompress.channels.interpret import Atoms, Interpreter, Trail
 from fxcompress.channels.layers import Layers, support
 from fxcompress.channels.plan import Plan
 from fxcompress.channels.space import FIXED, Reason
-from fxcompress.channels.survivors import canonical, kept_layers, kept_shape
+from fxcompress.channels.survivors import Survivors
 from fxcompress.channels.values import LabelTensor, Step, Value, find, leaves
 from fxcompress.errors import ExampleInputError
 from fxcompress.passes.literals import Proposal, propose
@@ -50,14 +50,16 @@ class Replay(Interpreter):
         plan: what was cut.
     """
 
+    doing = "check"
+
     def __init__(self, module: nn.Module, analysis: Analysis, mode: str, plan: Plan) -> None:
         self.slots = KnownSlots(analysis, plan.alive)
         super().__init__(module, packed_atoms(analysis, plan), PackedSpace(self.slots))
         self.analysis = analysis
         self.original: Trail = analysis.trails[mode]
         self.alive = plan.alive
+        self.left = Survivors(plan.alive)
         self.lonely = _lonely(analysis, plan)
-        self.patched = False
         self.steps: dict[str, list[Step]] = {}
         for step in self.original.tape:
             self.steps.setdefault(step.node, []).append(step)
@@ -80,7 +82,7 @@ class Replay(Interpreter):
     def made_layers(self, node: fx.Node, meta: Tensor, dims: list[int]) -> Layers:
         """What is left of the labels of a tensor that a node makes, where its sizes agree with that."""
         original = self.original.values[node.name]
-        return kept_layers(original, self.alive) if tuple(meta.shape) == kept_shape(original, self.alive) else ()
+        return self.left.layers(original) if tuple(meta.shape) == self.left.shape(original) else ()
 
     def _run(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         """Run a node. Where one entry is all that is left of a dim, it has no label any more."""
@@ -100,7 +102,6 @@ class Replay(Interpreter):
         if sizes == self.original.args[node.name][2]:
             return args
         node.args = (node.args[2], sizes, *node.args[2:])
-        self.patched = True
         return sizes, sizes, sizes, place
 
     def _patch(self, node: fx.Node, why: str) -> Any:  # noqa: ANN401
@@ -121,7 +122,6 @@ class Replay(Interpreter):
         if why:
             _set(node, old)
             raise self._mismatch(node, why)
-        self.patched = True
         return result
 
     def _source(self, node: fx.Node) -> Value | None:
@@ -145,9 +145,9 @@ class Replay(Interpreter):
         return ""
 
     def _same(self, expected: Value, found: Value) -> bool:
-        if tuple(found.shape) != kept_shape(expected, self.alive):
+        if tuple(found.shape) != self.left.shape(expected):
             return False
-        a, b = kept_layers(expected, self.alive), canonical(found.layers)
+        a, b = self.left.layers(expected), self.left.canonical(found.layers)
         if len(a) == len(b):
             return all(x.shape == y.shape and self._same_atoms(x, y) for x, y in zip(a, b, strict=True))
         known = {support(layer) for layer in b}

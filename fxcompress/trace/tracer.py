@@ -124,18 +124,29 @@ def _traced(model: nn.Module, graph_of: GraphOf) -> TracedModule:
     make_weights_plain(root)
     lower(root)
     modes = [(module, module.training) for module in root.modules()]
+    train_graph = None
     with _reads_of_mode() as readers, same_randomness():
         graph = graph_of(root, readers, training=False)
-        train_graph = graph_of(root, readers, training=True)
-    for found in (graph, train_graph):
-        sweep(found)
+        sweep(graph)
+        if readers or any(_knows_its_mode(module) for module, _ in modes):
+            train_graph = graph_of(root, readers, training=True)
+            sweep(train_graph)
     for module, training in modes:
         module.training = training
-    traced = TracedModule(root, graph, None if _same(graph, train_graph) else train_graph, type(model).__name__)
+    if train_graph is not None and _same(graph, train_graph):
+        train_graph = None
+    traced = TracedModule(root, graph, train_graph, type(model).__name__, compiled=False)
     if readers:
         traced.mode_readers = tuple(name for name, module in root.named_modules() if id(module) in readers)
     traced.meta = dict(model.meta) if isinstance(model, fx.GraphModule) else {}
     return traced
+
+
+def _knows_its_mode(module: nn.Module) -> bool:
+    """Whether a module may do something else in training though no code of it reads ``training``."""
+    kind = type(module)
+    own = kind.train is not nn.Module.train or kind.eval is not nn.Module.eval
+    return own or (isinstance(module, TracedModule) and module.train_graph is not None)
 
 
 @contextmanager

@@ -206,10 +206,28 @@ def nonzero_anywhere(tensor: Tensor, dims: Sequence[int]) -> Tensor:
     result = np.zeros(kept, dtype=bool)
     rows = max(1, _CHUNK * len(array) // max(1, array.size))
     for start in range(0, len(array), rows):
-        chunk = array[start : start + rows] != 0
-        for part in np.moveaxis(chunk.reshape(*chunk.shape[: len(kept)], -1), -1, 0):
-            result[start : start + rows] |= part
+        _mark_nonzero(array[start : start + rows], result[start : start + rows])
     return torch.from_numpy(result.T if transposed else result)
+
+
+def _mark_nonzero(array: np.ndarray, result: np.ndarray) -> None:
+    """Set ``result`` where ``array``, which may have more dims, is other than zero anywhere along the further ones.
+
+    In a row that is in use the first entry of each kernel is, as a rule; a row that is not, is zero as a whole.
+    """
+    first = array
+    while first.ndim > result.ndim:
+        first = first[..., 0]
+    result[...] = first != 0
+    if result.size == array.size:
+        return
+    open_ = np.flatnonzero(~result.reshape(len(result), -1).all(axis=1))
+    rest = array[open_] != 0
+    if rest.any():
+        found = result[open_]
+        for part in np.moveaxis(rest.reshape(*rest.shape[: result.ndim], -1), -1, 0):
+            found |= part
+        result[open_] = found
 
 
 def may_read(site: Site, known: Known) -> Tensor:

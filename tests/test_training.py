@@ -292,6 +292,35 @@ def test_all_branches_but_one_may_die() -> None:
     assert report.removed["stem.0.weight"] == ((8, 3, 3, 3), (7, 3, 3, 3))
 
 
+class OnlyBranch(nn.Module):
+    """All of its layers are in a branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.back = nn.Linear(6, 8), nn.Linear(8, 6, bias=False)
+        self.gain = nn.Parameter(torch.ones(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = x * self.gain + self.back(torch.relu(self.wide(x)))
+        return result
+
+
+def test_all_layers_may_die() -> None:
+    net = fxc.compress(OnlyBranch(), torch.randn(2, 6)).train()
+    optimizer = torch.optim.Adam(net.param_groups(1e-2))
+    for _ in range(80):
+        (0.1 * net(torch.randn(4, 6)).square().mean() + 3 * net.size()).backward()
+        optimizer.step()
+        net.step()
+        net.prune(optimizer)
+        optimizer.zero_grad()
+    assert [name for name, _ in net.named_parameters()] == ["gain"]
+    assert [float(net.size(name)) for name in ("eq4", "eq5", "macs", "activations")] == [0.0] * 4
+    assert (net.weights_left(), net.stored_size(), net.removable(), net.channels_left()) == (0.0, 0.0, 0.0, 0)
+    x = torch.randn(3, 6)
+    assert torch.equal(net.finalize()(x), net(x))
+
+
 def test_prune_refuses_a_strange_optimizer_and_changes_nothing() -> None:
     net = compressed()
     set_bits(net, "block1.conv1.weight", [3])

@@ -94,11 +94,16 @@ class SizedModule(TracedModule):
             ValueError: there is no such objective, or it returned something other than a scalar.
         """
         chosen = objective_of(self.settings.objective if objective is None else objective)
-        bits = torch.cat([p.to(torch.promote_types(p.dtype, torch.float32)) for p in self.liveness.bits])
+        bits = self._bits()
         size = chosen(self._size_terms(bits), bits)
         if size.ndim:
             raise ValueError(f"objective {chosen!r} returned shape {tuple(size.shape)}; it must return a scalar")
         return size
+
+    def _bits(self) -> Tensor:
+        """The bit depths of all channels; none are left where all of a network's branches have gone."""
+        bits = [p.to(torch.promote_types(p.dtype, torch.float32)) for p in self.liveness.bits]
+        return torch.cat(bits) if bits else torch.zeros(0)
 
     def _size_terms(self, bits: Tensor) -> SizeTerms:
         update = self.liveness
@@ -122,7 +127,7 @@ class SizedModule(TracedModule):
     @torch.no_grad()
     def stored_size(self) -> float:
         """Whole bits for the codes of each channel and the bytes of its bits and exponent (1 + 4), over 32 N bits."""
-        bits = torch.cat([p.detach() for p in self.liveness.bits])
+        bits = self._bits()
         whole = storage_bits(bits).to(torch.float64)
         terms = self._size_terms(bits)
         per_row = torch.zeros_like(whole).index_add(
@@ -134,7 +139,7 @@ class SizedModule(TracedModule):
     @torch.no_grad()
     def weights_left(self) -> float:
         """The quantized weights that are left, over N, counting as gone what could be removed at once."""
-        bits = torch.cat([p.detach() for p in self.liveness.bits])
+        bits = self._bits()
         terms = self._size_terms(bits)
         alive = torch.from_numpy(self.liveness.alive_rows()).to(bits.device)
         per_row = (terms.kernel * terms.inputs)[terms.row_block]
@@ -146,7 +151,8 @@ class SizedModule(TracedModule):
         cached = self.__dict__.get(_REMOVABLE)
         if cached is None or cached[0] != version:
             present = sum(self.get_parameter(name.removesuffix("_quantizer")).numel() for name in self._quantizers())
-            cached = self.__dict__[_REMOVABLE] = (version, max(0.0, 1 - self.weights_left() * self.weights / present))
+            gone = max(0.0, 1 - self.weights_left() * self.weights / present) if present else 0.0
+            cached = self.__dict__[_REMOVABLE] = (version, gone)
         share: float = cached[1]
         return share
 

@@ -68,12 +68,13 @@ class Contestant:
 def contestant(options: argparse.Namespace, kind: str, x: torch.Tensor, y: torch.Tensor) -> Contestant:
     """The run of a kind, before its first epoch."""
     torch.manual_seed(options.seed)
-    net = fxc.compress(ResNet9.of_width(options.width), x[:2])
+    net = fxc.compress(ResNet9.of_width(options.width), x[:2], objective=options.objective)
     data = Cropped(x, y, options.batch, torch.Generator().manual_seed(options.seed))
     optimizer = torch.optim.Adam(net.param_groups(options.lr, weight_decay=5e-4))
     steps = options.epochs * len(data)
     trainer = Trainer(
-        net, optimizer, cosine(optimizer, steps, steps // 20), F.cross_entropy, TargetSize(options.target), steps,
+        net, optimizer, cosine(optimizer, steps, steps // 20), F.cross_entropy,
+        TargetSize(options.target, arrival=options.arrival), steps,
         policy=fxc.PrunePolicy() if kind == "removing" else None,
     )  # fmt: skip
     return Contestant(net, trainer, data, [])
@@ -138,6 +139,8 @@ def main(arguments: list[str] | None = None) -> None:
     for name, default in (("width", 16), ("epochs", 30), ("batch", 256), ("images", 10_000), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--target", type=float, default=0.03, help="share of the bits to end at")
+    parser.add_argument("--objective", default="macs", help="what the pressure is on; the target is of the bits")
+    parser.add_argument("--arrival", type=float, default=0.4, help="share of the training after which it is reached")
     parser.add_argument("--lr", type=float, default=5e-3, help="of the weights")
     options = parser.parse_args(arguments)
     root = folder(options.data)

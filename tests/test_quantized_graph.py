@@ -29,6 +29,21 @@ class Functional(nn.Module):
         return F.linear(F.relu(F.conv2d(x, self.kernel, stride=2)).mean((2, 3)), weight=self.matrix)
 
 
+class Matrices(nn.Module):
+    """Layers written as products, their weights (inputs, outputs) as in GPT-2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Parameter(torch.randn(5, 8)), nn.Parameter(torch.randn(8, 6))
+        self.third = nn.Parameter(torch.randn(6, 3))
+        self.shift, self.bias = nn.Parameter(torch.zeros(8)), nn.Parameter(torch.zeros(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(x @ self.first + self.shift)
+        h = torch.addmm(self.bias, h.flatten(0, 1), self.second).relu()
+        return h.matmul(self.third)
+
+
 class Tied(nn.Module):
     """The classifier's weight is the embedding's, which reads it as it is."""
 
@@ -80,6 +95,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], Any, int]] = {
     "depthwise": (_stack(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, groups=6), nn.Conv2d(6, 4, 1)), image(), 3),
     "linear": (_stack(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(2, 7, 5), 2),
     "functional": (Functional, image(), 2),
+    "matrices": (Matrices, torch.randn(2, 7, 5), 3),
     "tied": (Tied, torch.randint(11, (2, 5)), 1),
     "residual": (ResidualNet, image(), 6),
 }  # fmt: skip

@@ -6,6 +6,7 @@ x ------------------------------> F.conv2d
 """
 
 import copy
+import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -33,11 +34,16 @@ MODULES: dict[type[nn.Module], Callable[..., Any]] = {
 _TRANSPOSED = {F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
 FUNCTIONS = {*MODULES.values(), torch.conv1d, torch.conv2d, torch.conv3d}
 """The functions that take a weight as their second argument, or as ``weight``, and a bias as their third."""
+PRODUCTS: dict[Any, int] = {
+    torch.matmul: 1, torch.mm: 1, operator.matmul: 1, torch.addmm: 2,
+    "matmul": 1, "mm": 1, "__matmul__": 1, "addmm": 2,
+}  # fmt: skip
+"""Matrix products, as functions and as methods, and the position of the weight (inputs, outputs)."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Use:
-    """One place where a weight is read by an op that can take a quantized one."""
+    """One place where a weight is read by an op that can take a quantized one; ``transposed``: outputs along dim 1."""
 
     graph: fx.Graph
     node: fx.Node
@@ -50,7 +56,8 @@ class _Use:
 class InjectQuantizers(Pass):
     """Give each output channel of each weight a quantizer with trained bits and exponent.
 
-    Weights of conv 1d, 2d, 3d, their transposed forms and linear, as modules or as functional calls on a parameter. A
+    Weights of conv 1d, 2d, 3d, their transposed forms and linear, as modules or as functional calls on a parameter, and
+    matrices that inputs are multiplied with (``x @ self.weight``, or ``addmm`` as in the layers of GPT-2). A
     weight that is frozen, or that something else reads as well (a tied embedding), gets none.
 
     Attributes:
@@ -119,6 +126,16 @@ def _uses(module: TracedModule, graph: fx.Graph) -> Iterator[_Use]:
                 groups = node.args[6] if len(node.args) > 6 else node.kwargs.get("groups", 1)
                 if isinstance(groups, int):
                     yield _Use(graph, node, str(weight.target), node.target in _TRANSPOSED, groups)
+        elif node.op in {"call_function", "call_method"} and len(node.args) > PRODUCTS.get(node.target, len(node.args)):
+            weight = node.args[PRODUCTS[node.target]]
+            if isinstance(weight, fx.Node) and weight.op == "get_attr" and _rank(module, str(weight.target)) == 2:
+                yield _Use(graph, node, str(weight.target), transposed=True, groups=1)
+
+
+def _rank(module: TracedModule, name: str) -> int:
+    owner, _, leaf = name.rpartition(".")
+    found = getattr(module.get_submodule(owner), leaf)
+    return found.ndim if isinstance(found, nn.Parameter) else 0
 
 
 def _quantizable(module: TracedModule, uses: list[_Use]) -> dict[str, str]:
@@ -195,7 +212,8 @@ def _quantized(use: _Use, weight: str, quantizer: str) -> fx.Node:
 
 def _read(node: fx.Node, weight: fx.Node) -> None:
     """Let a functional layer read ``weight``."""
-    if len(node.args) > 1:
-        node.args = (node.args[0], weight, *node.args[2:])
+    position = PRODUCTS.get(node.target, 1)
+    if len(node.args) > position:
+        node.args = (*node.args[:position], weight, *node.args[position + 1 :])
     else:
         node.kwargs = {**node.kwargs, "weight": weight}

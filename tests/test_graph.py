@@ -99,14 +99,14 @@ def test_explain() -> None:
 
 
 def test_explain_an_op_without_a_rule() -> None:
-    class Sorted(Chain):
+    class Largest(Chain):
         def forward(self, x: Tensor) -> Tensor:
-            return self[3](self[0](x).sort(1)[0])  # type: ignore[no-any-return]
+            return self[3](self[0](x).topk(8, 1)[0])  # type: ignore[no-any-return]
 
-    graph = graph_of(Sorted())
-    assert graph.unknown_ops == {"aten.sort.default": ("sort",)}
-    assert "it stays: aten.sort.default has no rule (at sort)" in graph.explain("0", 3)
-    assert "no rule for aten.sort.default: it keeps " in str(graph)
+    graph = graph_of(Largest())
+    assert graph.unknown_ops == {"aten.topk.default": ("topk",)}
+    assert "it stays: aten.topk.default has no rule (at topk)" in graph.explain("0", 3)
+    assert "no rule for aten.topk.default: it keeps " in str(graph)
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def _state_constants(step: Step, known: Known) -> list[Tensor]:
             made = ~(_nonzero(weights.hr, None, known) & ~made).any(1)
         if bool((zero <= made).all()):
             return [_zeros(zero)]
-        zero &= made
+        zero = zero & made
 
 
 def _update_labels(call: Call, space: Space) -> tuple[Layers, ...]:

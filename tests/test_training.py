@@ -305,14 +305,19 @@ class OnlyBranch(nn.Module):
         return result
 
 
-def test_all_layers_may_die() -> None:
+@pytest.mark.parametrize("at_once", [True, False])
+def test_all_layers_may_die(*, at_once: bool) -> None:
     net = fxc.compress(OnlyBranch(), torch.randn(2, 6)).train()
     optimizer = torch.optim.Adam(net.param_groups(1e-2))
-    for _ in range(80):
-        (0.1 * net(torch.randn(4, 6)).square().mean() + 3 * net.size()).backward()
+    for step in range(80):
+        x = torch.randn(4, 6)
+        (0.1 * net(x).square().mean() + 3 * net.size()).backward()
         optimizer.step()
         net.step()
-        net.prune(optimizer)
+        if at_once or step == 79:
+            before = net(x)
+            net.prune(optimizer)
+            assert torch.equal(net(x), before)
         optimizer.zero_grad()
     assert [name for name, _ in net.named_parameters()] == ["gain"]
     assert [float(net.size(name)) for name in ("eq4", "eq5", "macs", "activations")] == [0.0] * 4

@@ -127,10 +127,12 @@ class LivenessUpdate:
     @torch.no_grad()
     def step(self) -> None:
         """Project bits to >= 0, hold what is dead at zero, shrink biases of dead channels, and flag what has died."""
-        if not self.bits:
+        if self._projected:
+            torch._foreach_clamp_min_(self._projected, 0.0)
+        if self._held:
+            torch._foreach_mul_([p for _, p in self._held], self._keep)
+        if not self.bits:  # all that is left is in branches that are dead
             return
-        torch._foreach_clamp_min_(self._projected, 0.0)
-        torch._foreach_mul_([p for _, p in self._held], self._keep)
         if self.biases:
             self._soft_threshold()
         zero = self._zero()

@@ -24,7 +24,7 @@ from fxcompress.passes.positions import pair_up, same_entries
 from fxcompress.passes.slots import KnownSlots, PackedSpace
 from fxcompress.trace.guards import check
 
-_VALUE_OPS = {"pointwise", "pointwise, values unknown", "multiply", "divide"}
+_VALUE_OPS = {"pointwise", "pointwise, values unknown", "copy", "multiply", "divide"}
 
 
 @dataclass(eq=False)

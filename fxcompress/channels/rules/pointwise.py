@@ -150,6 +150,14 @@ def _untouched(step: Step, known: Known) -> list[Tensor]:
     return [known.of(value)] * len(step.outputs) if floating else nothing_known(step, known)
 
 
+def _copied(step: Step, known: Known) -> list[Tensor]:
+    """What is copied replaces what was there."""
+    source = step.call.args[1]
+    if not isinstance(source, Value) or not source.meta.is_floating_point():
+        return nothing_known(step, known)
+    return [pad_rank(known.of(source), step.outputs[0].rank)]
+
+
 def _choose(step: Step, known: Known) -> list[Tensor]:
     """Where all that may be chosen is the same, the choice is."""
     (out,) = step.outputs
@@ -194,7 +202,8 @@ SAME = register(OpClass("same values", _labels, _untouched), ["clone", "detach",
 register(OpClass("choice", _labels, _choose), ["where", "masked_fill"])
 
 # Elementwise, but without the pointwise tag.
-register(POINTWISE, ["hardswish", "hardsigmoid", "fill", "zero", "zeros_like", "ones_like", "full_like", "copy"])
+register(POINTWISE, ["hardswish", "hardsigmoid", "fill", "zero", "zeros_like", "ones_like", "full_like"])
+register(OpClass("copy", _labels, _copied), ["copy"])
 # Elementwise, but what they return where an operand is unknown need not be unknown, or is random.
 register(
     OPAQUE_VALUES,

@@ -14,7 +14,7 @@ from fxcompress.checkpoint import check_scheduler, save_checkpoint, take_up
 from fxcompress.compress import compress
 from fxcompress.errors import CheckpointError
 from fxcompress.storage.states import read_states
-from fxcompress.training.compressed import CompressedModule
+from fxcompress.training.in_pieces import Compressed
 from fxcompress.training.fit import FitResult, batches, cosine, gamma_of, train
 from fxcompress.training.guard import Guard
 from fxcompress.training.history import EpochRecord
@@ -146,7 +146,7 @@ def _goes_on(checkpoint: str | os.PathLike[str] | None, resume: Resume) -> bool:
 
 def _keeper(
     path: Path,
-    net: CompressedModule,
+    net: Compressed,
     optimizer: Optimizer,
     scheduler: Scheduler,
     check: Callable[[dict[str, Any]], None],
@@ -175,8 +175,8 @@ def _compressed(
     optimizer: Optimizer | None,
     example_inputs: object,
     target_size: float | None,
-) -> CompressedModule:
-    if isinstance(model, CompressedModule):
+) -> Compressed:
+    if isinstance(model, Compressed):
         return model
     if optimizer is not None:
         raise ValueError(
@@ -188,7 +188,7 @@ def _compressed(
     return compress(model, inputs, bits=bits, death_limit=DEATH_LIMIT)
 
 
-def _check_target(net: CompressedModule, target_size: float) -> None:
+def _check_target(net: Compressed, target_size: float) -> None:
     size = net.fractional_size()
     if size < target_size:
         raise ValueError(

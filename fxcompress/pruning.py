@@ -19,7 +19,7 @@ from fxcompress.passes.shrink import shrink
 from fxcompress.provenance import attach
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.pieces import Pieces
-from fxcompress.training.compressed import CompressedModule
+from fxcompress.training.in_pieces import Compressed
 from fxcompress.training.optimizer import Replacement, check_optimizer, prepare_resize
 
 
@@ -76,7 +76,7 @@ def prune(
     """
     if fold:
         _check_fold(model, optimizer)
-    if isinstance(model, CompressedModule):
+    if isinstance(model, Compressed):
         return _prune_compressed(model, optimizer)
     if optimizer is not None:
         check_optimizer(optimizer, model.parameters())
@@ -121,13 +121,13 @@ def _check_fold(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> No
             "fold=True changes the weights and biases that read a constant, and the state that the optimizer holds for "
             "them would no longer fit: prune with fold=True and without the optimizer, and make a new one after that"
         )
-    if isinstance(model, CompressedModule):
+    if isinstance(model, Compressed):
         raise UnsupportedModelError(
             "constants are folded when the weights are fixed: call net.finalize(), which does so, or prune without fold"
         )
 
 
-def _prune_compressed(model: CompressedModule, optimizer: torch.optim.Optimizer | None) -> PruneResult:
+def _prune_compressed(model: Compressed, optimizer: torch.optim.Optimizer | None) -> PruneResult:
     if optimizer is not None:
         raise OptimizerError(
             "a network from compress() is pruned in place, together with its optimizer: call net.prune(optimizer)"

@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from fxcompress.errors import OptimizerError, UnsupportedModelError
 from fxcompress.quantizer import Quantizer
-from fxcompress.training.compressed import CompressedModule
+from fxcompress.training.in_pieces import Compressed
 from fxcompress.training.controller import ConstantGamma
 from fxcompress.training.optimizer import check_optimizer
 from fxcompress.training.trainer import Gamma
@@ -42,7 +42,7 @@ class Pressure:
     gamma: Gamma
     last: float = 0.0
 
-    def press(self, net: CompressedModule, progress: float, scale: Tensor | float = 1.0) -> None:
+    def press(self, net: Compressed, progress: float, scale: Tensor | float = 1.0) -> None:
         """To be called once for each optimizer step, when its gradients are complete.
 
         Args:
@@ -51,7 +51,7 @@ class Pressure:
             scale: what the gradients are multiplied by at this time, by a gradient scaler.
         """
         self.last = self.gamma(progress, self._fraction(net))
-        bits = [p for p in net.liveness.bits if p.requires_grad]
+        bits = [p for p in net.fxc_bits if p.requires_grad]
         if not bits or self.last == 0:
             return
         with torch.enable_grad():
@@ -63,7 +63,7 @@ class Pressure:
             else:
                 parameter.grad.add_(more)
 
-    def _fraction(self, net: CompressedModule) -> float:
+    def _fraction(self, net: Compressed) -> float:
         return math.nan if isinstance(self.gamma, ConstantGamma) else net.fractional_size()
 
     def needs_length(self) -> bool:
@@ -82,7 +82,7 @@ class Pressure:
             load(state)
 
 
-def metrics(net: CompressedModule, gamma: float) -> dict[str, float]:
+def metrics(net: Compressed, gamma: float) -> dict[str, float]:
     """What there is to log.
 
     >>> from fxcompress import compress
@@ -97,18 +97,18 @@ def metrics(net: CompressedModule, gamma: float) -> dict[str, float]:
     }
 
 
-def step_after(optimizer: Optimizer, net: CompressedModule) -> RemovableHandle:
+def step_after(optimizer: Optimizer, net: Compressed) -> RemovableHandle:
     """Call ``net.step()`` after each step that the optimizer really makes: not one that a gradient scaler skips."""
     return optimizer.register_step_post_hook(lambda *_: net.step())
 
 
-def compressed(net: object, where: str) -> CompressedModule:
+def compressed(net: object, where: str) -> Compressed:
     """``net``, if it can be trained here.
 
     Raises:
         UnsupportedModelError: it is not the result of compress(), or several processes train it.
     """
-    if not isinstance(net, CompressedModule):
+    if not isinstance(net, Compressed):
         raise UnsupportedModelError(
             f"{where} is a {type(net).__name__}, not a network from fxcompress.compress(); compress it before the "
             "optimizer is built"
@@ -121,7 +121,7 @@ def compressed(net: object, where: str) -> CompressedModule:
     return net
 
 
-def optimizer_of(net: CompressedModule, optimizers: Iterable[Optimizer]) -> Optimizer:
+def optimizer_of(net: Compressed, optimizers: Iterable[Optimizer]) -> Optimizer:
     """The optimizer that trains ``net``.
 
     Raises:
@@ -138,7 +138,7 @@ def optimizer_of(net: CompressedModule, optimizers: Iterable[Optimizer]) -> Opti
     return holders[0]
 
 
-def _check_groups(optimizer: Optimizer, net: CompressedModule) -> None:
+def _check_groups(optimizer: Optimizer, net: Compressed) -> None:
     quantizers = [module for module in net.modules() if isinstance(module, Quantizer)]
     special = {id(p) for q in quantizers for p in (q.bits, q.exponent)}
     held = {id(p) for p in _held(optimizer)}

@@ -11,8 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from fxcompress.passes.prune_report import PruneReport
-from fxcompress.trace.traced import TracedModule
-from fxcompress.training.compressed import CompressedModule
+from fxcompress.training.in_pieces import Compressed
 from fxcompress.training.controller import ConstantGamma, TargetSize
 from fxcompress.training.display import Display
 from fxcompress.training.guard import Guard
@@ -29,14 +28,15 @@ class FitResult:
     """The result of :func:`fxcompress.fit`.
 
     Attributes:
-        module: the finalized network, an ordinary GraphModule in evaluation mode.
+        module: the finalized network in evaluation mode, an ordinary GraphModule; of the model's own class where that was
+            compressed in pieces.
         net: the network that was trained, with its quantizers.
         history: one record for each epoch.
         reports: what each pruning removed.
     """
 
-    module: TracedModule
-    net: CompressedModule
+    module: nn.Module
+    net: Compressed
     history: list[EpochRecord] = field(default_factory=list)
     reports: list[PruneReport] = field(default_factory=list)
 
@@ -56,7 +56,7 @@ def cosine(optimizer: Optimizer, steps: int, warmup: int = 0) -> Scheduler:
 
 
 def train(
-    net: CompressedModule,
+    net: Compressed,
     loader: Iterable[Any],
     loss_fn: Loss,
     *,

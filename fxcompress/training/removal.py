@@ -58,7 +58,7 @@ def plan_removal(
     report = make_report(net, pruned, explain=False)
     prepared = None
     if optimizer is not None and pruned.modified:
-        prepared = prepare_resize(optimizer, _replacements(net, pruned))
+        prepared = prepare_resize(optimizer, replacements(net, pruned))
     return Removal(pruned, report, prepared, _fingerprint(net, update, pruned, optimizer))
 
 
@@ -76,7 +76,8 @@ def _sources(module: TracedModule) -> list[str]:
     return [graph.python_code("self").src for graph in module.graphs.values()]
 
 
-def _replacements(before: TracedModule, pruned: Pruned) -> list[Replacement]:
+def replacements(before: TracedModule, pruned: Pruned) -> list[Replacement]:
+    """What takes the place of each parameter that changes or goes."""
     parameters = dict(before.named_parameters())
     changes: dict[int, Replacement] = {}
     for cut in pruned.cuts.values():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fxcompress.passes.prune_report import PruneReport
-from fxcompress.training.compressed import CompressedModule
+from fxcompress.training.in_pieces import Compressed
 from fxcompress.training.controller import ConstantGamma
 from fxcompress.training.guard import Guard
 from fxcompress.training.interrupt import Interrupt, StepDone
@@ -85,7 +85,7 @@ class Trainer:
 
     def remove(self) -> None:
         """Remove what is dead now."""
-        assert isinstance(self.net, CompressedModule)
+        assert isinstance(self.net, Compressed)
         report = self.net.prune(self.optimizer)
         self.reports += [report] if report.modified else []
 
@@ -93,7 +93,7 @@ class Trainer:
         module = self.net if self.module is None else self.module
         task = self.loss(module(*inputs), target)
         self.optimizer.zero_grad(set_to_none=True)
-        if isinstance(self.net, CompressedModule):
+        if isinstance(self.net, Compressed):
             self.last_gamma = self._pressure(self.net)
             (task + self.last_gamma * self.net.size()).backward()
         else:
@@ -103,13 +103,13 @@ class Trainer:
         self.done += 1
         if self.guard.watches_loss:
             self.guard.see_loss(self.mean(float(task.detach())))
-        if isinstance(self.net, CompressedModule):
+        if isinstance(self.net, Compressed):
             self.net.step()
             if self.policy is not None and self.policy.due(self.net.removable()):
                 self.remove()
         return task.detach()
 
-    def _pressure(self, net: CompressedModule) -> float:
+    def _pressure(self, net: Compressed) -> float:
         if self.guard.holds:
             return 0.0
         # The size is on the device: to ask for it where the pressure is constant would wait for nothing.

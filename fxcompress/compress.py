@@ -1,7 +1,9 @@
 """The way in: from any model to one that compresses itself."""
 
 import copy
+import logging
 from dataclasses import replace
+from typing import cast
 
 from torch import fx, nn
 
@@ -12,16 +14,17 @@ from fxcompress.objectives import Objective, objective_of
 from fxcompress.passes.history import started
 from fxcompress.passes.inject_quantizers import inject_quantizers, is_quantizable
 from fxcompress.provenance import attach
-from fxcompress.pruning import own_tensors
 from fxcompress.quantizer import Quantizer
 from fxcompress.trace.inputs import ExampleInputs
-from fxcompress.trace.skeleton import skeleton
+from fxcompress.trace.skeleton import own_tensors, skeleton
 from fxcompress.trace.support import check_supported
 from fxcompress.trace.traced import TracedModule
 from fxcompress.training.compressed import CompressedModule, new_compressed
-from fxcompress.training.in_pieces import Compressed, CompressedPieces, Outside, become_pieces
+from fxcompress.training.in_pieces import CompressedPieces, Outside, become_pieces
 from fxcompress.training.network import Settings
 from fxcompress.training.piece import become_compressed, taken_name
+
+_LOG = logging.getLogger("fxcompress")
 
 
 def compress(
@@ -32,7 +35,7 @@ def compress(
     objective: str | Objective = "eq5",
     bias_shrink: float = 0.01,
     death_limit: float = 1.0,
-) -> Compressed:
+) -> CompressedModule:
     """Give every output channel of every weight a quantizer with a trained bit depth and exponent.
 
     A model that reads the values of tensors, such as a detection network, has no graph as a whole. The modules of it
@@ -41,7 +44,8 @@ def compress(
     models it is a :class:`CompressedModule`. Both are trained in the same way.
 
     Args:
-        model: any network that can be traced, or some modules of which can. It is left as it is; the result has parameters of its own.
+        model: any network that can be traced, or some modules of which can. It is left as it is; the result has
+            parameters of its own.
         example_inputs: what the model can be called with: a tensor, a tuple of positional arguments or a dict of
             keyword arguments. Inferred from the first layer where it is left out.
         bits: bit depth to start with.
@@ -82,7 +86,9 @@ def compress(
     except NO_GRAPH as error:
         if example_inputs is None:
             raise
-        return _in_pieces(model, replace(settings, inputs=ExampleInputs.of(example_inputs)), bits, error)
+        pieces = _in_pieces(model, replace(settings, inputs=ExampleInputs.of(example_inputs)), bits, error)
+        # One type for both: they are trained by the same calls, and what only a graph has raises an error that says so.
+        return cast("CompressedModule", pieces)
     traced = _quantized(analysis, bits)
     return new_compressed(traced, replace(settings, inputs=analysis.inputs))
 
@@ -120,4 +126,9 @@ def _in_pieces(model: nn.Module, settings: Settings, bits: float, why: FxCompres
     for path, analysis in analyses.items():
         traced = _quantized(analysis, bits)
         become_compressed(own.get_submodule(path), traced, replace(settings, inputs=analysis.inputs))
-    return become_pieces(own, tuple(analyses), settings, outside)
+    net = become_pieces(own, tuple(analyses), settings, outside)
+    _LOG.warning(
+        "fxcompress: %s has no graph as a whole (%s); %d modules of it compress themselves, each on its own: %s",
+        type(model).__name__, outside.why, len(analyses), ", ".join(analyses),
+    )  # fmt: skip
+    return net

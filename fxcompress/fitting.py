@@ -14,10 +14,10 @@ from fxcompress.checkpoint import check_scheduler, save_checkpoint, take_up
 from fxcompress.compress import compress
 from fxcompress.errors import CheckpointError
 from fxcompress.storage.states import read_states
-from fxcompress.training.in_pieces import Compressed
 from fxcompress.training.fit import FitResult, batches, cosine, gamma_of, train
 from fxcompress.training.guard import Guard
 from fxcompress.training.history import EpochRecord
+from fxcompress.training.in_pieces import Compressed
 from fxcompress.training.policy import PrunePolicy, prune_policy
 from fxcompress.training.resume import Keeper, check_run
 from fxcompress.training.trainer import Gamma, Loss, Scheduler

@@ -19,6 +19,7 @@ from fxcompress.passes.shrink import shrink
 from fxcompress.provenance import attach
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.pieces import Pieces
+from fxcompress.trace.skeleton import own_tensors
 from fxcompress.training.in_pieces import Compressed
 from fxcompress.training.optimizer import Replacement, check_optimizer, prepare_resize
 
@@ -139,35 +140,6 @@ def _prune_compressed(model: Compressed, optimizer: torch.optim.Optimizer | None
 def cut_tensors(pruned: Pruned) -> set[int]:
     """Ids of the tensors of the result that it does not share with the original."""
     return {id(cut.new) for cut in pruned.cuts.values()}
-
-
-def own_tensors(result: nn.Module, fresh: set[int]) -> dict[int, Tensor]:
-    """Give a result copies of the tensors that it shares with the original, in place.
-
-    Args:
-        result: of a rewrite.
-        fresh: ids of the tensors that it does not share.
-
-    Returns:
-        the copies by the id of the original.
-    """
-    copies: dict[int, Tensor] = {}
-    for module in result.modules():
-        for table in (module._parameters, module._buffers):
-            for name, tensor in table.items():
-                if tensor is not None and id(tensor) not in fresh:
-                    fresh.add(id(copies.setdefault(id(tensor), _copy(tensor))))
-                    table[name] = copies[id(tensor)]  # type: ignore[assignment]
-    return copies
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    data = tensor.detach().clone()
-    if not isinstance(tensor, nn.Parameter):
-        return data
-    new = nn.Parameter(data, requires_grad=tensor.requires_grad)
-    new.grad = None if tensor.grad is None else tensor.grad.clone()
-    return new
 
 
 def _replacements(

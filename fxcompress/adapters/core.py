@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -13,8 +13,9 @@ from torch.utils.hooks import RemovableHandle
 
 from fxcompress.errors import OptimizerError, UnsupportedModelError
 from fxcompress.quantizer import Quantizer
-from fxcompress.training.in_pieces import Compressed
+from fxcompress.training.compressed import CompressedModule
 from fxcompress.training.controller import ConstantGamma
+from fxcompress.training.in_pieces import CompressedPieces
 from fxcompress.training.optimizer import check_optimizer
 from fxcompress.training.trainer import Gamma
 
@@ -42,7 +43,7 @@ class Pressure:
     gamma: Gamma
     last: float = 0.0
 
-    def press(self, net: Compressed, progress: float, scale: Tensor | float = 1.0) -> None:
+    def press(self, net: CompressedModule, progress: float, scale: Tensor | float = 1.0) -> None:
         """To be called once for each optimizer step, when its gradients are complete.
 
         Args:
@@ -63,7 +64,7 @@ class Pressure:
             else:
                 parameter.grad.add_(more)
 
-    def _fraction(self, net: Compressed) -> float:
+    def _fraction(self, net: CompressedModule) -> float:
         return math.nan if isinstance(self.gamma, ConstantGamma) else net.fractional_size()
 
     def needs_length(self) -> bool:
@@ -82,7 +83,7 @@ class Pressure:
             load(state)
 
 
-def metrics(net: Compressed, gamma: float) -> dict[str, float]:
+def metrics(net: CompressedModule, gamma: float) -> dict[str, float]:
     """What there is to log.
 
     >>> from fxcompress import compress
@@ -97,18 +98,18 @@ def metrics(net: Compressed, gamma: float) -> dict[str, float]:
     }
 
 
-def step_after(optimizer: Optimizer, net: Compressed) -> RemovableHandle:
+def step_after(optimizer: Optimizer, net: CompressedModule) -> RemovableHandle:
     """Call ``net.step()`` after each step that the optimizer really makes: not one that a gradient scaler skips."""
     return optimizer.register_step_post_hook(lambda *_: net.step())
 
 
-def compressed(net: object, where: str) -> Compressed:
+def compressed(net: object, where: str) -> CompressedModule:
     """``net``, if it can be trained here.
 
     Raises:
         UnsupportedModelError: it is not the result of compress(), or several processes train it.
     """
-    if not isinstance(net, Compressed):
+    if not isinstance(net, CompressedModule | CompressedPieces):
         raise UnsupportedModelError(
             f"{where} is a {type(net).__name__}, not a network from fxcompress.compress(); compress it before the "
             "optimizer is built"
@@ -118,10 +119,10 @@ def compressed(net: object, where: str) -> Compressed:
             f"{where} is trained by {dist.get_world_size()} processes, which would go on with parameters that are no "
             "longer the network's once channels are removed; train it in one process"
         )
-    return net
+    return cast("CompressedModule", net)  # what is called here, both have
 
 
-def optimizer_of(net: Compressed, optimizers: Iterable[Optimizer]) -> Optimizer:
+def optimizer_of(net: CompressedModule, optimizers: Iterable[Optimizer]) -> Optimizer:
     """The optimizer that trains ``net``.
 
     Raises:
@@ -138,7 +139,7 @@ def optimizer_of(net: Compressed, optimizers: Iterable[Optimizer]) -> Optimizer:
     return holders[0]
 
 
-def _check_groups(optimizer: Optimizer, net: Compressed) -> None:
+def _check_groups(optimizer: Optimizer, net: CompressedModule) -> None:
     quantizers = [module for module in net.modules() if isinstance(module, Quantizer)]
     special = {id(p) for q in quantizers for p in (q.bits, q.exponent)}
     held = {id(p) for p in _held(optimizer)}

@@ -9,7 +9,7 @@ from torch.utils.hooks import RemovableHandle
 from fxcompress.adapters.core import Pressure, check_interval, compressed, metrics, optimizer_of, step_after
 from fxcompress.errors import MissingPackageError, UnsupportedModelError
 from fxcompress.passes.prune_report import PruneReport
-from fxcompress.training.in_pieces import Compressed
+from fxcompress.training.compressed import CompressedModule
 from fxcompress.training.fit import gamma_of
 from fxcompress.training.trainer import Gamma
 
@@ -42,7 +42,7 @@ class TrainerModel(nn.Module):
 
     accepts_loss_kwargs = False
 
-    def __init__(self, net: Compressed) -> None:
+    def __init__(self, net: CompressedModule) -> None:
         super().__init__()
         self.net = compressed(net, "net")
         self.config = getattr(net, "config", None)
@@ -232,7 +232,7 @@ class SelfCompressionCallback(TrainerCallback, ExportableState):
         self._hooks = []
 
 
-def _network(model: nn.Module) -> Compressed:
+def _network(model: nn.Module) -> CompressedModule:
     if not isinstance(model, TrainerModel):
         raise UnsupportedModelError(
             f"the Trainer's model is a {type(model).__name__}; give it Trainer(model=TrainerModel(net)) with a net "

@@ -10,7 +10,7 @@ from torch.utils.hooks import RemovableHandle
 from fxcompress.adapters.core import Pressure, check_interval, compressed, metrics, optimizer_of, step_after
 from fxcompress.errors import MissingPackageError, UnsupportedModelError
 from fxcompress.passes.prune_report import PruneReport
-from fxcompress.training.in_pieces import Compressed
+from fxcompress.training.compressed import CompressedModule
 from fxcompress.training.fit import gamma_of
 from fxcompress.training.trainer import Gamma
 
@@ -92,7 +92,7 @@ class SelfCompression(Callback):
                 "no longer the network's once channels are removed; use Trainer(devices=1)"
             )
 
-    def _network(self, pl_module: LightningModule) -> Compressed:
+    def _network(self, pl_module: LightningModule) -> CompressedModule:
         where = f"{type(pl_module).__name__}.{self.net}"
         try:
             net = attrgetter(self.net)(pl_module)

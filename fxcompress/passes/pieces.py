@@ -12,9 +12,11 @@ from typing import TypeVar
 from torch import nn
 
 from fxcompress.channels.analysis import Analysis
+from fxcompress.passes.history import extended
 from fxcompress.passes.prune_channels import Pruned, prune_channels
 from fxcompress.passes.prune_report import PruneReport, make_report
 from fxcompress.passes.shrink import shrink
+from fxcompress.provenance import attach
 from fxcompress.trace.graph_forward import install
 from fxcompress.trace.pieces import Piece, Pieces
 from fxcompress.trace.skeleton import skeleton
@@ -64,6 +66,7 @@ def _pruned(piece: Piece, analysis: Analysis, *, fold: bool) -> tuple[tuple[Prun
         shrunk = shrink(piece.traced, piece.inputs, analysis)
         return shrunk.removals, make_report(piece.traced, *shrunk.removals, folded=shrunk.folded)
     pruned = prune_channels(piece.traced, piece.inputs, analysis=analysis)
+    attach(pruned.module, extended(piece.traced, pruned))
     return (pruned,), make_report(piece.traced, pruned)
 
 

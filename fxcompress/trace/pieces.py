@@ -94,8 +94,13 @@ def find_pieces(
     search = _Search(own_buffers(model), run_and_see(model, inputs), _short(why), accept, layers)
     search.go()
     if not search.pieces:
-        reasons = [f"  {path}: {reason}" for path, reason in search.outside.items() if path and reason != search.no_work]
-        more = "\n".join(reasons[:6]) or f"  no module of it holds {'two layers with weights' if layers > 1 else 'a layer'}"
+        reasons = [
+            f"  {path}: {reason}" for path, reason in search.outside.items() if path and reason != search.no_work
+        ]
+        more = (
+            "\n".join(reasons[:6])
+            or f"  no module of it holds {'two layers with weights' if layers > 1 else 'a layer'}"
+        )
         raise type(why)(f"{why}\nNor can any module of it be traced on its own:\n{more}") from why
     return Pieces(model, tuple(search.pieces.values()), search.outside)
 

@@ -11,11 +11,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from fxcompress.passes.prune_report import PruneReport
-from fxcompress.training.in_pieces import Compressed
 from fxcompress.training.controller import ConstantGamma, TargetSize
 from fxcompress.training.display import Display
 from fxcompress.training.guard import Guard
 from fxcompress.training.history import EpochRecord
+from fxcompress.training.in_pieces import Compressed
 from fxcompress.training.interrupt import Interrupt, StepDone, TrainingInterrupted
 from fxcompress.training.parallel import Processes
 from fxcompress.training.policy import PrunePolicy, prune_policy
@@ -28,8 +28,8 @@ class FitResult:
     """The result of :func:`fxcompress.fit`.
 
     Attributes:
-        module: the finalized network in evaluation mode, an ordinary GraphModule; of the model's own class where that was
-            compressed in pieces.
+        module: the finalized network in evaluation mode: an ordinary GraphModule or, where the model was compressed in
+            pieces, a module of its own class.
         net: the network that was trained, with its quantizers.
         history: one record for each epoch.
         reports: what each pruning removed.

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-import torch
-from torch import fx, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
@@ -70,7 +69,7 @@ class CompressedPieces(SizedNetwork):
         """
         raise UnsupportedModelError(
             f"{type(self).__name__} has no graph as a whole: {self.outside.why}\n  its pieces have one each: "
-            f"net.pieces[name].graph, and ChannelGraph.of_pieces(net); their names are {', '.join(self.fxc_paths)}"
+            f"net.pieces[name].graph, and ChannelGraph.of_pieces(net, inputs); they are {', '.join(self.fxc_paths)}"
         )
 
     def refresh(self) -> None:
@@ -108,7 +107,9 @@ class CompressedPieces(SizedNetwork):
         prepared = None
         if optimizer is not None and any(removal.pruned.modified for removal in parts.values()):
             pieces = self.pieces
-            changes = [change for path, removal in parts.items() for change in replacements(pieces[path], removal.pruned)]
+            changes = [
+                change for path, removal in parts.items() for change in replacements(pieces[path], removal.pruned)
+            ]
             prepared = prepare_resize(optimizer, changes)
         return Removals(parts, self._report(parts), prepared, type(optimizer).__name__)
 
@@ -141,7 +142,8 @@ class CompressedPieces(SizedNetwork):
         """A network of the model's own class, with the weights of its pieces on their grid and no quantizers.
 
         Args:
-            prune, fold: see :meth:`CompressedModule.finalize`.
+            prune: see :meth:`CompressedModule.finalize`.
+            fold: the same.
         """
         refuse_sharded(self)
         own = copy.deepcopy(self)

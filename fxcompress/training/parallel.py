@@ -11,8 +11,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fxcompress.training.agreement import check_same
 from fxcompress.training.compressed import CompressedModule
-from fxcompress.training.in_pieces import Compressed
 from fxcompress.training.distributed import refuse_sharded, wrappers_of
+from fxcompress.training.in_pieces import Compressed
 
 
 @dataclass(frozen=True, slots=True)

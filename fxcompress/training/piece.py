@@ -7,6 +7,8 @@ its class gets a subclass that is a :class:`CompressedModule` as well::
     head.loss(y)          a method of it               head.loss(y)                 the same method
 """
 
+from typing import Any
+
 from torch import fx, nn
 
 from fxcompress.trace.graph_forward import install, own_class
@@ -14,7 +16,6 @@ from fxcompress.trace.traced import TracedModule
 from fxcompress.training.compressed import CompressedModule, check_quantizers
 from fxcompress.training.network import Settings
 
-_OF_EVERY_MODULE = frozenset(dir(nn.Module))
 
 
 class _Boundary(nn.Module):
@@ -35,9 +36,9 @@ def taken_name(module: nn.Module, surface: type[nn.Module]) -> str | None:
     held = {*module._parameters, *module._buffers, *module._modules}
     if not issubclass(own, fx.GraphModule):  # whose methods are those that it keeps
         held |= {*vars(module), *dir(own)}
-    held -= _OF_EVERY_MODULE
     names = {name for name in dir(surface) if not name.startswith("_")} | {"settings"}
-    return min(held & names, default=None)
+    # Read at each call, as some libraries add methods to nn.Module.
+    return min(held & names - set(dir(nn.Module)), default=None)
 
 
 def become_compressed(module: nn.Module, traced: TracedModule, settings: Settings) -> CompressedModule:
@@ -55,7 +56,7 @@ def become_compressed(module: nn.Module, traced: TracedModule, settings: Setting
     own = own_class(module)
     bases = (CompressedModule,) if issubclass(own, fx.GraphModule) else (CompressedModule, _Boundary, own)
     about = {"__module__": own.__module__, "__qualname__": own.__name__, "__doc__": own.__doc__}
-    kind = type(own.__name__, bases, {**about, "fxc_own": own})
+    kind: Any = type(own.__name__, bases, {**about, "fxc_own": own})
     module.__dict__.clear()
     module.__class__ = type(kind.__new__(kind))  # torch.fx makes a class for the code of each instance
     assert isinstance(module, CompressedModule)
@@ -75,7 +76,7 @@ def become_plain(module: CompressedModule, final: TracedModule) -> None:
     own: type[nn.Module] = module.fxc_own  # type: ignore[assignment]
     plain: nn.Module = module
     plain.__dict__.clear()
-    plain.__class__ = own  # type: ignore[assignment]
+    plain.__class__ = own
     nn.Module.__init__(plain)
     plain.training = final.training
     install(plain, final)

@@ -139,9 +139,7 @@ def _check_state(net: nn.Module, plan: Recut | None, state: Mapping[str, Any], *
     wrong = [f"{name} is {found}, not {expected}" for name, found, expected in shapes if found != expected]
     if wrong:
         remedy = f"; it has no {RECORD}, which tells what was cut: save net.state_dict() whole"
-        raise CheckpointError(
-            f"the state_dict does not fit {kind}: {listed(wrong)}{'' if RECORD in state else remedy}"
-        )
+        raise CheckpointError(f"the state_dict does not fit {kind}: {listed(wrong)}{'' if RECORD in state else remedy}")
 
 
 def _expected(module: nn.Module, gone: Collection[str], liveness: str) -> dict[str, tuple[int, ...]]:

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fxcompress.passes.prune_report import PruneReport
-from fxcompress.training.in_pieces import Compressed
+from fxcompress.trace.trees import replace
 from fxcompress.training.controller import ConstantGamma
 from fxcompress.training.guard import Guard
+from fxcompress.training.in_pieces import Compressed
 from fxcompress.training.interrupt import Interrupt, StepDone
 from fxcompress.training.policy import PrunePolicy
 
@@ -124,5 +125,5 @@ def _batch(batch: Any, device: torch.device) -> tuple[tuple[Any, ...], Any]:  # 
             f"a batch must be a tuple (input, ..., target), got {type(batch).__name__}; "
             "write the loop by hand for other batches (see the README)"
         )
-    items = [item.to(device, non_blocking=True) if isinstance(item, Tensor) else item for item in batch]
+    items = replace(lambda tensor: tensor.to(device, non_blocking=True), list(batch))
     return tuple(items[:-1]), items[-1]

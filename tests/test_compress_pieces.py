@@ -156,7 +156,7 @@ def test_a_state_dict_cuts_a_fresh_network() -> None:
     assert difference(result_of(net, image()), result_of(fresh, image())) == 0
     assert float(fresh.size().detach()) == float(net.size().detach())
     state, visit = dying().state_dict(), Fingerprint(net)
-    with pytest.raises(CheckpointError, match="^body: "):
+    with pytest.raises(CheckpointError, match=r"^body: "):
         net.load_state_dict(state)
     del state["scale"]
     with pytest.raises(CheckpointError, match="lacks scale"):

@@ -22,6 +22,7 @@ from fxcompress.errors import ExampleInputError, FxCompressError
 from fxcompress.quantizer import Quantizer
 from fxcompress.trace.flat_weights import renew_weights
 from fxcompress.trace.inputs import ExampleInputs
+from fxcompress.trace.objects import restored
 from fxcompress.trace.places import line_of
 
 Atoms = dict[str, dict[int, Tensor]]
@@ -148,7 +149,7 @@ class Interpreter:
                 args, kwargs = self._given(module, args, kwargs)
                 with whole(module):
                     return self._noisy(module, self._shadow(str(node.target), module)(*args, **kwargs))
-            if isinstance(node.target, type):  # a dataclass or the like, in which nothing finds its tensors again
+            if isinstance(node.target, type) or node.target is restored:  # in which nothing finds its tensors again
                 self._pin_output([args, kwargs])
             if node.op == "call_method":
                 return getattr(args[0], str(node.target))(*args[1:], **kwargs)

@@ -17,7 +17,6 @@ from fxcompress.training.compressed import CompressedModule, check_quantizers
 from fxcompress.training.network import Settings
 
 
-
 class _Boundary(nn.Module):
     """Ends the constructors of torch.fx, which would otherwise go on to that of the model's class."""
 

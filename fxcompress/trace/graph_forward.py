@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from fxcompress.trace.names import any_names
 from fxcompress.trace.skeleton import skeleton
 from fxcompress.trace.traced import TracedModule, copy_graph
 
@@ -85,7 +86,8 @@ def traced_of(module: nn.Module) -> TracedModule:
 
 
 def _compiled(traced: TracedModule, graph: fx.Graph) -> Callable[..., Any]:
-    forward: Callable[..., Any] = type(fx.GraphModule(traced, copy_graph(graph))).forward
+    with any_names():
+        forward: Callable[..., Any] = type(fx.GraphModule(traced, copy_graph(graph))).forward
     return forward
 
 

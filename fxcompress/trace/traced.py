@@ -6,6 +6,7 @@ from typing import Any
 from torch import fx, nn
 
 from fxcompress.errors import TraceError
+from fxcompress.trace.names import any_names
 
 _SKIP = frozenset(nn.Module().__dict__) | frozenset(dir(fx.GraphModule)) | {"_graph", "meta", "train_graph"}
 
@@ -46,10 +47,12 @@ class TracedModule(fx.GraphModule):
 
     def recompile(self) -> Any:  # noqa: ANN401 - PythonCode is not public
         """Compile both graphs; ``forward`` takes the one of the module's mode."""
-        code = super().recompile()
+        with any_names():
+            code = super().recompile()
         if self.train_graph is not None:
             evaluate = type(self).forward
-            train = type(fx.GraphModule(self, self.train_graph)).forward
+            with any_names():
+                train = type(fx.GraphModule(self, self.train_graph)).forward
             # Not the module that it was compiled in, which holds copies: passes add children that it would not have.
             self.train_graph.owning_module = self
 

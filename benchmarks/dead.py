@@ -9,6 +9,7 @@ import fxcompress as fxc
 
 EXAMPLE = (1, 3, 224, 224)
 CLASSES = 1000
+_AUXILIARY = {"googlenet", "inception_v3"}  # built without their second heads, which nothing uses in evaluation
 
 
 def network(name: str, seed: int) -> nn.Module:
@@ -16,7 +17,7 @@ def network(name: str, seed: int) -> nn.Module:
     import torchvision
 
     torch.manual_seed(seed)
-    options: dict[str, Any] = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
+    options: dict[str, Any] = {"aux_logits": False, "init_weights": False} if name in _AUXILIARY else {}
     net: nn.Module = getattr(torchvision.models, name)(**options).eval()
     return net
 

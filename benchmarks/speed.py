@@ -29,8 +29,8 @@ from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.tracer import trace
 
 MODELS = (
-    "resnet50", "resnet18", "mobilenet_v2", "densenet121", "vgg16_bn", "regnet_y_400mf", "efficientnet_b0",
-    "mnasnet1_0", "googlenet", "squeezenet1_0",
+    "resnet50", "resnet18", "mobilenet_v2", "densenet121", "vit_b_16", "convnext_tiny", "googlenet", "regnet_y_400mf",
+    "efficientnet_b0", "mnasnet1_0", "squeezenet1_0", "vgg16_bn", "inception_v3",
 )  # fmt: skip
 SHARE = 0.5
 LIMIT = 0.2

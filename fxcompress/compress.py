@@ -13,6 +13,7 @@ from fxcompress.errors import FxCompressError, UnsupportedModelError
 from fxcompress.objectives import Objective, objective_of
 from fxcompress.passes.history import started
 from fxcompress.passes.inject_quantizers import inject_quantizers, is_quantizable
+from fxcompress.progress import progress
 from fxcompress.provenance import attach
 from fxcompress.quantizer import Quantizer
 from fxcompress.trace.inputs import ExampleInputs
@@ -82,7 +83,8 @@ def compress(
         )
     settings = Settings(ExampleInputs(), objective, bias_shrink, death_limit)
     try:
-        analysis = prepare(model, example_inputs)
+        with progress(f"analysing {type(model).__name__}"):
+            analysis = prepare(model, example_inputs)
     except NO_GRAPH as error:
         if example_inputs is None:
             raise
@@ -119,9 +121,10 @@ def _in_pieces(model: nn.Module, settings: Settings, bits: float, why: FxCompres
         if not is_quantizable(traced):
             raise UnsupportedModelError("none of its weights can be quantized")
 
-    found, analyses = prepare_pieces(model, settings.inputs, why, check=check, layers=1)
+    with progress(f"analysing the modules of {type(model).__name__}"):
+        found, analyses = prepare_pieces(model, settings.inputs, why, check=check, layers=1)
     outside = Outside(found.outside[""], found.parameters_outside())
-    own = skeleton(model)
+    own = skeleton(found.model)
     own_tensors(own, set())
     for path, analysis in analyses.items():
         traced = _quantized(analysis, bits)

@@ -6,6 +6,7 @@ changed: not the model, not its gradients, not the optimizer.
 
 __all__ = [
     "AnalysisError",
+    "AverageError",
     "CheckpointError",
     "DistributedError",
     "ExampleInputError",
@@ -59,6 +60,10 @@ class MissingPackageError(FxCompressError, ImportError):
 
 class OptimizerError(FxCompressError):
     """The optimizer does not belong to the network, or holds state that cannot be resized."""
+
+
+class AverageError(FxCompressError):
+    """A moving average of the network cannot follow when the network loses channels."""
 
 
 class DistributedError(FxCompressError):

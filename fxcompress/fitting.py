@@ -9,11 +9,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 from fxcompress.checkpoint import check_scheduler, save_checkpoint, take_up
 from fxcompress.compress import compress
-from fxcompress.errors import CheckpointError
+from fxcompress.errors import AverageError, CheckpointError
 from fxcompress.storage.states import read_states
+from fxcompress.training.averages import copies_of
 from fxcompress.training.fit import FitResult, batches, cosine, gamma_of, train
 from fxcompress.training.guard import Guard
 from fxcompress.training.history import EpochRecord
@@ -48,6 +50,7 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
     on_epoch: Callable[[EpochRecord], None] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     resume: Resume = False,
+    average: AveragedModel | None = None,
 ) -> FitResult:
     """Compress a model while it trains, and return it as a smaller ordinary network.
 
@@ -75,18 +78,22 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
             fifth).
         progress: show a live display, in the first process.
         on_epoch: called with each record.
-        checkpoint: a file that the run is kept in, written after each epoch and on Ctrl-C.
+        checkpoint: a file that the run is kept in, written after each epoch, and on Ctrl-C or SIGTERM.
         resume: True: go on with the run in ``checkpoint``; ``"auto"``: the same if there is such a file, else start
             anew; False: start anew. All other arguments must be as they were. What is trained then is the same, bit for
             bit, as without a stop (see docs/training.md for what that takes).
+        average: ``AveragedModel(net)`` of torch.optim.swa_utils, of the ``net`` from :func:`compress` that is passed:
+            brought up to date after each step, cut with each removal, kept in the checkpoint. Its network is
+            ``average.module``, and ``average.module.finalize()`` the one to use.
 
     Raises:
         ValueError: neither or both of ``gamma`` and ``target_size`` are given, the network is smaller than
             ``target_size`` already, an optimizer of a plain model, ``min_accuracy`` without ``validate``, or ``resume``
             without ``checkpoint``.
+        AverageError: ``average`` is not of the network.
         CheckpointError: the checkpoint does not fit, or is there although the run is to start anew.
-        TrainingInterrupted: Ctrl-C was pressed; a KeyboardInterrupt, raised after the step that ran. A second Ctrl-C
-            stops at once.
+        TrainingInterrupted: Ctrl-C was pressed, or SIGTERM has come; a KeyboardInterrupt, raised after the step that
+            ran. A second signal stops at once.
         FxCompressError: see :func:`compress`.
         DistributedError: processes have different numbers of batches, disagree, or have died.
     """
@@ -98,6 +105,7 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
     guard, policy = Guard(min_accuracy, max_loss_increase), prune_policy(prune)
     going_on = _goes_on(checkpoint, resume)
     net = _compressed(model, loader, optimizer, example_inputs, target_size)
+    _check_average(net, average)
     if target_size is not None and not going_on:
         _check_target(net, target_size)
     chosen = optimizer or torch.optim.Adam(net.param_groups(lr, weight_decay=weight_decay))
@@ -105,7 +113,7 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
     schedule = scheduler or cosine(chosen, steps, min(steps // 20, 100))
     keeper = None
     if checkpoint is not None:
-        check = partial(check_run, gamma=control, loader=loader, batches=batches(loader))
+        check = partial(check_run, gamma=control, loader=loader, batches=batches(loader), average=average)
         keeper = _keeper(Path(checkpoint), net, chosen, schedule, check, resume=going_on)
     return train(
         net,
@@ -120,6 +128,7 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
         guard=guard,
         progress=progress,
         on_epoch=on_epoch,
+        average=average,
         keeper=keeper,
     )
 
@@ -186,6 +195,17 @@ def _compressed(
     inputs = example_inputs if example_inputs is not None else _first(loader)
     bits = min(24.0, max(8.0, 40 * (target_size or 0)))  # a quarter above the target of 32 bits, where 8 are too few
     return compress(model, inputs, bits=bits, death_limit=DEATH_LIMIT)
+
+
+def _check_average(net: Compressed, average: AveragedModel | None) -> None:
+    if average is None:
+        return
+    if not isinstance(average.module, Compressed):
+        raise AverageError(
+            f"average= is of a {type(average.module).__name__}; net = compress(model, ...), then "
+            "fit(net, ..., average=AveragedModel(net))"
+        )
+    copies_of(net, [average])
 
 
 def _check_target(net: Compressed, target_size: float) -> None:

@@ -17,6 +17,7 @@ from fxcompress.trace.graph_forward import install
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.skeleton import skeleton
 from fxcompress.trace.traced import TracedModule
+from fxcompress.trace.weight_norm import with_plain_weights
 
 
 def load(path: str | os.PathLike[str], model: nn.Module, example_inputs: Any = None) -> nn.Module:  # noqa: ANN401
@@ -36,7 +37,7 @@ def load(path: str | os.PathLike[str], model: nn.Module, example_inputs: Any = N
         StorageError: the file is no such file, is damaged, or does not fit ``model``.
         TraceError, UnsupportedModelError: the model cannot be traced.
     """
-    saved = read(path)
+    saved, model = read(path), with_plain_weights(model)
     provenance = saved.provenance
     _check_shapes(model, provenance, path)
     try:

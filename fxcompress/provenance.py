@@ -38,12 +38,28 @@ Inputs = tuple[tuple[str, tuple[int, ...], str], ...]
 
 
 @dataclass(frozen=True, slots=True)
+class Narrowing:
+    """A sum one path of which has lost channels that the sum still has.
+
+    Attributes:
+        place: ``"mode:node"``, the node that adds.
+        operand: which of its two operands is the narrow path, 0 or 1.
+        dim: of the channels, from the left.
+    """
+
+    place: str
+    operand: int
+    dim: int
+
+
+@dataclass(frozen=True, slots=True)
 class PieceRecord:
     """What is recorded of a piece besides its tensors; see :class:`Provenance`."""
 
     cuts: Cuts = ()
     weights: int = 0
     inputs: Inputs = ()
+    joins: tuple[Narrowing, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +74,9 @@ class Provenance:
         weights: N of the paper, the quantized weights of the starting network; 0 when nothing was quantized.
         inputs: what the network was analysed on.
         biases: weights whose layers the original has without a bias, and which got one when constants were folded.
-        pieces: by their paths, for a network that was rewritten in pieces; its own ``cuts`` and ``inputs`` are empty.
+        joins: sums that a path narrower than the sum leads to. Which channels the path has lost follows from ``kept``.
+        pieces: by their paths, for a network that was rewritten in pieces; its own ``cuts``, ``inputs`` and ``joins``
+            are empty.
     """
 
     shapes: dict[str, tuple[int, ...]]
@@ -68,6 +86,7 @@ class Provenance:
     weights: int = 0
     inputs: Inputs = ()
     biases: tuple[str, ...] = ()
+    joins: tuple[Narrowing, ...] = ()
     pieces: dict[str, PieceRecord] = field(default_factory=dict)
 
     def of_piece(self, path: str) -> "Provenance":
@@ -79,7 +98,7 @@ class Provenance:
 
         piece, biases = self.pieces[path], tuple(own(dict.fromkeys(self.biases)))
         tables = own(self.shapes), own(self.kept), piece.cuts, own(self.grids)
-        return Provenance(*tables, piece.weights, piece.inputs, biases)
+        return Provenance(*tables, piece.weights, piece.inputs, biases, piece.joins)
 
 
 def attach(module: fx.GraphModule, provenance: Provenance) -> None:
@@ -117,5 +136,5 @@ def _joined(module: nn.Module, pieces: dict[str, Provenance]) -> Provenance:
         grids=named({path: one.grids for path, one in pieces.items()}),
         weights=sum(one.weights for one in pieces.values()),
         biases=tuple(f"{path}.{name}" for path, one in pieces.items() for name in one.biases),
-        pieces={path: PieceRecord(one.cuts, one.weights, one.inputs) for path, one in pieces.items()},
+        pieces={path: PieceRecord(one.cuts, one.weights, one.inputs, one.joins) for path, one in pieces.items()},
     )

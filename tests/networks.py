@@ -207,6 +207,13 @@ class Builder:
         module = nn.Conv2d(c, out, kernel, stride, padding, dilation, bias=self.flag(), padding_mode=mode)
         return self.call(module, i, out, (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1)
 
+    def bordered(self) -> int:
+        """A convolution whose border is made by hand, and differs from side to side."""
+        i = self.value()
+        c, size = self.shapes[i].channels, self.shapes[i].size
+        mode = self.choose(["constant", "reflect", "replicate"]) if size > 2 else "constant"
+        return self.conv(self.apply(lambda x: F.pad(x, (2, 0, 0, 2), mode=mode), i, c, size + 2))
+
     def grouped(self) -> int:
         i = self.value()
         c, size = self.shapes[i].channels, self.shapes[i].size
@@ -455,6 +462,9 @@ class Builder:
             (lambda x: F.avg_pool2d(x, 3, 1, 1), c, n),
             (lambda x: F.pad(x, (1, 1, 1, 1)), c, n + 2),
             (lambda x: F.pad(x, (0, 0, 0, 0, 1, 2)), c + 3, n),
+            (lambda x: x.max(2, keepdim=True)[0] + x, c, n),
+            (lambda x: x + x.new_zeros(c, 1, 1), c, n),
+            (lambda x: torch.cat([x.new_zeros(x.shape[0], c, n, 1), x], 3)[..., :n], c, n),
             (lambda x: F.adaptive_avg_pool2d(x, 2), c, 2),
         ]
         if n >= 2:
@@ -484,8 +494,8 @@ class Builder:
         kinds = [
             self.conv, self.conv, self.norm, self.activation, self.activation, self.add, self.residual, self.cat,
             self.split, self.pick, self.permute, self.permute, self.grouped, self.grouped, self.transposed, self.gate,
-            self.space, self.space, self.functional, self.again, self.tied, self.linear, self.scale, self.dropout,
-            self.multiply, self.attention, self.attention,
+            self.space, self.space, self.bordered, self.functional, self.again, self.tied, self.linear, self.scale,
+            self.dropout, self.multiply, self.attention, self.attention,
         ]  # fmt: skip
         self.choose(kinds)()
         if self.shapes[-1].channels > 16:

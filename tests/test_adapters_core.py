@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxcompress as fxc
-from fxcompress.adapters.core import Pressure, check_interval, compressed, metrics, optimizer_of, step_after
+from fxcompress.adapters.core import Pressure, Removals, compressed, metrics, optimizer_of, step_after
 from fxcompress.errors import MissingPackageError, OptimizerError, UnsupportedModelError
 from fxcompress.training.controller import ConstantGamma, TargetSize
+from tests.nets import set_bits
 
 GAMMA = 0.3
 
@@ -134,10 +135,32 @@ def test_plain_network_is_refused() -> None:
         compressed(nn.Linear(1, 1), "Model.net")
 
 
-def test_interval() -> None:
-    assert check_interval(None) is None
-    with pytest.raises(ValueError, match="prune_every=0 must be at least 1"):
-        check_interval(0)
+@pytest.mark.parametrize("policy", [None, fxc.PrunePolicy(cost=1.0), fxc.PrunePolicy(every=3)])
+def test_removals_are_made_when_the_policy_says_so(policy: fxc.PrunePolicy | None) -> None:
+    """As by hand: the policy counts steps, and what a checkpoint holds of it goes on."""
+    net = network()
+    optimizer = adam(net)
+    set_bits(net, "0.weight", [1, 2])
+    with torch.no_grad():
+        net.get_parameter("0.bias")[[1, 2]] = 0.0
+    net.step()
+    by_hand = copy.deepcopy(policy)
+    expected = next((n for n in range(20) if by_hand and by_hand.due(net.removable())), None)
+    removals = Removals(policy)
+    found = None
+    for number in range(20):
+        again = Removals(fxc.PrunePolicy())
+        again.load_state_dict(removals.state_dict())
+        removals = again
+        removals.count(net)
+        removals.make(net, optimizer)
+        if removals.reports:
+            found = number
+            break
+    assert found == expected
+    assert (len(net.get_parameter("0.weight")) == 8) == (policy is None)
+    removals.make(net, optimizer, last=True)
+    assert removals.policy == policy or (policy is not None and removals.policy is not None)
 
 
 @pytest.mark.parametrize(("module", "package"), [("lightning", "lightning.pytorch"), ("huggingface", "transformers")])

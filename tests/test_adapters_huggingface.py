@@ -1,9 +1,12 @@
 """The Trainer's loop with the callback does what the documented loop does, and the example runs."""
 
 import copy
+import os
 import runpy
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +20,7 @@ import fxcompress as fxc
 from fxcompress.adapters.huggingface import SelfCompressionCallback, TrainerModel
 from fxcompress.errors import OptimizerError, UnsupportedModelError
 from fxcompress.quantizer import Quantizer
+from tests.ranks import launch
 
 # The libraries warn of what is theirs: pinned memory without a GPU, their own deprecations.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -116,7 +120,7 @@ class Recorder(TrainerCallback):
 def test_trains_as_by_hand_with_accumulation_and_clipping(tmp_path: Path) -> None:
     net = network()
     twin = copy.deepcopy(net)
-    callback, recorder = SelfCompressionCallback(gamma=GAMMA, prune_every=5), Recorder()
+    callback, recorder = SelfCompressionCallback(gamma=GAMMA, prune=5), Recorder()
     run = trainer(
         TrainerModel(net), adam(net), tmp_path, callback, recorder, gradient_accumulation_steps=2, max_grad_norm=CLIP
     )
@@ -133,6 +137,7 @@ def test_trains_as_by_hand_with_accumulation_and_clipping(tmp_path: Path) -> Non
         twin.step()
         if number % 5 == 0:
             twin.prune(optimizer)
+    twin.prune(optimizer)
 
     assert run.state.global_step == 24
     assert callback.reports
@@ -143,13 +148,56 @@ def test_trains_as_by_hand_with_accumulation_and_clipping(tmp_path: Path) -> Non
     assert columns < run.state.log_history[0].keys()
 
 
+def trained(folder: Path, batch: int) -> tuple[list[Tensor], int]:
+    net, callback = network(), SelfCompressionCallback(gamma=GAMMA, prune=fxc.PrunePolicy(cost=0.2))
+    run = trainer(TrainerModel(net), adam(net), folder, callback, per_device_train_batch_size=batch, num_train_epochs=3)
+    run.train()
+    return [p.detach() for p in net.parameters()], len(callback.reports)
+
+
+def in_processes(rank: int, folder: Path) -> tuple[list[Tensor], int]:
+    """What the Trainer finds under torchrun."""
+    warnings.simplefilter("ignore")
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "ACCELERATE_USE_CPU": "1"}
+    torch.manual_seed(rank)
+    return trained(folder, batch=4)
+
+
+def test_two_processes_train_as_one_on_the_whole_batch(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    expected, removals = trained(tmp_path, batch=8)
+    assert removals
+    outcomes = launch(2, in_processes, tmp_path)
+    assert [(o.error, o.message) for o in outcomes] == [("", "")] * 2
+    for outcome in outcomes:
+        assert outcome.value[1] == removals
+        for ours, theirs in zip(outcome.value[0], expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_gpu": 2}, "2 devices by one process.*torchrun --nproc-per-node 2"),
+        ({"fsdp": True}, r"sharded over processes \(fsdp=\)"),
+        ({"deepspeed": "ds.json"}, r"sharded over processes \(deepspeed=\)"),
+    ],
+)
+def test_devices_that_cannot_follow_are_refused(options: dict[str, Any], message: str) -> None:
+    arguments: Any = SimpleNamespace(**({"n_gpu": 0, "fsdp": None, "deepspeed": None} | options))
+    nothing: Any = None
+    with pytest.raises(UnsupportedModelError, match=message):
+        SelfCompressionCallback(gamma=GAMMA).on_init_end(arguments, nothing, nothing, model=TrainerModel(network()))
+
+
 @pytest.mark.parametrize("restore", [False, True])
 def test_resumed_training_goes_on_where_it_stopped(tmp_path: Path, restore: bool) -> None:  # noqa: FBT001
     fresh = network()
     nets = [copy.deepcopy(fresh), copy.deepcopy(fresh)]
     runs = [
         trainer(
-            TrainerModel(net), adam(net), tmp_path, SelfCompressionCallback(target_size=0.1, prune_every=NEVER),
+            TrainerModel(net), adam(net), tmp_path, SelfCompressionCallback(target_size=0.1, prune=NEVER),
             save_strategy="epoch", restore_callback_states_from_checkpoint=restore,
         )
         for net in nets
@@ -163,7 +211,7 @@ def test_resumed_training_goes_on_where_it_stopped(tmp_path: Path, restore: bool
 def test_a_shrunk_network_is_resumed(tmp_path: Path) -> None:
     fresh = network()
     whole, model = copy.deepcopy(fresh), TrainerModel(copy.deepcopy(fresh))
-    callbacks = [SelfCompressionCallback(gamma=20.0, prune_every=5) for _ in range(2)]
+    callbacks = [SelfCompressionCallback(gamma=20.0, prune=5) for _ in range(2)]
     options = {"num_train_epochs": 4, "save_strategy": "epoch"}
     trainer(TrainerModel(whole), adam(whole), tmp_path, callbacks[0], **options).train()
     checkpoint = tmp_path / "checkpoint-72"
@@ -178,7 +226,7 @@ def test_a_shrunk_network_is_resumed(tmp_path: Path) -> None:
 def test_mixed_precision_does_not_keep_the_code_from_before_a_removal(tmp_path: Path) -> None:
     net = network().float()
     weights = net.channels_left()
-    callback = SelfCompressionCallback(gamma=GAMMA, prune_every=4)
+    callback = SelfCompressionCallback(gamma=GAMMA, prune=4)
     run = trainer(TrainerModel(net), adam(net), tmp_path, callback, bf16=True)
     run.train()
     assert callback.reports

@@ -2,23 +2,28 @@
 
 import copy
 import csv
+import os
 import runpy
+import warnings
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import fxcompress as fxc
 from fxcompress.adapters.lightning import SelfCompression
 from fxcompress.errors import OptimizerError, UnsupportedModelError
+from tests.ranks import launch
 
 # Lightning warns of what it is not asked for: few workers, no logger, its own deprecations.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -61,9 +66,9 @@ def test_example_finalizes_to_the_same_function(run: tuple[Any, Any, list[dict[s
     torch.testing.assert_close(net.finalize().eval()(x), net(x))
 
 
-def network() -> fxc.CompressedModule:
+def network(bits: float = 8.0) -> fxc.CompressedModule:
     model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)).double()
-    return fxc.compress(model, torch.zeros(2, 5, dtype=torch.float64))
+    return fxc.compress(model, torch.zeros(2, 5, dtype=torch.float64), bits=bits)
 
 
 def batches() -> list[tuple[Tensor, Tensor]]:
@@ -87,12 +92,20 @@ class Model(L.LightningModule):
         return torch.optim.Adam(groups)
 
 
-def fit(model: L.LightningModule, *callbacks: L.Callback, ckpt_path: str | None = None, **options: Any) -> L.Trainer:
+def fit(
+    model: L.LightningModule,
+    *callbacks: L.Callback,
+    ckpt_path: str | None = None,
+    batch_size: int = 8,
+    **options: Any,
+) -> L.Trainer:
     x, y = map(torch.cat, zip(*batches(), strict=True))
     settings = {"max_epochs": 2, "accelerator": "cpu", "logger": False, "enable_progress_bar": False}
     settings |= {"enable_model_summary": False, "enable_checkpointing": False, "barebones": False}
     trainer = L.Trainer(callbacks=list(callbacks), **(settings | options))
-    trainer.fit(model, DataLoader(TensorDataset(x, y), batch_size=8), ckpt_path=ckpt_path)
+    data = TensorDataset(x, y)
+    sampler: Any = DistributedSampler(data, shuffle=False) if dist.is_initialized() else None
+    trainer.fit(model, DataLoader(data, batch_size=batch_size, sampler=sampler), ckpt_path=ckpt_path)
     return trainer
 
 
@@ -105,7 +118,7 @@ def steps() -> Iterator[list[tuple[Tensor, Tensor]]]:
 def test_trains_as_by_hand_with_accumulation_and_clipping() -> None:
     net = network()
     twin = copy.deepcopy(net)
-    callback = SelfCompression(gamma=GAMMA, prune_every=5)
+    callback = SelfCompression(gamma=GAMMA, prune=5)
     fit(Model(net), callback, accumulate_grad_batches=2, gradient_clip_val=CLIP)
 
     optimizer = torch.optim.Adam(twin.param_groups(lr=1e-2))
@@ -118,6 +131,7 @@ def test_trains_as_by_hand_with_accumulation_and_clipping() -> None:
         twin.step()
         if number % 5 == 0:
             twin.prune(optimizer)
+    twin.prune(optimizer)
 
     assert callback.done == 24
     assert callback.reports
@@ -129,9 +143,9 @@ def test_resumed_training_goes_on_where_it_stopped(tmp_path: Path) -> None:
     fresh = network()
     whole, resumed = copy.deepcopy(fresh), copy.deepcopy(fresh)
     keep = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
-    first = SelfCompression(target_size=0.1, prune_every=NEVER)
+    first = SelfCompression(target_size=0.1, prune=NEVER)
     fit(Model(whole), first, keep, enable_checkpointing=True)
-    second = SelfCompression(target_size=0.1, prune_every=NEVER)
+    second = SelfCompression(target_size=0.1, prune=NEVER)
     fit(Model(resumed), second, ckpt_path=str(tmp_path / "epoch=0.ckpt"))
     assert second.state_dict() == first.state_dict()
     assert second.done == 48
@@ -144,10 +158,10 @@ def test_a_shrunk_network_is_resumed(tmp_path: Path) -> None:
     whole, resumed = copy.deepcopy(fresh), copy.deepcopy(fresh)
     keep = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
     options: dict[str, Any] = {"max_epochs": 4, "enable_checkpointing": True, "default_root_dir": tmp_path}
-    fit(Model(whole), SelfCompression(gamma=20.0, prune_every=5), keep, **options)
+    fit(Model(whole), SelfCompression(gamma=20.0, prune=5), keep, **options)
     kept = torch.load(tmp_path / "epoch=2.ckpt", weights_only=True)["state_dict"]
     assert kept["net.2.weight"].numel() < 48
-    fit(Model(resumed), SelfCompression(gamma=20.0, prune_every=5), ckpt_path=str(tmp_path / "epoch=2.ckpt"), **options)
+    fit(Model(resumed), SelfCompression(gamma=20.0, prune=5), ckpt_path=str(tmp_path / "epoch=2.ckpt"), **options)
     for (name, ours), theirs in zip(resumed.named_parameters(), whole.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, msg=name)
 
@@ -164,6 +178,48 @@ def test_the_optimizer_is_left_alone_afterwards(monkeypatch: pytest.MonkeyPatch)
 def test_plain_network_is_refused() -> None:
     with pytest.raises(UnsupportedModelError, match=r"Model\.net is a Linear.* compress it before the optimizer"):
         fit(Model(nn.Linear(5, 3).double()), SelfCompression(gamma=GAMMA))
+
+
+def in_processes(rank: int) -> tuple[list[Tensor], int]:
+    """What the strategy of Lightning finds under torchrun."""
+    warnings.simplefilter("ignore")
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "TORCHELASTIC_RUN_ID": "0", "GROUP_RANK": "0"}
+    torch.manual_seed(rank)
+    return trained(devices=2, strategy="ddp", batch_size=4, use_distributed_sampler=False)
+
+
+class Slow(Model):
+    """At the paper's learning rate of bits rounding grows until two runs part."""
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        assert isinstance(self.net, fxc.CompressedModule)
+        return torch.optim.Adam(self.net.param_groups(lr=1e-3, bits_lr=0.06))
+
+
+def trained(batch_size: int = 8, **options: Any) -> tuple[list[Tensor], int]:
+    net, callback = network(2.0), SelfCompression(gamma=GAMMA, prune=fxc.PrunePolicy(cost=0.2))
+    fit(Slow(net), callback, batch_size=batch_size, max_epochs=2, **options)
+    return [p.detach() for p in net.parameters()], len(callback.reports)
+
+
+def test_two_processes_train_as_one_on_the_whole_batch() -> None:
+    torch.manual_seed(0)
+    expected, removals = trained()
+    assert removals
+    outcomes = launch(2, in_processes)
+    assert [(o.error, o.message) for o in outcomes] == [("", "")] * 2
+    for outcome in outcomes:
+        assert outcome.value[1] == removals
+        for ours, theirs in zip(outcome.value[0], expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-7)
+
+
+def test_processes_that_do_not_use_ddp_are_refused() -> None:
+    strategy = SimpleNamespace()
+    trainer: Any = SimpleNamespace(world_size=2, strategy=strategy)
+    with pytest.raises(UnsupportedModelError, match=r'2 processes under SimpleNamespace.*strategy="ddp"'):
+        SelfCompression(gamma=GAMMA).setup(trainer, Model(network()), "fit")
 
 
 def test_wrong_name_is_refused() -> None:

@@ -205,17 +205,12 @@ def backward_hook(net: Net) -> None:
     net.conv1.register_full_backward_hook(lambda module, before, after: None)
 
 
-def old_weight_norm(net: Net) -> None:
-    with pytest.warns(FutureWarning):
-        nn.utils.weight_norm(net.conv1)
-
-
 def old_spectral_norm(net: Net) -> None:
     nn.utils.spectral_norm(net.conv1)
 
 
-def new_weight_norm(net: Net) -> None:
-    parametrizations.weight_norm(net.conv1)
+def new_spectral_norm(net: Net) -> None:
+    parametrizations.spectral_norm(net.conv1)
 
 
 def patched(net: Net) -> None:
@@ -234,9 +229,8 @@ def lock(net: Net) -> None:
         (hook, "module 'conv1' (Conv2d): it has a forward hook"),
         (pre_hook, "module '<root>' (Net): it has a forward pre-hook"),
         (backward_hook, "module 'conv1' (Conv2d): it has a backward hook"),
-        (old_weight_norm, "it computes its weight in a hook (WeightNorm)"),
         (old_spectral_norm, "it computes its weight in a hook (SpectralNorm)"),
-        (new_weight_norm, "remove_parametrizations(module, 'weight')"),
+        (new_spectral_norm, "remove_parametrizations(module, 'weight')"),
         (patched, "module '<root>' (Net): its forward was replaced on the instance"),
         (lock, "Net cannot be copied"),
     ],
@@ -247,9 +241,9 @@ def test_models_that_are_refused(damage: Callable[[Net], None], text: str) -> No
     assert text in refusal(UnsupportedModelError, net, image())
 
 
-def test_the_remedy_for_weight_norm_works() -> None:
+def test_the_remedy_for_spectral_norm_works() -> None:
     net = Net().double()
-    parametrizations.weight_norm(net.conv2)
+    parametrizations.spectral_norm(net.conv2)
     parametrize.remove_parametrizations(net.conv2, "weight")
     check_removed(net, image())
 

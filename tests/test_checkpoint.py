@@ -414,7 +414,7 @@ def test_a_writer_that_is_killed_leaves_a_whole_file(tmp_path: Path) -> None:
     assert len(run.stdout.split()) == 8
 
 
-# Ctrl-C
+# Ctrl-C and SIGTERM
 
 SCRIPT = """
 import sys, torch, torch.nn.functional as F, fxcompress as fxc
@@ -427,7 +427,14 @@ fxc.fit(fresh(), data(), loss, epochs=10**6, gamma=0.01, progress=False, checkpo
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs signals that a parent can send")
-def test_ctrl_c_ends_a_script_and_leaves_a_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "notice"),
+    [
+        (signal.SIGINT, "stopping after this step; press Ctrl-C again to stop at once"),
+        (signal.SIGTERM, "SIGTERM: stopping after this step; a second one stops at once"),
+    ],
+)
+def test_a_signal_ends_a_script_and_leaves_a_checkpoint(number: int, notice: str, tmp_path: Path) -> None:
     path = tmp_path / "run.pt"
     with subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, text=True
@@ -436,10 +443,10 @@ def test_ctrl_c_ends_a_script_and_leaves_a_checkpoint(tmp_path: Path) -> None:
         assert script.stderr is not None
         for _ in range(8):
             script.stdout.readline()
-        script.send_signal(signal.SIGINT)
+        script.send_signal(number)
         error = script.stderr.read()
     assert script.returncode == 1
-    assert "stopping after this step; press Ctrl-C again to stop at once" in error
+    assert notice in error
     assert f"go on with fit(..., checkpoint='{path}', resume=True)" in error
     extra = fxc.load_checkpoint(path, fresh())
     assert extra["fit"]["done"] >= 7
@@ -447,6 +454,8 @@ def test_ctrl_c_ends_a_script_and_leaves_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_the_second_ctrl_c_stops_at_once() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
     def press_twice() -> None:
         with Interrupt() as interrupt:
             signal.raise_signal(signal.SIGINT)
@@ -456,7 +465,26 @@ def test_the_second_ctrl_c_stops_at_once() -> None:
     with pytest.raises(KeyboardInterrupt) as caught:
         press_twice()
     assert type(caught.value) is KeyboardInterrupt
+    assert signal.getsignal(signal.SIGTERM) is before
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_the_second_sigterm_goes_to_the_former_handler() -> None:
+    seen: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: seen.append(number))
+    try:
+        with Interrupt() as interrupt:
+            signal.raise_signal(signal.SIGTERM)
+            assert interrupt.requested
+            assert seen == []
+            signal.raise_signal(signal.SIGTERM)
+        assert seen == [signal.SIGTERM]
+        with Interrupt():
+            pass
+        signal.raise_signal(signal.SIGTERM)
+        assert len(seen) == 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_without_a_checkpoint_the_network_is_in_the_exception() -> None:
@@ -470,18 +498,20 @@ def test_without_a_checkpoint_the_network_is_in_the_exception() -> None:
 
 
 def test_ctrl_c_is_left_alone_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[object] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    seen: list[list[object]] = []
 
     def enter() -> None:
         with Interrupt():
-            seen.append(signal.getsignal(signal.SIGINT))
+            seen.append([signal.getsignal(number) for number in numbers])
 
     thread = threading.Thread(target=enter)
     thread.start()
     thread.join()
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
     try:
         enter()
     finally:
-        signal.signal(signal.SIGINT, before)
-    assert seen == [before, signal.SIG_IGN]
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+    assert seen == [before, [signal.SIG_IGN] * 2]

@@ -20,6 +20,7 @@ PACKAGE = ROOT / "fxcompress"
 # it is. docs/architecture.md explains the whole.
 LAYERS: tuple[tuple[frozenset[str], str], ...] = (
     (frozenset({"errors"}), "what every layer raises"),
+    (frozenset({"progress"}), "what a long call shows on a terminal: every layer may say what it is doing"),
     (frozenset({"provenance"}), "the record of a rewrite: written by passes, read by storage and report"),
     (frozenset({"quantizer"}), "a module like those of torch.nn, which the tracer must know as a leaf"),
     (frozenset({"trace"}), "from a model to its graph: the analysis needs a graph"),

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.passes.infra.pass_manager import PassManager
 
-from fxcompress.passes import Finalize, FoldConstants, InjectQuantizers, Pass, PruneChannels
+from fxcompress.passes import Finalize, FoldConstants, InjectQuantizers, NarrowBranches, Pass, PruneChannels
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.traced import TracedModule
 from fxcompress.trace.tracer import trace
@@ -98,6 +98,22 @@ def test_fold_constants() -> None:
 
 def test_fold_constants_leaves_a_network_alone_that_has_none() -> None:
     check_pass(FoldConstants(ExampleInputs.of(example())), trace(ResidualNet().double()), changes=False, tolerance=0)
+
+
+def test_narrow_branches() -> None:
+    """Two channels of block1's path are zero, and alive in the sum."""
+    net = ResidualNet().double()
+    nn.init.zeros_(net.block1.bn2.bias)
+    with torch.no_grad():
+        net.block1.conv2.weight[:2] = 0
+    run = NarrowBranches(ExampleInputs.of(example()))
+    counts = {"stem__0": 8, "block1__conv2": 6, "block1__bn2": 6, "block2__conv2": 8, "fc": 5}
+    check_pass(run, trace(net), changes=True, tolerance=1e-12, **counts)
+
+
+def test_narrow_branches_leaves_a_network_alone_whose_paths_are_alive() -> None:
+    run = NarrowBranches(ExampleInputs.of(example()))
+    check_pass(run, trace(ResidualNet().double()), changes=False, tolerance=0)
 
 
 def test_prune_channels_leaves_a_network_alone_that_has_nothing_to_lose() -> None:

@@ -28,7 +28,11 @@ OPTIMIZERS: dict[str, Make] = {
     "adagrad": torch.optim.Adagrad,
     "adamax": torch.optim.Adamax,
     "nadam": torch.optim.NAdam,
+    "radam": torch.optim.RAdam,
+    "adadelta": torch.optim.Adadelta,
+    "asgd": lambda groups: torch.optim.ASGD(groups, t0=1),
 }
+"""Not Rprop, which goes by the sign of a gradient: where that is rounding (a bias before batch norm), two runs part."""
 
 
 def compressed(bits: float = 8.0) -> fxc.CompressedModule:
@@ -118,6 +122,37 @@ def test_every_optimizer_goes_on_as_if_nothing_had_happened(name: str) -> None:
     assert losses == pytest.approx(others, rel=1e-9)
     never.prune()
     same_networks(never, often, 1e-8)
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon yet")
+def test_two_optimizers_of_one_network() -> None:
+    """Muon takes matrices alone, so another one trains the rest; both lose what the network loses."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    net = fxc.compress(model, torch.zeros(2, 6))
+    weights, *rest = net.param_groups(1e-3)
+    muon = torch.optim.Muon(weights["params"], lr=1e-2)
+    adam = torch.optim.Adam(rest)
+    removals = 0
+    for step in range(6):
+        muon.zero_grad()
+        adam.zero_grad()
+        net(torch.randn(16, 6)).square().mean().backward()
+        muon.step()
+        adam.step()
+        if step == 2:
+            set_bits(net, "0.weight", [1, 5])
+            with torch.no_grad():
+                net.get_parameter("0.bias")[[1, 5]] = 0.0
+        net.step()
+        removals += net.prune([muon, adam]).modified
+    assert removals == 1
+    held = [p for optimizer in (muon, adam) for group in optimizer.param_groups for p in group["params"]]
+    assert {id(p) for p in held} == {id(p) for p in net.parameters()}
+    shapes = [muon.state[p]["momentum_buffer"].shape for p in muon.param_groups[0]["params"]]
+    assert shapes == [(6, 6), (3, 6)]
+    with pytest.raises(OptimizerError, match="that is not the network's"):
+        net.prune([muon, torch.optim.SGD([nn.Parameter(torch.zeros(1))])])
 
 
 def test_gradient_accumulation_goes_on_over_a_removal() -> None:
@@ -255,6 +290,35 @@ def test_all_branches_but_one_may_die() -> None:
     report = net.prune()
     assert report.removed["fc.weight"] == ((5, 8), (5, 7))
     assert report.removed["stem.0.weight"] == ((8, 3, 3, 3), (7, 3, 3, 3))
+
+
+class OnlyBranch(nn.Module):
+    """All of its layers are in a branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.back = nn.Linear(6, 8), nn.Linear(8, 6, bias=False)
+        self.gain = nn.Parameter(torch.ones(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = x * self.gain + self.back(torch.relu(self.wide(x)))
+        return result
+
+
+def test_all_layers_may_die() -> None:
+    net = fxc.compress(OnlyBranch(), torch.randn(2, 6)).train()
+    optimizer = torch.optim.Adam(net.param_groups(1e-2))
+    for _ in range(80):
+        (0.1 * net(torch.randn(4, 6)).square().mean() + 3 * net.size()).backward()
+        optimizer.step()
+        net.step()
+        net.prune(optimizer)
+        optimizer.zero_grad()
+    assert [name for name, _ in net.named_parameters()] == ["gain"]
+    assert [float(net.size(name)) for name in ("eq4", "eq5", "macs", "activations")] == [0.0] * 4
+    assert (net.weights_left(), net.stored_size(), net.removable(), net.channels_left()) == (0.0, 0.0, 0.0, 0)
+    x = torch.randn(3, 6)
+    assert torch.equal(net.finalize()(x), net(x))
 
 
 def test_prune_refuses_a_strange_optimizer_and_changes_nothing() -> None:

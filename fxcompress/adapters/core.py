@@ -2,21 +2,24 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from fxcompress.errors import OptimizerError, UnsupportedModelError
+from fxcompress.passes.prune_report import PruneReport
 from fxcompress.quantizer import Quantizer
 from fxcompress.training.compressed import CompressedModule
 from fxcompress.training.controller import ConstantGamma
+from fxcompress.training.distributed import wrappers_of
 from fxcompress.training.in_pieces import CompressedPieces
 from fxcompress.training.optimizer import check_optimizer
+from fxcompress.training.parallel import Processes
+from fxcompress.training.policy import PrunePolicy
 from fxcompress.training.trainer import Gamma
 
 _REMEDY = "build one optimizer for it after compress(): torch.optim.Adam(net.param_groups(lr=1e-3))"
@@ -83,6 +86,52 @@ class Pressure:
             load(state)
 
 
+@dataclass(slots=True, eq=False)
+class Removals:
+    """When to remove in a loop that somebody else runs, and what went.
+
+    Attributes:
+        policy: decides after each step; None for never.
+        reports: what each removal took out.
+    """
+
+    policy: PrunePolicy | None
+    reports: list[PruneReport] = field(default_factory=list)
+    _due: bool = False
+
+    def count(self, net: CompressedModule) -> None:
+        """To be called after each ``net.step()``."""
+        if self.policy is not None and self.policy.due(net.removable()):
+            self._due = True
+
+    def make(self, net: CompressedModule, optimizer: Optimizer, *, last: bool = False) -> None:
+        """Remove, if that is due; at the end of the training in any case, unless it is never.
+
+        Raises:
+            DistributedError: see :meth:`CompressedModule.prune`.
+        """
+        if self._due or (last and self.policy is not None):
+            self._due = False
+            report = net.prune(optimizer)
+            self.reports += [report] if report.modified else []
+
+    def state_dict(self) -> dict[str, Any]:
+        """The policy and what it has counted; numbers only, fit for JSON."""
+        policy = self.policy
+        return {} if policy is None else {"cost": policy.cost, "every": policy.every, "wasted": policy.wasted}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave."""
+        self.policy = PrunePolicy(**state) if state else None
+
+
+def share_buffers(net: CompressedModule) -> None:
+    """Where several processes train ``net``, give each the buffers of the first: running statistics are of its own."""
+    for wrapper in wrappers_of(net)[:1]:
+        if wrapper.process_group.size() > 1:
+            Processes(net, wrapper).share_buffers()
+
+
 def metrics(net: CompressedModule, gamma: float) -> dict[str, float]:
     """What there is to log.
 
@@ -107,17 +156,12 @@ def compressed(net: object, where: str) -> CompressedModule:
     """``net``, if it can be trained here.
 
     Raises:
-        UnsupportedModelError: it is not the result of compress(), or several processes train it.
+        UnsupportedModelError: it is not the result of compress().
     """
     if not isinstance(net, CompressedModule | CompressedPieces):
         raise UnsupportedModelError(
             f"{where} is a {type(net).__name__}, not a network from fxcompress.compress(); compress it before the "
             "optimizer is built"
-        )
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        raise UnsupportedModelError(
-            f"{where} is trained by {dist.get_world_size()} processes, which would go on with parameters that are no "
-            "longer the network's once channels are removed; train it in one process"
         )
     return cast("CompressedModule", net)  # what is called here, both have
 
@@ -156,14 +200,3 @@ def _check_groups(optimizer: Optimizer, net: CompressedModule) -> None:
 
 def _held(optimizer: Optimizer) -> Iterable[nn.Parameter]:
     return (p for group in optimizer.param_groups for p in group["params"])
-
-
-def check_interval(prune_every: int | None) -> int | None:
-    """``prune_every``, if it makes sense.
-
-    Raises:
-        ValueError: it does not.
-    """
-    if prune_every is not None and prune_every < 1:
-        raise ValueError(f"prune_every={prune_every} must be at least 1 step, or None for each epoch")
-    return prune_every

@@ -6,11 +6,20 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from fxcompress.adapters.core import Pressure, check_interval, compressed, metrics, optimizer_of, step_after
+from fxcompress.adapters.core import (
+    Pressure,
+    Removals,
+    compressed,
+    metrics,
+    optimizer_of,
+    share_buffers,
+    step_after,
+)
 from fxcompress.errors import MissingPackageError, UnsupportedModelError
 from fxcompress.passes.prune_report import PruneReport
 from fxcompress.training.compressed import CompressedModule
 from fxcompress.training.fit import gamma_of
+from fxcompress.training.policy import PrunePolicy, prune_policy
 from fxcompress.training.trainer import Gamma
 
 try:
@@ -68,7 +77,8 @@ class SelfCompressionCallback(TrainerCallback, ExportableState):
 
     For each optimizer step, after gradients were accumulated, unscaled and clipped, the gradient of
     ``gamma * net.size()`` is added, and after the step ``net.step()`` is called; neither where the gradient scaler
-    skips the step. Dead channels are removed at the end of each epoch, or every ``prune_every`` steps.
+    skips the step. Dead channels are removed after a step, when that pays, and at the end. Several processes that
+    Accelerate starts (torchrun, ``accelerate launch``) train one network; all of them remove the same.
 
     ``size/fractional``, ``size/weights``, ``size/channels`` and ``size/gamma`` are added to what the Trainer logs with
     its training loss: in ``state.log_history``, and for callbacks that come after this one.
@@ -76,10 +86,8 @@ class SelfCompressionCallback(TrainerCallback, ExportableState):
     Args:
         target_size: share of the original 32-bit weights to end at (fractional); gamma is steered to it.
         gamma: in its place the weight of ``net.size()`` in the loss, or a function of (progress, size).
-        prune_every: steps between removals; None removes at the end of each epoch.
-
-    Attributes:
-        reports: what each removal took out.
+        prune: True: remove what is dead when the steps it has slowed down have cost as much as a removal does; a
+            number: after so many steps; a :class:`fxcompress.PrunePolicy`; False: never.
 
     Raises:
         ValueError: neither or both of ``target_size`` and ``gamma`` are given, or a value is out of range.
@@ -90,7 +98,7 @@ class SelfCompressionCallback(TrainerCallback, ExportableState):
         target_size: float | None = None,
         *,
         gamma: float | Gamma | None = None,
-        prune_every: int | None = None,
+        prune: bool | int | PrunePolicy = True,
     ) -> None:
         if isinstance(gamma, str):
             raise ValueError(  # noqa: TRY004 - the user did nothing wrong with a type
@@ -98,18 +106,22 @@ class SelfCompressionCallback(TrainerCallback, ExportableState):
                 "off; what gamma has adapted is taken up without it"
             )
         self.pressure = Pressure(gamma_of(gamma, target_size))
-        self.prune_every = check_interval(prune_every)
-        self.reports: list[PruneReport] = []
+        self.removals = Removals(prune_policy(prune))
         self._arguments = {
             "target_size": target_size,
             "gamma": _FUNCTION if callable(gamma) else gamma,
-            "prune_every": prune_every,
+            "prune": True if isinstance(prune, PrunePolicy) else prune,  # what it holds is an attribute
         }
         self._hooks: list[RemovableHandle] = []
 
     def state(self) -> dict[str, Any]:
         """What the Trainer writes into its checkpoints; taken up when a training is resumed."""
-        return {"args": self._arguments, "attributes": {"adapted": self.adapted}}
+        return {"args": self._arguments, "attributes": {"adapted": self.adapted, "removal": self.removal}}
+
+    @property
+    def reports(self) -> list[PruneReport]:
+        """What each removal took out."""
+        return self.removals.reports
 
     @property
     def adapted(self) -> dict[str, Any]:
@@ -119,6 +131,15 @@ class SelfCompressionCallback(TrainerCallback, ExportableState):
     @adapted.setter
     def adapted(self, state: dict[str, Any]) -> None:
         self.pressure.load_state_dict(state)
+
+    @property
+    def removal(self) -> dict[str, Any]:
+        """When to remove, and what counts for it."""
+        return self.removals.state_dict()
+
+    @removal.setter
+    def removal(self, state: dict[str, Any]) -> None:
+        self.removals.load_state_dict(state)
 
     def on_init_end(
         self,
@@ -130,14 +151,21 @@ class SelfCompressionCallback(TrainerCallback, ExportableState):
         """Check what the Trainer was given.
 
         Raises:
-            UnsupportedModelError: the model is no TrainerModel, or many devices train it.
+            UnsupportedModelError: the model is no TrainerModel, or several devices train it in another way than by
+                DistributedDataParallel.
             ValueError: an argument of the Trainer would break the training.
         """
         _network(kwargs["model"])
-        if args.n_gpu > 1 or args.world_size > 1:
+        if args.n_gpu > 1:
             raise UnsupportedModelError(
-                f"the network is trained on {max(args.n_gpu, args.world_size)} devices, whose copies of it would not "
-                "follow when channels are removed; let the process see one: CUDA_VISIBLE_DEVICES=0"
+                f"the network is trained on {args.n_gpu} devices by one process, whose copies of it would not follow "
+                f"when channels are removed; start a process for each: torchrun --nproc-per-node {args.n_gpu}, or let "
+                "the process see one: CUDA_VISIBLE_DEVICES=0"
+            )
+        if args.fsdp or args.deepspeed:
+            raise UnsupportedModelError(
+                f"the parameters are sharded over processes ({'fsdp' if args.fsdp else 'deepspeed'}=), and a channel "
+                "cannot be removed in pieces; leave that out, and the Trainer takes DistributedDataParallel"
             )
         if args.remove_unused_columns:
             raise ValueError(
@@ -164,9 +192,10 @@ class SelfCompressionCallback(TrainerCallback, ExportableState):
         """
         net, optimizer = _network(kwargs["model"]), _unwrapped(kwargs["optimizer"])
         optimizer_of(net, [optimizer])
+        net.refresh()  # with several processes, it has taken over the tensors of the first by now
         stored = (state.stateful_callbacks or {}).get(type(self).__name__)
         if state.global_step > 0 and isinstance(stored, dict):
-            self.adapted = stored["attributes"]["adapted"]
+            self.adapted, self.removal = (stored["attributes"][key] for key in ("adapted", "removal"))
 
         def press(optimizer: Optimizer, *_: object) -> None:
             # Fused optimizers unscale by themselves, and are told by this attribute.
@@ -174,7 +203,11 @@ class SelfCompressionCallback(TrainerCallback, ExportableState):
             self.pressure.press(net, state.global_step / max(1, state.max_steps), 1.0 if scale is None else scale)
 
         self._release()
-        self._hooks = [optimizer.register_step_pre_hook(press), step_after(optimizer, net)]
+        self._hooks = [
+            optimizer.register_step_pre_hook(press),
+            step_after(optimizer, net),
+            optimizer.register_step_post_hook(lambda *_: self.removals.count(net)),
+        ]
 
     def on_step_end(
         self,
@@ -183,24 +216,8 @@ class SelfCompressionCallback(TrainerCallback, ExportableState):
         control: TrainerControl,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
-        """Remove what is dead, every ``prune_every`` steps."""
-        if self.prune_every is not None and state.global_step % self.prune_every == 0:
-            self._prune(**kwargs)
-
-    def on_epoch_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,  # noqa: ANN401
-    ) -> None:
-        """Remove what is dead, unless that is done by steps."""
-        if self.prune_every is None:
-            self._prune(**kwargs)
-
-    def _prune(self, model: nn.Module, optimizer: Any, **_: object) -> None:  # noqa: ANN401
-        report = _network(model).prune(_unwrapped(optimizer))
-        self.reports += [report] if report.modified else []
+        """Remove what is dead, if that is due."""
+        self.removals.make(_network(kwargs["model"]), _unwrapped(kwargs["optimizer"]))
 
     def on_log(
         self,
@@ -223,7 +240,10 @@ class SelfCompressionCallback(TrainerCallback, ExportableState):
         control: TrainerControl,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
-        """Leave the optimizer alone again."""
+        """Remove what is dead, and leave the optimizer alone again."""
+        net = _network(kwargs["model"])
+        share_buffers(net)
+        self.removals.make(net, _unwrapped(kwargs["optimizer"]), last=True)
         self._release()
 
     def _release(self) -> None:

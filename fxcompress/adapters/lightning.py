@@ -7,15 +7,25 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from fxcompress.adapters.core import Pressure, check_interval, compressed, metrics, optimizer_of, step_after
+from fxcompress.adapters.core import (
+    Pressure,
+    Removals,
+    compressed,
+    metrics,
+    optimizer_of,
+    share_buffers,
+    step_after,
+)
 from fxcompress.errors import MissingPackageError, UnsupportedModelError
 from fxcompress.passes.prune_report import PruneReport
 from fxcompress.training.compressed import CompressedModule
 from fxcompress.training.fit import gamma_of
+from fxcompress.training.policy import PrunePolicy, prune_policy
 from fxcompress.training.trainer import Gamma
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.strategies import DDPStrategy
 except ImportError as error:
     raise MissingPackageError('this adapter needs Lightning: pip install "fxcompress[lightning]"') from error
 
@@ -32,7 +42,8 @@ class SelfCompression(Callback):
       ``accumulate_grad_batches`` is, and unscaled, whatever the precision is;
     - after the step, unless the gradient scaler skipped it, ``net.step()`` is called.
 
-    Dead channels are removed at the end of each epoch, or every ``prune_every`` steps. ``size/fractional``,
+    Dead channels are removed after a batch, when that pays, and at the end. Several processes train one network with
+    ``Trainer(strategy="ddp")``; all of them remove the same. ``size/fractional``,
     ``size/weights``, ``size/channels`` and ``size/gamma`` go to the module's loggers, and can be monitored by other
     callbacks.
 
@@ -40,11 +51,11 @@ class SelfCompression(Callback):
         target_size: share of the original 32-bit weights to end at (fractional); gamma is steered to it.
         gamma: in its place the weight of ``net.size()`` in the loss, or a function of (progress, size).
         net: where the network is in the LightningModule; dots lead into its children.
-        prune_every: steps between removals; None removes at the end of each epoch.
+        prune: True: remove what is dead when the steps it has slowed down have cost as much as a removal does; a
+            number: after so many steps; a :class:`fxcompress.PrunePolicy`; False: never.
 
     Attributes:
         done: optimizer steps that were made.
-        reports: what each removal took out.
 
     Raises:
         ValueError: neither or both of ``target_size`` and ``gamma`` are given, or a value is out of range.
@@ -56,40 +67,46 @@ class SelfCompression(Callback):
         *,
         gamma: float | Gamma | None = None,
         net: str = "net",
-        prune_every: int | None = None,
+        prune: bool | int | PrunePolicy = True,
     ) -> None:
         self.pressure = Pressure(gamma_of(gamma, target_size))
         self.net = net
-        self.prune_every = check_interval(prune_every)
+        self.removals = Removals(prune_policy(prune))
         self.done = 0
-        self.reports: list[PruneReport] = []
         self._total = math.inf
         self._noted = 0
         self._optimizer: Optimizer | None = None
         self._hooks: list[RemovableHandle] = []
 
+    @property
+    def reports(self) -> list[PruneReport]:
+        """What each removal took out."""
+        return self.removals.reports
+
     def state_dict(self) -> dict[str, Any]:
-        """How far the training is and what gamma has adapted, for a checkpoint."""
-        return {"done": self.done, "gamma": self.pressure.state_dict()}
+        """How far the training is, what gamma has adapted and when to remove, for a checkpoint."""
+        return {"done": self.done, "gamma": self.pressure.state_dict(), "removals": self.removals.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from what :meth:`state_dict` gave."""
         self.done = state_dict["done"]
         self.pressure.load_state_dict(state_dict["gamma"])
+        self.removals.load_state_dict(state_dict["removals"])
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check the network before anything is built.
 
         Raises:
-            UnsupportedModelError: the module has no such network, it is not compressed, or many processes train it.
+            UnsupportedModelError: the module has no such network, it is not compressed, or several processes train it
+                in another way than by DistributedDataParallel.
         """
         if stage != "fit":
             return
         self._network(pl_module)
-        if trainer.world_size > 1:
+        if trainer.world_size > 1 and not isinstance(trainer.strategy, DDPStrategy):
             raise UnsupportedModelError(
-                f"the network is trained by {trainer.world_size} processes, which would go on with parameters that are "
-                "no longer the network's once channels are removed; use Trainer(devices=1)"
+                f"the network is trained by {trainer.world_size} processes under {type(trainer.strategy).__name__}, "
+                'which cannot follow when channels are removed; use Trainer(strategy="ddp"), or devices=1'
             )
 
     def _network(self, pl_module: LightningModule) -> CompressedModule:
@@ -110,16 +127,19 @@ class SelfCompression(Callback):
             ValueError: the training has no known end, and gamma depends on it.
         """
         net = self._network(pl_module)
+        net.refresh()  # with several processes, it has taken over the tensors of the first by now
         self._optimizer = optimizer_of(net, trainer.optimizers)
         self._total = float(trainer.estimated_stepping_batches)
         if math.isinf(self._total) and self.pressure.needs_length():
             raise ValueError("gamma depends on how far the training is: set max_epochs or max_steps of the Trainer")
         self._noted = self.done
         self._release()
-        self._hooks = [step_after(self._optimizer, net), self._optimizer.register_step_post_hook(self._count)]
 
-    def _count(self, *_: object) -> None:
-        self.done += 1
+        def count(*_: object) -> None:
+            self.done += 1
+            self.removals.count(net)
+
+        self._hooks = [step_after(self._optimizer, net), self._optimizer.register_step_post_hook(count)]
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Add the gradient of the size."""
@@ -142,28 +162,27 @@ class SelfCompression(Callback):
         before, self._noted = self._noted, self.done
         if self.done == before:
             return
-        if self.prune_every is not None and self.done // self.prune_every > before // self.prune_every:
-            self._prune(pl_module)
+        self._remove(pl_module)
         every = trainer.log_every_n_steps
         if every and self.done // every > before // every:
             self._log(pl_module, on_step=True)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remove, unless that is done by steps, and log."""
-        if self.prune_every is None:
-            self._prune(pl_module)
+        """Log."""
         self._log(pl_module, on_step=False)
 
-    def _prune(self, pl_module: LightningModule) -> None:
-        report = self._network(pl_module).prune(self._optimizer)
-        self.reports += [report] if report.modified else []
+    def _remove(self, pl_module: LightningModule, *, last: bool = False) -> None:
+        assert self._optimizer is not None
+        self.removals.make(self._network(pl_module), self._optimizer, last=last)
 
     def _log(self, pl_module: LightningModule, *, on_step: bool) -> None:
         for name, value in metrics(self._network(pl_module), self.pressure.last).items():
             pl_module.log(name, value, on_step=on_step, on_epoch=not on_step, prog_bar=name in _PROGRESS_BAR)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the optimizer alone again."""
+        """Remove what is dead, and leave the optimizer alone again."""
+        share_buffers(self._network(pl_module))
+        self._remove(pl_module, last=True)
         self._release()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

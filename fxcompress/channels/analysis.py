@@ -13,6 +13,7 @@ from fxcompress.channels.layers import support
 from fxcompress.channels.rules.contraction import CONTRACTIONS, Site, site_of
 from fxcompress.channels.rules.products import BATCHED, Product, inner, product_of
 from fxcompress.channels.rules.quantize import QUANTIZE
+from fxcompress.channels.rules.sums import SUM, summed
 from fxcompress.channels.space import FIXED, Space
 from fxcompress.channels.units import find_units
 from fxcompress.channels.values import Call, Step, Value, find
@@ -78,6 +79,25 @@ class ProductAtoms:
     node: str
     entries: np.ndarray
     results: tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SumAtoms:
+    """A sum, or a norm, with the atoms of its entries.
+
+    Attributes:
+        source: what is summed.
+        mode: the graph that holds it.
+        node: the node that holds it.
+        entries: a layer of the source.
+        slots: what each slice of it leaves behind, of a shape that broadcasts against ``entries``; empty for nothing.
+    """
+
+    source: Value
+    mode: str
+    node: str
+    entries: np.ndarray
+    slots: np.ndarray
 
 
 @dataclass(eq=False)
@@ -173,6 +193,17 @@ class Analysis:
                 results = tuple(layer.numpy() for layer in step.outputs[0].layers)
                 result += [ProductAtoms(product, mode, step.node, x[:, 0].numpy(), results) for x in found.values()]
         return result
+
+    @cached_property
+    def sums(self) -> list[SumAtoms]:
+        """Every sum and every norm with labels along the dims that are summed, once for each layer of labels."""
+        return [
+            SumAtoms(step.call.args[0], mode, step.node, layer.numpy(), slots.numpy())
+            for mode, trail in self.trails.items()
+            for step in trail.tape
+            if step.op is SUM
+            for layer, slots in summed(step)
+        ]
 
     def without_empty_slots(self, alive: np.ndarray) -> np.ndarray:
         """What is left, bool (atoms,), once the slots whose members are all gone are gone as well."""

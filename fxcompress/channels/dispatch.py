@@ -15,9 +15,11 @@ from fxcompress.channels.recurrent import RECURRENT
 from fxcompress.channels.rules import rule_of
 from fxcompress.channels.rules.contraction import CONTRACTIONS
 from fxcompress.channels.rules.norms import BATCH_NORM
-from fxcompress.channels.rules.pointwise import OPAQUE_VALUES, POINTWISE
+from fxcompress.channels.rules.pointwise import OPAQUE_VALUES, OVERWRITTEN, POINTWISE
 from fxcompress.channels.rules.products import BATCHED
 from fxcompress.channels.rules.registry import OpClass
+from fxcompress.channels.rules.sums import is_labelled_mean, mean_as_sum
+from fxcompress.channels.shapes import shapes
 from fxcompress.channels.space import Space
 from fxcompress.channels.values import Call, LabelTensor, Step, Storage, Value, find, replace
 from fxcompress.errors import ValueReadError
@@ -73,6 +75,8 @@ class Dispatch:
             )
         if func is torch.ops.aten.bmm.default and _is_one_matrix(args[1]):
             return _unbatched(*args)
+        if is_labelled_mean(func, args, kwargs):
+            return mean_as_sum(*args, **kwargs)
         if func in _TAKEN_APART:
             return _TAKEN_APART[func](self, *args, **kwargs)
         target, op = _functional(func)
@@ -117,7 +121,7 @@ class Dispatch:
         call_args, call_kwargs = replace(lambda t: t.fxc_value, LabelTensor, (args, kwargs))
         if op in _ARITHMETIC:
             call_args = replace(lambda t: Value(t.to("meta")), torch.Tensor, call_args)
-        template = _shapes(op, func, args, kwargs)
+        template = shapes(op, func, args, kwargs)
         metas = tuple(find(torch.Tensor, template))
         call = Call(func, tuple(call_args), call_kwargs, metas)
         layers = op.labels(call, self.space)
@@ -133,7 +137,7 @@ class Dispatch:
         if others and _same_layers(value.layers, tensor.fxc_value.layers):
             tensor.fxc_value = value
             for stale in others:  # other numbers, the same labels
-                stale.fxc_value = Value(stale.fxc_value.meta, stale.fxc_value.layers)
+                stale.fxc_value = self._overwritten(stale.fxc_value, value)
         elif others:
             for stale in (tensor, *others):
                 for layer in (*stale.fxc_value.layers, *value.layers):
@@ -141,6 +145,12 @@ class Dispatch:
                 stale.fxc_value = Value(stale.fxc_value.meta)
         else:
             tensor.fxc_value = value
+
+    def _overwritten(self, before: Value, written: Value) -> Value:
+        call = Call("overwritten", (before, written), {}, (before.meta,))
+        after = Value(before.meta, before.layers)
+        self.tape.append(Step(OVERWRITTEN, call, (after,), self.space.node))
+        return after
 
     def _decompose(self, func: Any, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
         if func._schema.is_mutable:
@@ -203,53 +213,6 @@ def _rule(func: Any) -> OpClass | None:  # noqa: ANN401
     if rule is None and torch.Tag.pointwise in func.tags:
         return OPAQUE_VALUES if torch.Tag.nondeterministic_seeded in func.tags else POINTWISE
     return rule
-
-
-_LIKE_OPERANDS = frozenset(
-    getattr(torch.ops.aten, name)
-    for name in (
-        "relu",
-        "hardtanh",
-        "hardswish",
-        "hardsigmoid",
-        "silu",
-        "sigmoid",
-        "tanh",
-        "gelu",
-        "leaky_relu",
-        "add",
-        "mul",
-    )
-)
-
-
-def _like(args: tuple[Any, ...]) -> Tensor | None:
-    """Where all tensor operands are alike and floating, so is the result: spares the slow shape functions of torch."""
-    if not all(isinstance(a, LabelTensor | int | float) for a in args):
-        return None
-    first, *others = [a.fxc_value.meta for a in args if isinstance(a, LabelTensor)]
-    alike = all(o.shape == first.shape and o.stride() == first.stride() and o.dtype == first.dtype for o in others)
-    return first if alike and first.is_floating_point() else None
-
-
-def _shapes(op: OpClass, func: Any, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
-    """The outputs on the meta device."""
-    if op is BATCH_NORM:
-        source = args[0].fxc_value.meta
-        statistics = source.new_empty(source.shape[1])
-        return (source, *[statistics] * (len(func._schema.returns) - 1))
-    if func.overloadpacket in _LIKE_OPERANDS and (like := _like(args)) is not None:
-        return like
-    args, kwargs = replace(
-        lambda t: t.fxc_value.meta if isinstance(t, LabelTensor) else t.to("meta"), torch.Tensor, (args, kwargs)
-    )
-    if kwargs.get("device") is not None:
-        kwargs = kwargs | {"device": torch.device("meta")}
-    try:
-        return func(*args, **kwargs)
-    except NotImplementedError:  # torch has no meta kernel for it: its shapes are those of a run on zeros
-        real = replace(lambda t: torch.zeros(t.shape, dtype=t.dtype), torch.Tensor, (args, kwargs))
-        return replace(lambda t: t.to("meta"), torch.Tensor, func(*real[0], **real[1]))
 
 
 def _same_layers(a: Layers, b: Layers) -> bool:

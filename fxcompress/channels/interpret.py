@@ -1,6 +1,5 @@
 """Takes labels through a traced graph, node by node."""
 
-import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +9,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from fxcompress.channels.dispatch import Dispatch
-from fxcompress.channels.layers import vector
+from fxcompress.channels.factories import FILL, filled_with, written_dims
+from fxcompress.channels.layers import Layers, vector
 from fxcompress.channels.packed import with_lengths
 from fxcompress.channels.recurrent import as_given, is_recurrent, whole
 from fxcompress.channels.rules.noise import NOISE, noise_of
@@ -19,11 +19,13 @@ from fxcompress.channels.space import Space
 from fxcompress.channels.tables import follow, pin_rows, reads_a_size
 from fxcompress.channels.values import Call, LabelTensor, Step, Value, find, replace
 from fxcompress.errors import ExampleInputError, FxCompressError
+from fxcompress.progress import stage
 from fxcompress.quantizer import Quantizer
 from fxcompress.trace.flat_weights import renew_weights
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.objects import restored
 from fxcompress.trace.places import line_of
+from fxcompress.trace.skeleton import shallow
 
 Atoms = dict[str, dict[int, Tensor]]
 
@@ -78,6 +80,8 @@ class Interpreter:
         space: where couplings and pins go.
     """
 
+    doing = "analysis"
+
     def __init__(self, module: nn.Module, atoms: Atoms, space: Space) -> None:
         self.module = module
         self.atoms = atoms
@@ -88,6 +92,7 @@ class Interpreter:
         self._tensors: dict[int, LabelTensor] = {}
         self._copies: dict[int, Tensor] = {}
         self._shadows: dict[str, nn.Module] = {}
+        self._modules = dict(module.named_modules(remove_duplicate=False))
         self._tables: set[int] = set()
         self._constant: set[fx.Node] = set()  # made of parameters and numbers alone
 
@@ -103,7 +108,8 @@ class Interpreter:
         # Attention as the products that it is made of: the fused kernels are many, and mean the same.
         with torch.no_grad(), torch.random.fork_rng(devices=()), sdpa_kernel(SDPBackend.MATH):
             torch.manual_seed(0)  # noise that the graph draws must be the same in every run, see passes/replay.py
-            for node in graph.nodes:
+            for done, node in enumerate(graph.nodes):
+                stage(self.doing, done, len(graph.nodes))
                 self.space.node = node.name
                 result = self._run_node(node, bound)
                 self.trail.values[node.name] = _values(result)
@@ -143,7 +149,7 @@ class Interpreter:
         """Run a call node on its evaluated arguments."""
         try:
             if node.op == "call_module":
-                module = self.module.get_submodule(str(node.target))
+                module = self._submodule(str(node.target))
                 if isinstance(module, Quantizer):
                     return self._quantize(str(node.target), module, args[0])
                 args, kwargs = self._given(module, args, kwargs)
@@ -152,14 +158,30 @@ class Interpreter:
             if isinstance(node.target, type) or node.target is restored:  # in which nothing finds its tensors again
                 self._pin_output([args, kwargs])
             if node.op == "call_method":
-                return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+                return self._filled(node, getattr(args[0], str(node.target))(*args[1:], **kwargs))
             args, kwargs = self._given(node.target, args, kwargs)
             with whole(node.target):
-                return node.target(*args, **kwargs)  # type: ignore[operator]
+                return self._filled(node, node.target(*args, **kwargs))  # type: ignore[operator]
         except FxCompressError:
             raise
         except Exception as error:
             raise ExampleInputError(_run_message(node, args, kwargs, error)) from error
+
+    def _filled(self, node: fx.Node, result: Any) -> Any:  # noqa: ANN401 - whatever the node returns
+        """The result of a node; with labels where it makes a tensor whose size is written in the graph."""
+        dims = written_dims(node, result)
+        if not dims:
+            return result
+        meta = torch.empty_like(result, device="meta")
+        value = Value(meta, self.made_layers(node, meta, dims))
+        call = Call(FILL, (value.layers, filled_with(node)), {}, (meta,))
+        self.dispatch.tape.append(Step(FILL, call, (value,), node.name))
+        return LabelTensor(value, self.dispatch, result.device)
+
+    def made_layers(self, node: fx.Node, meta: Tensor, dims: list[int]) -> Layers:
+        """Labels for a tensor that a node makes out of nothing."""
+        fresh = [(d, self.space.fresh("", d, meta.shape[d], is_parameter=False)) for d in dims]
+        return tuple(vector(atoms, meta.ndim, d) for d, atoms in fresh)
 
     def _given(self, callee: object, args: Any, kwargs: Any) -> Any:  # noqa: ANN401 - arguments of a call
         """The arguments of a call; an initial state of a recurrent layer has a size that the graph fixes."""
@@ -172,8 +194,12 @@ class Interpreter:
 
     def _attribute(self, target: str) -> Any:  # noqa: ANN401
         owner, _, name = target.rpartition(".")
-        value = getattr(self.module.get_submodule(owner), name)
+        value = getattr(self._submodule(owner), name)
         return self._labelled(target, value) if isinstance(value, torch.Tensor) else value
+
+    def _submodule(self, path: str) -> nn.Module:
+        found = self._modules.get(path)
+        return self.module.get_submodule(path) if found is None else found  # one that is set past nn.Module
 
     def _labelled(self, name: str, tensor: Tensor) -> Tensor:
         """The LabelTensor of a parameter or floating buffer; a copy of others, which the network may write to."""
@@ -192,7 +218,7 @@ class Interpreter:
     def _shadow(self, path: str, module: nn.Module) -> nn.Module:
         """A stand-in for a leaf module, with labels for parameters, in evaluation mode."""
         if path not in self._shadows:
-            shadow = copy.copy(module)
+            shadow = shallow(module)
             for table in ("_parameters", "_buffers"):
                 own = module.__dict__[table]
                 shadow.__dict__[table] = {

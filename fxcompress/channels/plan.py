@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fxcompress.channels.analysis import Analysis, SiteAtoms
-from fxcompress.channels.reads import Check, ProductCheck, SiteCheck
+from fxcompress.channels.reads import Check, ProductCheck, SiteCheck, SumCheck
 from fxcompress.channels.rules.registry import Known
 from fxcompress.channels.space import Reason, Slots
 
@@ -75,6 +75,7 @@ class _Fixpoint:
             dead &= self._whole(request)
         checks: list[Check] = [SiteCheck(s, known) for s in self.analysis.sites for known in self.knowns[s.mode]]
         checks += [ProductCheck(p, known) for p in self.analysis.products for known in self.knowns[p.mode]]
+        checks += [SumCheck(s, known) for s in self.analysis.sums for known in self.knowns[s.mode]]
         self._settle(dead, checks)
         # Backwards: one channel kept at the end keeps what it reads, and then the layers before it need no help.
         for sites in reversed(self.analysis.sites):

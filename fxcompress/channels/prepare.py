@@ -6,6 +6,7 @@ from torch import nn
 
 from fxcompress.channels.analysis import Analysis, analyse
 from fxcompress.errors import ExampleInputError, FxCompressError, TraceError, ValueReadError
+from fxcompress.progress import stage
 from fxcompress.trace.inputs import ExampleInputs, infer_inputs
 from fxcompress.trace.pieces import Pieces, find_pieces
 from fxcompress.trace.traced import TracedModule
@@ -26,6 +27,7 @@ def prepare(model: nn.Module, example_inputs: object = None) -> Analysis:
         ExampleInputError: the inputs do not fit, or are missing and cannot be inferred.
         TraceError, UnsupportedModelError: the model cannot be traced.
     """
+    stage("trace")
     if example_inputs is not None:
         inputs = ExampleInputs.of(example_inputs)
         return analyse(trace(model, inputs), inputs)

@@ -4,7 +4,7 @@ from typing import Protocol
 
 import numpy as np
 
-from fxcompress.channels.analysis import ProductAtoms, SiteAtoms
+from fxcompress.channels.analysis import ProductAtoms, SiteAtoms, SumAtoms
 from fxcompress.channels.rules.contraction import may_read, nonzero_weight
 from fxcompress.channels.rules.products import may_multiply
 from fxcompress.channels.rules.registry import Known
@@ -70,6 +70,25 @@ class ProductCheck:
         read = self.left & (self.right & rows).any(axis=2)
         entries, read = np.broadcast_arrays(self.entries, read)
         atoms: np.ndarray = entries[read & dead[entries]]
+        return atoms
+
+
+class SumCheck:
+    """A sum or a norm: each entry matters that may not be zero, as long as the result for its slice survives."""
+
+    def __init__(self, sums: SumAtoms, known: Known) -> None:
+        self.entries, self.slots = sums.entries, sums.slots
+        may = (known.of(sums.source) != 0).cpu()
+        others = [d for d, n in enumerate(self.entries.shape) if n == 1]
+        self.may_read = (may.any(dim=others, keepdim=True) if others else may).numpy()
+        self.reason = _not_zero(known, sums.node)
+
+    def broken(self, dead: np.ndarray) -> np.ndarray:
+        """The atoms of entries that may not go."""
+        suspects = dead[self.entries] & self.may_read
+        if self.slots.size:
+            suspects = suspects & ~dead[self.slots]
+        atoms: np.ndarray = self.entries[suspects]
         return atoms
 
 

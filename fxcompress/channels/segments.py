@@ -19,6 +19,7 @@ from fxcompress.channels.rules.contraction import CONTRACTIONS, site_of
 from fxcompress.channels.rules.products import BATCHED, product_of
 from fxcompress.channels.rules.recurrent import RECURRENT_STEPS
 from fxcompress.channels.rules.registry import Known
+from fxcompress.channels.rules.scatter import INDEX_ADD, scatter_of
 from fxcompress.channels.values import Step, Value, find
 
 _MOVING = {"movement", "reshape", "permute", "cat", "index", "same values", "restride"}
@@ -83,10 +84,10 @@ def _carried(step: Step, known: Known, result: Segments) -> list[Tensor | None]:
         return [None]
     if step.op.name == "pad":
         return [_padded(step, known)]
-    if step.op is BATCHED:
-        return [_multiplied(step, known, result)]
+    if step.op in {BATCHED, INDEX_ADD}:
+        return [_multiplied(step, known, result) if step.op is BATCHED else _scattered(step, known, result)]
     values = find(Value, (step.call.args, step.call.kwargs))
-    if step.op.name.startswith(("pointwise", "multiply")):
+    if step.op.name.startswith(("pointwise", "multiply", "divide")):
         joined = _join([pad_rank(known.of(v), step.outputs[0].rank) for v in values], result)
         return [joined] * len(step.outputs)
     return [_fit(known.of(values[0]), out) if values else None for out in step.outputs]
@@ -100,6 +101,24 @@ def _multiplied(step: Step, known: Known, result: Segments) -> Tensor | None:
     left, right = known.of(product.left), known.of(product.right)
     kept = [x for x, dim in ((left, 2), (right, 1)) if x.shape[dim] == 1]
     return _join(kept, result) if kept else None
+
+
+def _scattered(step: Step, known: Known, result: Segments) -> Tensor | None:
+    """What is added joins what it is added to, and no other entry."""
+    scatter = scatter_of(step.call)
+    if scatter is None:
+        return None
+    whole, source = known.of(scatter.whole), known.of(scatter.source)
+    dim, index = scatter.dim, scatter.index
+    size = [scatter.whole.shape[dim] if d == dim else n for d, n in enumerate(source.shape)]
+    there = source.expand([len(index) if d == dim else n for d, n in enumerate(source.shape)])
+    turns = (index[:, None] == index).tril(-1).sum(1)  # an entry may be added to several times
+    maps = [whole]
+    for turn in turns.unique().tolist():
+        chosen = (turns == turn).nonzero().flatten()
+        empty = torch.full(size, torch.nan, dtype=torch.float64)
+        maps.append(empty.index_copy(dim, index[chosen], there.index_select(dim, chosen)))
+    return _join(maps, result)
 
 
 def _padded(step: Step, known: Known) -> Tensor | None:

@@ -31,10 +31,12 @@ def ragged_dim(stays: np.ndarray) -> int | None:
         stays: which entries of a layer stay, bool, of any shape.
     """
     dims = [d for d, n in enumerate(stays.shape) if n > 1]
+    if len(dims) < 2:
+        return None
     whole = np.ones_like(stays)
     for dim in dims:
         whole &= np.moveaxis(_anywhere(stays, dim).reshape(-1, *[1] * (stays.ndim - 1)), 0, dim)
-    if len(dims) < 2 or bool((whole == stays).all()):
+    if bool((whole == stays).all()):
         return None
     for dim in reversed(dims):
         counts = stays.sum(axis=dim, keepdims=True)
@@ -52,17 +54,48 @@ def ragged_dims(value: Value, alive: np.ndarray) -> frozenset[int]:
 
 def kept_shape(value: Value, alive: np.ndarray) -> tuple[int, ...]:
     """The shape that is left."""
-    shape = list(value.shape)
-    for layer in value.layers:
-        for dim, size in enumerate(pack(layer, alive[layer.numpy()]).shape):
-            if layer.shape[dim] > 1:
-                shape[dim] = size
-    return tuple(shape)
+    return Survivors(alive).shape(value)
 
 
-def kept_layers(value: Value, alive: np.ndarray) -> Layers:
-    """The labels that are left, in canonical form."""
-    return canonical([pack(layer, alive[layer.numpy()]) for layer in value.layers])
+class Survivors:
+    """What is left of values. Many tensors carry the same layer, which is packed once.
+
+    Args:
+        alive: bool (atoms,).
+    """
+
+    def __init__(self, alive: np.ndarray) -> None:
+        self.alive = alive
+        self._packed: dict[int, tuple[Tensor, Tensor]] = {}  # beside each layer, which must outlive its id
+        self._small: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def shape(self, value: Value) -> tuple[int, ...]:
+        """The shape that is left."""
+        shape = list(value.shape)
+        for layer in value.layers:
+            for dim, size in enumerate(self._left(layer).shape):
+                if layer.shape[dim] > 1:
+                    shape[dim] = size
+        return tuple(shape)
+
+    def layers(self, value: Value) -> Layers:
+        """The labels that are left, in canonical form."""
+        return self.canonical([self._left(layer) for layer in value.layers])
+
+    def canonical(self, layers: Layers | list[Tensor]) -> Layers:
+        """Layers without those that no longer vary, in the order of their dims."""
+        small = [self._compressed(layer) for layer in layers]
+        return tuple(sorted((layer for layer in small if layer.numel() > 1), key=lambda x: sorted(support(x))))
+
+    def _left(self, layer: Tensor) -> Tensor:
+        if id(layer) not in self._packed:
+            self._packed[id(layer)] = layer, pack(layer, self.alive[layer.numpy()])
+        return self._packed[id(layer)][1]
+
+    def _compressed(self, layer: Tensor) -> Tensor:
+        if id(layer) not in self._small:
+            self._small[id(layer)] = layer, compress(layer)
+        return self._small[id(layer)][1]
 
 
 def pack(tensor: Tensor, stays: np.ndarray) -> Tensor:
@@ -84,9 +117,3 @@ def pack(tensor: Tensor, stays: np.ndarray) -> Tensor:
         return tensor
     tensor, mask = (t.movedim(ragged, -1) for t in torch.broadcast_tensors(tensor, mask))
     return tensor[mask].reshape(*tensor.shape[:-1], -1).movedim(-1, ragged)
-
-
-def canonical(layers: Layers | list[Tensor]) -> Layers:
-    """Layers without those that no longer vary, in the order of their dims."""
-    small = [compress(layer) for layer in layers]
-    return tuple(sorted((layer for layer in small if layer.numel() > 1), key=lambda layer: sorted(support(layer))))

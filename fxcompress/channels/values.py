@@ -137,20 +137,33 @@ class LabelTensor(torch.Tensor):
         return f"LabelTensor{tuple(self.shape)}"
 
 
+_SEQUENCES = (tuple, list)  # a tuple: isinstance() would make ``tuple | list`` anew at each of very many calls
+_LEAVES = frozenset({type(None), bool, int, float, str, torch.dtype})  # most arguments: nothing to look into
+
+
 def find(kind: type, tree: object) -> list[Any]:
-    """All instances of ``kind`` in nested tuples, lists and dicts, in order."""
+    """All instances of ``kind``, no plain number or string, in nested tuples, lists and dicts, in order."""
+    found: list[Any] = []
+    _collect(kind, tree, found)
+    return found
+
+
+def _collect(kind: type, tree: object, found: list[Any]) -> None:
+    if type(tree) in _LEAVES:
+        return
     if isinstance(tree, kind):
-        return [tree]
-    if isinstance(tree, tuple | list):
-        return [leaf for item in tree for leaf in find(kind, item)]
-    if isinstance(tree, dict):
-        return [leaf for item in tree.values() for leaf in find(kind, item)]
-    return []
+        found.append(tree)
+    elif isinstance(tree, _SEQUENCES):
+        for item in tree:
+            _collect(kind, item, found)
+    elif isinstance(tree, dict):
+        for item in tree.values():
+            _collect(kind, item, found)
 
 
 def leaves(tree: object) -> list[Any]:
     """All items of nested tuples, lists and dicts, in order."""
-    if isinstance(tree, tuple | list):
+    if isinstance(tree, _SEQUENCES):
         return [leaf for item in tree for leaf in leaves(item)]
     if isinstance(tree, dict):
         return [leaf for item in tree.values() for leaf in leaves(item)]
@@ -158,10 +171,12 @@ def leaves(tree: object) -> list[Any]:
 
 
 def replace(function: Callable[[Any], Any], kind: type, tree: Any) -> Any:  # noqa: ANN401
-    """The tree with ``function`` applied to each instance of ``kind``."""
+    """The tree with ``function`` applied to each instance of ``kind``, which is no plain number or string."""
+    if type(tree) in _LEAVES:
+        return tree
     if isinstance(tree, kind):
         return function(tree)
-    if isinstance(tree, tuple | list):
+    if isinstance(tree, _SEQUENCES):
         items = [replace(function, kind, item) for item in tree]
         return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
     if isinstance(tree, dict):

@@ -9,6 +9,7 @@ from fxcompress.passes.base import Pass, PassResult
 from fxcompress.passes.finalize import Finalize
 from fxcompress.passes.fold_constants import FoldConstants
 from fxcompress.passes.inject_quantizers import InjectQuantizers
+from fxcompress.passes.narrow_branches import NarrowBranches
 from fxcompress.passes.prune_channels import PruneChannels
 
-__all__ = ["Finalize", "FoldConstants", "InjectQuantizers", "Pass", "PassResult", "PruneChannels"]
+__all__ = ["Finalize", "FoldConstants", "InjectQuantizers", "NarrowBranches", "Pass", "PassResult", "PruneChannels"]

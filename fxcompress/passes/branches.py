@@ -20,6 +20,7 @@ from fxcompress.channels.interpret import Trail
 from fxcompress.channels.plan import make_plan
 from fxcompress.channels.rules.registry import Known
 from fxcompress.channels.values import Value
+from fxcompress.passes.join import Join, join_at
 from fxcompress.trace.guards import is_check
 from fxcompress.trace.traced import TracedModule
 
@@ -47,13 +48,13 @@ def dead_branches(
     for mode, graph in analysis.module.graphs.items():
         trail = analysis.trails[mode]
         for node in graph.nodes:
-            for kept, dropped in _operands(node):
+            for kept, dropped in operands_of(analysis.module, node):
                 operand = node.args[kept]
                 zero = _zero(trail.args[node.name][dropped], knowns[mode], ignored)
                 if (
                     zero
                     and _replaces(trail.values, node, operand)
-                    and not (dropped == 0 and _written_operand_is_read(node, trail))
+                    and not (dropped == 0 and written_operand_is_read(node, trail))
                 ):
                     found.append((f"{mode}:{node.name}", operand.name))
                     break
@@ -84,15 +85,16 @@ def remove_branches(module: TracedModule, branches: list[Branch]) -> list[str]:
     return sorted(before - set(module.state_dict(keep_vars=True)))
 
 
-def _operands(node: fx.Node) -> Iterator[tuple[int, int]]:
+def operands_of(module: nn.Module, node: fx.Node) -> Iterator[tuple[int, int]]:
     """(kept, dropped) positions of the operands of a sum; the second operand is dropped first."""
+    join = join_at(module, node)
     sums, differences = node.target in _SUMS, node.target in _DIFFERENCES
-    if not (sums or differences) or node.kwargs or len(node.args) != 2:
+    if node.kwargs or len(node.args) != 2 or (join is None and (node.op == "call_module" or not (sums or differences))):
         return
     first, second = node.args
     if isinstance(first, fx.Node) and isinstance(second, fx.Node) and first is not second:
         yield 0, 1
-        if sums:
+        if sums and join is None:
             yield 1, 0
 
 
@@ -132,7 +134,7 @@ def unread_branches(analysis: Analysis, knowns: dict[str, list[Known]], alive: n
     return dead_branches(analysis, knowns, ~make_plan(analysis, weights).alive)
 
 
-def _written_operand_is_read(node: fx.Node, trail: Trail) -> bool:
+def written_operand_is_read(node: fx.Node, trail: Trail) -> bool:
     """Whether an in-place sum writes its result to memory that is read later by other names."""
     if node.target not in _IN_PLACE_SUMS:
         return False
@@ -174,7 +176,7 @@ def _is_private(module: nn.Module, node: fx.Node) -> bool:
 def _is_fresh(module: nn.Module, node: fx.Node) -> bool:
     """Whether a result lies in memory of its own, for certain."""
     if node.op == "call_module":
-        return isinstance(module.get_submodule(str(node.target)), _ConvNd | _NormBase | nn.Linear)
+        return isinstance(module.get_submodule(str(node.target)), _ConvNd | _NormBase | nn.Linear | Join)
     return node.target in _FRESH
 
 

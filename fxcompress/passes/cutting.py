@@ -38,9 +38,10 @@ class CutModule:
 def cut_module(analysis: Analysis, plan: Plan) -> CutModule:
     """A copy of the module whose tensors lack what the plan removes; tensors that lose nothing are shared.
 
-    The graph is not touched: sizes written into it are the business of :mod:`fxcompress.passes.literals`.
+    The graph is not touched: sizes written into it are the business of :mod:`fxcompress.passes.literals`. Nor is it
+    compiled.
     """
-    result = CutModule(skeleton(analysis.module))
+    result = CutModule(skeleton(analysis.module, compiled=False))
     made: dict[int, Cut] = {}
     for name, dims in analysis.atoms.items():
         indices = {d: index for d, atoms in dims.items() if (index := plan.indices(atoms)) is not None}

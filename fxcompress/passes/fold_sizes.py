@@ -5,7 +5,7 @@ from torch import fx, nn
 from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.values import Value, find, leaves
 
-_VALUE_OPS = {"pointwise", "pointwise, values unknown", "multiply", "choice", "pad"}
+_VALUE_OPS = {"pointwise", "pointwise, values unknown", "multiply", "divide", "choice", "pad"}
 _KNOWN_CODE = ("torch.", "_operator", "math", "builtins")
 
 

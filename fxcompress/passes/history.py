@@ -52,7 +52,9 @@ def extended(before: TracedModule, pruned: Pruned) -> Provenance:
         if name in grids:
             grids[name] = _cut_grid(grids[name], cut.old.shape[0], cut.indices)
     biases = tuple(name for name in base.biases if name not in pruned.gone)
-    return replace(base, kept=kept, cuts=base.cuts + pruned.branches, grids=grids, biases=biases)
+    places = {f"{mode}:{node.name}" for mode, graph in pruned.module.graphs.items() for node in graph.nodes}
+    joins = tuple(join for join in base.joins if join.place in places)
+    return replace(base, kept=kept, cuts=base.cuts + pruned.branches, grids=grids, biases=biases, joins=joins)
 
 
 def _cut_grid(grid: Grid, inputs: int, indices: dict[int, Tensor]) -> Grid:

@@ -21,6 +21,8 @@ from fxcompress.trace.traced import TracedModule
 
 MODULE_KEY = "fxcompress_module"
 """In a node's meta: the module that the node computes, with the quantized weight in the place of its own."""
+BORDER_KEY = "fxcompress_border"
+"""In a node's meta: the module that pads its input as this node does; no padding of the user's carries it."""
 
 MODULES: dict[type[nn.Module], Callable[..., Any]] = {
     nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d, nn.Linear: F.linear,
@@ -184,6 +186,7 @@ def _to_function(module: TracedModule, node: fx.Node) -> None:
             if layer.padding_mode != "zeros":
                 border = tuple(layer._reversed_padding_repeated_twice)
                 source, padding = graph.call_function(F.pad, (source, border), {"mode": layer.padding_mode}), 0
+                source.meta[BORDER_KEY] = path
             args = (source, weight, bias, layer.stride, padding, layer.dilation, layer.groups)
     node.op, node.target, node.args = "call_function", MODULES[type(layer)], args
     node.meta[MODULE_KEY] = path

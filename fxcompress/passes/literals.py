@@ -14,9 +14,12 @@ import numpy as np
 import torch
 from torch import fx
 
+from fxcompress.channels.factories import SIZES, kind_of, sizes_of
 from fxcompress.channels.layers import support
+from fxcompress.channels.rules.reductions import reduced
 from fxcompress.channels.survivors import kept_masks, kept_shape
 from fxcompress.channels.values import Value, find
+from fxcompress.passes.means import Sizes, mean_over, rms_norm_over
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +38,15 @@ def propose(node: fx.Node, source: Value | None, result: object, alive: np.ndarr
     """New arguments for ``node``, or None where there is nothing to propose.
 
     Args:
-        node: a call_function or call_method node.
+        node: of any kind; there is something to propose for call_function and call_method nodes.
         source: its first argument before the cut.
         result: its result before the cut, Values in place of tensors.
         alive: bool (atoms,).
     """
+    if node.op not in {"call_function", "call_method"}:
+        return None
+    if kind_of(node):
+        return _made(node, result, alive)
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     rule = _RULES.get(str(name))
     return rule(node, source, result, alive) if rule is not None and source is not None else None
@@ -62,6 +69,18 @@ def _sizes(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> P
     cut = [n != -1 and (a != b or d in computed) for d, (n, a, b) in enumerate(zip(flat, old, new, strict=True))]
     sizes = tuple(new[d] if cut[d] else flat[d] for d in range(len(old)))
     return Proposal(node.target, (node.args[0], sizes), {})
+
+
+def _made(node: fx.Node, result: object, alive: np.ndarray) -> Proposal | None:
+    """zeros, ones and the like: the sizes that are left."""
+    sizes = sizes_of(node)
+    if not isinstance(result, Value) or sizes is None:
+        return None
+    new = tuple(n if type(s) is int else s for s, n in zip(sizes, kept_shape(result, alive), strict=True))
+    start = SIZES[kind_of(node)]
+    rest = node.args[start + 1 :] if "full" in kind_of(node) else ()
+    kwargs = {key: value for key, value in node.kwargs.items() if key != "size"}
+    return Proposal(node.target, (*node.args[:start], new, *rest), kwargs)
 
 
 def _unflatten(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> Proposal | None:
@@ -167,6 +186,34 @@ def _attention(node: fx.Node, source: Value, result: object, alive: np.ndarray) 
     return Proposal(node.target, node.args, {**node.kwargs, "scale": 1 / math.sqrt(source.shape[-1])})
 
 
+def _mean(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> Proposal | None:
+    """mean: divide by as many entries as there were."""
+    dim = node.kwargs.get("axis", _argument(node, 1, "dim"))
+    keepdim = node.kwargs.get("keepdims", _argument(node, 2, "keepdim", default=False))
+    given = dim if isinstance(dim, tuple | list) else [dim]
+    if not isinstance(keepdim, bool) or any(isinstance(d, fx.Node) for d in given):
+        return None
+    dims = tuple(sorted(reduced(dim, source.rank)))
+    kwargs = {"keepdim": keepdim, "dtype": node.kwargs.get("dtype")}
+    return Proposal(mean_over, (node.args[0], dims, _before(source, dims)), kwargs)
+
+
+def _rms_norm(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> Proposal | None:
+    """rms_norm: the same, whose shape is that of the dims now."""
+    shape = _argument(node, 1, "normalized_shape")
+    if not isinstance(shape, tuple | list):
+        return None
+    dims = tuple(range(source.rank - len(shape), source.rank))
+    kwargs = {"weight": _argument(node, 2, "weight"), "eps": _argument(node, 3, "eps")}
+    return Proposal(rms_norm_over, (node.args[0], dims, _before(source, dims)), kwargs)
+
+
+def _before(source: Value, dims: tuple[int, ...]) -> Sizes:
+    """The sizes of the ``dims`` with labels."""
+    labelled = {d for layer in source.layers for d in support(layer)}
+    return tuple((d, source.shape[d]) for d in dims if d in labelled)
+
+
 def _argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:  # noqa: ANN401
     return node.args[position] if position < len(node.args) else node.kwargs.get(name, default)
 
@@ -178,6 +225,8 @@ _RULES: dict[str, Propose] = {
     "getitem": _getitem,
     "group_norm": _norm_groups,
     "scaled_dot_product_attention": _attention,
+    "mean": _mean,
+    "rms_norm": _rms_norm,
     "narrow": _narrow,
     "select": _select,
     **dict.fromkeys((f"conv{n}d" for n in (1, 2, 3)), _groups),

@@ -12,11 +12,9 @@ from typing import TypeVar
 from torch import nn
 
 from fxcompress.channels.analysis import Analysis
-from fxcompress.passes.history import extended
-from fxcompress.passes.prune_channels import Pruned, prune_channels
+from fxcompress.passes.prune_channels import Pruned
 from fxcompress.passes.prune_report import PruneReport, make_report
-from fxcompress.passes.shrink import shrink
-from fxcompress.provenance import attach
+from fxcompress.passes.shrink import Narrow, shrink
 from fxcompress.trace.graph_forward import install
 from fxcompress.trace.pieces import Piece, Pieces
 from fxcompress.trace.skeleton import skeleton
@@ -39,7 +37,9 @@ class PrunedPieces:
     report: PruneReport
 
 
-def prune_pieces(pieces: Pieces, analyses: dict[str, Analysis], *, fold: bool = False) -> PrunedPieces:
+def prune_pieces(
+    pieces: Pieces, analyses: dict[str, Analysis], *, fold: bool = False, narrow: Narrow = False
+) -> PrunedPieces:
     """Remove all that is proved to be without effect inside of each piece; the model stays as it is.
 
     A piece that loses nothing keeps its own code.
@@ -48,10 +48,11 @@ def prune_pieces(pieces: Pieces, analyses: dict[str, Analysis], *, fold: bool = 
         pieces: of a model.
         analyses: of each piece, by its name.
         fold: see :func:`fxcompress.prune`.
+        narrow: see :func:`fxcompress.prune`.
     """
     removals, reports = {}, {}
     for piece in pieces.pieces:
-        removals[piece.path], reports[piece.path] = _pruned(piece, analyses[piece.path], fold=fold)
+        removals[piece.path], reports[piece.path] = _pruned(piece, analyses[piece.path], fold=fold, narrow=narrow)
     module = skeleton(pieces.model)
     for path, pruned in removals.items():
         if any(removal.modified for removal in pruned):
@@ -61,13 +62,10 @@ def prune_pieces(pieces: Pieces, analyses: dict[str, Analysis], *, fold: bool = 
     return PrunedPieces(module, removals, report)
 
 
-def _pruned(piece: Piece, analysis: Analysis, *, fold: bool) -> tuple[tuple[Pruned, ...], PruneReport]:
-    if fold:
-        shrunk = shrink(piece.traced, piece.inputs, analysis)
-        return shrunk.removals, make_report(piece.traced, *shrunk.removals, folded=shrunk.folded)
-    pruned = prune_channels(piece.traced, piece.inputs, analysis=analysis)
-    attach(pruned.module, extended(piece.traced, pruned))
-    return (pruned,), make_report(piece.traced, pruned)
+def _pruned(piece: Piece, analysis: Analysis, *, fold: bool, narrow: Narrow) -> tuple[tuple[Pruned, ...], PruneReport]:
+    shrunk = shrink(piece.traced, piece.inputs, analysis, fold=fold, narrow=narrow)
+    report = make_report(piece.traced, *shrunk.removals, folded=shrunk.folded, narrowed=shrunk.narrowed)
+    return shrunk.removals, report
 
 
 def joined_report(
@@ -96,6 +94,12 @@ def joined_report(
         folded=_prefixed(reports, lambda report: report.folded),
         new_biases=_named(reports, lambda report: report.new_biases),
         unfolded=_prefixed(reports, lambda report: report.unfolded),
+        narrowed=tuple(
+            replace(path, place=f"{prefix}.{path.place}", name=f"{prefix}.{path.name}")
+            for prefix, report in reports.items()
+            for path in report.narrowed
+        ),
+        left_wide=_prefixed(reports, lambda report: report.left_wide),
         pieces=tuple(reports),
         why_pieces=why,
         outside=outside,

@@ -13,8 +13,9 @@ from fxcompress.channels.rules.contraction import MATMUL
 from fxcompress.channels.rules.movement import INDEX, MOVEMENT, PAD, PERMUTE, RESHAPE
 from fxcompress.channels.rules.pointwise import SAME
 from fxcompress.channels.rules.products import BATCHED
+from fxcompress.channels.rules.scatter import INDEX_ADD, scatter_of
 from fxcompress.channels.survivors import kept_masks, kept_shape, pack, ragged_dims
-from fxcompress.channels.values import Call, Step, Value, find, leaves
+from fxcompress.channels.values import Call, Step, Value, find, leaves, replace
 
 _PRODUCT = (MATMUL, BATCHED, RESHAPE, SAME)
 _AROUND = {torch.ops.aten.t.default, torch.ops.aten.transpose.int, torch.ops.aten.expand.default}
@@ -60,6 +61,8 @@ def same_entries(before: Step, after: Step | None, alive: np.ndarray) -> bool:
         after: the step that takes its place.
         alive: bool (atoms,).
     """
+    if before.op is INDEX_ADD and after is not None:
+        return _same_targets(before.call, after.call, alive)
     source = before.call.args[0] if before.call.args else None
     if before.op not in _MOVING or not isinstance(source, Value) or find(Value, before.call.args[1:]):
         return True
@@ -80,11 +83,26 @@ def same_entries(before: Step, after: Step | None, alive: np.ndarray) -> bool:
     return True
 
 
+def _same_targets(before: Call, after: Call, alive: np.ndarray) -> bool:
+    """Whether what is left of one tensor is added to the entries of the other that it was added to before."""
+    old, new = scatter_of(before), scatter_of(after)
+    if old is None or new is None:
+        return old is new
+    everything = (np.ones(value.shape[old.dim], dtype=bool) for value in (old.whole, old.source))
+    values = zip((old.whole, old.source), everything, strict=True)
+    whole, source = (kept_masks(value, alive).get(old.dim, whole) for value, whole in values)
+    if not np.array_equal(whole[old.index], source):
+        return False
+    expected = (np.cumsum(whole) - 1)[old.index[torch.from_numpy(source)]]
+    return old.dim == new.dim and np.array_equal(expected, new.index)
+
+
 def _run(call: Call, positions: Tensor, shape: list[int] | None = None) -> list[Tensor]:
     """The positions after the call; 0 where it pads."""
     if call.func is torch.ops.aten.constant_pad_nd.default:
         return [compress(torch.constant_pad_nd(positions.expand(shape or call.args[0].shape), call.args[1], 0))]
-    return move(lambda x: call.func(x, *call.args[1:], **call.kwargs), positions, shape or call.args[0].shape)
+    args, kwargs = replace(lambda index: index.cpu(), Tensor, (call.args[1:], call.kwargs))
+    return move(lambda x: call.func(x, *args, **kwargs), positions, shape or call.args[0].shape)
 
 
 def _left(positions: Tensor, value: Value, alive: np.ndarray) -> Tensor:

@@ -13,6 +13,7 @@ from fxcompress.channels.rules.contraction import may_read, nonzero_weight
 from fxcompress.channels.rules.registry import Known
 from fxcompress.channels.space import Reason
 from fxcompress.passes.fold_constants import Folded
+from fxcompress.passes.narrow_branches import Narrowed, NarrowedPath
 from fxcompress.passes.prune_channels import Pruned
 
 _SHOWN = 12
@@ -50,9 +51,12 @@ class PruneReport:
         folded: how many constant channels were folded into each weight's layer, by the weight's name.
         new_biases: weights whose layers got a bias for that.
         unfolded: weights that read constant channels which were to be folded and were not, with the reason.
+        narrowed: paths into sums that lost channels which the sum still has.
+        left_wide: paths that could have lost some and did not, with the reason.
         pieces: the modules that were pruned, each on its own, where the network as a whole has no graph.
         why_pieces: why it has none.
         outside: parameters that lie in none of the pieces, with the reason.
+        plain_weights: weights that weight norm computed, and which are parameters from now on.
     """
 
     removed: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
@@ -64,9 +68,12 @@ class PruneReport:
     folded: dict[str, int] = field(default_factory=dict)
     new_biases: tuple[str, ...] = ()
     unfolded: dict[str, str] = field(default_factory=dict)
+    narrowed: tuple[NarrowedPath, ...] = ()
+    left_wide: dict[str, str] = field(default_factory=dict)
     pieces: tuple[str, ...] = ()
     why_pieces: str = ""
     outside: dict[str, str] = field(default_factory=dict)
+    plain_weights: tuple[str, ...] = ()
 
     @property
     def modified(self) -> bool:
@@ -92,6 +99,9 @@ class PruneReport:
         lines += [f"  {count} constant inputs of {name} folded" for name, count in self.folded.items()]
         lines += [f"  the layer of {name} got a bias" for name in self.new_biases]
         lines += [f"  constant inputs of {name} stay: {reason}" for name, reason in self.unfolded.items()]
+        lines += [f"  {path}" for path in self.narrowed]
+        lines += [f"  left wide: {name}: {reason}" for name, reason in self.left_wide.items()]
+        lines += [f"  {name} was computed by weight norm and is a plain parameter now" for name in self.plain_weights]
         lines += [f"  {kept}" for kept in self.kept[:_SHOWN]]
         if len(self.kept) > _SHOWN:
             lines.append(f"  and {len(self.kept) - _SHOWN} more channels that are zero and stay (report.kept)")
@@ -115,7 +125,11 @@ class PruneReport:
 
 
 def make_report(
-    before: nn.Module, *removals: Pruned, folded: Folded | None = None, explain: bool = True
+    before: nn.Module,
+    *removals: Pruned,
+    folded: Folded | None = None,
+    narrowed: Narrowed | None = None,
+    explain: bool = True,
 ) -> PruneReport:
     """The report of a pruning run.
 
@@ -123,6 +137,7 @@ def make_report(
         before: the network as it was.
         removals: the results of the run, one for each time that something was removed.
         folded: what was folded.
+        narrowed: which paths into sums were narrowed.
         explain: find out why channels that are zero stay.
     """
     last = removals[-1]
@@ -136,6 +151,8 @@ def make_report(
         folded={} if folded is None else folded.channels,
         new_biases=() if folded is None else folded.biases,
         unfolded={} if folded is None else folded.refused,
+        narrowed=() if narrowed is None else narrowed.paths,
+        left_wide={} if narrowed is None else narrowed.wide,
     )
 
 

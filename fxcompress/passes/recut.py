@@ -6,17 +6,21 @@ The provenance of both says what each has lost; what the other has lost and this
     conv2.weight (16, 8, 3, 3)                             ->   conv2.weight (16, 3, 3, 3)
 """
 
+from dataclasses import replace
 from itertools import zip_longest
 
 import numpy as np
 
 from fxcompress.channels.analysis import Analysis, analyse
 from fxcompress.channels.plan import Plan
+from fxcompress.channels.survivors import kept_masks
+from fxcompress.channels.values import Value
 from fxcompress.passes.branches import Branch, remove_branches
+from fxcompress.passes.narrow_paths import NarrowPath, close_joins, open_joins
 from fxcompress.passes.prune_channels import Pruned
 from fxcompress.passes.replay import MismatchError
 from fxcompress.passes.rewrite import carry_out
-from fxcompress.provenance import Provenance
+from fxcompress.provenance import Narrowing, Provenance
 from fxcompress.trace.skeleton import skeleton
 
 
@@ -37,6 +41,7 @@ def recut(analysis: Analysis, have: Provenance, want: Provenance) -> Pruned:
         ShapeError: the other one has what this one has lost, or is made of another network.
     """
     branches = missing_branches(have, want)
+    joins = missing_joins(have, want)
     gone: list[str] = []
     if branches:
         module = skeleton(analysis.module)
@@ -46,12 +51,15 @@ def recut(analysis: Analysis, have: Provenance, want: Provenance) -> Pruned:
         except KeyError as error:
             raise ShapeError(f"its graph has no node {error}") from error
         analysis = analyse(module, analysis.inputs)
+    if joins:
+        analysis = _with_joins(analysis, joins, have, want)
     alive = _alive(analysis, have, want)
     plan = Plan(analysis.without_empty_slots(alive))
     try:
         result = carry_out(analysis, plan)
     except MismatchError as mismatch:
         raise ShapeError(str(mismatch.reason)) from mismatch
+    close_joins(result.module)
     return Pruned(result.module, analysis, {}, plan, result.cuts, branches, tuple(gone))
 
 
@@ -68,6 +76,51 @@ def missing_branches(have: Provenance, want: Provenance) -> tuple[Branch, ...]:
     return want.cuts[done:]
 
 
+def missing_joins(have: Provenance, want: Provenance) -> tuple[Narrowing, ...]:
+    """The sums that have a narrow path in the other network and not in this one."""
+    return tuple(join for join in want.joins if join not in have.joins)
+
+
+def _with_joins(analysis: Analysis, joins: tuple[Narrowing, ...], have: Provenance, want: Provenance) -> Analysis:
+    """Of the network with joins that add the channels which the other network has on those paths.
+
+    A first analysis, with joins that add all channels, tells which atoms those are.
+    """
+    paths = [_path(analysis, join) for join in joins]
+    trial = _joined(analysis, paths)
+    alive = trial.without_empty_slots(_alive(trial, have, want))
+    for i, path in enumerate(paths):
+        part = trial.trails[path.mode].args[path.node][1]
+        stays = kept_masks(part, alive).get(path.dim, np.ones(path.size, dtype=bool))
+        paths[i] = replace(path, index=tuple(np.flatnonzero(stays).tolist()))
+    return _joined(analysis, paths)
+
+
+def _path(analysis: Analysis, join: Narrowing) -> NarrowPath:
+    """The path that a join is to narrow, with all of its channels.
+
+    Raises:
+        ShapeError: there is no such path.
+    """
+    mode, _, node = join.place.partition(":")
+    trail = analysis.trails.get(mode)
+    args = trail.args.get(node, ()) if trail is not None else ()
+    part = args[join.operand] if join.operand < len(args) else None
+    if not isinstance(part, Value) or join.dim >= part.rank:
+        raise ShapeError(f"its graph has no sum {join.place}")
+    size = part.shape[join.dim]
+    return NarrowPath(join.place, join.operand, join.dim, tuple(range(size)), size, join.place)
+
+
+def _joined(analysis: Analysis, paths: list[NarrowPath]) -> Analysis:
+    module = skeleton(analysis.module)
+    try:
+        open_joins(module, paths)
+    except (KeyError, ValueError) as error:
+        raise ShapeError(f"its graph has no sum {error}") from error
+    return analyse(module, analysis.inputs)
+
+
 def _alive(analysis: Analysis, have: Provenance, want: Provenance) -> np.ndarray:
     """Which atoms are left, bool (atoms,)."""
     alive = np.ones(analysis.space.size, dtype=bool)
@@ -77,7 +130,7 @@ def _alive(analysis: Analysis, have: Provenance, want: Provenance) -> np.ndarray
     lost = np.zeros_like(alive)
     lost[analysis.component[~alive]] = True
     for block in analysis.space.blocks:
-        if block.name and block.name not in want.shapes:
+        if block.name not in want.shapes:  # slots and what factories make have no name
             span = np.arange(block.start, block.start + block.size)
             alive[span] = ~lost[analysis.component[span]]
     return alive

@@ -13,10 +13,10 @@ from torch import Tensor, fx, nn
 
 from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.interpret import Atoms, Interpreter, Trail
-from fxcompress.channels.layers import support
+from fxcompress.channels.layers import Layers, support
 from fxcompress.channels.plan import Plan
 from fxcompress.channels.space import FIXED, Reason
-from fxcompress.channels.survivors import canonical, kept_layers, kept_shape
+from fxcompress.channels.survivors import Survivors
 from fxcompress.channels.values import LabelTensor, Step, Value, find, leaves
 from fxcompress.errors import ExampleInputError
 from fxcompress.passes.literals import Proposal, propose
@@ -24,7 +24,7 @@ from fxcompress.passes.positions import pair_up, same_entries
 from fxcompress.passes.slots import KnownSlots, PackedSpace
 from fxcompress.trace.guards import check
 
-_VALUE_OPS = {"pointwise", "pointwise, values unknown", "multiply"}
+_VALUE_OPS = {"pointwise", "pointwise, values unknown", "multiply", "divide"}
 
 
 @dataclass(eq=False)
@@ -50,14 +50,16 @@ class Replay(Interpreter):
         plan: what was cut.
     """
 
+    doing = "check"
+
     def __init__(self, module: nn.Module, analysis: Analysis, mode: str, plan: Plan) -> None:
         self.slots = KnownSlots(analysis, plan.alive)
         super().__init__(module, packed_atoms(analysis, plan), PackedSpace(self.slots))
         self.analysis = analysis
         self.original: Trail = analysis.trails[mode]
         self.alive = plan.alive
+        self.left = Survivors(plan.alive)
         self.lonely = _lonely(analysis, plan)
-        self.patched = False
         self.steps: dict[str, list[Step]] = {}
         for step in self.original.tape:
             self.steps.setdefault(step.node, []).append(step)
@@ -77,6 +79,11 @@ class Replay(Interpreter):
         del self.dispatch.tape[marks[0] :], self.space.edges[marks[1] :], self.space.slots[marks[2] :]
         return self._patch(node, why)
 
+    def made_layers(self, node: fx.Node, meta: Tensor, dims: list[int]) -> Layers:
+        """What is left of the labels of a tensor that a node makes, where its sizes agree with that."""
+        original = self.original.values[node.name]
+        return self.left.layers(original) if tuple(meta.shape) == self.left.shape(original) else ()
+
     def _run(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         """Run a node. Where one entry is all that is left of a dim, it has no label any more."""
         start = len(self.space.pins)
@@ -95,7 +102,6 @@ class Replay(Interpreter):
         if sizes == self.original.args[node.name][2]:
             return args
         node.args = (node.args[2], sizes, *node.args[2:])
-        self.patched = True
         return sizes, sizes, sizes, place
 
     def _patch(self, node: fx.Node, why: str) -> Any:  # noqa: ANN401
@@ -116,7 +122,6 @@ class Replay(Interpreter):
         if why:
             _set(node, old)
             raise self._mismatch(node, why)
-        self.patched = True
         return result
 
     def _source(self, node: fx.Node) -> Value | None:
@@ -140,9 +145,9 @@ class Replay(Interpreter):
         return ""
 
     def _same(self, expected: Value, found: Value) -> bool:
-        if tuple(found.shape) != kept_shape(expected, self.alive):
+        if tuple(found.shape) != self.left.shape(expected):
             return False
-        a, b = kept_layers(expected, self.alive), canonical(found.layers)
+        a, b = self.left.layers(expected), self.left.canonical(found.layers)
         if len(a) == len(b):
             return all(x.shape == y.shape and self._same_atoms(x, y) for x, y in zip(a, b, strict=True))
         known = {support(layer) for layer in b}
@@ -227,4 +232,5 @@ def _number(leaf: object) -> object:
 
 
 def _set(node: fx.Node, proposal: Proposal) -> None:
+    node.op = "call_method" if isinstance(proposal.target, str) else "call_function"
     node.target, node.args, node.kwargs = proposal.target, proposal.args, proposal.kwargs

@@ -9,7 +9,9 @@ from fxcompress.channels.plan import Plan, make_plan
 from fxcompress.channels.rules.registry import Known
 from fxcompress.channels.space import Reason
 from fxcompress.passes.cutting import Cut, cut_module
+from fxcompress.passes.renumber import renumber_joins
 from fxcompress.passes.replay import MismatchError, Replay
+from fxcompress.progress import stage
 from fxcompress.trace.traced import TracedModule
 
 
@@ -40,6 +42,7 @@ def rewrite(analysis: Analysis, knowns: dict[str, list[Known]], request: np.ndar
     kept: dict[int, Reason] = {}
     rectangular: frozenset[int] = frozenset()
     while True:
+        stage("rewrite")
         plan = make_plan(analysis, knowns, wanted, rectangular)
         for root, reason in kept.items():
             plan.kept.setdefault(root, reason)
@@ -72,15 +75,12 @@ def carry_out(analysis: Analysis, plan: Plan) -> Rewritten:
     Raises:
         MismatchError: the cut network is not what the plan says.
     """
-    if not plan.changes:
-        return Rewritten(cut_module(analysis, plan).module, {}, plan)
     cut = cut_module(analysis, plan)
-    patched = False
-    for mode, graph in cut.module.graphs.items():
+    if plan.changes:
+        renumber_joins(cut.module, analysis, plan)
+    for mode, graph in cut.module.graphs.items() if plan.changes else ():
         replay = Replay(cut.module, analysis, mode, plan)
         replay.run(graph, analysis.inputs)
         replay.check_couplings()
-        patched |= replay.patched
-    if patched:
-        cut.module.recompile()
+    cut.module.recompile()
     return Rewritten(cut.module, cut.cuts, plan)

@@ -1,14 +1,29 @@
-"""All that is exact in evaluation: remove what is zero, fold what is constant, remove what is unused then."""
+"""All that can be removed in one call: what is zero, what is constant, and paths that are narrower than their sum."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from fxcompress.channels.analysis import Analysis
 from fxcompress.passes.fold_constants import Folded, fold_constants
 from fxcompress.passes.history import extended
+from fxcompress.passes.narrow_branches import Narrowed, narrow_branches
 from fxcompress.passes.prune_channels import Pruned, prune_channels
 from fxcompress.provenance import attach
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.traced import TracedModule
+
+Narrow = bool | Literal["measure"]
+"""Whether paths into sums are narrowed: none, all that can be, or those that make the network faster."""
+
+
+def check_narrow(narrow: object) -> None:
+    """Whether a value is one of :data:`Narrow`.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not isinstance(narrow, bool) and narrow != "measure":
+        raise ValueError(f'narrow={narrow!r}: pass True, False, or "measure" to narrow what is measured to pay')
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,12 +31,14 @@ class Shrunk:
     """The result of :func:`shrink`.
 
     Attributes:
-        removals: what was removed, in one or two steps; the module of the last one is the result.
-        folded: what was folded between them.
+        removals: what was removed, in one to three steps; the module of the last one is the result.
+        folded: what was folded after the first of them; None where nothing was to be folded.
+        narrowed: which paths were narrowed in the last one; None where none was to be narrowed.
     """
 
     removals: tuple[Pruned, ...]
-    folded: Folded
+    folded: Folded | None = None
+    narrowed: Narrowed | None = None
 
     @property
     def module(self) -> TracedModule:
@@ -29,21 +46,35 @@ class Shrunk:
         return self.removals[-1].module
 
 
-def shrink(module: TracedModule, inputs: ExampleInputs, analysis: Analysis | None = None) -> Shrunk:
-    """Remove and fold all that can be, without a change in evaluation; ``module`` stays as it is.
+def shrink(
+    module: TracedModule,
+    inputs: ExampleInputs,
+    analysis: Analysis | None = None,
+    *,
+    fold: bool = True,
+    narrow: Narrow = False,
+) -> Shrunk:
+    """Remove all that can be, and fold and narrow where that is asked for; ``module`` stays as it is.
 
-    What is zero goes first: where a branch or the last channel of a layer is left alone, folding would gain nothing.
+    What is zero goes first: where a branch or the last channel of a layer is left alone, folding would gain nothing,
+    and a path need not be narrower than its sum where the sum itself loses the channel.
 
     Args:
         module: a traced network.
         inputs: that it runs on.
         analysis: of ``module``, when there is one already.
+        fold: constants other than zero; then only evaluation stays the same.
+        narrow: paths into sums.
     """
     first = prune_channels(module, inputs, analysis=analysis)
     attach(first.module, extended(module, first))
-    folded = fold_constants(first.module, inputs)
-    if not folded.channels:
-        return Shrunk((first,), folded)
-    second = prune_channels(folded.module, inputs, analysis=folded.analysis)
-    attach(second.module, extended(folded.module, second))
-    return Shrunk((first, second), folded)
+    removals = [first]
+    folded = fold_constants(first.module, inputs) if fold else None
+    if folded is not None and folded.channels:
+        second = prune_channels(folded.module, inputs, analysis=folded.analysis)
+        attach(second.module, extended(folded.module, second))
+        removals.append(second)
+    narrowed = narrow_branches(removals[-1].module, inputs, measure=narrow == "measure") if narrow else None
+    if narrowed is not None and narrowed.removal is not None:
+        removals.append(narrowed.removal)
+    return Shrunk(tuple(removals), folded, narrowed)

@@ -9,6 +9,7 @@ keep the header from dominating a small network's file. After the index the stre
                         on its grid: widths (uint8), minimum (smallest integer type), scales (float32), codes (uint8)
 """
 
+import dataclasses
 import json
 import math
 import os
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from fxcompress.errors import StorageError
-from fxcompress.provenance import Cuts, Grid, Inputs, PieceRecord, Provenance, provenance_of
+from fxcompress.provenance import Cuts, Grid, Inputs, Narrowing, PieceRecord, Provenance, provenance_of
 from fxcompress.storage.atomic import write_atomically
 from fxcompress.storage.packing import Coded, decode, encode, pack, packed_size, unpack
 
@@ -211,9 +212,16 @@ def _describe(state: dict[str, Tensor], provenance: Provenance, writer: _Writer)
             row.update(a=owner[name], g=int(name in provenance.grids))
     masked = [size for size, _ in masks]
     index = {"t": rows, "m": masked, "c": provenance.cuts, "w": provenance.weights, "i": provenance.inputs}
-    index |= {"b": provenance.biases} if provenance.biases else {}
-    pieces = {path: [piece.cuts, piece.weights, piece.inputs] for path, piece in provenance.pieces.items()}
-    return index | ({"p": pieces} if pieces else {})
+    more = {
+        "b": provenance.biases,
+        "j": _rows(provenance.joins),
+        "p": {path: [p.cuts, p.weights, p.inputs, _rows(p.joins)] for path, p in provenance.pieces.items()},
+    }
+    return index | {key: value for key, value in more.items() if value}
+
+
+def _rows(joins: Iterable[Narrowing]) -> list[tuple[Any, ...]]:
+    return [dataclasses.astuple(join) for join in joins]
 
 
 def _origin(name: str, provenance: Provenance, masks: dict[tuple[int, tuple[int, ...]], int]) -> _Json:
@@ -270,11 +278,14 @@ def _rebuild(reader: _Reader, length: int) -> SavedNetwork:
     reader.check_finished()
     tensors |= {name: tensors[row["a"]] for name, row in rows.items() if "a" in row}
     grids |= {name: grids[row["a"]] for name, row in rows.items() if row.get("a") in grids and row["g"]}
-    pieces = {path: PieceRecord(_pairs(c), w, _inputs(i)) for path, (c, w, i) in index.get("p", {}).items()}
-    biases = tuple(index.get("b", ()))
+    pieces = {
+        path: PieceRecord(_pairs(cuts), weights, _inputs(inputs), _joins(joins))
+        for path, (cuts, weights, inputs, joins) in index.get("p", {}).items()
+    }
     provenance = Provenance(
-        shapes, kept, _pairs(index["c"]), grids, index["w"], _inputs(index.get("i", ())), biases, pieces
-    )
+        shapes, kept, _pairs(index["c"]), grids, index["w"], _inputs(index.get("i", ())),
+        tuple(index.get("b", ())), _joins(index.get("j", ())), pieces,
+    )  # fmt: skip
     return SavedNetwork({name: tensors[name] for name in rows if name in tensors}, provenance)
 
 
@@ -284,6 +295,10 @@ def _pairs(cuts: Iterable[list[str]]) -> Cuts:
 
 def _inputs(rows: Iterable[list[Any]]) -> Inputs:
     return tuple((name, tuple(shape), dtype) for name, shape, dtype in rows)
+
+
+def _joins(rows: Iterable[list[Any]]) -> tuple[Narrowing, ...]:
+    return tuple(Narrowing(*row) for row in rows)
 
 
 def _mask(reader: _Reader, size: int) -> tuple[int, ...]:

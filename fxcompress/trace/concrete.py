@@ -166,7 +166,8 @@ class _Run:
             for table in (module._parameters, module._buffers, module.__dict__):
                 for name, tensor in table.items():
                     if isinstance(tensor, Tensor):
-                        table[name] = self.fakes.from_tensor(tensor)  # the same one for a tensor of several names
+                        leaf = tensor if tensor.is_leaf else tensor.detach()  # the weight of a hook may be none
+                        table[name] = self.fakes.from_tensor(leaf)  # the same one for a tensor of several names
                         self.writer.name(table[name], f"{prefix}{name}")
             renew_weights(module)
 

@@ -1,4 +1,4 @@
-"""Attention modules of torch.nn in a form that can have fewer heads, and smaller ones.
+"""Modules of torch.nn in a form that can have fewer heads, smaller ones, or fewer channels than it divides by.
 
 nn.MultiheadAttention and the transformer layers around it are traced as one opaque call whose sizes are fixed. On the
 skeleton of a model they become what they compute: linear layers and scaled_dot_product_attention. Names and tensors
@@ -207,6 +207,13 @@ class LoweredTransformer(Lowered, nn.Transformer):
         return y
 
 
+class LoweredRMSNorm(Lowered, nn.RMSNorm):
+    """nn.RMSNorm as a call of the function, in whose place a rewrite can put another."""
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102 - the signature of nn.RMSNorm
+        return F.rms_norm(x, self.normalized_shape, self.weight, self.eps)
+
+
 _LOWERED: dict[type[nn.Module], type[nn.Module]] = {
     nn.MultiheadAttention: LoweredAttention,
     nn.TransformerEncoderLayer: LoweredEncoderLayer,
@@ -214,4 +221,5 @@ _LOWERED: dict[type[nn.Module], type[nn.Module]] = {
     nn.TransformerEncoder: LoweredEncoder,
     nn.TransformerDecoder: LoweredDecoder,
     nn.Transformer: LoweredTransformer,
+    nn.RMSNorm: LoweredRMSNorm,
 }

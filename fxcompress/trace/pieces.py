@@ -24,6 +24,7 @@ from fxcompress.trace.state import same_randomness, unchanged_buffers
 from fxcompress.trace.traced import TracedModule
 from fxcompress.trace.tracer import trace
 from fxcompress.trace.trees import replace
+from fxcompress.trace.weight_norm import with_plain_weights
 
 _NO_WORK = "nothing lies between two of its layers"
 _NO_LAYER = "it holds no layer with a weight"
@@ -49,7 +50,7 @@ class Pieces:
     """A model in pieces.
 
     Attributes:
-        model: the model.
+        model: the model; a copy with plain weights where it has weight norm.
         pieces: disjoint ones.
         outside: why a module is no piece and lies in none, by its name; ``""`` is the model.
     """
@@ -91,7 +92,14 @@ def find_pieces(
         ExampleInputError: the model does not run on the inputs.
         TraceError: it has no piece with so many layers in it; of the class of ``why``.
     """
-    search = _Search(own_buffers(model), run_and_see(model, inputs), _short(why), accept, layers)
+    given, model = model, with_plain_weights(model)
+    try:
+        seen = run_and_see(model, inputs)
+    except ExampleInputError as error:
+        if model is given:
+            raise
+        raise why from error  # perhaps its code reads the lengths or directions of weight norm
+    search = _Search(own_buffers(model), seen, _short(why), accept, layers)
     search.go()
     if not search.pieces:
         reasons = [

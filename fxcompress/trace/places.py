@@ -1,5 +1,6 @@
 """Where in the user's code a trace has got to."""
 
+import functools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,9 @@ from types import FrameType
 import torch
 
 _NOT_THE_USERS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
+
+_STARTS = {"run_model", "symbolic_graph"}
+"""The functions of ours that call the user's model."""
 
 
 def stack_trace() -> str:
@@ -49,11 +53,16 @@ def _frames() -> Iterator[FrameType]:
         users = _is_users(frame)
         if users:
             yield frame
-        elif inside and frame.f_code.co_name == "run_model":
+        elif inside and frame.f_code.co_name in _STARTS:
             return
         inside = True
         frame = frame.f_back
 
 
 def _is_users(frame: FrameType) -> bool:
-    return not frame.f_code.co_filename.startswith(_NOT_THE_USERS)
+    return _is_users_file(frame.f_code.co_filename)
+
+
+@functools.cache
+def _is_users_file(name: str) -> bool:
+    return not name.startswith(_NOT_THE_USERS)

@@ -9,6 +9,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from fxcompress.errors import UnsupportedModelError
+from fxcompress.trace.weight_norm import is_weight_norm, is_weight_norm_hook
 
 _HOOKS = {
     "_forward_hooks": "forward hook",
@@ -23,8 +24,8 @@ def check_supported(model: nn.Module) -> None:
 
     Raises:
         TypeError: it is no nn.Module.
-        UnsupportedModelError: meta tensors, lazy or quantized parameters, NaN or infinite weights, parametrizations
-            (weight_norm and the like), hooks, ScriptModules.
+        UnsupportedModelError: meta tensors, lazy or quantized parameters, NaN or infinite weights, parametrizations and
+            hooks (but for weight norm), ScriptModules.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
@@ -71,9 +72,9 @@ _REFUSED: tuple[tuple[Callable[[nn.Module], bool], str], ...] = (
         "pass the wrapped model (model.module), and wrap the result again",
     ),
     (
-        parametrize.is_parametrized,
+        lambda module: parametrize.is_parametrized(module) and not is_weight_norm(module),
         (
-            "it computes its parameters (weight_norm, spectral_norm or another parametrization); call "
+            "it computes its parameters (spectral_norm or another parametrization, not weight_norm alone); call "
             "torch.nn.utils.parametrize.remove_parametrizations(module, 'weight') first"
         ),
     ),
@@ -85,13 +86,14 @@ _REFUSED: tuple[tuple[Callable[[nn.Module], bool], str], ...] = (
 
 
 def _module_reason(module: nn.Module) -> str | None:
-    hooks = (_hook_reason(kind, hook) for name, kind in _HOOKS.items() for hook in getattr(module, name).values())
-    return next((reason for applies, reason in _REFUSED if applies(module)), next(hooks, None))
+    hooks = ((kind, hook) for name, kind in _HOOKS.items() for hook in getattr(module, name).values())
+    reasons = (_hook_reason(kind, hook) for kind, hook in hooks if not is_weight_norm_hook(hook))
+    return next((reason for applies, reason in _REFUSED if applies(module)), next(reasons, None))
 
 
 def _hook_reason(kind: str, hook: object) -> str:
     owner = type(hook).__name__
-    if owner in {"WeightNorm", "SpectralNorm"}:
+    if owner == "SpectralNorm":
         return f"it computes its weight in a hook ({owner}); call the matching torch.nn.utils.remove_* function first"
     label = getattr(hook, "__qualname__", owner)
     return f"it has a {kind} ({label}), which may change what it computes; remove it, and register it on the result"

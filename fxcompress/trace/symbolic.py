@@ -11,6 +11,7 @@ from torch.nn.utils import rnn
 from fxcompress.errors import TraceError
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.lowering import Lowered
+from fxcompress.trace.places import stack_trace
 from fxcompress.trace.traced import TracedModule, copy_graph
 
 
@@ -38,6 +39,12 @@ class Tracer(fx.Tracer):
     def __init__(self) -> None:
         super().__init__(autowrap_functions=_WHOLE)
         self._autowrap_search.append(rnn)  # and where they are looked up in their module
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:  # noqa: ANN401
+        """A node of the graph that knows the lines of the user's code that made it."""
+        node = super().create_node(*args, **kwargs)
+        node.stack_trace = stack_trace()
+        return node
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """What stands for the result of ``node`` while tracing."""
@@ -72,7 +79,6 @@ def symbolic_graph(
         return copy_graph(train_graph or root.graph)
     tracer = Tracer()
     tracer.proxy_buffer_attributes = symbols
-    tracer.record_stack_traces = not training
     root.train(training)
     try:
         graph = tracer.trace(root, concrete_args=constants or None)

@@ -1,13 +1,17 @@
 """The GraphModule that the whole project works on."""
 
 import copy
+import weakref
 from typing import Any
 
 from torch import fx, nn
 
 from fxcompress.errors import TraceError
 from fxcompress.trace.names import any_names
+from fxcompress.trace.skeleton import POSTPONE
+from fxcompress.trace.weight_norm import pass_on_hooks
 
+_FROM_COMPILING = ("_code", "_lineno_map", "_prologue_start")
 _SKIP = frozenset(nn.Module().__dict__) | frozenset(dir(fx.GraphModule)) | {"_graph", "meta", "train_graph"}
 
 
@@ -19,6 +23,9 @@ class TracedModule(fx.GraphModule):
     evaluation (auxiliary heads, functional dropout, stochastic depth), it holds a second graph and takes the one that
     the modules which read ``self.training`` ask for, as the original did.
 
+    What passes make on the way to their result is never called, and generating code takes as long as an analysis. So a
+    module may be left without code (``compiled=False``) until somebody calls it or looks at its code.
+
     Attributes:
         graph: the graph of evaluation, and of training where that is the same.
         train_graph: the graph of training, or None when it is the same.
@@ -29,11 +36,24 @@ class TracedModule(fx.GraphModule):
     mode_readers: tuple[str, ...] = ("",)
 
     def __init__(
-        self, root: nn.Module, graph: fx.Graph, train_graph: fx.Graph | None = None, class_name: str | None = None
+        self,
+        root: nn.Module,
+        graph: fx.Graph,
+        train_graph: fx.Graph | None = None,
+        class_name: str | None = None,
+        *,
+        compiled: bool = True,
     ) -> None:
         super().__init__(nn.Module(), fx.Graph(), class_name or _name(root))
         adopt(self, root)
-        self.set_graphs(graph, train_graph)
+        if compiled:
+            self.set_graphs(graph, train_graph)
+        else:
+            self._graph, self.train_graph = graph, train_graph
+            graph.owning_module = self
+            type(self).forward = _CompiledWhenAsked(self)  # type: ignore[assignment]
+            for name in _FROM_COMPILING:
+                self.__dict__.pop(name, None)
 
     def set_graphs(self, graph: fx.Graph, train_graph: fx.Graph | None) -> None:
         """Take over both graphs and compile them."""
@@ -62,6 +82,24 @@ class TracedModule(fx.GraphModule):
             type(self).forward = forward
         return code
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether there is code for the graphs; if not, it is made when it is first needed."""
+        return "_code" in self.__dict__
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - as nn.Module has it
+        """What torch.fx keeps of compiling, made when it is first asked for."""
+        if name in _FROM_COMPILING and not self.is_compiled:
+            self.recompile()
+            return self.__dict__[name]
+        return super().__getattr__(name)
+
+    def __reduce__(self) -> Any:  # noqa: ANN401
+        """As torch.fx pickles a GraphModule, which is by its code."""
+        if not self.is_compiled:
+            self.recompile()
+        return super().__reduce__()
+
     def reads_training(self) -> bool:
         """Whether the modules that choose the graph are in training.
 
@@ -82,20 +120,38 @@ class TracedModule(fx.GraphModule):
             )
         return training
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "TracedModule":
+    def __deepcopy__(self, memo: dict[Any, Any]) -> "TracedModule":
         result: TracedModule = type(self).__new__(type(self))
         memo[id(self)] = result
         state = nn.Module()
         state.__dict__.update({k: copy.deepcopy(v, memo) for k, v in self.__dict__.items() if not _is_transient(k)})
         train_graph = None if self.train_graph is None else copy_graph(self.train_graph)
-        TracedModule.__init__(result, state, copy_graph(self.graph), train_graph, type(self).__name__)
+        compiled = self.is_compiled and POSTPONE not in memo
+        name = type(self).__name__
+        TracedModule.__init__(result, state, copy_graph(self.graph), train_graph, name, compiled=compiled)
         result.meta = state.__dict__["meta"]
         return result
 
 
+class _CompiledWhenAsked:
+    """The ``forward`` of a traced module that has no code yet: whoever looks at it finds the one that is compiled then.
+
+    torch.fx makes a class for each module, so the class knows its module.
+    """
+
+    def __init__(self, module: TracedModule) -> None:
+        self._module = weakref.ref(module)
+
+    def __get__(self, instance: TracedModule | None, owner: type) -> Any:  # noqa: ANN401
+        module = self._module() if instance is None else instance
+        assert module is not None
+        module.recompile()
+        return getattr(owner if instance is None else instance, "forward")  # noqa: B009 - another one than before
+
+
 def _is_transient(name: str) -> bool:
     """Whether an attribute is a cache, or is copied in a way of its own."""
-    return name in {"_graph", "train_graph"} or name.startswith("_fxc_")
+    return name in {"_graph", "train_graph", *_FROM_COMPILING} or name.startswith("_fxc_")
 
 
 def copy_graph(graph: fx.Graph) -> fx.Graph:
@@ -115,6 +171,7 @@ def adopt(module: fx.GraphModule, root: nn.Module) -> None:
     for name, value in root.__dict__.items():
         if name not in _SKIP and not _is_transient(name):
             module.__dict__[name] = value
+    pass_on_hooks(root, module)
 
 
 def _name(root: nn.Module) -> str:

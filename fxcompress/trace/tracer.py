@@ -24,6 +24,7 @@ from fxcompress.trace.support import check_supported
 from fxcompress.trace.symbolic import Tracer, symbolic_graph
 from fxcompress.trace.traced import TracedModule
 from fxcompress.trace.watch import wrapped_functions
+from fxcompress.trace.weight_norm import make_weights_plain
 
 
 class GraphOf(Protocol):
@@ -65,12 +66,16 @@ def trace(model: nn.Module, inputs: ExampleInputs | None = None) -> TracedModule
 
 def _hides_parameters(traced: TracedModule) -> bool:
     """Whether a function marked by torch.fx.wrap takes parameters: what it does with them is not in the graph."""
-    functions = {id(scope[name]) for scope, name in wrapped_functions()}
+    functions = {id(scope[name]) for scope, name in wrapped_functions() if not _is_ours(scope[name])}
     return any(
         id(node.target) in functions and any(used.op == "get_attr" for used in node.all_input_nodes)
         for graph in traced.graphs.values()
         for node in graph.nodes
     )
+
+
+def _is_ours(function: object) -> bool:
+    return getattr(function, "__module__", "").startswith("fxcompress.")
 
 
 def _trace_symbolically(model: nn.Module, inputs: ExampleInputs | None) -> TracedModule:
@@ -116,20 +121,32 @@ def _by_running(inputs: ExampleInputs) -> "partial[fx.Graph]":
 
 def _traced(model: nn.Module, graph_of: GraphOf) -> TracedModule:
     root = skeleton(model)
+    make_weights_plain(root)
     lower(root)
     modes = [(module, module.training) for module in root.modules()]
+    train_graph = None
     with _reads_of_mode() as readers, same_randomness():
         graph = graph_of(root, readers, training=False)
-        train_graph = graph_of(root, readers, training=True)
-    for found in (graph, train_graph):
-        sweep(found)
+        sweep(graph)
+        if readers or any(_knows_its_mode(module) for module, _ in modes):
+            train_graph = graph_of(root, readers, training=True)
+            sweep(train_graph)
     for module, training in modes:
         module.training = training
-    traced = TracedModule(root, graph, None if _same(graph, train_graph) else train_graph, type(model).__name__)
+    if train_graph is not None and _same(graph, train_graph):
+        train_graph = None
+    traced = TracedModule(root, graph, train_graph, type(model).__name__, compiled=False)
     if readers:
         traced.mode_readers = tuple(name for name, module in root.named_modules() if id(module) in readers)
     traced.meta = dict(model.meta) if isinstance(model, fx.GraphModule) else {}
     return traced
+
+
+def _knows_its_mode(module: nn.Module) -> bool:
+    """Whether a module may do something else in training though no code of it reads ``training``."""
+    kind = type(module)
+    own = kind.train is not nn.Module.train or kind.eval is not nn.Module.eval
+    return own or (isinstance(module, TracedModule) and module.train_graph is not None)
 
 
 @contextmanager

@@ -1,11 +1,11 @@
 """The network that compresses itself while it trains."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
@@ -14,9 +14,8 @@ from fxcompress.errors import UnsupportedModelError
 from fxcompress.objectives import starting_costs
 from fxcompress.passes.finalize import finalize_quantizers
 from fxcompress.passes.history import extended
-from fxcompress.passes.prune_channels import Pruned, prune_channels
 from fxcompress.passes.prune_report import PruneReport
-from fxcompress.passes.shrink import shrink
+from fxcompress.passes.shrink import Narrow, check_narrow, shrink
 from fxcompress.provenance import Provenance, attach, provenance_of
 from fxcompress.quantizer import Quantizer
 from fxcompress.trace.traced import TracedModule
@@ -29,6 +28,7 @@ from fxcompress.training.record import encode
 from fxcompress.training.removal import Removal, plan_removal
 from fxcompress.training.restore import Recut, plan_load
 from fxcompress.training.sized import LIVENESS, SizedModule
+from fxcompress.training.takeover import take_over
 
 
 class CompressedModule(SizedModule):
@@ -66,9 +66,7 @@ class CompressedModule(SizedModule):
         Raises:
             CheckpointError: it does not fit.
         """
-        return plan_load(
-            self, self.settings.inputs, state, strict=strict, liveness=LIVENESS, take_over=self._take_over
-        )  # fmt: skip
+        return plan_load(self, state, strict=strict)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:  # noqa: ANN401, FBT001, FBT002
         """As of any module, but first the network is cut to the shape of the one that ``state_dict`` is of.
@@ -102,7 +100,9 @@ class CompressedModule(SizedModule):
         """
         self.liveness.step()
 
-    def prune(self, optimizer: Optimizer | None = None) -> PruneReport:
+    def prune(
+        self, optimizer: Optimizer | Sequence[Optimizer] | None = None, *, averages: Iterable[nn.Module] = ()
+    ) -> PruneReport:
         """Remove dead channels and branches, in place, with their part of the optimizer's state.
 
         With many processes, each must call it at the same point: where a ``DistributedDataParallel`` holds this network
@@ -110,56 +110,60 @@ class CompressedModule(SizedModule):
         is rebuilt in place for the new parameters.
 
         Args:
-            optimizer: whose parameters are those of this network; its groups and its schedulers go on.
+            optimizer: whose parameters are those of this network; its groups and its schedulers go on. Several, where
+                more than one trains it (Muon for weights, say, and AdamW for the rest).
+            averages: moving averages of this network, such as ``torch.optim.swa_utils.AveragedModel(net)``: each is a
+                copy of it, or holds one. They lose the same channels, whatever the averages of these are by now, and
+                the averages of all others stay as they are, so averaging goes on.
 
         Raises:
+            AverageError: one of ``averages`` is no copy of this network, or has not lost what it has lost. Nothing has
+                changed then.
             DistributedError: the ranks disagree, or one has died or cannot remove. Nothing has changed on any rank.
             OptimizerError: it holds other parameters, or state that cannot be cut. Nothing has changed then.
             UnsupportedModelError: ``forward`` was replaced on the instance, and would go on running the old graph.
         """
+        copies = tuple(averages)
+        optimizers = (optimizer,) if isinstance(optimizer, Optimizer) else tuple(optimizer or ())
         wrappers = wrappers_of(self)
-        removal = agreed(wrappers, lambda: self._planned(wrappers, optimizer))
+        removal = agreed(wrappers, lambda: self._planned(wrappers, optimizers, copies))
         if not removal.pruned.modified:
             return removal.report
-        self.fxc_carry_out(removal.pruned)
-        if removal.optimizer is not None:
-            removal.optimizer.commit()
+        provenance = extended(self, removal.pruned)
+        for net, pruned in ((self, removal.pruned), *removal.averages):
+            take_over(net, pruned, provenance)
+        for prepared in removal.optimizers:
+            prepared.commit()
         for wrapper in wrappers:
             rebuild(wrapper)
         return removal.report
 
-    def _planned(self, wrappers: list[DistributedDataParallel], optimizer: Optimizer | None) -> Removal:
+    def _planned(
+        self,
+        wrappers: list[DistributedDataParallel],
+        optimizers: tuple[Optimizer, ...],
+        averages: tuple[nn.Module, ...],
+    ) -> Removal:
         for wrapper in wrappers:
             check_wrapper(wrapper)
-        return plan_removal(self, self.liveness, self.settings.inputs, optimizer)
+        return plan_removal(self, optimizers, averages)
 
-    def fxc_carry_out(self, pruned: Pruned) -> None:
-        """Make a removal that was worked out; nothing but this network changes."""
-        attach(self, extended(self, pruned))
-        self._take_over(pruned)
-
-    def _take_over(self, pruned: Pruned) -> None:
-        """Become the pruned network; modules that stay keep their identity."""
-        flags = self.get_submodule(LIVENESS)
-        assert isinstance(flags, Liveness)
-        for name, cut in pruned.cuts.items():
-            flags.keep(name, cut.indices.get(0))
-        for name in pruned.gone:
-            flags.keep(name, None)
-        new = dict(pruned.module.named_modules())
-        del new[LIVENESS]
-        _transplant(self, new)
-        self.set_graphs(pruned.module.graph, pruned.module.train_graph)
-        self.refresh()
-
-    def finalize(self, *, prune: bool = True, fold: bool = True) -> TracedModule:
+    def finalize(self, *, prune: bool = True, fold: bool = True, narrow: Narrow = False) -> TracedModule:
         """The network as an ordinary GraphModule: weights on their grid, no quantizers; this one stays as it is.
 
         Args:
             prune: also remove what can be proved removable now that the weights are fixed.
             fold: with ``prune``, also remove channels that are constant, and not zero, in evaluation: what they add
                 goes into the biases of the layers that read them. Layers may get a bias for that.
+            narrow: with ``prune``, also remove channels of one path into a sum that are zero there and alive in the
+                sum, see :func:`fxcompress.prune`.
+
+        Raises:
+            ValueError: ``narrow`` is something else than True, False and ``"measure"``, or asked for without ``prune``.
         """
+        check_narrow(narrow)
+        if narrow and not prune:
+            raise ValueError("narrow removes channels: pass prune=True with it")
         refuse_sharded(self)
         own = copy.deepcopy(self)
         provenance = provenance_of(own)
@@ -170,13 +174,7 @@ class CompressedModule(SizedModule):
         base = provenance or Provenance({})
         kept = {name: dims for name, dims in base.kept.items() if name in base.shapes}
         attach(plain, replace(base, kept=kept, grids=grids))
-        if prune and fold:
-            return shrink(plain, self.settings.inputs).module
-        if prune:
-            pruned = prune_channels(plain, self.settings.inputs)
-            attach(pruned.module, extended(plain, pruned))
-            return pruned.module
-        return plain
+        return shrink(plain, self.settings.inputs, fold=fold, narrow=narrow).module if prune else plain
 
 
 def new_compressed(traced: TracedModule, settings: Settings) -> CompressedModule:
@@ -199,17 +197,3 @@ def check_quantizers(traced: TracedModule) -> None:
             f"{type(traced).__name__} has no weight to quantize: no convolution or linear layer with a trainable "
             "weight that nothing else reads; unfreeze its weights first"
         )
-
-
-def _transplant(old: nn.Module, new: dict[str, nn.Module], prefix: str = "") -> None:
-    """Give the modules of a tree the tensors and attributes of their counterparts; drop those without one."""
-    source = new[prefix.removesuffix(".")]
-    old._parameters, old._buffers = source._parameters, source._buffers
-    for key, value in source.__dict__.items():
-        if not key.startswith("_") and not isinstance(old, fx.GraphModule):
-            old.__dict__[key] = value
-    for name, child in list(old._modules.items()):
-        if prefix + name in new and child is not None:
-            _transplant(child, new, f"{prefix}{name}.")
-        elif name != LIVENESS:
-            del old._modules[name]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 from fxcompress.passes.prune_report import PruneReport
 from fxcompress.training.controller import ConstantGamma, TargetSize
@@ -69,6 +70,7 @@ def train(
     guard: Guard | None = None,
     progress: bool = True,
     on_epoch: Callable[[EpochRecord], None] | None = None,
+    average: AveragedModel | None = None,
     keeper: Keeper | None = None,
 ) -> FitResult:
     """The loop behind :func:`fxcompress.fit`, on a network that is compressed already."""
@@ -76,7 +78,7 @@ def train(
     processes = Processes.around(net, steps)
     trainer = Trainer(
         net, optimizer, scheduler, loss_fn, gamma, steps, module=processes.module, mean=processes.mean,
-        policy=prune_policy(prune), guard=guard or Guard(),
+        policy=prune_policy(prune), guard=guard or Guard(), average=average,
     )  # fmt: skip
     run = Run(trainer, loader, batches(loader), keeper, writes=processes.is_first)
     run.take_up(next(net.parameters()).device)
@@ -92,7 +94,7 @@ def train(
             except StepDone:
                 run.keep(time.perf_counter() - start)
                 raise _interrupted(run, trainer, epochs) from None
-            processes.share_buffers()
+            processes.share_buffers(*([] if average is None else [average]))
             if epoch == epochs and trainer.policy is not None:
                 trainer.remove()
             seconds, run.seconds = time.perf_counter() - start, 0.0

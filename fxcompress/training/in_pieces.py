@@ -2,7 +2,7 @@
 
 import copy
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -11,9 +11,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from fxcompress.errors import UnsupportedModelError
+from fxcompress.passes.history import extended
 from fxcompress.passes.pieces import joined_report
 from fxcompress.passes.prune_report import PruneReport
+from fxcompress.passes.shrink import Narrow
 from fxcompress.training.agreement import agreed
+from fxcompress.training.averages import copies_of
 from fxcompress.training.compressed import CompressedModule
 from fxcompress.training.distributed import check_wrapper, rebuild, refuse_sharded, wrappers_of
 from fxcompress.training.network import Settings, SizedNetwork
@@ -21,6 +24,7 @@ from fxcompress.training.optimizer import PreparedResize, check_optimizer, prepa
 from fxcompress.training.piece import become_plain
 from fxcompress.training.removal import Removal, plan_removal, replacements
 from fxcompress.training.restore_pieces import Recuts, plan_load_pieces
+from fxcompress.training.takeover import take_over
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,36 +86,47 @@ class CompressedPieces(SizedNetwork):
         for piece in self.pieces.values():
             piece.step()
 
-    def prune(self, optimizer: Optimizer | None = None) -> PruneReport:
+    def prune(
+        self, optimizer: Optimizer | Sequence[Optimizer] | None = None, *, averages: Iterable[nn.Module] = ()
+    ) -> PruneReport:
         """Remove dead channels and branches from all pieces, or from none; see :meth:`CompressedModule.prune`."""
+        copies = tuple(averages)
+        optimizers = (optimizer,) if isinstance(optimizer, Optimizer) else tuple(optimizer or ())
         wrappers = wrappers_of(self)
-        removals = agreed(wrappers, lambda: self._planned(wrappers, optimizer))
+        removals = agreed(wrappers, lambda: self._planned(wrappers, optimizers, copies))
         if not removals.report.modified:
             return removals.report
-        pieces = self.pieces
-        for path, removal in removals.parts.items():
+        for path, piece in self.pieces.items():
+            removal = removals.parts[path]
             if removal.pruned.modified:
-                pieces[path].fxc_carry_out(removal.pruned)
-        if removals.optimizer is not None:
-            removals.optimizer.commit()
+                provenance = extended(piece, removal.pruned)
+                for net, pruned in ((piece, removal.pruned), *removal.averages):
+                    take_over(net, pruned, provenance)
+        for prepared in removals.optimizers:
+            prepared.commit()
         for wrapper in wrappers:
             rebuild(wrapper)
         return removals.report
 
-    def _planned(self, wrappers: list[DistributedDataParallel], optimizer: Optimizer | None) -> "Removals":
+    def _planned(
+        self,
+        wrappers: list[DistributedDataParallel],
+        optimizers: tuple[Optimizer, ...],
+        averages: tuple[nn.Module, ...],
+    ) -> "Removals":
         for wrapper in wrappers:
             check_wrapper(wrapper)
-        if optimizer is not None:
+        for optimizer in optimizers:
             check_optimizer(optimizer, self.parameters())
-        parts = {path: plan_removal(p, p.liveness, p.settings.inputs, None) for path, p in self.pieces.items()}
-        prepared = None
-        if optimizer is not None and any(removal.pruned.modified for removal in parts.values()):
-            pieces = self.pieces
-            changes = [
-                change for path, removal in parts.items() for change in replacements(pieces[path], removal.pruned)
-            ]
-            prepared = prepare_resize(optimizer, changes)
-        return Removals(parts, self._report(parts), prepared, type(optimizer).__name__)
+        pieces, copies = self.pieces, copies_of(self, averages)
+        parts = {
+            path: plan_removal(piece, (), [copy.get_submodule(path) for copy in copies])
+            for path, piece in pieces.items()
+        }
+        modified = {path: removal.pruned for path, removal in parts.items() if removal.pruned.modified}
+        changes = [change for path, pruned in modified.items() for change in replacements(pieces[path], pruned)]
+        prepared = [prepare_resize(optimizer, changes) for optimizer in optimizers if modified]
+        return Removals(parts, self._report(parts), prepared, tuple(type(one).__name__ for one in optimizers))
 
     def _report(self, parts: Mapping[str, Removal]) -> PruneReport:
         reports = {path: removal.report for path, removal in parts.items()}
@@ -138,19 +153,23 @@ class CompressedPieces(SizedNetwork):
             recuts.commit()
         return super().load_state_dict(state_dict, strict, assign)
 
-    def finalize(self, *, prune: bool = True, fold: bool = True) -> nn.Module:
+    def finalize(self, *, prune: bool = True, fold: bool = True, narrow: Narrow = False) -> nn.Module:
         """A network of the model's own class, with the weights of its pieces on their grid and no quantizers.
 
         Args:
             prune: see :meth:`CompressedModule.finalize`.
             fold: the same.
+            narrow: the same.
+
+        Raises:
+            ValueError: see :meth:`CompressedModule.finalize`.
         """
         refuse_sharded(self)
         own = copy.deepcopy(self)
         for path, piece in self.pieces.items():
             target = own.get_submodule(path)
             assert isinstance(target, CompressedModule)
-            become_plain(target, piece.finalize(prune=prune, fold=fold))
+            become_plain(target, piece.finalize(prune=prune, fold=fold, narrow=narrow))
         plain: nn.Module = own
         plain.__class__ = self.fxc_own  # type: ignore[assignment]
         for name in ("settings", "outside", "fxc_paths", "_fxc_joined"):
@@ -169,19 +188,19 @@ class Removals:
     Attributes:
         parts: by the paths of the pieces.
         report: of all of them.
-        optimizer: what becomes of the optimizer; None where there is none, or nothing goes.
-        kind: name of its class.
+        optimizers: what becomes of the optimizers; empty where nothing goes.
+        kinds: names of their classes.
     """
 
     parts: dict[str, Removal]
     report: PruneReport
-    optimizer: PreparedResize | None
-    kind: str
+    optimizers: list[PreparedResize]
+    kinds: tuple[str, ...]
 
     @property
     def fingerprint(self) -> str:
         """See :class:`Removal`."""
-        told = [self.kind, *(f"{path}={removal.fingerprint}" for path, removal in self.parts.items())]
+        told = [*self.kinds, *(f"{path}={removal.fingerprint}" for path, removal in self.parts.items())]
         return hashlib.sha256("\n".join(told).encode()).hexdigest()
 
     def __str__(self) -> str:

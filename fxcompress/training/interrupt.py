@@ -1,4 +1,4 @@
-"""Ctrl-C during training: the step that runs is finished first, so that what is left behind is whole."""
+"""Ctrl-C or SIGTERM during training: the step that runs is finished first, so that what is left behind is whole."""
 
 import contextlib
 import os
@@ -12,15 +12,21 @@ from torch import nn
 
 from fxcompress.training.history import EpochRecord
 
-_NOTICE = b"\nstopping after this step; press Ctrl-C again to stop at once\n"
+_NOTICES = {
+    signal.SIGINT: b"\nstopping after this step; press Ctrl-C again to stop at once\n",
+    signal.SIGTERM: b"\nSIGTERM: stopping after this step; a second one stops at once\n",
+}
+"""What is said of each signal that asks to stop: from a keyboard, or from the scheduler of a cluster."""
+
+_Handler = Callable[[int, FrameType | None], Any] | int | None
 
 
 class StepDone(Exception):  # noqa: N818 - no error
-    """Raised between two steps, once Ctrl-C has been pressed."""
+    """Raised between two steps, once the program has been asked to stop."""
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """Training was stopped by Ctrl-C, after a whole step. A KeyboardInterrupt: scripts end, unless they catch it.
+    """Training was stopped by Ctrl-C or SIGTERM, after a whole step. A KeyboardInterrupt: scripts end, unless caught.
 
     Attributes:
         net: the network as it stands.
@@ -41,9 +47,10 @@ class TrainingInterrupted(KeyboardInterrupt):
 
 
 class Interrupt:
-    """Takes note of Ctrl-C instead of raising KeyboardInterrupt, while it is entered; the second one raises at once.
+    """Takes note of Ctrl-C and SIGTERM instead of ending the program, while it is entered; the second one ends it.
 
-    Only the main thread of a program can do so. In others, and where Ctrl-C is ignored, nothing is changed.
+    Only the main thread of a program can do so. In others nothing is changed, and a signal that is ignored, or handled
+    by something that is not Python's, is left alone.
 
     >>> with Interrupt() as interrupt:
     ...     signal.raise_signal(signal.SIGINT)
@@ -53,13 +60,14 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.requested = False
-        self._before: Callable[[int, FrameType | None], Any] | None = None
+        self._before: dict[int, _Handler] = {}
 
     def __enter__(self) -> "Interrupt":  # noqa: PYI034 - typing.Self needs Python 3.11
-        before = signal.getsignal(signal.SIGINT)
-        if threading.current_thread() is threading.main_thread() and callable(before):
-            self._before = before
-            signal.signal(signal.SIGINT, self._note)
+        if threading.current_thread() is threading.main_thread():
+            for number in _NOTICES:
+                before = signal.getsignal(number)
+                if callable(before) or before is signal.SIG_DFL:
+                    self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(
@@ -68,16 +76,15 @@ class Interrupt:
         self._restore()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        before = self._before
-        if self.requested and before is not None:
+        if self.requested:
             self._restore()
-            before(number, frame)
+            signal.raise_signal(number)
             return
         self.requested = True
         with contextlib.suppress(OSError):
-            os.write(2, _NOTICE)  # not print: the handler may run in the middle of one
+            os.write(2, _NOTICES[signal.Signals(number)])  # not print: the handler may run in the middle of one
 
     def _restore(self) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-            self._before = None
+        for number, before in self._before.items():
+            signal.signal(number, before)
+        self._before = {}

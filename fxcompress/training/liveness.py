@@ -76,8 +76,12 @@ class Liveness(nn.Module):
         """Cut what belongs to a tensor that was cut; drop it where ``indices`` is None."""
         for suffix in ("", _SHRINKS, _FREE, _ZERO):
             key = name.replace(".", ":") + suffix
-            flags = self._buffers.pop(key, None)
-            if flags is not None and indices is not None:
+            flags = self._buffers.get(key)
+            if flags is None:
+                continue
+            if indices is None:
+                del self._buffers[key]
+            else:  # in its place: averaged copies are brought up to date by the order of buffers
                 self._buffers[key] = flags[indices.to(flags.device)]
 
 

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fxcompress.objectives import Objective, SizeTerms, Start, joined_terms, objective_of
 from fxcompress.quantizer import Quantizer, compile_quantizers, storage_bits
@@ -69,6 +69,11 @@ class Part(Protocol):
         """The quantized weights that have not been removed yet."""
         ...
 
+    @property
+    def graphs(self) -> dict[str, fx.Graph]:
+        """Its graph of each mode."""
+        ...
+
 
 class SizedNetwork(nn.Module):
     """A network with quantizers, whose sizes are known.
@@ -96,7 +101,9 @@ class SizedNetwork(nn.Module):
         return [p for part in self.fxc_parts().values() for p in part.fxc_bits]
 
     def _all_bits(self) -> Tensor:
-        return torch.cat([p.to(torch.promote_types(p.dtype, torch.float32)) for p in self.fxc_bits])
+        """The bit depths of all channels; none are left where all of a network's branches have gone."""
+        bits = [p.to(torch.promote_types(p.dtype, torch.float32)) for p in self.fxc_bits]
+        return torch.cat(bits) if bits else torch.zeros(0)
 
     def size(self, objective: str | Objective | None = None) -> Tensor:
         """Q of the paper: what the network costs over what it cost at the start, a scalar with a gradient.
@@ -139,7 +146,7 @@ class SizedNetwork(nn.Module):
     @torch.no_grad()
     def stored_size(self) -> float:
         """Whole bits for the codes of each channel and the bytes of its bits and exponent (1 + 4), over 32 N bits."""
-        bits = torch.cat([p.detach() for p in self.fxc_bits])
+        bits = self._all_bits()
         whole = storage_bits(bits).to(torch.float64)
         terms = self._size_terms(bits)
         per_row = torch.zeros_like(whole).index_add(
@@ -151,7 +158,7 @@ class SizedNetwork(nn.Module):
     @torch.no_grad()
     def weights_left(self) -> float:
         """The quantized weights that are left, over N, counting as gone what could be removed at once."""
-        bits = torch.cat([p.detach() for p in self.fxc_bits])
+        bits = self._all_bits()
         terms = self._size_terms(bits)
         alive = torch.from_numpy(self._all_alive()).to(bits.device)
         per_row = (terms.kernel * terms.inputs)[terms.row_block]
@@ -163,7 +170,7 @@ class SizedNetwork(nn.Module):
     def removable(self) -> float:
         """The share of the quantized weights, as they are now, that :meth:`prune` would take out."""
         present = sum(part.fxc_present() for part in self.fxc_parts().values())
-        return max(0.0, 1 - self.weights_left() * self.weights / present)
+        return max(0.0, 1 - self.weights_left() * self.weights / present) if present else 0.0
 
     @torch.no_grad()
     def channels_left(self) -> int:

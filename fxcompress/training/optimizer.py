@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import LBFGS, Optimizer
+from torch.optim import LBFGS, Adafactor, Optimizer
 
 from fxcompress.errors import OptimizerError
+from fxcompress.training.factored import rescale_factors
 
 __all__ = ["PreparedResize", "Replacement", "check_optimizer", "prepare_resize", "resize_optimizer", "slice_parameter"]
 
@@ -129,17 +130,20 @@ def prepare_resize(optimizer: Optimizer, replacements: Iterable[Replacement]) ->
         if change is None:
             state[key] = value
         elif change.new is not None:
-            state[change.new] = _cut_state(value, change, type(optimizer).__name__, "state")
+            cut = state[change.new] = _cut_state(value, change, type(optimizer).__name__, "state")
+            if isinstance(optimizer, Adafactor):
+                rescale_factors(value, cut, change.indices)
     return PreparedResize(optimizer, tuple(_cut_group(group, of) for group in optimizer.param_groups), state)
 
 
 def resize_optimizer(optimizer: Optimizer, replacements: Iterable[Replacement]) -> None:
     """Put new parameters in the place of old ones, and cut the optimizer's state to their shapes.
 
-    State tensors shaped like their parameter, or like it with some dims at size 1 (Adafactor's factors), keep the same
-    indices as the parameter. Scalars, step counts and everything else that is no tensor move along as they are, and
-    containers are searched. Groups, also those left empty, hyperparameters and hooks stay, so schedulers and gradient
-    scalers go on. Parameters that the optimizer does not hold are passed over.
+    State tensors shaped like their parameter, or like it with some dims at size 1, keep the same indices as the
+    parameter; Adafactor's factors are scaled as well (:mod:`fxcompress.training.factored`). Scalars, step counts and
+    everything else that is no tensor move along as they are, and containers are searched. Groups, also those left
+    empty, hyperparameters and hooks stay, so schedulers and gradient scalers go on. Parameters that the optimizer does
+    not hold are passed over.
 
         param_groups[0]["params"] = [conv.weight (8, 3, 3, 3)]               [conv.weight (7, 3, 3, 3)]
         state[conv.weight] = {step: 10, exp_avg: (8, 3, 3, 3), ...}    ->    {step: 10, exp_avg: (7, 3, 3, 3), ...}

@@ -60,13 +60,17 @@ class Processes:
         dist.all_reduce(total, group=group)
         return float(total) / group.size()
 
-    def share_buffers(self) -> None:
-        """Give every process the buffers of the first: running statistics are of its own batches in each."""
+    def share_buffers(self, *others: nn.Module) -> None:
+        """Give every process the buffers of the first: running statistics are of its own batches in each.
+
+        Args:
+            others: modules besides the network.
+        """
         if self.wrapper is None:
             return
         group = self.wrapper.process_group
         source = dist.get_global_rank(group, 0)
-        for buffer in self.net.buffers():
+        for buffer in (b for module in (self.net, *others) for b in module.buffers()):
             dist.broadcast(buffer, source, group=group)
 
     def start_epoch(self, loader: Iterable[Any], epoch: int) -> None:

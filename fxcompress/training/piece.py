@@ -13,6 +13,7 @@ from torch import fx, nn
 
 from fxcompress.trace.graph_forward import install, own_class
 from fxcompress.trace.traced import TracedModule
+from fxcompress.trace.weight_norm import pass_on_hooks
 from fxcompress.training.compressed import CompressedModule, check_quantizers
 from fxcompress.training.network import Settings
 
@@ -72,10 +73,11 @@ def become_plain(module: CompressedModule, final: TracedModule) -> None:
         module: that :func:`become_compressed` made.
         final: made from it by ``finalize``.
     """
-    own: type[nn.Module] = module.fxc_own  # type: ignore[assignment]
+    own: type[nn.Module] = module.fxc_own
     plain: nn.Module = module
     plain.__dict__.clear()
     plain.__class__ = own
     nn.Module.__init__(plain)
     plain.training = final.training
+    pass_on_hooks(final, plain)
     install(plain, final)

@@ -2,9 +2,11 @@
 
 A tensor, and no object, because that is all that safe loaders of weights let through. It holds JSON packed by zlib::
 
-    {"v": 1, "s": {name: shape}, "m": [indices, ...], "k": {name: {dim: position in m}}, "c": cuts, "w": N, "b": biases}
+    {"v": 1, "s": {name: shape}, "m": [indices, ...], "k": {name: {dim: position in m}}, "c": cuts, "w": N, "b": biases,
+     "j": [(place, operand, dim), ...]}
 """
 
+import dataclasses
 import json
 import zlib
 from typing import Any
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fxcompress.errors import CheckpointError
-from fxcompress.provenance import Provenance
+from fxcompress.provenance import Narrowing, Provenance
 
 VERSION = 1
 """Of the record that this release writes, and the newest that it reads."""
@@ -35,6 +37,7 @@ def encode(provenance: Provenance) -> Tensor:
     about = {
         "v": VERSION, "s": provenance.shapes, "m": list(masks), "k": kept,
         "c": provenance.cuts, "w": provenance.weights, "b": provenance.biases,
+        "j": [dataclasses.astuple(join) for join in provenance.joins],
     }  # fmt: skip
     packed = zlib.compress(json.dumps(about, separators=(",", ":")).encode(), 6)
     return torch.frombuffer(bytearray(packed), dtype=torch.uint8)
@@ -62,6 +65,7 @@ def decode(record: object) -> Provenance:
             cuts=tuple((node, operand) for node, operand in about["c"]),
             weights=about["w"],
             biases=tuple(about["b"]),
+            joins=tuple(Narrowing(*join) for join in about.get("j", ())),
         )
     except (LookupError, TypeError, ValueError, AttributeError, zlib.error) as error:
         raise CheckpointError(f"the record of what was cut is damaged: {error}; use another checkpoint") from error

@@ -1,6 +1,7 @@
 """A removal that has been worked out in full, and not yet made."""
 
 import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,11 +11,12 @@ from torch.optim import Optimizer
 from fxcompress.errors import UnsupportedModelError
 from fxcompress.passes.prune_channels import Pruned, prune_channels
 from fxcompress.passes.prune_report import PruneReport, make_report
-from fxcompress.trace.inputs import ExampleInputs
+from fxcompress.passes.repeat import repeat_removal
 from fxcompress.trace.traced import TracedModule
-from fxcompress.training.census import seeds
-from fxcompress.training.liveness import LivenessUpdate
+from fxcompress.training.averages import copies_of
+from fxcompress.training.census import Zeros, seeds
 from fxcompress.training.optimizer import PreparedResize, Replacement, check_optimizer, prepare_resize
+from fxcompress.training.sized import SizedModule
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,14 +26,16 @@ class Removal:
     Attributes:
         pruned: the smaller network.
         report: what goes, in words.
-        optimizer: what becomes of the optimizer; None where there is none, or nothing goes.
+        optimizers: what becomes of the optimizers; empty where nothing goes.
+        averages: the averaged copies of the network, and what becomes of each.
         fingerprint: the same number on two machines exactly when they hold networks of the same shapes, with the same
             zeros, and would remove the same.
     """
 
     pruned: Pruned
     report: PruneReport
-    optimizer: PreparedResize | None
+    optimizers: list[PreparedResize]
+    averages: list[tuple[SizedModule, Pruned]]
     fingerprint: str
 
     def __str__(self) -> str:
@@ -40,26 +44,27 @@ class Removal:
         return f"{before - after} of {before} parameters, {self.report.channels} channels"
 
 
-def plan_removal(
-    net: TracedModule, update: LivenessUpdate, inputs: ExampleInputs, optimizer: Optimizer | None
-) -> Removal:
+def plan_removal(net: SizedModule, optimizers: Sequence[Optimizer], averages: Iterable[nn.Module] = ()) -> Removal:
     """Work out what :meth:`CompressedModule.prune` removes, and change nothing yet.
 
     Raises:
+        AverageError: as there.
         OptimizerError: as there.
         UnsupportedModelError: as there.
     """
-    if optimizer is not None:
+    for optimizer in optimizers:
         check_optimizer(optimizer, net.parameters())
+    copies = copies_of(net, averages)
+    update, inputs = net.liveness, net.settings.inputs
     zeros = update.zeros()
     analysis = update.census.analysis if update.census.view is net else None
     pruned = prune_channels(net, inputs, lambda _, trail: seeds(trail, zeros), modes=(True,), analysis=analysis)
     _check_forward(net, pruned)
     report = make_report(net, pruned, explain=False)
-    prepared = None
-    if optimizer is not None and pruned.modified:
-        prepared = prepare_resize(optimizer, replacements(net, pruned))
-    return Removal(pruned, report, prepared, _fingerprint(net, update, pruned, optimizer))
+    changes = replacements(net, pruned) if pruned.modified else []
+    prepared = [prepare_resize(optimizer, changes) for optimizer in optimizers if pruned.modified]
+    followed = [(other, repeat_removal(other, pruned)) for other in copies if pruned.modified]
+    return Removal(pruned, report, prepared, followed, _fingerprint(net, zeros, pruned, optimizers))
 
 
 def _check_forward(net: TracedModule, pruned: Pruned) -> None:
@@ -91,12 +96,11 @@ def replacements(before: TracedModule, pruned: Pruned) -> list[Replacement]:
     return list(changes.values())
 
 
-def _fingerprint(net: TracedModule, update: LivenessUpdate, pruned: Pruned, optimizer: Optimizer | None) -> str:
+def _fingerprint(net: TracedModule, flagged: Zeros, pruned: Pruned, optimizers: Sequence[Optimizer]) -> str:
     """Of shapes, zeros and cuts. Values other than zero are left out: another kind of hardware may round them."""
-    flagged = update.zeros()
     now = torch.cat([net.get_parameter(name).detach().flatten() == 0 for name in flagged]) if flagged else None
     parts: list[object] = [
-        type(optimizer).__name__,
+        [type(optimizer).__name__ for optimizer in optimizers],
         [(name, tuple(p.shape)) for name, p in net.named_parameters()],
         [(name, dead.tobytes()) for name, dead in flagged.items()],
         b"" if now is None else now.cpu().numpy().tobytes(),

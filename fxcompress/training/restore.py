@@ -1,6 +1,6 @@
 """Before a state_dict is loaded: how the network must be cut first, and whether all of it fits then."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,10 +11,11 @@ from fxcompress.channels.analysis import analyse
 from fxcompress.errors import CheckpointError
 from fxcompress.passes.prune_channels import Pruned
 from fxcompress.passes.recut import ShapeError, missing_branches, recut
-from fxcompress.provenance import Provenance, attach, provenance_of
-from fxcompress.trace.inputs import ExampleInputs
-from fxcompress.trace.traced import TracedModule
+from fxcompress.provenance import Provenance, provenance_of
+from fxcompress.trace.weight_norm import plain_state
 from fxcompress.training.record import decode
+from fxcompress.training.sized import LIVENESS, SizedModule
+from fxcompress.training.takeover import take_over
 
 RECORD = "_extra_state"
 """The key of the record in a state_dict, as torch names it."""
@@ -30,13 +31,11 @@ class Recut:
         net: the network as it is.
         pruned: what it will be, and what it loses.
         provenance: of that.
-        take_over: makes ``net`` the pruned network.
     """
 
-    net: TracedModule
+    net: SizedModule
     pruned: Pruned
     provenance: Provenance
-    take_over: Callable[[Pruned], None]
 
     def names(self) -> dict[int, str]:
         """The names that the parameters of the present network will have, by their ids; those that go have none."""
@@ -46,8 +45,7 @@ class Recut:
     def commit(self) -> None:
         """Cut the network. Its parameters stay the same objects, so that an optimizer goes on holding them."""
         self._keep_parameters()
-        attach(self.net, self.provenance)
-        self.take_over(self.pruned)
+        take_over(self.net, self.pruned, self.provenance)
 
     def _keep_parameters(self) -> None:
         """Let the present parameters have the new shapes: like any load, this one changes them in place."""
@@ -61,41 +59,31 @@ class Recut:
                     module._parameters[leaf] = old
 
 
-def plan_load(
-    net: TracedModule,
-    inputs: ExampleInputs,
-    state: Mapping[str, Any],
-    *,
-    strict: bool,
-    liveness: str,
-    take_over: Callable[[Pruned], None],
-) -> Recut | None:
+def plan_load(net: SizedModule, state: Mapping[str, Any], *, strict: bool) -> Recut | None:
     """How to cut ``net`` before ``state`` is loaded; None where nothing is to be cut. Nothing is changed yet.
 
     Args:
         net: the network with quantizers.
-        inputs: that it runs on.
         state: the part of a state_dict that is its own, without prefix.
         strict: whether the keys must be the same.
-        liveness: name of the module that holds the flags.
-        take_over: see :class:`Recut`.
 
     Raises:
         CheckpointError: the state_dict is of another network, lacks what the network has, or holds what it has lost.
     """
+    state = plain_state(net, state)
     have = provenance_of(net) or Provenance({})
     want = decode(state[RECORD]) if RECORD in state else have
     _check_origin(net, have, want)
     try:
         plan = None
         if missing_branches(have, want) or have.kept != want.kept:
-            pruned = recut(analyse(net, inputs), have, want)
-            plan = Recut(net, pruned, replace(want, grids=have.grids, inputs=have.inputs), take_over)
+            pruned = recut(analyse(net, net.settings.inputs), have, want)
+            plan = Recut(net, pruned, replace(want, grids=have.grids, inputs=have.inputs))
     except ShapeError as error:
         raise CheckpointError(
             f"the state_dict does not fit {type(net).__name__}: {error}; load it into a network fresh from compress()"
         ) from error
-    _check_state(net, plan, state, strict=strict, liveness=liveness)
+    _check_state(net, plan, state, strict=strict)
     return plan
 
 
@@ -119,16 +107,22 @@ def _check_origin(net: nn.Module, have: Provenance, want: Provenance) -> None:
             f"the state_dict is of another network: it was made from one in which {min(want.biases)} had got a bias by "
             "fold=True; call compress() on the network that prune() or load() returned"
         )
+    missing = [join.place for join in want.joins if join not in have.joins]
+    if missing:
+        raise CheckpointError(
+            f"the state_dict is of another network: it was made from one in which a path into {missing[0]} had been "
+            "narrowed; call compress() on the network that prune() or load() returned"
+        )
 
 
 def _shown(name: str, shape: tuple[int, ...] | None) -> str:
     return f"no {name}" if shape is None else f"{name} of shape {shape}"
 
 
-def _check_state(net: nn.Module, plan: Recut | None, state: Mapping[str, Any], *, strict: bool, liveness: str) -> None:
+def _check_state(net: nn.Module, plan: Recut | None, state: Mapping[str, Any], *, strict: bool) -> None:
     """Whether all tensors fit the network once it is cut."""
     module = net if plan is None else plan.pruned.module
-    own = _expected(module, () if plan is None else plan.pruned.gone, f"{liveness}.")
+    own = _expected(module, () if plan is None else plan.pruned.gone)
     kind = type(net).__name__
     given = {name: value for name, value in state.items() if name != RECORD}
     if strict:
@@ -142,11 +136,11 @@ def _check_state(net: nn.Module, plan: Recut | None, state: Mapping[str, Any], *
         raise CheckpointError(f"the state_dict does not fit {kind}: {listed(wrong)}{'' if RECORD in state else remedy}")
 
 
-def _expected(module: nn.Module, gone: Collection[str], liveness: str) -> dict[str, tuple[int, ...]]:
+def _expected(module: nn.Module, gone: Collection[str]) -> dict[str, tuple[int, ...]]:
     """The shape of each entry of the state_dict. Flags are cut later, and will be of the size of what they speak of."""
     sizes = {n: tuple(p.shape) for n, p in module.named_parameters(remove_duplicate=False)}
     sizes |= {n: tuple(b.shape) for n, b in module.named_buffers(remove_duplicate=False)}
-    expected = {}
+    expected, liveness = {}, f"{LIVENESS}."
     for name, value in module.state_dict(keep_vars=True).items():
         if name.startswith(liveness):
             of = name.removeprefix(liveness).partition("!")[0].replace(":", ".")

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from fxcompress.errors import CheckpointError
+from fxcompress.trace.weight_norm import plain_state
 from fxcompress.training.compressed import CompressedModule
 from fxcompress.training.restore import Recut, listed
 
@@ -49,7 +50,7 @@ def plan_load_pieces(
         CheckpointError: it is of another network, lacks what the network has, or holds what it has lost.
     """
     cuts: dict[str, Recut] = {}
-    rest = dict(state)
+    rest = plain_state(net, state)
     for path, piece in pieces.items():
         own = {key: rest.pop(key) for key in list(rest) if key.startswith(f"{path}.")}
         own = {key.removeprefix(f"{path}."): value for key, value in own.items()}

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from fxcompress.errors import CheckpointError
 from fxcompress.passes.prune_report import KeptChannel, PruneReport
@@ -30,6 +31,7 @@ class Position(Protocol):
     reports: list[PruneReport]
     policy: PrunePolicy | None
     guard: Guard
+    average: AveragedModel | None
 
     @property
     def gamma(self) -> Callable[[float, float], float]:
@@ -92,6 +94,8 @@ class Run:
         trainer.guard.low, trainer.guard.smoothed, trainer.guard.lowest = state["guard"]
         if trainer.policy is not None and state["wasted"] is not None:
             trainer.policy.wasted = state["wasted"]
+        if trainer.average is not None:
+            trainer.average.load_state_dict(state["average"])
         self.seconds, self._began, self._stopped = state["seconds"], state["began"], state["now"]
         if not trainer.batch:
             restore_run(state["now"], self.loader)
@@ -123,6 +127,7 @@ class Run:
                 "control": type(trainer.gamma).__name__, "gamma": None if adapted is None else adapted(),
                 "history": [record.as_dict() for record in self.history],
                 "reports": [asdict(report) for report in trainer.reports],
+                "average": None if trainer.average is None else trainer.average.state_dict(),
                 "guard": [guard.low, guard.smoothed, guard.lowest],
                 "wasted": None if trainer.policy is None else trainer.policy.wasted,
                 "began": self._began if trainer.batch else None, "now": run_states(self.loader),
@@ -130,7 +135,9 @@ class Run:
         )  # fmt: skip
 
 
-def check_run(state: Mapping[str, Any], gamma: object, loader: Iterable[Any], batches: int) -> None:
+def check_run(
+    state: Mapping[str, Any], gamma: object, loader: Iterable[Any], batches: int, average: AveragedModel | None
+) -> None:
     """Whether a run can go on with these.
 
     Raises:
@@ -146,6 +153,12 @@ def check_run(state: Mapping[str, Any], gamma: object, loader: Iterable[Any], ba
         raise CheckpointError(
             f"the run had {state['batches']} batches in an epoch, and the loader has {batches}; "
             "pass a loader of the same batches"
+        )
+    if (average is None) != (state["average"] is None):
+        raise CheckpointError(
+            "the run kept a moving average, so it needs average= to go on"
+            if average is None
+            else "the run kept no moving average, so there is none to go on with; leave average= out"
         )
     generators, before = len(loader_generators(loader)), len(state["now"]["loader"])
     if generators != before:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 from fxcompress.passes.prune_report import PruneReport
 from fxcompress.trace.trees import replace
@@ -44,6 +45,7 @@ class Trainer:
         policy: when to remove what is dead; None for never.
         guard: when there must be no pressure.
         interrupt: tells when to stop.
+        average: of ``net``, brought up to date after each step; None for none.
         reports: of all removals.
         done: steps that were made.
         last_gamma: of the step before.
@@ -61,6 +63,7 @@ class Trainer:
     policy: PrunePolicy | None = None
     guard: Guard = field(default_factory=Guard)
     interrupt: Interrupt | None = None
+    average: AveragedModel | None = None
     reports: list[PruneReport] = field(default_factory=list)
     done: int = 0
     last_gamma: float = 0.0
@@ -71,7 +74,7 @@ class Trainer:
         """Train on each batch once; the mean task loss.
 
         Raises:
-            StepDone: Ctrl-C was pressed.
+            StepDone: Ctrl-C was pressed, or SIGTERM has come.
         """
         self.net.train()
         for batch in loader:
@@ -87,7 +90,7 @@ class Trainer:
     def remove(self) -> None:
         """Remove what is dead now."""
         assert isinstance(self.net, Compressed)
-        report = self.net.prune(self.optimizer)
+        report = self.net.prune(self.optimizer, averages=[] if self.average is None else [self.average])
         self.reports += [report] if report.modified else []
 
     def _step(self, inputs: tuple[Any, ...], target: Any) -> Tensor:  # noqa: ANN401
@@ -106,6 +109,8 @@ class Trainer:
             self.guard.see_loss(self.mean(float(task.detach())))
         if isinstance(self.net, Compressed):
             self.net.step()
+            if self.average is not None:
+                self.average.update_parameters(self.net)
             if self.policy is not None and self.policy.due(self.net.removable()):
                 self.remove()
         return task.detach()

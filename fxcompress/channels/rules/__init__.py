@@ -1,6 +1,18 @@
 """Rules for classes of ATen ops; importing this package fills the table."""
 
-from fxcompress.channels.rules import contraction, movement, norms, pointwise, products, reductions, windows
+from fxcompress.channels.rules import (
+    contraction,
+    movement,
+    norms,
+    pointwise,
+    products,
+    reductions,
+    regions,
+    scatter,
+    spectra,
+    sums,
+    windows,
+)
 from fxcompress.channels.rules.registry import OpClass, register, registered, rule_of
 
 __all__ = [
@@ -11,8 +23,12 @@ __all__ = [
     "pointwise",
     "products",
     "reductions",
+    "regions",
     "register",
     "registered",
     "rule_of",
+    "scatter",
+    "spectra",
+    "sums",
     "windows",
 ]

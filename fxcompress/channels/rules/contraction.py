@@ -60,9 +60,13 @@ def site_of(call: Call) -> Site | None:
     bias, left, right = (None, *call.args[:2]) if name == "mm" else call.args[:3]
     if name == "convolution":
         left, right, bias = call.args[:3]
+    if name == "deform_conv2d":
+        left, right, bias = *call.args[:2], call.args[4]
     if not isinstance(left, Value) or not isinstance(right, Value):
         return None
     bias = bias if isinstance(bias, Value) else None
+    if name == "deform_conv2d":
+        return Site(left, 1, right, 0, 1, call.args[11], False, bias, 1)
     if name == "convolution":
         transposed = bool(call.args[6])
         return Site(left, 1, right, int(transposed), int(not transposed), call.args[8], transposed, bias, 1)
@@ -105,6 +109,19 @@ def _conv_labels(call: Call, space: Space) -> tuple[Layers, ...]:
         bias = site.bias.layers[0].reshape(-1)
         meet(rows, bias, space)
     return (tuple(result),)
+
+
+def _deformed_labels(call: Call, space: Space) -> tuple[Layers, ...]:
+    """A convolution that reads at computed places; with groups, or groups of places, its channels stay."""
+    for value in (a for a in call.args[2:4] if isinstance(a, Value)):
+        for layer in value.layers:
+            space.pin(layer, "window", "it says where a deformable convolution reads")
+    groups, places = call.args[11], call.args[12]
+    site = site_of(call)
+    if site is not None and (groups, places) != (1, 1):
+        for layer in (*site.source.layers, *site.weight.layers):
+            space.pin(layer, "group-inner", "a deformable convolution has groups of channels")
+    return _conv_labels(call, space)
 
 
 def _pin_kernel(site: Site, space: Space) -> None:
@@ -189,10 +206,28 @@ def nonzero_anywhere(tensor: Tensor, dims: Sequence[int]) -> Tensor:
     result = np.zeros(kept, dtype=bool)
     rows = max(1, _CHUNK * len(array) // max(1, array.size))
     for start in range(0, len(array), rows):
-        chunk = array[start : start + rows] != 0
-        for part in np.moveaxis(chunk.reshape(*chunk.shape[: len(kept)], -1), -1, 0):
-            result[start : start + rows] |= part
+        _mark_nonzero(array[start : start + rows], result[start : start + rows])
     return torch.from_numpy(result.T if transposed else result)
+
+
+def _mark_nonzero(array: np.ndarray, result: np.ndarray) -> None:
+    """Set ``result`` where ``array``, which may have more dims, is other than zero anywhere along the further ones.
+
+    In a row that is in use the first entry of each kernel is, as a rule; a row that is not, is zero as a whole.
+    """
+    first = array
+    while first.ndim > result.ndim:
+        first = first[..., 0]
+    result[...] = first != 0
+    if result.size == array.size:
+        return
+    open_ = np.flatnonzero(~result.reshape(len(result), -1).all(axis=1))
+    rest = array[open_] != 0
+    if rest.any():
+        found = result[open_]
+        for part in np.moveaxis(rest.reshape(*rest.shape[: result.ndim], -1), -1, 0):
+            found |= part
+        result[open_] = found
 
 
 def may_read(site: Site, known: Known) -> Tensor:
@@ -229,4 +264,5 @@ def _constants(step: Step, known: Known) -> list[Tensor]:
 
 CONVOLUTION = register(OpClass("convolution", _conv_labels, _constants), ["convolution"])
 MATMUL = register(OpClass("matrix product", _matmul_labels, _constants), ["mm", "addmm"])
-CONTRACTIONS = frozenset({CONVOLUTION, MATMUL})
+DEFORMED = OpClass("deformable convolution", _deformed_labels, _constants)
+CONTRACTIONS = frozenset({CONVOLUTION, MATMUL, DEFORMED})

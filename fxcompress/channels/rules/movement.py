@@ -20,7 +20,7 @@ from fxcompress.channels.layers import (
 from fxcompress.channels.rules.pointwise import couple_aligned
 from fxcompress.channels.rules.registry import Known, OpClass, nothing_known, register
 from fxcompress.channels.space import Space
-from fxcompress.channels.values import Call, Step, Value, find
+from fxcompress.channels.values import Call, Step, Value, find, replace
 
 
 def settle(moved: list[Tensor], call: Call, space: Space) -> Layers:
@@ -48,7 +48,8 @@ def _labels(call: Call, space: Space) -> tuple[Layers, ...]:
 
 
 def _on_labels(call: Call) -> Callable[[Tensor], Any]:
-    return lambda labels: call.func(labels, *call.args[1:], **call.kwargs)
+    args, kwargs = replace(lambda index: index.cpu(), Tensor, (call.args[1:], call.kwargs))  # labels are there
+    return lambda labels: call.func(labels, *args, **kwargs)
 
 
 def _constants(step: Step, known: Known) -> list[Tensor]:
@@ -203,6 +204,17 @@ def _embedding_constants(step: Step, known: Known) -> list[Tensor]:
     return [same.reshape((1,) * (rank - 1) + (-1,))]
 
 
+def _bag_labels(call: Call, space: Space) -> tuple[Layers, ...]:
+    """Sums of looked-up rows; beside them come indices and counts."""
+    return (*_embedding_labels(call, space), *(() for _ in call.metas[1:]))
+
+
+def _bag_constants(step: Step, known: Known) -> list[Tensor]:
+    """A sum, mean or maximum of zeros is zero, that of no rows as well."""
+    (same,) = _embedding_constants(step, known)
+    return [torch.where(same == 0, 0.0, torch.nan), *nothing_known(step, known)[1:]]
+
+
 def _restride_labels(call: Call, space: Space) -> tuple[Layers, ...]:
     """A new memory layout for the same entries, as channels-last pooling asks for."""
     source: Value = call.args[0]
@@ -243,5 +255,6 @@ PERMUTE = register(
 CAT = register(OpClass("cat", _cat_labels, _cat_constants), ["cat", "concat"])
 PAD = register(OpClass("pad", _pad_labels, _pad_constants), ["constant_pad_nd"])
 INDEX = register(OpClass("index", _index_labels, _index_constants), ["index", "index_select", "_unsafe_index"])
+register(OpClass("embedding bag", _bag_labels, _bag_constants), ["_embedding_bag", "_embedding_bag_forward_only"])
 EMBEDDING = register(OpClass("embedding", _embedding_labels, _embedding_constants), ["embedding"])
 RESTRIDE = register(OpClass("restride", _restride_labels, _restride_constants), ["as_strided"])

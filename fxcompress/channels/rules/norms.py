@@ -26,8 +26,9 @@ def _constants(step: Step, known: Known) -> list[Tensor]:
     source, weight, bias, mean, var, *flags, _, eps = step.call.args
     training = any(flags)  # the op for evaluation alone has no such flag
     channels = known.of(source)
-    if any(n > 1 for d, n in enumerate(channels.shape) if d != 1):
-        return nothing_known(step, known)
+    others = [d for d, n in enumerate(channels.shape) if n > 1 and d != 1]
+    if others:  # a weight, perhaps, that is standardised: its rows of zeros are known
+        channels = torch.where((channels == 0).all(dim=others, keepdim=True), 0.0, torch.nan).double().cpu()
     x = channels.reshape(-1)
     gamma, beta = _vector(weight, 1.0, known), _vector(bias, 0.0, known)
     if known.training or training:

@@ -61,14 +61,20 @@ def _largest(leads: dict[frozenset[int], Tensor], space: Space) -> Layers:
 
 
 def operands_of(call: Call) -> list[tuple[torch.Size, Layers]]:
-    """Shape and layers of each tensor operand."""
+    """Shape and layers of each tensor operand; size 1 where an operand was expanded, to a size that may be another."""
     found: list[tuple[torch.Size, Layers]] = []
     for leaf in leaves((call.args, call.kwargs)):
         if isinstance(leaf, Value):
-            found.append((leaf.shape, leaf.layers))
+            found.append((_unexpanded(leaf), leaf.layers))
         elif isinstance(leaf, Tensor):
             found.append((leaf.shape, ()))
     return found
+
+
+def _unexpanded(value: Value) -> torch.Size:
+    strides, layers = value.meta.stride(), value.layers
+    expanded = {d for d, step in enumerate(strides) if not step and not any(x.shape[d] > 1 for x in layers)}
+    return torch.Size([1 if d in expanded else n for d, n in enumerate(value.shape)])
 
 
 def _labels(call: Call, space: Space) -> tuple[Layers, ...]:
@@ -120,6 +126,24 @@ def _multiply(step: Step, known: Known) -> list[Tensor]:
     return [result]
 
 
+def _divide(step: Step, known: Known) -> list[Tensor]:
+    """As :func:`run_known`; beside that, zero over what its neighbours are divided by as well is zero.
+
+    If that were zero, the neighbours would be infinite. A number of its own may be zero where its numerator is.
+    """
+    (result,) = run_known(step, known)
+    above, below = step.call.args[:2]
+    if not isinstance(above, Value) or not isinstance(below, Value) or step.call.kwargs.get("rounding_mode"):
+        return [result]
+    rank = step.outputs[0].rank
+    zero = pad_rank(known.of(above).cpu(), rank) == 0
+    shape = (1,) * (rank - below.rank) + tuple(_unexpanded(below))
+    if zero.any() and all(n == 1 or m == 1 for n, m in zip(zero.shape, shape, strict=True)):
+        result, zero = torch.broadcast_tensors(result, zero)
+        result = torch.where(zero, 0.0, result)
+    return [result]
+
+
 def _untouched(step: Step, known: Known) -> list[Tensor]:
     value = find(Value, step.call.args)[0]
     floating = all(v.meta.is_floating_point() for v in (value, *step.outputs))
@@ -150,9 +174,21 @@ def _choice(leaf: object, known: Known) -> Tensor | None:
     return torch.tensor(float(leaf), dtype=torch.float64) if isinstance(leaf, int | float) else None
 
 
+def _overwritten(step: Step, known: Known) -> list[Tensor]:
+    """Each entry is what it was, or one of those that were written: where both are the same number, it is that."""
+    before, written = (known.of(value).double().cpu() for value in step.call.args)
+    first = written.reshape(-1)[:1]
+    if not bool((written == first).all()):
+        return nothing_known(step, known)
+    return [torch.where(before == first, before, torch.nan)]
+
+
+OVERWRITTEN = OpClass("overwritten", lambda call, space: (call.args[0].layers,), _overwritten)
+"""What a tensor holds after an op has written to another one that shares memory with it."""
 POINTWISE = OpClass("pointwise", _labels, run_known)
 OPAQUE_VALUES = OpClass("pointwise, values unknown", _labels, nothing_known)
 MULTIPLY = register(OpClass("multiply", _labels, _multiply), ["mul", "multiply"])
+DIVIDE = register(OpClass("divide", _labels, _divide), ["div"])
 SAME = register(OpClass("same values", _labels, _untouched), ["clone", "detach", "alias", "lift_fresh", "_to_copy"])
 
 register(OpClass("choice", _labels, _choose), ["where", "masked_fill"])

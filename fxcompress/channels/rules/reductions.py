@@ -1,5 +1,6 @@
-"""Ops that mix all entries along some dims: what is labelled there stays."""
+"""Ops that mix all entries along some dims: what is labelled there stays. Sums and norms of vectors: sums.py."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -21,42 +22,67 @@ def pass_others(call: Call, space: Space, dims: frozenset[int], code: str) -> La
     return tuple(layer for layer in held if layer is not None)
 
 
-def _some(call: Call) -> frozenset[int]:
+def reduced_dims(call: Call) -> frozenset[int]:
     """The dims of ``mean(x, dim, keepdim)`` and its like."""
     source: Value = call.args[0]
     dim = call.arg(2 if call.func.overloadpacket is torch.ops.aten.linalg_vector_norm else 1, "dim")
-    if call.func.__name__.endswith("default") and not isinstance(dim, int | list | tuple):
-        dim = None
-    dims = [dim] if isinstance(dim, int) else dim
-    if not dims:
-        return frozenset(range(source.rank))
-    return frozenset(d % max(source.rank, 1) for d in dims)
+    return reduced(dim, source.rank)
 
 
-def _reduce_labels(call: Call, space: Space) -> tuple[Layers, ...]:
-    dims = _some(call)
+def reduced(dim: object, rank: int) -> frozenset[int]:
+    """The dims that ``dim`` names: a number, or some; all dims where it is none of these, or empty."""
+    dims = [dim] if isinstance(dim, int) and not isinstance(dim, bool) else dim
+    if not dims or not isinstance(dims, list | tuple):
+        return frozenset(range(rank))
+    return frozenset(d % max(rank, 1) for d in dims)
+
+
+def reduce_labels(call: Call, space: Space) -> tuple[Layers, ...]:
+    """For an op that leaves out some dims: what is labelled along them stays."""
+    dims = reduced_dims(call)
     layers = pass_others(call, space, dims, "reduction")
-    return tuple(tuple(_squeeze(layer, dims, meta.ndim) for layer in layers) for meta in call.metas)
+    return tuple(tuple(squeeze(layer, dims, meta.ndim) for layer in layers) for meta in call.metas)
 
 
-def _squeeze(layer: Tensor, dims: frozenset[int], rank: int) -> Tensor:
+def squeeze(layer: Tensor, dims: frozenset[int], rank: int) -> Tensor:
+    """A layer without ``dims``, along which it does not vary, unless the result of rank ``rank`` keeps them."""
     if layer.ndim == rank:
         return layer
     return layer.reshape([n for d, n in enumerate(layer.shape) if d not in dims])
 
 
 def _mean_constants(step: Step, known: Known) -> list[Tensor]:
-    """The mean (or maximum) of equal entries is that entry; a sum of zeros is zero."""
+    """The mean (or maximum) of equal entries is that entry; where entries differ, only zeros are looked at."""
     source: Value = step.call.args[0]
-    dims = _some(step.call)
+    dims = reduced_dims(step.call)
     channels = known.of(source)
-    if any(channels.shape[d] > 1 for d in dims) or not step.outputs[0].meta.is_floating_point():
+    if not step.outputs[0].meta.is_floating_point():
         return nothing_known(step, known)
-    return [_squeeze(channels, dims, out.rank) for out in step.outputs]
+    if any(channels.shape[d] > 1 for d in dims):
+        channels = _zeros(channels, dims)
+    return [squeeze(channels, dims, out.rank) for out in step.outputs]
 
 
-def _sum_constants(step: Step, known: Known) -> list[Tensor]:
-    return [torch.where(out == 0, out, torch.nan) for out in _mean_constants(step, known)]
+def _pick_constants(step: Step, known: Known) -> list[Tensor]:
+    """One of equal entries is that entry; where it stood is unknown."""
+    return [_mean_constants(step, known)[0], *nothing_known(step, known)[1:]]
+
+
+def _zeros(channels: Tensor, dims: frozenset[int]) -> Tensor:
+    zero = (channels == 0).all(dim=list(dims), keepdim=True).cpu()
+    return torch.where(zero, 0.0, torch.nan).to(torch.float64)
+
+
+def _spread_constants(step: Step, known: Known) -> list[Tensor]:
+    """The variance of zeros is zero, and so is their mean; the rounding of another mean would be left behind."""
+    source: Value = step.call.args[0]
+    dims = reduced_dims(step.call)
+    count = math.prod(source.shape[d] for d in dims)
+    unbiased = step.call.kwargs.get("correction", 1)
+    if not dims or count <= (1 if unbiased is None else unbiased):
+        return nothing_known(step, known)
+    zeros = _zeros(known.of(source), dims)
+    return [squeeze(zeros, dims, out.rank) for out in step.outputs]
 
 
 def _last(count: Callable[[Call], int]) -> Dims:
@@ -88,14 +114,23 @@ def _normalized(call: Call) -> int:
 
 
 def _one(call: Call) -> frozenset[int]:
-    return frozenset({call.args[1] % max(call.args[0].rank, 1)})
+    return frozenset({call.arg(1, "dim", -1) % max(call.args[0].rank, 1)})
 
 
-register(OpClass("mean", _reduce_labels, _mean_constants), ["mean", "amax", "amin"])
-register(OpClass("sum", _reduce_labels, _sum_constants), ["sum"])
+def _order_labels(call: Call, space: Space) -> tuple[Layers, ...]:
+    """Values in another order, and where they stood."""
+    layers = pass_others(call, space, _one(call), "reduction")
+    return tuple(layers for _ in call.metas)
+
+
+register(OpClass("mean", reduce_labels, _mean_constants), ["mean", "amax", "amin"])
+register(OpClass("spread", reduce_labels, _spread_constants), ["var", "std", "var_mean", "std_mean"])
+register(OpClass("reduction", reduce_labels), ["prod", "logsumexp", "argmax", "argmin", "all", "any"])
+_AT = torch.ops.aten
 register(
-    OpClass("reduction", _reduce_labels),
-    ["prod", "var", "std", "var_mean", "std_mean", "logsumexp", "argmax", "argmin", "all", "any", "linalg_vector_norm"],
+    OpClass("pick", reduce_labels, _pick_constants),
+    [_AT.max.dim, _AT.min.dim, _AT.median.dim, _AT.nanmedian.dim, _AT.mode],
 )
+register(OpClass("order", _order_labels), ["sort", "cummax", "cummin"])
 register(OpClass("softmax", _mixing(_one, "softmax")), ["_softmax", "_log_softmax", "cumsum", "logcumsumexp"])
 register(OpClass("layer norm", _mixing(_last(_normalized), "norm")), ["native_layer_norm"])

@@ -81,25 +81,28 @@ def register(op_class: OpClass, ops: Iterable[str | Any]) -> OpClass:
 
     Args:
         op_class: the rule.
-        ops: names of ATen ops such as ``"relu"`` (those that this torch lacks are left out), or overload packets such
-            as ``torch.ops.mylib.my_op``.
+        ops: names of ATen ops such as ``"relu"`` (those that this torch lacks are left out); names with a library,
+            such as ``"torchvision::roi_align"``, whether the library is there or not; overload packets such as
+            ``torch.ops.mylib.my_op``; or single overloads such as ``torch.ops.aten.max.dim``, which come first.
 
     Raises:
         ValueError: an op has a rule already.
     """
     for op in ops:
-        packet = getattr(torch.ops.aten, op, None) if isinstance(op, str) else op
-        if packet is None:
+        key = getattr(torch.ops.aten, op, None) if isinstance(op, str) and "::" not in op else op
+        if key is None:
             continue
-        if packet in _RULES:
-            raise ValueError(f"{packet} has the rule {_RULES[packet].name!r} already")
-        _RULES[packet] = op_class
+        if key in _RULES:
+            raise ValueError(f"{key} has the rule {_RULES[key].name!r} already")
+        _RULES[key] = op_class
     return op_class
 
 
 def rule_of(func: Any) -> OpClass | None:  # noqa: ANN401 - an OpOverload
     """The rule of an op overload, or None."""
-    return _RULES.get(func.overloadpacket)
+    keys = (func, func.overloadpacket, func.name().partition(".")[0])
+    found = map(_RULES.get, keys)
+    return next((rule for rule in found if rule is not None), None)
 
 
 def registered() -> dict[Any, OpClass]:

@@ -1,0 +1,60 @@
+"""Fourier transforms, and complex tensors seen as pairs of real ones."""
+
+import torch
+from torch import Tensor
+
+from fxcompress.channels.layers import Layers, support
+from fxcompress.channels.rules.pointwise import POINTWISE
+from fxcompress.channels.rules.reductions import pass_others
+from fxcompress.channels.rules.registry import Known, OpClass, nothing_known, register
+from fxcompress.channels.space import Space
+from fxcompress.channels.values import Call, Step, Value
+
+
+def _dims(call: Call) -> frozenset[int]:
+    return frozenset(d % call.args[0].rank for d in call.args[1])
+
+
+def _transform_labels(call: Call, space: Space) -> tuple[Layers, ...]:
+    return (pass_others(call, space, _dims(call), "transform"),)
+
+
+def _transform_constants(step: Step, known: Known) -> list[Tensor]:
+    """The transform of zeros is zero."""
+    channels = known.of(step.call.args[0])
+    if any(channels.shape[d] > 1 for d in _dims(step.call)):
+        return nothing_known(step, known)
+    return [_zeros(channels)]
+
+
+def _zeros(channels: Tensor) -> Tensor:
+    """What is left when only zeros are followed: a map holds one number where a complex entry has two."""
+    return torch.where(channels == 0, 0.0, torch.nan).double().cpu()
+
+
+def _as_real_labels(call: Call, space: Space) -> tuple[Layers, ...]:
+    return (tuple(layer.unsqueeze(-1) for layer in call.args[0].layers),)
+
+
+def _as_real_constants(step: Step, known: Known) -> list[Tensor]:
+    return [_zeros(known.of(step.call.args[0])).unsqueeze(-1)]
+
+
+def _as_complex_labels(call: Call, space: Space) -> tuple[Layers, ...]:
+    source: Value = call.args[0]
+    last = source.rank - 1
+    held = [
+        space.hold(x, {last}, "complex", "it is the real or the imaginary part") if last in support(x) else x
+        for x in source.layers
+    ]
+    return (tuple(layer.squeeze(-1) for layer in held if layer is not None),)
+
+
+def _as_complex_constants(step: Step, known: Known) -> list[Tensor]:
+    return [_zeros(known.of(step.call.args[0]).abs().amax(-1))]
+
+
+register(OpClass("Fourier transform", _transform_labels, _transform_constants), ["_fft_r2c", "_fft_c2c", "_fft_c2r"])
+register(OpClass("complex as real", _as_real_labels, _as_real_constants), ["view_as_real"])
+register(OpClass("real as complex", _as_complex_labels, _as_complex_constants), ["view_as_complex"])
+register(POINTWISE, ["_conj", "angle"])

@@ -1,0 +1,115 @@
+"""The shapes, strides and dtypes of what an op makes: torch's own answer, on the meta device.
+
+For many ops that answer is a decomposition in Python, and takes longer than all that the analysis does with it. So it
+is asked for once for each op and kind of operands: networks repeat their blocks, and are analysed more than once.
+"""
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxcompress.channels.rules.norms import BATCH_NORM
+from fxcompress.channels.rules.registry import OpClass
+from fxcompress.channels.values import LabelTensor, replace
+
+_LIKE_OPERANDS = frozenset(
+    getattr(torch.ops.aten, name)
+    for name in (
+        "relu",
+        "hardtanh",
+        "hardswish",
+        "hardsigmoid",
+        "silu",
+        "sigmoid",
+        "tanh",
+        "gelu",
+        "leaky_relu",
+        "add",
+        "mul",
+    )
+)
+
+
+def shapes(op: OpClass, func: Any, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
+    """The outputs of an ATen call on the meta device.
+
+    Args:
+        op: its class.
+        func: the op, an OpOverload.
+        args: its arguments, LabelTensors and plain tensors among them.
+        kwargs: the same.
+    """
+    if op is BATCH_NORM:
+        source = args[0].fxc_value.meta
+        statistics = source.new_empty(source.shape[1])
+        return (source, *[statistics] * (len(func._schema.returns) - 1))
+    if func.overloadpacket in _LIKE_OPERANDS and (like := _like(args)) is not None:
+        return like
+    args, kwargs = replace(_on_meta, Tensor, (args, kwargs))
+    if kwargs.get("device") is not None:
+        kwargs = kwargs | {"device": torch.device("meta")}
+    if func._schema.is_mutable or torch.Tag.nondeterministic_seeded in func.tags:
+        return _run(func, args, kwargs)
+    try:
+        return _once(func, _Arguments(args, kwargs))
+    except TypeError:  # an argument that has no hash
+        return _run(func, args, kwargs)
+
+
+def _on_meta(tensor: Tensor) -> Tensor:
+    return tensor.fxc_value.meta if isinstance(tensor, LabelTensor) else tensor.to("meta")
+
+
+def _like(args: tuple[Any, ...]) -> Tensor | None:
+    """Where all tensor operands are alike and floating, so is the result."""
+    if not all(isinstance(a, (LabelTensor, int, float)) for a in args):
+        return None
+    first, *others = [a.fxc_value.meta for a in args if isinstance(a, LabelTensor)]
+    alike = all(o.shape == first.shape and o.stride() == first.stride() and o.dtype == first.dtype for o in others)
+    return first if alike and first.is_floating_point() else None
+
+
+class _Arguments:
+    """Arguments that are equal where an op makes the same shapes of them.
+
+    Raises:
+        TypeError: one of them has no hash.
+    """
+
+    __slots__ = ("_hash", "_key", "args", "kwargs")
+
+    def __init__(self, args: Any, kwargs: dict[str, Any]) -> None:  # noqa: ANN401
+        self.args = args
+        self.kwargs = kwargs
+        self._key = _key((args, *kwargs.items()))
+        self._hash = hash(self._key)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Arguments) and self._key == other._key
+
+
+def _key(item: Any) -> Any:  # noqa: ANN401 - an argument
+    """What tells an argument from others: 1, 1.0 and True are equal, and do not make the same dtype."""
+    if isinstance(item, (tuple, list)):
+        return tuple(map(_key, item))
+    if isinstance(item, Tensor):
+        return item.shape, item.stride(), item.dtype, item.is_conj(), item.is_neg()
+    return type(item), item
+
+
+@functools.lru_cache(maxsize=4096)
+def _once(func: Any, given: _Arguments) -> Any:  # noqa: ANN401
+    return _run(func, given.args, given.kwargs)
+
+
+def _run(func: Any, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
+    try:
+        return func(*args, **kwargs)
+    except NotImplementedError:  # torch has no meta kernel for it: its shapes are those of a run on zeros
+        real = replace(lambda t: torch.zeros(t.shape, dtype=t.dtype), Tensor, (args, kwargs))
+        return replace(lambda t: t.to("meta"), Tensor, func(*real[0], **real[1]))

@@ -1,0 +1,61 @@
+"""Means over channels some of which are gone: they were zero, and the number to divide by stays what it was.
+
+A rewritten graph calls these functions in the place of ``mean`` and ``rms_norm``.
+"""
+
+import torch
+from torch import Tensor, fx
+
+Sizes = tuple[tuple[int, int], ...]
+"""For each dim that was cut, how many entries it had: (dim, size)."""
+
+
+@fx.wrap
+def mean_over(
+    x: Tensor, dims: tuple[int, ...], sizes: Sizes, *, keepdim: bool = False, dtype: torch.dtype | None = None
+) -> Tensor:
+    """The mean of ``x`` over ``dims``, as if the entries that are gone were there, and zero.
+
+    Args:
+        x: of any shape.
+        dims: not negative.
+        sizes: of those of the dims that were cut, before they were.
+        keepdim: as for ``torch.mean``.
+        dtype: the same.
+
+    >>> mean_over(torch.tensor([[1.0, 2.0]]), (1,), ((1, 4),))
+    tensor([0.7500])
+    """
+    total = x.sum(dims, keepdim, dtype=dtype)
+    return total / _count(x, dims, sizes)
+
+
+@fx.wrap
+def rms_norm_over(
+    x: Tensor, dims: tuple[int, ...], sizes: Sizes, weight: Tensor | None = None, eps: float | None = None
+) -> Tensor:
+    """RMS norm of ``x`` over its last ``dims``, as if the entries that are gone were there, and zero.
+
+    Args:
+        x: of any shape, floating.
+        dims: not negative.
+        sizes: of those of the dims that were cut, before they were.
+        weight: of the shape that ``x`` has along ``dims``.
+        eps: as for ``torch.nn.functional.rms_norm``.
+
+    >>> rms_norm_over(torch.tensor([[2.0, 2.0]]), (1,), ((1, 8),), eps=0.0)
+    tensor([[2., 2.]])
+    """
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))  # as torch does for numbers of half precision
+    square = wide.pow(2).sum(dims, keepdim=True) / _count(x, dims, sizes)
+    square.add_(torch.finfo(wide.dtype).eps if eps is None else eps)  # in place, as torch does: the check compares ops
+    y = wide * torch.rsqrt(square)
+    return (y if weight is None else y * weight).to(x.dtype)
+
+
+def _count(x: Tensor, dims: tuple[int, ...], sizes: Sizes) -> int:
+    """How many entries there would be; along dims that were not cut it may depend on the input."""
+    before, count = dict(sizes), 1
+    for d in dims:  # a loop, as torch.compile takes it in
+        count *= before[d] if d in before else x.shape[d]
+    return count

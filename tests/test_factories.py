@@ -1,0 +1,88 @@
+"""Tensors that a graph makes out of nothing follow the channels that they meet."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxcompress as fxc
+from fxcompress.channels.prepare import prepare
+from tests.exactness import atoms_of, difference, kill, outputs, removable_units
+
+HIDDEN = 12
+Start = Callable[[Tensor], Tensor]
+
+
+def by_keyword(x: Tensor) -> Tensor:
+    return torch.zeros(size=(x.shape[0], HIDDEN, x.shape[3], x.shape[4]), dtype=x.dtype, device=x.device)
+
+
+STARTS: dict[str, Start] = {
+    "new_zeros": lambda x: x.new_zeros(x.shape[0], HIDDEN, x.shape[3], x.shape[4]),
+    "zeros": by_keyword,
+    "new_full": lambda x: x.new_full((x.shape[0], HIDDEN, *x.shape[3:]), 0.0),
+    "full": lambda x: torch.full((x.shape[0], HIDDEN, *x.shape[3:]), 0.0, dtype=x.dtype),
+    "new_ones": lambda x: x.new_ones((HIDDEN, 1, 1)).expand(x.shape[0], HIDDEN, x.shape[3], x.shape[4]),
+}
+
+
+class ConvGRU(nn.Module):
+    """A convolutional cell that is unrolled over the frames (N, 3, 3, H, W), from a state of its own making."""
+
+    def __init__(self, start: Start) -> None:
+        super().__init__()
+        self.gates = nn.Conv2d(3 + HIDDEN, 2 * HIDDEN, 3, padding=1)
+        self.candidate = nn.Conv2d(3 + HIDDEN, HIDDEN, 3, padding=1)
+        self.head = nn.Conv2d(HIDDEN, 2, 1)
+        self.start = start
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = self.start(x)
+        for frame in range(x.shape[1]):
+            both = torch.sigmoid(self.gates(torch.cat([x[:, frame], state], 1)))
+            update, reset = both.chunk(2, 1)
+            new = torch.tanh(self.candidate(torch.cat([x[:, frame], reset * state], 1)))
+            state = (1 - update) * state + update * new
+        result: Tensor = self.head(state)
+        return result
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_the_state_of_a_cell_shrinks_with_the_cell(name: str, tmp_path: Path) -> None:
+    x = torch.randn(2, 3, 3, 6, 6, dtype=torch.float64)
+    net = ConvGRU(STARTS[name]).double().eval()
+    analysis = prepare(net, x)
+    units = removable_units(analysis)
+    assert len(units) == HIDDEN
+    kill(analysis, atoms_of(analysis, units[::3]))
+    result = fxc.prune(net, x)
+    other = torch.randn(3, 3, 3, 8, 5, dtype=torch.float64)
+    for inputs in (x, other):
+        assert difference(outputs(net, (inputs,)), outputs(result.module, (inputs,))) <= 1e-9
+    # A state of ones fades away but never becomes zero: its channels must stay.
+    left = HIDDEN if name == "new_ones" else 2 * HIDDEN // 3
+    assert result.module.get_parameter("candidate.weight").shape[0] == left
+    fxc.save(result.module, tmp_path / "net.fxc")
+    loaded = fxc.load(tmp_path / "net.fxc", model=ConvGRU(STARTS[name]).double())
+    assert torch.equal(loaded(x), result.module(x))
+
+
+def test_what_decides_on_its_values_is_left_alone() -> None:
+    """Integers keep their values: they may be indices."""
+
+    class Index(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.conv(x)[:, x.new_zeros(3, dtype=torch.int64)]
+            return result
+
+    net, x = Index().double().eval(), torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    with torch.no_grad():
+        net.conv.weight[0] = 0
+    result = fxc.prune(net, x)
+    assert difference(outputs(net, (x,)), outputs(result.module, (x,))) <= 1e-9

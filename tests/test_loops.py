@@ -1,0 +1,183 @@
+"""What else a loop does: loss scaling, clipping, half precision, distillation, each with a removal in the middle.
+
+Gradient accumulation is in test_training.py, moving averages are in test_averages.py.
+"""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+import fxcompress as fxc
+from tests.nets import ResidualNet, batch, kill
+
+Step = Callable[[fxc.CompressedModule, Optimizer, int], None]
+DIES, GOES, STEPS = 1, 3, 7
+
+
+def compressed(dtype: torch.dtype = torch.float64) -> fxc.CompressedModule:
+    torch.manual_seed(0)
+    return fxc.compress(ResidualNet().to(dtype), torch.zeros(2, 3, 10, 10, dtype=dtype))
+
+
+def task(net: nn.Module, number: int) -> Tensor:
+    x, target = batch(seed=number, size=8)
+    return F.cross_entropy(net(x.to(next(net.parameters()).dtype)), target)
+
+
+def run(net: fxc.CompressedModule, step: Step, *, remove: bool) -> None:
+    """Channels die after one step; if they are removed, it is two steps later."""
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
+    for number in range(STEPS):
+        optimizer.zero_grad()
+        step(net, optimizer, number)
+        net.step()
+        if number == DIES:
+            kill(net)
+        if remove and number == GOES:
+            assert net.prune(optimizer).branches
+    if not remove:
+        assert net.prune(optimizer).branches
+
+
+def parameters_near(one: nn.Module, other: nn.Module, tolerance: float) -> None:
+    pairs = dict(one.named_parameters()), dict(other.named_parameters())
+    assert pairs[0].keys() == pairs[1].keys()
+    for name, value in pairs[0].items():
+        torch.testing.assert_close(value, pairs[1][name], rtol=tolerance, atol=tolerance, msg=name)
+
+
+def both(step: Callable[[], Step], dtype: torch.dtype = torch.float64) -> list[fxc.CompressedModule]:
+    """The network after a run with a removal in the middle, and after one with it at the end."""
+    nets = [compressed(dtype) for _ in range(2)]
+    for net, remove in zip(nets, (True, False), strict=True):
+        run(net, step(), remove=remove)
+    return nets
+
+
+SCALES = [1024.0, 1024.0, 2048.0, 2048.0, 1024.0, 1024.0, 1024.0]
+"""It grows after three steps that are made, and shrinks where one is skipped: the one right after the removal."""
+
+
+def scaled() -> Step:
+    scaler = torch.amp.GradScaler("cpu", init_scale=SCALES[0], growth_interval=3)
+
+    def step(net: fxc.CompressedModule, optimizer: Optimizer, number: int) -> None:
+        loss = task(net, number)
+        scaler.scale(loss * torch.inf if number == GOES + 1 else loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        assert scaler.get_scale() == SCALES[number]
+
+    return step
+
+
+def clipped() -> Step:
+    def step(net: fxc.CompressedModule, optimizer: Optimizer, number: int) -> None:
+        task(net, number).backward()
+        nn.utils.clip_grad_value_(net.parameters(), 0.01)
+        optimizer.step()
+
+    return step
+
+
+def distilled() -> Step:
+    torch.manual_seed(0)
+    teacher = ResidualNet().double().eval()
+    before = copy.deepcopy(teacher.state_dict())
+
+    def step(net: fxc.CompressedModule, optimizer: Optimizer, number: int) -> None:
+        x, target = batch(seed=number, size=8)
+        with torch.no_grad():
+            wanted = (teacher(x) / 2).softmax(1)
+        output = net(x)
+        soft = F.kl_div((output / 2).log_softmax(1), wanted, reduction="batchmean")
+        (F.cross_entropy(output, target) + 4 * soft + 0.01 * net.size()).backward()
+        optimizer.step()
+        assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+
+    return step
+
+
+@pytest.mark.parametrize("step", [scaled, clipped, distilled])
+def test_a_removal_in_the_middle_changes_nothing(step: Callable[[], Step]) -> None:
+    early, late = both(step)
+    parameters_near(early, late, 1e-9)
+
+
+def test_the_original_may_be_the_teacher_of_what_was_made_from_it() -> None:
+    """They share no tensor: what the student loses and learns, the teacher keeps and does not."""
+    torch.manual_seed(0)
+    teacher = ResidualNet().double().eval()
+    net = fxc.compress(teacher, torch.zeros(2, 3, 10, 10, dtype=torch.float64)).train()
+    x, _ = batch(size=4)
+    before = teacher(x)
+    kill(net)
+    net.prune()
+    with torch.no_grad():
+        torch._foreach_add_(list(net.parameters()), 1.0)
+    assert torch.equal(teacher(x), before)
+    assert not teacher.training
+
+
+def test_a_removal_between_unscaling_and_the_step() -> None:
+    """As when gradients are unscaled for clipping: the scaler has looked at them, and steps all the same."""
+    nets = [compressed() for _ in range(2)]
+    for net, remove in zip(nets, (True, False), strict=True):
+        optimizer, scaler = torch.optim.SGD(net.parameters(), lr=0.1), torch.amp.GradScaler("cpu", init_scale=64.0)
+        kill(net)
+        scaler.scale(task(net, 0)).backward()
+        scaler.unscale_(optimizer)
+        if remove:
+            assert net.prune(optimizer).branches
+        nn.utils.clip_grad_value_(net.parameters(), 0.01)
+        scaler.step(optimizer)
+        scaler.update()
+        net.step()
+        net.prune(optimizer)
+    parameters_near(nets[0], nets[1], 1e-12)
+
+
+def test_clipping_by_norm_sees_what_is_left() -> None:
+    """Gradients of dead channels count until they are removed; after that the rest is clipped by its own norm."""
+    net = compressed()
+    kill(net)
+    (100 * task(net, 0)).backward()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    whole = torch.nn.utils.get_total_norm([p.grad for p in net.parameters() if p.grad is not None])
+    assert net.prune(optimizer).branches
+    left = [p.grad.clone() for p in net.parameters() if p.grad is not None]
+    norm = nn.utils.clip_grad_norm_(net.parameters(), 0.5)
+    assert 0.5 < norm < whole
+    for gradient, clipped in zip(left, [p.grad for p in net.parameters() if p.grad is not None], strict=True):
+        torch.testing.assert_close(clipped, gradient * 0.5 / norm)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(dtype: torch.dtype) -> None:
+    """In half precision sums are rounded in another order when channels go, so the runs are near and not the same."""
+
+    def half() -> Step:
+        scaler = torch.amp.GradScaler("cpu", init_scale=128.0, enabled=dtype == torch.float16)
+
+        def step(net: fxc.CompressedModule, optimizer: Optimizer, number: int) -> None:
+            with torch.autocast("cpu", dtype):
+                loss = task(net, number)
+            scaler.scale(loss + 0.01 * net.size()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+
+        return step
+
+    early, late = both(half, torch.float32)
+    assert {p.dtype for p in early.parameters()} == {torch.float32}
+    parameters_near(early, late, 0.02)
+    x = batch()[0].float()
+    with torch.autocast("cpu", dtype):
+        outputs = [net.eval()(x).float() for net in (early, late, compressed(torch.float32))]
+    near, far = [(outputs[0] - other).abs().max() for other in outputs[1:]]
+    assert near < 0.1 * far

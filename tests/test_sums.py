@@ -1,0 +1,282 @@
+"""Sums, norms and means over channels: channels that are zero add nothing to them, and may go."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, fx, nn
+
+import fxcompress as fxc
+from fxcompress.passes.means import mean_over, rms_norm_over
+from tests.exactness import Fingerprint, difference
+
+D, HIDDEN = 10, 12
+
+
+class ByHand(nn.Module):
+    """RMS norm as language models write it."""
+
+    def __init__(self, d: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(d) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.double()
+        return self.weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-3)).to(x.dtype)
+
+
+class Function(nn.Module):
+    """A function of the channels."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "nn.RMSNorm": nn.RMSNorm,
+    "eps": lambda d: nn.RMSNorm(d, eps=0.5),
+    "no weight": lambda d: nn.RMSNorm(d, elementwise_affine=False),
+    "F.rms_norm": lambda d: Function(lambda x: F.rms_norm(x, (d,), eps=0.1)),
+    "by hand": ByHand,
+    "F.normalize": lambda d: Function(lambda x: F.normalize(x, dim=-1)),
+    "1-norm": lambda d: Function(lambda x: x / (1 + x.norm(1, dim=-1, keepdim=True))),
+    "maximum norm": lambda d: Function(lambda x: x / (1 + torch.linalg.vector_norm(x, torch.inf, -1, keepdim=True))),
+    "mean": lambda d: Function(lambda x: x * x.mean(-1, keepdim=True)),
+    "torch.mean": lambda d: Function(lambda x: x * torch.mean(x, dim=2)[..., None]),
+    "numpy's names": lambda d: Function(lambda x: x * x.mean(axis=-1, keepdims=True)),  # type: ignore[call-overload]
+    "tokens as well": lambda d: Function(lambda x: x * x.mean((1, 2), keepdim=True)),
+    "sum": lambda d: Function(lambda x: x * x.sum(-1, keepdim=True)),
+}
+STAY: dict[str, Callable[[int], nn.Module]] = {
+    "layer norm": nn.LayerNorm,
+    "variance": lambda d: Function(lambda x: x * x.var(-1, keepdim=True)),
+    "smallest": lambda d: Function(lambda x: x * (1 + torch.linalg.vector_norm(x, -1.0, -1, keepdim=True))),
+    "a size": lambda d: Function(lambda x: x * (x.sum(-1, keepdim=True) / x.shape[-1])),
+    "not zero before it": lambda d: Function(lambda x: x * (x + 1).mean(-1, keepdim=True)),
+}
+
+
+class Block(nn.Module):
+    def __init__(self, norm: Callable[[int], nn.Module]) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = norm(D), nn.Linear(D, HIDDEN), nn.Linear(HIDDEN, D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(F.silu(self.up(self.norm(x))))  # type: ignore[no-any-return]
+
+
+class Stream(nn.Module):
+    """A residual stream of D channels: embedding, two blocks, a norm, a head."""
+
+    def __init__(self, norm: Callable[[int], nn.Module]) -> None:
+        super().__init__()
+        self.embedding, self.blocks = nn.Embedding(16, D), nn.Sequential(Block(norm), Block(norm))
+        self.norm, self.head = norm(D), nn.Linear(D, 4)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.norm(self.blocks(self.embedding(tokens))))  # type: ignore[no-any-return]
+
+
+TOKENS = torch.arange(14).reshape(2, 7)
+
+
+def build(norm: Callable[[int], nn.Module], dead: list[int], seed: int = 0) -> Stream:
+    torch.manual_seed(seed)
+    net = Stream(norm).double().eval()
+    kill(net, dead)
+    return net
+
+
+def kill(net: nn.Module, dead: list[int]) -> None:
+    """Make channels of the stream zero wherever they are made."""
+    with torch.no_grad():
+        net.get_parameter("embedding.weight")[:, dead] = 0
+        for i in range(2):
+            for leaf in ("weight", "bias"):
+                net.get_parameter(f"blocks.{i}.down.{leaf}")[dead] = 0
+
+
+def width(net: nn.Module) -> int:
+    return net.get_parameter("embedding.weight").shape[1]
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_zero_channels_go_and_go_again(name: str) -> None:
+    net = build(NORMS[name], [2, 7])
+    visit = Fingerprint(net)
+    module = fxc.prune(net, TOKENS).module
+    visit.check()
+    assert width(module) == D - 2
+    assert list(module.state_dict()) == list(net.state_dict())
+    longer = torch.arange(15).reshape(1, 15)
+    for tokens in (TOKENS, longer):
+        assert difference(net(tokens), module(tokens)) <= 1e-12
+    assert not fxc.prune(module, TOKENS).report.modified
+    kill(module, [0])
+    expected = module(longer)
+    again = fxc.prune(module, TOKENS).module
+    assert width(again) == D - 3
+    assert difference(expected, again(longer)) <= 1e-12
+    assert difference(expected, copy.deepcopy(again)(longer)) <= 1e-12
+
+
+@pytest.mark.parametrize("name", ["nn.RMSNorm", "tokens as well"])
+def test_the_result_is_stored_compiled_and_exported(name: str, tmp_path: Path) -> None:
+    module = fxc.prune(build(NORMS[name], [2, 7]), TOKENS).module
+    assert isinstance(module, fx.GraphModule)
+    fxc.save(module, tmp_path / "net.fxc")
+    loaded = fxc.load(tmp_path / "net.fxc", Stream(NORMS[name]).double(), TOKENS)
+    compiled = torch.compile(module, backend="eager", fullgraph=True)
+    exported = torch.export.export(module, (TOKENS,)).module()
+    for other in (loaded, compiled, exported):
+        assert difference(module(TOKENS), other(TOKENS)) <= 1e-12
+
+
+@pytest.mark.parametrize("name", STAY)
+def test_what_zeros_make_a_difference_to_keeps_them(name: str) -> None:
+    net = build(STAY[name], [2, 7])
+    result = fxc.prune(net, TOKENS)
+    assert width(result.module) == D
+    assert difference(net(TOKENS), result.module(TOKENS)) == 0
+    assert result.report.kept
+
+
+@settings(max_examples=10)
+@given(st.sampled_from(sorted(NORMS)), st.sets(st.integers(0, D - 1), max_size=D - 1), st.integers(0, 9))
+def test_any_set_of_channels(name: str, dead: set[int], seed: int) -> None:
+    net = build(NORMS[name], sorted(dead), seed)
+    module = fxc.prune(net, TOKENS).module
+    assert width(module) == D - len(dead)
+    assert difference(net(TOKENS), module(TOKENS)) <= 1e-12
+
+
+def train(net: nn.Module, optimizer: torch.optim.Optimizer, dead: list[int]) -> None:
+    """Two steps; what is dead is held at zero."""
+    for _ in range(2):
+        optimizer.zero_grad()
+        net(TOKENS).square().mean().backward()
+        optimizer.step()
+        kill(net, dead)
+
+
+@pytest.mark.parametrize("name", ["eps", "by hand", "F.normalize"])
+def test_training_goes_on_as_in_the_whole_network(name: str) -> None:
+    """The state of the optimizer fits: no weight was changed to make up for the channels that are gone."""
+    whole, other = (build(NORMS[name], [2, 7]).train() for _ in range(2))
+    whole_optimizer, optimizer = (torch.optim.Adam(net.parameters()) for net in (whole, other))
+    for net, stepper in ((whole, whole_optimizer), (other, optimizer)):
+        train(net, stepper, [2, 7])
+    small = fxc.prune(other, TOKENS, optimizer).module
+    assert width(small) == D - 2
+    train(whole, whole_optimizer, [2, 7])
+    train(small, optimizer, [])
+    assert difference(whole(TOKENS), small(TOKENS)) <= 1e-10
+
+
+class Cosine(nn.Module):
+    """Attention by angles. Biases of the keys are written over, on a copy, as in Swin."""
+
+    def __init__(self, *, number: float | None) -> None:
+        super().__init__()
+        self.qkv, self.out, self.number = nn.Linear(6, 36), nn.Linear(12, 6), number
+        self.scale = nn.Parameter(torch.rand(3, 1, 1) + 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias: Tensor = self.qkv.bias
+        if self.number is not None:
+            bias = bias.clone()
+            bias[12:24].fill_(self.number)
+        y = F.linear(x, self.qkv.weight, bias)
+        q, k, v = y.unflatten(-1, (3, 3, 4)).permute(2, 0, 3, 1, 4)
+        weights = (F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1) * self.scale).softmax(-1)
+        return self.out((weights @ v).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("number", [None, 0.0])
+def test_a_dead_head_of_cosine_attention_goes(number: float | None) -> None:
+    """Queries and keys of a head that nobody reads are not zero, and their norms are nobody's either."""
+    net, x = Cosine(number=number).double(), torch.randn(2, 5, 6, dtype=torch.float64)
+    with torch.no_grad():
+        for tensor in (net.qkv.weight, net.qkv.bias):
+            tensor[24 + 4 : 24 + 8] = 0  # the values of head 1
+            tensor[[0, 12]] = 0  # the first dim of queries and keys of head 0
+    module = fxc.prune(net, x).module
+    assert module.get_parameter("scale").shape == (2, 1, 1)
+    assert module.get_parameter("qkv.weight").shape == (24, 6)
+    assert difference(net(x), module(x)) <= 1e-12
+
+
+def test_what_is_written_over_may_be_something_else() -> None:
+    net, x = Cosine(number=1.0).double(), torch.randn(2, 5, 6, dtype=torch.float64)
+    with torch.no_grad():
+        for tensor in (net.qkv.weight, net.qkv.bias):
+            tensor[24 + 4 : 24 + 8] = 0
+    module = fxc.prune(net, x).module
+    assert module.get_parameter("scale").shape == (3, 1, 1)
+    assert difference(net(x), module(x)) == 0
+
+
+class Standardised(nn.Conv2d):
+    """A convolution whose weight has mean 0 and variance 1 for each output."""
+
+    def __init__(self, inputs: int, outputs: int, how: str) -> None:
+        super().__init__(inputs, outputs, 3)
+        self.how, self.gain = how, nn.Parameter(torch.rand(outputs, 1, 1, 1) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, STANDARDS[self.how](self.weight, self.gain), self.bias)
+
+
+def by_batch_norm(weight: Tensor, gain: Tensor) -> Tensor:
+    flat = weight.reshape(1, weight.shape[0], -1)
+    return F.batch_norm(flat, None, None, gain.view(-1), training=True, eps=1e-6).reshape_as(weight)
+
+
+def by_moments(weight: Tensor, gain: Tensor) -> Tensor:
+    variance, mean = torch.var_mean(weight, (1, 2, 3), correction=0, keepdim=True)
+    return gain * ((weight - mean) / torch.sqrt(variance + 1e-6))
+
+
+def by_deviation(weight: Tensor, gain: Tensor) -> Tensor:
+    return gain * ((weight - weight.mean((1, 2, 3), keepdim=True)) / (weight.std((1, 2, 3), keepdim=True) + 1e-4))
+
+
+def by_length(weight: Tensor, gain: Tensor) -> Tensor:
+    return gain * F.normalize(weight.flatten(1)).view_as(weight)
+
+
+STANDARDS = {"batch norm": by_batch_norm, "moments": by_moments, "deviation": by_deviation, "length": by_length}
+
+
+@pytest.mark.parametrize("way", ["weight", "gain"])
+@pytest.mark.parametrize("how", STANDARDS)
+def test_outputs_of_standardised_convolutions_go(how: str, way: str) -> None:
+    torch.manual_seed(0)
+    first, last = Standardised(3, 8, how), nn.Conv2d(8, 2, 1)
+    net, x = nn.Sequential(first, nn.ReLU(), last).double().eval(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    with torch.no_grad():
+        (first.weight if way == "weight" else first.gain)[[1, 4]] = 0
+        net.get_parameter("0.bias")[[1, 4]] = 0
+    module = fxc.prune(net, x).module
+    assert module.get_parameter("0.weight").shape == (6, 3, 3, 3)
+    assert module.get_parameter("2.weight").shape == (2, 6, 1, 1)
+    assert difference(net(x), module(x)) <= 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_the_functions_are_those_of_torch_where_nothing_is_gone(dtype: torch.dtype) -> None:
+    x, weight = torch.randn(3, 4, 6).to(dtype), torch.rand(4, 6).to(dtype)
+    for eps in (None, 0.1):
+        found = rms_norm_over(x, (1, 2), (), weight, eps)
+        assert difference(F.rms_norm(x, (4, 6), weight, eps).double(), found.double()) <= torch.finfo(dtype).eps * 4
+        assert found.dtype == dtype
+    assert difference(x.double().mean((0, 2)), mean_over(x, (0, 2), (), dtype=torch.float64)) <= 1e-12

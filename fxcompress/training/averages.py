@@ -75,7 +75,11 @@ def _difference(net: SizedNetwork, copy: SizedNetwork) -> str:
 
 def _lost(net: SizedNetwork) -> object:
     provenance = provenance_of(net) or Provenance({})
-    return provenance.kept, provenance.cuts, {path: piece.cuts for path, piece in provenance.pieces.items()}
+    return (
+        provenance.kept,
+        provenance.cuts,
+        {path: piece.cuts for path, piece in provenance.pieces.items() if piece.cuts},
+    )
 
 
 def _nodes(net: SizedNetwork) -> list[tuple[str, str, str, str, str]]:

@@ -10,11 +10,13 @@ from fxcompress.objectives import LatencyTable
 from fxcompress.pruning import PruneResult, prune
 from fxcompress.storage.file import save
 from fxcompress.training.compressed import CompressedModule
+from fxcompress.training.in_pieces import CompressedPieces
 from fxcompress.training.policy import PrunePolicy
 
 __all__ = [
     "ChannelGraph",
     "CompressedModule",
+    "CompressedPieces",
     "FxCompressError",
     "LatencyTable",
     "PrunePolicy",

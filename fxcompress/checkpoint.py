@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from fxcompress.errors import CheckpointError
 from fxcompress.storage.states import read_states, write_states
-from fxcompress.training.compressed import CompressedModule
+from fxcompress.training.in_pieces import Compressed
 from fxcompress.training.optimizer import check_optimizer
 from fxcompress.training.randomness import random_states, restore_random
 
@@ -19,7 +19,7 @@ __all__ = ["load_checkpoint", "save_checkpoint"]
 
 def save_checkpoint(
     path: str | os.PathLike[str],
-    net: CompressedModule,
+    net: Compressed,
     optimizer: Optimizer | None = None,
     scheduler: Any = None,  # noqa: ANN401 - torch has no one base class for them
     **extra: Any,  # noqa: ANN401
@@ -67,7 +67,7 @@ def save_checkpoint(
 
 def load_checkpoint(
     path: str | os.PathLike[str],
-    net: CompressedModule,
+    net: Compressed,
     optimizer: Optimizer | None = None,
     scheduler: Any = None,  # noqa: ANN401
     *,
@@ -99,7 +99,7 @@ def load_checkpoint(
 def take_up(
     file: Mapping[str, Any],
     path: str | os.PathLike[str],
-    net: CompressedModule,
+    net: Compressed,
     optimizer: Optimizer | None,
     scheduler: Any,  # noqa: ANN401
     *,
@@ -144,7 +144,7 @@ def check_scheduler(scheduler: Any) -> Any:  # noqa: ANN401
 
 
 def _check_net(net: nn.Module) -> None:
-    if not isinstance(net, CompressedModule):
+    if not isinstance(net, Compressed):
         raise CheckpointError(
             f"a checkpoint is of a network from compress(), not of a {type(net).__name__}; pass what is inside of a "
             "wrapper (net.module), and use save() and load() for a finalized network"

@@ -1,20 +1,31 @@
 """The way in: from any model to one that compresses itself."""
 
 import copy
+import logging
+from dataclasses import replace
+from typing import cast
 
-from torch import nn
+from torch import fx, nn
 
-from fxcompress.channels.prepare import NO_GRAPH, prepare
-from fxcompress.errors import UnsupportedModelError
+from fxcompress.channels.analysis import Analysis
+from fxcompress.channels.prepare import NO_GRAPH, prepare, prepare_pieces
+from fxcompress.errors import FxCompressError, UnsupportedModelError
 from fxcompress.objectives import Objective, objective_of
 from fxcompress.passes.history import started
-from fxcompress.passes.inject_quantizers import inject_quantizers
+from fxcompress.passes.inject_quantizers import inject_quantizers, is_quantizable
 from fxcompress.progress import progress
 from fxcompress.provenance import attach
 from fxcompress.quantizer import Quantizer
+from fxcompress.trace.inputs import ExampleInputs
+from fxcompress.trace.skeleton import own_tensors, skeleton
 from fxcompress.trace.support import check_supported
+from fxcompress.trace.traced import TracedModule
 from fxcompress.training.compressed import CompressedModule, new_compressed
-from fxcompress.training.sized import Settings
+from fxcompress.training.in_pieces import CompressedPieces, Outside, become_pieces
+from fxcompress.training.network import Settings
+from fxcompress.training.piece import become_compressed, taken_name
+
+_LOG = logging.getLogger("fxcompress")
 
 
 def compress(
@@ -28,8 +39,14 @@ def compress(
 ) -> CompressedModule:
     """Give every output channel of every weight a quantizer with a trained bit depth and exponent.
 
+    A model that reads the values of tensors, such as a detection network, has no graph as a whole. The modules of it
+    that have one compress themselves, each on its own, in a copy of the model; what they take and return stays. This
+    needs ``example_inputs``, on which the model then runs. The result is a :class:`CompressedPieces`; for all other
+    models it is a :class:`CompressedModule`. Both are trained in the same way.
+
     Args:
-        model: any network that can be traced. It is left as it is; the result has parameters of its own.
+        model: any network that can be traced, or some modules of which can. It is left as it is; the result has
+            parameters of its own.
         example_inputs: what the model can be called with: a tensor, a tuple of positional arguments or a dict of
             keyword arguments. Inferred from the first layer where it is left out.
         bits: bit depth to start with.
@@ -43,7 +60,7 @@ def compress(
 
     Raises:
         ExampleInputError: the inputs are missing and cannot be inferred, or do not fit.
-        TraceError: the model cannot be traced.
+        TraceError: neither the model nor any module of it can be traced.
         UnsupportedModelError: the model is compressed already, has no trainable weight to quantize, or is in a state
             that cannot be analysed (NaN weights, meta tensors, hooks, parametrizations).
         ValueError: an argument is out of its range.
@@ -64,16 +81,57 @@ def compress(
         raise UnsupportedModelError(
             "the model is compressed already: go on training it, or call finalize() and compress the result"
         )
+    settings = Settings(ExampleInputs(), objective, bias_shrink, death_limit)
     try:
         with progress(f"analysing {type(model).__name__}"):
             analysis = prepare(model, example_inputs)
     except NO_GRAPH as error:
-        raise type(error)(
-            f"{error}\n  a network that trains itself smaller needs a graph of the whole; fxcompress.prune works on "
-            "the modules of a model that can be traced on their own"
-        ) from error
+        if example_inputs is None:
+            raise
+        pieces = _in_pieces(model, replace(settings, inputs=ExampleInputs.of(example_inputs)), bits, error)
+        # One type for both: they are trained by the same calls, and what only a graph has raises an error that says so.
+        return cast("CompressedModule", pieces)
+    traced = _quantized(analysis, bits)
+    return new_compressed(traced, replace(settings, inputs=analysis.inputs))
+
+
+def _quantized(analysis: Analysis, bits: float) -> TracedModule:
+    """A copy of a traced network, with quantizers and tensors of its own."""
     traced = copy.deepcopy(analysis.module)
     quantized = inject_quantizers(traced, bits)
     weights = sum(traced.get_parameter(name).numel() for name in quantized)
     attach(traced, started(analysis.module, analysis.inputs, weights))
-    return new_compressed(traced, Settings(analysis.inputs, objective, bias_shrink, death_limit))
+    return traced
+
+
+def _in_pieces(model: nn.Module, settings: Settings, bits: float, why: FxCompressError) -> CompressedPieces:
+    """A copy of a model that has no graph as a whole; those modules of it that have one compress themselves."""
+    taken = taken_name(model, CompressedPieces)
+    if taken is not None or isinstance(model, fx.GraphModule):
+        what = f"has a {taken} of its own, which is a name of a network in training" if taken else "is a GraphModule"
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no graph as a whole, so it can only be compressed in pieces, and it {what}: "
+            "hold it in another module that calls it, and compress that"
+        ) from why
+
+    def check(path: str, traced: TracedModule) -> None:
+        name = taken_name(model.get_submodule(path), CompressedModule)
+        if name is not None:
+            raise UnsupportedModelError(f"its {name} has the name of something that a network in training has")
+        if not is_quantizable(traced):
+            raise UnsupportedModelError("none of its weights can be quantized")
+
+    with progress(f"analysing the modules of {type(model).__name__}"):
+        found, analyses = prepare_pieces(model, settings.inputs, why, check=check, layers=1)
+    outside = Outside(found.outside[""], found.parameters_outside())
+    own = skeleton(found.model)
+    own_tensors(own, set())
+    for path, analysis in analyses.items():
+        traced = _quantized(analysis, bits)
+        become_compressed(own.get_submodule(path), traced, replace(settings, inputs=analysis.inputs))
+    net = become_pieces(own, tuple(analyses), settings, outside)
+    _LOG.warning(
+        "fxcompress: %s has no graph as a whole (%s); %d modules of it compress themselves, each on its own: %s",
+        type(model).__name__, outside.why, len(analyses), ", ".join(analyses),
+    )  # fmt: skip
+    return net

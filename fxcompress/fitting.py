@@ -16,10 +16,10 @@ from fxcompress.compress import compress
 from fxcompress.errors import AverageError, CheckpointError
 from fxcompress.storage.states import read_states
 from fxcompress.training.averages import copies_of
-from fxcompress.training.compressed import CompressedModule
 from fxcompress.training.fit import FitResult, batches, cosine, gamma_of, train
 from fxcompress.training.guard import Guard
 from fxcompress.training.history import EpochRecord
+from fxcompress.training.in_pieces import Compressed
 from fxcompress.training.policy import PrunePolicy, prune_policy
 from fxcompress.training.resume import Keeper, check_run
 from fxcompress.training.trainer import Gamma, Loss, Scheduler
@@ -155,7 +155,7 @@ def _goes_on(checkpoint: str | os.PathLike[str] | None, resume: Resume) -> bool:
 
 def _keeper(
     path: Path,
-    net: CompressedModule,
+    net: Compressed,
     optimizer: Optimizer,
     scheduler: Scheduler,
     check: Callable[[dict[str, Any]], None],
@@ -184,8 +184,8 @@ def _compressed(
     optimizer: Optimizer | None,
     example_inputs: object,
     target_size: float | None,
-) -> CompressedModule:
-    if isinstance(model, CompressedModule):
+) -> Compressed:
+    if isinstance(model, Compressed):
         return model
     if optimizer is not None:
         raise ValueError(
@@ -197,10 +197,10 @@ def _compressed(
     return compress(model, inputs, bits=bits, death_limit=DEATH_LIMIT)
 
 
-def _check_average(net: CompressedModule, average: AveragedModel | None) -> None:
+def _check_average(net: Compressed, average: AveragedModel | None) -> None:
     if average is None:
         return
-    if not isinstance(average.module, CompressedModule):
+    if not isinstance(average.module, Compressed):
         raise AverageError(
             f"average= is of a {type(average.module).__name__}; net = compress(model, ...), then "
             "fit(net, ..., average=AveragedModel(net))"
@@ -208,7 +208,7 @@ def _check_average(net: CompressedModule, average: AveragedModel | None) -> None
     copies_of(net, [average])
 
 
-def _check_target(net: CompressedModule, target_size: float) -> None:
+def _check_target(net: Compressed, target_size: float) -> None:
     size = net.fractional_size()
     if size < target_size:
         raise ValueError(

@@ -7,27 +7,31 @@ import torch
 from torch import Tensor, nn
 
 from fxcompress.channels.analysis import Analysis
-from fxcompress.channels.prepare import prepare
-from fxcompress.errors import ExampleInputError, StorageError
+from fxcompress.channels.prepare import prepare, prepare_pieces
+from fxcompress.errors import ExampleInputError, StorageError, TraceError
 from fxcompress.passes.readers import add_biases
 from fxcompress.passes.recut import ShapeError, recut
 from fxcompress.provenance import Provenance, attach
 from fxcompress.storage.file import SavedNetwork, read
+from fxcompress.trace.graph_forward import install
+from fxcompress.trace.inputs import ExampleInputs
+from fxcompress.trace.skeleton import skeleton
 from fxcompress.trace.traced import TracedModule
 from fxcompress.trace.weight_norm import with_plain_weights
 
 
-def load(path: str | os.PathLike[str], model: nn.Module, example_inputs: Any = None) -> TracedModule:  # noqa: ANN401
+def load(path: str | os.PathLike[str], model: nn.Module, example_inputs: Any = None) -> nn.Module:  # noqa: ANN401
     """Cut a freshly built original to the shape of a saved network, and fill in the saved values, bit for bit.
 
     Args:
         path: of a file that :func:`fxcompress.save` wrote.
         model: the original network, built by the same code as the one that was compressed; its values do not matter.
             It is left as it is.
-        example_inputs: only where the saved network took inputs that are no tensors.
+        example_inputs: only where the saved network took inputs that are no tensors, or is in pieces.
 
     Returns:
-        the network in evaluation mode, on the device of ``model``.
+        the network in evaluation mode, on the device of ``model``: a GraphModule or, where it was saved in pieces, a
+        module of the model's own class.
 
     Raises:
         StorageError: the file is no such file, is damaged, or does not fit ``model``.
@@ -36,16 +40,43 @@ def load(path: str | os.PathLike[str], model: nn.Module, example_inputs: Any = N
     saved, model = read(path), with_plain_weights(model)
     provenance = saved.provenance
     _check_shapes(model, provenance, path)
-    inputs = example_inputs if example_inputs is not None else _inputs(provenance, model)
     try:
-        result = _cut(prepare(model, inputs), provenance, path)
+        if provenance.pieces:
+            result = _in_pieces(model, example_inputs, provenance, path)
+        else:
+            inputs = example_inputs if example_inputs is not None else _inputs(provenance, model)
+            result = _cut(prepare(model, inputs), provenance, path)
     except ExampleInputError as error:
         raise StorageError(f"{path} does not fit the model: {error}") from error
-    for weight in provenance.biases:
-        add_biases(result, weight)
     _fill(result, saved, path)
-    attach(result, provenance)
     return result.eval()
+
+
+def _in_pieces(model: nn.Module, example_inputs: object, provenance: Provenance, path: object) -> nn.Module:
+    """A copy of a model without a graph as a whole, the pieces of which are cut as they were in the saved network."""
+    wanted = provenance.pieces.keys()
+    if example_inputs is None:
+        raise StorageError(
+            f"{path} holds a network in pieces ({', '.join(wanted)}), which are found by running the original: pass "
+            "example_inputs, those that it was compressed or pruned with"
+        )
+
+    def check(name: str, traced: TracedModule) -> None:
+        if name not in wanted:
+            raise TraceError("it is not saved as a piece")
+
+    why = TraceError(f"no piece of {path} was found in the model; pass the example inputs that it was made with")
+    _, analyses = prepare_pieces(model, ExampleInputs.of(example_inputs), why, check=check, layers=1)
+    missing = wanted - analyses.keys()
+    if missing:
+        raise StorageError(
+            f"{path} does not fit the model: {min(missing)} is a piece there, and none on these example inputs; pass "
+            "those that it was made with"
+        )
+    result = skeleton(model)
+    for name, analysis in analyses.items():
+        install(result.get_submodule(name), _cut(analysis, provenance.of_piece(name), path))
+    return result
 
 
 def _check_shapes(model: nn.Module, provenance: Provenance, path: object) -> None:
@@ -76,14 +107,18 @@ def _inputs(provenance: Provenance, model: nn.Module) -> Any:  # noqa: ANN401
 
 
 def _cut(analysis: Analysis, provenance: Provenance, path: object) -> TracedModule:
-    """Take out the branches and channels that the saved network lacks."""
+    """Take out the branches and channels that the saved network lacks, and add the biases that it has got."""
     try:
-        return recut(analysis, Provenance(provenance.shapes), provenance).module
+        result = recut(analysis, Provenance(provenance.shapes), provenance).module
     except ShapeError as error:
         raise StorageError(f"{path} does not fit the model: {error}") from error
+    for weight in provenance.biases:
+        add_biases(result, weight)
+    attach(result, provenance)
+    return result
 
 
-def _fill(module: TracedModule, saved: SavedNetwork, path: object) -> None:
+def _fill(module: nn.Module, saved: SavedNetwork, path: object) -> None:
     """Give the module the saved tensors, its own parameters and buffers from now on."""
     missing = set(module.state_dict()) ^ set(saved.tensors)
     if missing:

@@ -18,8 +18,9 @@ from fxcompress.passes.shrink import Narrow, check_narrow, shrink
 from fxcompress.progress import progress
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.pieces import Pieces
+from fxcompress.trace.skeleton import own_tensors
 from fxcompress.trace.weight_norm import has_weight_norm, plain_weights
-from fxcompress.training.compressed import CompressedModule
+from fxcompress.training.in_pieces import Compressed
 from fxcompress.training.optimizer import Replacement, check_optimizer, prepare_resize
 
 
@@ -97,11 +98,11 @@ def _prune(
 ) -> PruneResult:
     if fold:
         _check_fold(model, optimizer)
-    if narrow and isinstance(model, CompressedModule):
+    if narrow and isinstance(model, Compressed):
         raise UnsupportedModelError(
             "paths into sums are narrowed when the weights are fixed: call net.finalize(narrow=...), or prune without"
         )
-    if isinstance(model, CompressedModule):
+    if isinstance(model, Compressed):
         return _prune_compressed(model, optimizer)
     if optimizer is not None:
         _check_plain(model)
@@ -193,7 +194,7 @@ def _check_fold(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> No
             "fold=True changes the weights and biases that read a constant, and the state that the optimizer holds for "
             "them would no longer fit: prune with fold=True and without the optimizer, and make a new one after that"
         )
-    if isinstance(model, CompressedModule):
+    if isinstance(model, Compressed):
         raise UnsupportedModelError(
             "constants are folded when the weights are fixed: call net.finalize(), which does so, or prune without fold"
         )
@@ -207,42 +208,13 @@ def _check_plain(model: nn.Module) -> None:
         )
 
 
-def _prune_compressed(model: CompressedModule, optimizer: torch.optim.Optimizer | None) -> PruneResult:
+def _prune_compressed(model: Compressed, optimizer: torch.optim.Optimizer | None) -> PruneResult:
     if optimizer is not None:
         raise OptimizerError(
             "a network from compress() is pruned in place, together with its optimizer: call net.prune(optimizer)"
         )
     own = copy.deepcopy(model)
     return PruneResult(own, own.prune())
-
-
-def own_tensors(result: nn.Module, fresh: set[int]) -> dict[int, Tensor]:
-    """Give a result copies of the tensors that it shares with the original, in place.
-
-    Args:
-        result: of a rewrite.
-        fresh: ids of the tensors that it does not share.
-
-    Returns:
-        the copies by the id of the original.
-    """
-    copies: dict[int, Tensor] = {}
-    for module in result.modules():
-        for table in (module._parameters, module._buffers):
-            for name, tensor in table.items():
-                if tensor is not None and id(tensor) not in fresh:
-                    fresh.add(id(copies.setdefault(id(tensor), _copy(tensor))))
-                    table[name] = copies[id(tensor)]  # type: ignore[assignment]
-    return copies
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    data = tensor.detach().clone()
-    if not isinstance(tensor, nn.Parameter):
-        return data
-    new = nn.Parameter(data, requires_grad=tensor.requires_grad)
-    new.grad = None if tensor.grad is None else tensor.grad.clone()
-    return new
 
 
 def _replacements(

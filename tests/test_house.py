@@ -46,6 +46,7 @@ RANK = {layer: rank for rank, (layers, _) in enumerate(LAYERS) for layer in laye
 PUBLIC = [
     "ChannelGraph",
     "CompressedModule",
+    "CompressedPieces",
     "FxCompressError",
     "LatencyTable",
     "PrunePolicy",

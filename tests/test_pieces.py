@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -308,14 +309,35 @@ def test_a_model_without_a_piece(net: nn.Module, error: type[Exception]) -> None
     visit.check()
 
 
-def test_what_needs_the_whole_graph_says_so(tmp_path: Any) -> None:  # noqa: ANN401
-    net = reading()
-    with pytest.raises(TraceError, match=r"fxcompress\.prune works on the modules"):
-        fxc.compress(net, image())
+def test_what_needs_the_whole_graph_says_so() -> None:
     with pytest.raises(TraceError, match=r"ChannelGraph\.of_pieces"):
-        fxc.ChannelGraph.of(net, image())
-    with pytest.raises(StorageError, match="pruned in pieces"):
-        fxc.save(fxc.prune(net, image()).module, tmp_path / "net.fxc")
+        fxc.ChannelGraph.of(reading(), image())
+
+
+@pytest.mark.parametrize("fold", [False, True])
+def test_a_file_gives_the_pieces_back(tmp_path: Path, fold: bool) -> None:  # noqa: FBT001
+    net = reading()
+    make_dead(net, image())
+    pruned = fxc.prune(net, image(), fold=fold).module.eval()
+    fxc.save(pruned, tmp_path / "net.fxc")
+    loaded = fxc.load(tmp_path / "net.fxc", reading(), image())
+    assert isinstance(loaded, Reading)
+    assert difference(result_of(pruned, image(4)), result_of(loaded, image(4))) == 0
+    assert fxc.save(loaded, tmp_path / "again.fxc") == (tmp_path / "net.fxc").stat().st_size
+    with pytest.raises(StorageError, match=r"in pieces \(body, head\), .* pass example_inputs"):
+        fxc.load(tmp_path / "net.fxc", reading())
+    with pytest.raises(StorageError, match="head is a piece there, and none on these example inputs"):
+        fxc.load(tmp_path / "net.fxc", Bodies().double(), image())
+
+
+class Bodies(Reading):
+    """The same tensors, and a head that is not called."""
+
+    def __init__(self) -> None:
+        super().__init__(branch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return branch(self.body(x))
 
 
 def test_inspect_shows_each_piece(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from fxcompress.quantizer import Quantizer
 from fxcompress.training.compressed import CompressedModule
 from fxcompress.training.controller import ConstantGamma
 from fxcompress.training.distributed import wrappers_of
+from fxcompress.training.in_pieces import CompressedPieces
 from fxcompress.training.optimizer import check_optimizer
 from fxcompress.training.parallel import Processes
 from fxcompress.training.policy import PrunePolicy
@@ -54,7 +55,7 @@ class Pressure:
             scale: what the gradients are multiplied by at this time, by a gradient scaler.
         """
         self.last = self.gamma(progress, self._fraction(net))
-        bits = [p for p in net.liveness.bits if p.requires_grad]
+        bits = [p for p in net.fxc_bits if p.requires_grad]
         if not bits or self.last == 0:
             return
         with torch.enable_grad():
@@ -157,12 +158,12 @@ def compressed(net: object, where: str) -> CompressedModule:
     Raises:
         UnsupportedModelError: it is not the result of compress().
     """
-    if not isinstance(net, CompressedModule):
+    if not isinstance(net, CompressedModule | CompressedPieces):
         raise UnsupportedModelError(
             f"{where} is a {type(net).__name__}, not a network from fxcompress.compress(); compress it before the "
             "optimizer is built"
         )
-    return net
+    return cast("CompressedModule", net)  # what is called here, both have
 
 
 def optimizer_of(net: CompressedModule, optimizers: Iterable[Optimizer]) -> Optimizer:

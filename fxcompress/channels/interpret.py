@@ -23,6 +23,7 @@ from fxcompress.progress import stage
 from fxcompress.quantizer import Quantizer
 from fxcompress.trace.flat_weights import renew_weights
 from fxcompress.trace.inputs import ExampleInputs
+from fxcompress.trace.objects import restored
 from fxcompress.trace.places import line_of
 from fxcompress.trace.skeleton import shallow
 
@@ -154,7 +155,7 @@ class Interpreter:
                 args, kwargs = self._given(module, args, kwargs)
                 with whole(module):
                     return self._noisy(module, self._shadow(str(node.target), module)(*args, **kwargs))
-            if isinstance(node.target, type):  # a dataclass or the like, in which nothing finds its tensors again
+            if isinstance(node.target, type) or node.target is restored:  # in which nothing finds its tensors again
                 self._pin_output([args, kwargs])
             if node.op == "call_method":
                 return self._filled(node, getattr(args[0], str(node.target))(*args[1:], **kwargs))

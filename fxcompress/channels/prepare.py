@@ -1,5 +1,7 @@
 """From a model and what the user gave as inputs to a traced module and inputs that it runs on."""
 
+from collections.abc import Callable
+
 from torch import nn
 
 from fxcompress.channels.analysis import Analysis, analyse
@@ -51,22 +53,32 @@ def prepare(model: nn.Module, example_inputs: object = None) -> Analysis:
     return found[-1]
 
 
-def prepare_pieces(model: nn.Module, inputs: ExampleInputs, why: FxCompressError) -> tuple[Pieces, dict[str, Analysis]]:
+def prepare_pieces(
+    model: nn.Module,
+    inputs: ExampleInputs,
+    why: FxCompressError,
+    *,
+    check: Callable[[str, TracedModule], None] = lambda _path, _traced: None,
+    layers: int = 2,
+) -> tuple[Pieces, dict[str, Analysis]]:
     """Trace and analyse the pieces of a model that has no graph as a whole; the analyses by the names of the pieces.
 
     Args:
         model: any network.
         inputs: that it runs on.
         why: :func:`prepare` has failed.
+        check: raises an FxCompressError for what is no use as a piece, from its name and its graphs.
+        layers: that a piece must hold at least. Between two of them something can be removed.
 
     Raises:
         ExampleInputError: the model does not run on the inputs.
-        TraceError: no module of it that holds two layers can be traced and analysed.
+        TraceError: no module of it that holds so many layers can be traced and analysed.
     """
     analyses: dict[str, Analysis] = {}
 
     def accept(path: str, traced: TracedModule, call: ExampleInputs) -> None:
+        check(path, traced)
         analyses[path] = analyse(traced, call)
 
-    found = find_pieces(model, inputs, why, accept)
+    found = find_pieces(model, inputs, why, accept, layers=layers)
     return found, {piece.path: analyses[piece.path] for piece in found.pieces}

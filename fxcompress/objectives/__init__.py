@@ -12,7 +12,7 @@
 from fxcompress.objectives.collect import size_terms, starting_costs
 from fxcompress.objectives.formulas import OBJECTIVES, Objective, objective_of
 from fxcompress.objectives.latency import LatencyTable
-from fxcompress.objectives.terms import LayerUse, SizeTerms, Start
+from fxcompress.objectives.terms import LayerUse, SizeTerms, Start, joined_terms
 
 __all__ = [
     "OBJECTIVES",
@@ -21,6 +21,7 @@ __all__ = [
     "Objective",
     "SizeTerms",
     "Start",
+    "joined_terms",
     "objective_of",
     "size_terms",
     "starting_costs",

@@ -20,12 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fxcompress.channels.prepare import prepare
+from fxcompress.channels.analysis import Analysis
+from fxcompress.channels.prepare import NO_GRAPH, prepare, prepare_pieces
 from fxcompress.errors import StorageError
 from fxcompress.objectives.collect import EVALUATION
 from fxcompress.objectives.curves import Curve, widths_of
 from fxcompress.objectives.terms import LayerUse, SizeTerms
 from fxcompress.objectives.timing import Work, machine, measure, work_of
+from fxcompress.trace.inputs import ExampleInputs
 
 FORMAT = 1
 _DAMAGE = (KeyError, TypeError, ValueError, IndexError, AttributeError)
@@ -86,21 +88,23 @@ class LatencyTable:
             raise ValueError(f"widths={tuple(widths)} must be shares in (0, 1], at least one of them below 1")
         if repeats < 1:
             raise ValueError(f"repeats={repeats} must be at least 1")
-        analysis = prepare(model, example_inputs)
-        parameters = dict(analysis.module.named_parameters(remove_duplicate=False))
         works: dict[Work, int] = {}
         layers: dict[str, tuple[int, ...]] = {}
-        for sites in analysis.sites:
-            if sites.mode == EVALUATION and sites.weight_name in parameters:
-                work = work_of(sites, parameters[sites.weight_name].device)
-                place = works.setdefault(work, len(works))
-                layers[sites.weight_name] = (*layers.get(sites.weight_name, ()), place)
+        analyses = _analyses(model, example_inputs)
+        for path, analysis in analyses.items():
+            parameters = dict(analysis.module.named_parameters(remove_duplicate=False))
+            for sites in analysis.sites:
+                if sites.mode == EVALUATION and sites.weight_name in parameters:
+                    work = work_of(sites, parameters[sites.weight_name].device)
+                    name = f"{path}.{sites.weight_name}" if path else sites.weight_name
+                    layers[name] = (*layers.get(name, ()), works.setdefault(work, len(works)))
         grids = [(work, *widths_of(work.outputs, work.inputs, work.groups, shares)) for work in works]
         curves = tuple(
             Curve(outputs, inputs, work.groups, seconds)
             for (work, outputs, inputs), seconds in zip(grids, measure(grids, repeats, progress=progress), strict=True)
         )
-        return cls(curves, layers, machine(works) | {"inputs": str(analysis.inputs)})
+        inputs = "; ".join(f"{path}: {one.inputs}" if path else str(one.inputs) for path, one in analyses.items())
+        return cls(curves, layers, machine(works) | {"inputs": inputs})
 
     def seconds(self, layer: str, inputs: int, outputs: int) -> float:
         """The time of one layer, all of its uses together, interpolated between the widths that were measured.
@@ -198,3 +202,13 @@ class LatencyTable:
             seen[use.weight] += 1
             found.append((use, curve))
         return found
+
+
+def _analyses(model: nn.Module, example_inputs: object) -> dict[str, Analysis]:
+    """The analysis of a model or, where it has no graph as a whole, of its pieces by their paths."""
+    try:
+        return {"": prepare(model, example_inputs)}
+    except NO_GRAPH as error:
+        if example_inputs is None:
+            raise
+        return prepare_pieces(model, ExampleInputs.of(example_inputs), error, layers=1)[1]

@@ -1,6 +1,6 @@
 """The sums behind all objectives, as flat index arrays, so that a whole network takes a handful of kernels."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
@@ -128,3 +128,41 @@ class SizeTerms:
         read_alive = zero.index_add(0, self.cell_block, in_alive)
         read_bits = zero.index_add(0, self.cell_block, in_bits * self.cell_count)
         return (own * read_alive * self.out_bits(bits) + read * out_alive * read_bits).sum()
+
+
+def joined_terms(parts: Mapping[str, SizeTerms], rows: Sequence[int]) -> SizeTerms:
+    """The terms of several networks that are weighed as one.
+
+    Args:
+        parts: by the paths that the names of their weights go under.
+        rows: how many bit depths each part has; those of all parts stand one after the other.
+    """
+    row = block = cell = 0
+    moved: list[SizeTerms] = []
+    for (path, terms), count in zip(parts.items(), rows, strict=True):
+        moved.append(_moved(terms, f"{path}." if path else "", row, block, cell))
+        row, block, cell = row + count, block + terms.kernel.numel(), cell + terms.cell_block.numel()
+    names = [f.name for f in fields(SizeTerms) if isinstance(getattr(moved[0], f.name), Tensor)]
+    tensors: dict[str, Any] = {name: torch.cat([getattr(terms, name) for terms in moved]) for name in names}
+    starts = [terms.start for terms in moved]
+    start = Start(
+        macs=sum(one.macs for one in starts),
+        activations=sum(one.activations for one in starts),
+        uses=tuple(use for one in starts for use in one.uses),
+    )
+    uses = tuple(use for terms in moved for use in terms.uses)
+    return SizeTerms(**tensors, weights=sum(terms.weights for terms in moved), start=start, uses=uses)
+
+
+def _moved(terms: SizeTerms, prefix: str, row: int, block: int, cell: int) -> SizeTerms:
+    """Terms behind others, with so many rows, blocks and cells."""
+    start = replace(terms.start, uses=tuple(_named(use, prefix, block) for use in terms.start.uses))
+    return replace(
+        terms, rows=terms.rows + row, row_block=terms.row_block + block, cell_block=terms.cell_block + block,
+        feed_cell=terms.feed_cell + cell, feed_row=terms.feed_row + row, start=start,
+        uses=tuple(_named(use, prefix, block) for use in terms.uses),
+    )  # fmt: skip
+
+
+def _named(use: LayerUse, prefix: str, block: int) -> LayerUse:
+    return replace(use, weight=prefix + use.weight, blocks=(use.blocks[0] + block, use.blocks[1]))

@@ -103,6 +103,11 @@ def inject_quantizers(module: TracedModule, bits: float) -> dict[str, str]:
     return made
 
 
+def is_quantizable(module: TracedModule) -> bool:
+    """Whether :func:`inject_quantizers` would find a weight."""
+    return bool(_quantizable(module, [use for graph in module.graphs.values() for use in _uses(module, graph)]))
+
+
 def _add(module: TracedModule, weight: str, use: _Use, bits: float) -> str:
     groups = use.groups if use.transposed else 1
     parameter = module.get_parameter(weight)

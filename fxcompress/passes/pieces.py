@@ -57,7 +57,9 @@ def prune_pieces(
     for path, pruned in removals.items():
         if any(removal.modified for removal in pruned):
             install(module.get_submodule(path), pruned[-1].module)
-    return PrunedPieces(module, removals, _joined(pieces, module, reports))
+    sizes = (_size(pieces.model), _size(module))
+    report = joined_report(reports, sizes, pieces.outside[""], pieces.parameters_outside())
+    return PrunedPieces(module, removals, report)
 
 
 def _pruned(piece: Piece, analysis: Analysis, *, fold: bool, narrow: Narrow) -> tuple[tuple[Pruned, ...], PruneReport]:
@@ -66,8 +68,17 @@ def _pruned(piece: Piece, analysis: Analysis, *, fold: bool, narrow: Narrow) -> 
     return shrunk.removals, report
 
 
-def _joined(pieces: Pieces, module: nn.Module, reports: dict[str, PruneReport]) -> PruneReport:
-    """One report on all pieces, with the names of the model."""
+def joined_report(
+    reports: dict[str, PruneReport], parameters: tuple[int, int], why: str, outside: dict[str, str]
+) -> PruneReport:
+    """One report on all pieces of a model, with the names of the model.
+
+    Args:
+        reports: of each piece, by its name.
+        parameters: of the model, before and after.
+        why: the model has no graph as a whole.
+        outside: parameters that lie in no piece, with the reason.
+    """
     uncovered = tuple(
         replace(op, places=tuple(replace(place, node=f"{path}.{place.node}") for place in op.places))
         for path, report in reports.items()
@@ -77,7 +88,7 @@ def _joined(pieces: Pieces, module: nn.Module, reports: dict[str, PruneReport]) 
         removed=_prefixed(reports, lambda report: report.removed),
         branches=_named(reports, lambda report: report.branches),
         gone=_named(reports, lambda report: report.gone),
-        parameters=(_size(pieces.model), _size(module)),
+        parameters=parameters,
         kept=tuple(replace(kept, tensor=f"{path}.{kept.tensor}") for path, r in reports.items() for kept in r.kept),
         uncovered=uncovered,
         folded=_prefixed(reports, lambda report: report.folded),
@@ -90,8 +101,8 @@ def _joined(pieces: Pieces, module: nn.Module, reports: dict[str, PruneReport]) 
         ),
         left_wide=_prefixed(reports, lambda report: report.left_wide),
         pieces=tuple(reports),
-        why_pieces=pieces.outside[""],
-        outside=pieces.parameters_outside(),
+        why_pieces=why,
+        outside=outside,
     )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import fx
+from torch import nn
 
 from fxcompress.provenance import Grid, Provenance, provenance_of
 
@@ -25,7 +25,7 @@ class LayerWidth:
     bits: float
 
 
-def layer_widths(module: fx.GraphModule, order: Sequence[str] = ()) -> list[LayerWidth]:
+def layer_widths(module: nn.Module, order: Sequence[str] = ()) -> list[LayerWidth]:
     """The widths of all layers of a network from ``finalize()``.
 
     Args:
@@ -40,7 +40,7 @@ def layer_widths(module: fx.GraphModule, order: Sequence[str] = ()) -> list[Laye
     return [_width(module, name, provenance) for name in names]
 
 
-def _width(module: fx.GraphModule, name: str, provenance: Provenance) -> LayerWidth:
+def _width(module: nn.Module, name: str, provenance: Provenance) -> LayerWidth:
     grid = provenance.grids.get(name)
     row = grid.channel_dim if grid is not None else 0
     before = _channels(provenance.shapes[name], row)

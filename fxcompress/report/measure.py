@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -34,7 +34,7 @@ class Sizes:
     file: float
 
 
-def sizes(module: fx.GraphModule, file_bytes: int) -> Sizes:
+def sizes(module: nn.Module, file_bytes: int) -> Sizes:
     """The three sizes of a network from ``finalize()``.
 
     Args:
@@ -61,7 +61,7 @@ def _weights_of_a_channel(module: nn.Module, name: str, grid: Grid) -> float:
     return module.get_parameter(name).numel() / max(1, len(grid.bits))
 
 
-def quantized_weights(module: fx.GraphModule) -> int:
+def quantized_weights(module: nn.Module) -> int:
     """How many weights of a network from ``finalize()`` lie on a grid: those that are left of N."""
     provenance = provenance_of(module)
     names = provenance.grids if provenance is not None else ()

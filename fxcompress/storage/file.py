@@ -15,6 +15,7 @@ import math
 import os
 import zlib
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -22,10 +23,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from fxcompress.errors import StorageError
-from fxcompress.provenance import Grid, Narrowing, Provenance, provenance_of
+from fxcompress.provenance import Cuts, Grid, Inputs, Narrowing, PieceRecord, Provenance, provenance_of
 from fxcompress.storage.atomic import write_atomically
 from fxcompress.storage.packing import Coded, decode, encode, pack, packed_size, unpack
 
@@ -86,11 +87,6 @@ def save(module: nn.Module, path: str | os.PathLike[str]) -> int:
     (True, True)
     """
     _library()
-    if not isinstance(module, fx.GraphModule):
-        raise StorageError(
-            f"cannot save this {type(module).__name__}: it is no GraphModule, but a model that was pruned in pieces or "
-            "not at all; save its state_dict() with torch.save, and build it again by pruning the same original"
-        )
     provenance = provenance_of(module)
     if provenance is None:
         raise StorageError(
@@ -216,8 +212,16 @@ def _describe(state: dict[str, Tensor], provenance: Provenance, writer: _Writer)
             row.update(a=owner[name], g=int(name in provenance.grids))
     masked = [size for size, _ in masks]
     index = {"t": rows, "m": masked, "c": provenance.cuts, "w": provenance.weights, "i": provenance.inputs}
-    joins = [dataclasses.astuple(join) for join in provenance.joins]
-    return index | ({"b": provenance.biases} if provenance.biases else {}) | ({"j": joins} if joins else {})
+    more = {
+        "b": provenance.biases,
+        "j": _rows(provenance.joins),
+        "p": {path: [p.cuts, p.weights, p.inputs, _rows(p.joins)] for path, p in provenance.pieces.items()},
+    }
+    return index | {key: value for key, value in more.items() if value}
+
+
+def _rows(joins: Iterable[Narrowing]) -> list[tuple[Any, ...]]:
+    return [dataclasses.astuple(join) for join in joins]
 
 
 def _origin(name: str, provenance: Provenance, masks: dict[tuple[int, tuple[int, ...]], int]) -> _Json:
@@ -274,11 +278,27 @@ def _rebuild(reader: _Reader, length: int) -> SavedNetwork:
     reader.check_finished()
     tensors |= {name: tensors[row["a"]] for name, row in rows.items() if "a" in row}
     grids |= {name: grids[row["a"]] for name, row in rows.items() if row.get("a") in grids and row["g"]}
-    cuts = tuple((node, operand) for node, operand in index["c"])
-    inputs = tuple((name, tuple(shape), dtype) for name, shape, dtype in index.get("i", ()))
-    joins = tuple(Narrowing(*join) for join in index.get("j", ()))
-    provenance = Provenance(shapes, kept, cuts, grids, index["w"], inputs, tuple(index.get("b", ())), joins)
+    pieces = {
+        path: PieceRecord(_pairs(cuts), weights, _inputs(inputs), _joins(joins))
+        for path, (cuts, weights, inputs, joins) in index.get("p", {}).items()
+    }
+    provenance = Provenance(
+        shapes, kept, _pairs(index["c"]), grids, index["w"], _inputs(index.get("i", ())),
+        tuple(index.get("b", ())), _joins(index.get("j", ())), pieces,
+    )  # fmt: skip
     return SavedNetwork({name: tensors[name] for name in rows if name in tensors}, provenance)
+
+
+def _pairs(cuts: Iterable[list[str]]) -> Cuts:
+    return tuple((node, operand) for node, operand in cuts)
+
+
+def _inputs(rows: Iterable[list[Any]]) -> Inputs:
+    return tuple((name, tuple(shape), dtype) for name, shape, dtype in rows)
+
+
+def _joins(rows: Iterable[list[Any]]) -> tuple[Narrowing, ...]:
+    return tuple(Narrowing(*row) for row in rows)
 
 
 def _mask(reader: _Reader, size: int) -> tuple[int, ...]:

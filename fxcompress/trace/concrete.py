@@ -23,6 +23,7 @@ from fxcompress.trace.arguments import Arguments
 from fxcompress.trace.fakes import Fakes
 from fxcompress.trace.flat_weights import renew_weights
 from fxcompress.trace.inputs import ExampleInputs
+from fxcompress.trace.objects import objects_in
 from fxcompress.trace.places import place_of
 from fxcompress.trace.recorder import Recorder
 from fxcompress.trace.skeleton import skeleton
@@ -136,12 +137,13 @@ class _Run:
                 fakes = replace(self.fakes.from_tensor, (inputs.args, inputs.kwargs))
             given = Arguments(signature, ExampleInputs(*fakes), self.writer, self.recorder)
             state = State(self.model)
+            held = objects_in([*given.args, given.kwargs, *(vars(module) for module in self.model.modules())])
             with watch(self.recorder, self.model, self.is_leaf, self.readers, open_wrapped=self.open_wrapped):
                 result = self.model(*given.args, **given.kwargs)
             changed = state.changed()
             if self.recorder.refusal is not None:  # the model has caught it, and gone another way
                 raise self.recorder.refusal
-            self.writer.graph.output(self.writer.written(result))
+            self.writer.graph.output(self.writer.result_of(result, held))
         _tidy(self.writer.graph)
         return changed
 

@@ -27,9 +27,9 @@ def code_around(modules: Iterable[nn.Module]) -> frozenset[FunctionType]:
 
 
 def methods(kind: type) -> Iterator[tuple[str, FunctionType]]:
-    """All functions of a class and of its bases, by name; not those of torch."""
+    """All functions of a class and of its bases, by name; not those of torch, and none of ours."""
     for base in kind.__mro__:
-        if base.__module__.split(".")[0] in {"torch", "builtins"}:
+        if base.__module__.split(".")[0] in {"torch", "builtins", "fxcompress"}:
             continue
         for name, value in vars(base).items():
             yield from ((name, function) for function in _functions(value))

@@ -4,11 +4,12 @@ A piece of a model that cannot be traced as a whole must go on being what the co
 with the same methods. Only ``forward`` is another, that of the rewritten graphs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import fx, nn
 
+from fxcompress.trace.names import any_names
 from fxcompress.trace.skeleton import skeleton
 from fxcompress.trace.traced import TracedModule, copy_graph
 
@@ -25,10 +26,12 @@ class GraphForward(nn.Module):
 
     Attributes:
         fxc_graphs: the graphs of evaluation and, where that differs, of training.
+        fxc_meta: what was the ``meta`` of the module with these graphs.
         mode_readers: see :class:`fxcompress.trace.traced.TracedModule`.
     """
 
     fxc_graphs: tuple[fx.Graph, fx.Graph | None]
+    fxc_meta: Mapping[str, Any]
     mode_readers: tuple[str, ...]
 
 
@@ -52,6 +55,7 @@ def install(module: nn.Module, traced: TracedModule) -> None:
     members = {
         "forward": forward,
         "fxc_graphs": (traced.graph, traced.train_graph),
+        "fxc_meta": dict(traced.meta),
         "mode_readers": traced.mode_readers,
         "__module__": own.__module__,
         "__qualname__": own.__qualname__,
@@ -77,11 +81,13 @@ def traced_of(module: nn.Module) -> TracedModule:
         own_class(module).__name__,
     )
     traced.mode_readers = module.mode_readers
+    traced.meta = dict(module.fxc_meta)
     return traced
 
 
 def _compiled(traced: TracedModule, graph: fx.Graph) -> Callable[..., Any]:
-    forward: Callable[..., Any] = type(fx.GraphModule(traced, copy_graph(graph))).forward
+    with any_names():
+        forward: Callable[..., Any] = type(fx.GraphModule(traced, copy_graph(graph))).forward
     return forward
 
 

@@ -27,6 +27,7 @@ from fxcompress.trace.trees import replace
 from fxcompress.trace.weight_norm import with_plain_weights
 
 _NO_WORK = "nothing lies between two of its layers"
+_NO_LAYER = "it holds no layer with a weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ class Pieces:
     def _reason(self, name: str) -> str:
         """Why the module of a parameter is no piece; of the last ones that hold two layers, if any does."""
         owner = name.rpartition(".")[0]
-        while owner and self.outside.get(owner, _NO_WORK) == _NO_WORK:
+        while owner and self.outside.get(owner, _NO_WORK) in {_NO_WORK, _NO_LAYER}:
             owner = owner.rpartition(".")[0]
         return self.outside[owner] if owner or "." not in name else _NO_WORK
 
@@ -75,7 +76,9 @@ Accept = Callable[[str, TracedModule, ExampleInputs], None]
 """Raises an FxCompressError where a module that was traced is no good as a piece; told its name and a call as well."""
 
 
-def find_pieces(model: nn.Module, inputs: ExampleInputs, why: FxCompressError, accept: Accept) -> Pieces:
+def find_pieces(
+    model: nn.Module, inputs: ExampleInputs, why: FxCompressError, accept: Accept, *, layers: int = 2
+) -> Pieces:
     """Find the outermost modules of ``model`` that can be traced; the model is left as it is.
 
     Args:
@@ -83,10 +86,11 @@ def find_pieces(model: nn.Module, inputs: ExampleInputs, why: FxCompressError, a
         inputs: the model runs on them once or twice, with values. Some module must be called.
         why: it cannot be traced.
         accept: see :data:`Accept`.
+        layers: that a piece must hold at least.
 
     Raises:
         ExampleInputError: the model does not run on the inputs.
-        TraceError: it has no piece with two layers in it; of the class of ``why``.
+        TraceError: it has no piece with so many layers in it; of the class of ``why``.
     """
     given, model = model, with_plain_weights(model)
     try:
@@ -95,11 +99,16 @@ def find_pieces(model: nn.Module, inputs: ExampleInputs, why: FxCompressError, a
         if model is given:
             raise
         raise why from error  # perhaps its code reads the lengths or directions of weight norm
-    search = _Search(own_buffers(model), seen, _short(why), accept)
+    search = _Search(own_buffers(model), seen, _short(why), accept, layers)
     search.go()
     if not search.pieces:
-        reasons = [f"  {path}: {reason}" for path, reason in search.outside.items() if path and reason != _NO_WORK]
-        more = "\n".join(reasons[:6]) or "  no module of it holds two layers with weights"
+        reasons = [
+            f"  {path}: {reason}" for path, reason in search.outside.items() if path and reason != search.no_work
+        ]
+        more = (
+            "\n".join(reasons[:6])
+            or f"  no module of it holds {'two layers with weights' if layers > 1 else 'a layer'}"
+        )
         raise type(why)(f"{why}\nNor can any module of it be traced on its own:\n{more}") from why
     return Pieces(model, tuple(search.pieces.values()), search.outside)
 
@@ -107,8 +116,10 @@ def find_pieces(model: nn.Module, inputs: ExampleInputs, why: FxCompressError, a
 class _Search:
     """Looks for pieces, from the top down."""
 
-    def __init__(self, model: nn.Module, seen: Seen, why: str, accept: Accept) -> None:
+    def __init__(self, model: nn.Module, seen: Seen, why: str, accept: Accept, layers: int) -> None:
         self.model = model
+        self.layers = layers
+        self.no_work = _NO_WORK if layers > 1 else _NO_LAYER
         self.seen = seen
         self.accept = accept
         self.names = tensor_names(model)
@@ -138,8 +149,8 @@ class _Search:
                 self._visit(f"{path}.{name}" if path else name, child)
 
     def _visit(self, path: str, module: nn.Module) -> None:
-        if sum(p.ndim > 1 for p in module.parameters()) < 2:
-            self.outside[path] = _NO_WORK
+        if sum(p.ndim > 1 for p in module.parameters()) < self.layers:
+            self.outside[path] = self.no_work
             return
         reason = self._refusal(path, module)
         if reason is None:

@@ -103,3 +103,32 @@ def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:
         yield from (b for b in child._buffers.values() if b is not None)
         yield from (v for v in child.__dict__.values() if isinstance(v, torch.Tensor))
         yield from (w for w in child.__dict__.get("_flat_weights", ()) if w is not None)  # of a recurrent module
+
+
+def own_tensors(result: nn.Module, fresh: set[int]) -> dict[int, torch.Tensor]:
+    """Give a module copies of the tensors that it shares with the original, in place.
+
+    Args:
+        result: a skeleton, or what a rewrite made of one.
+        fresh: ids of the tensors that it does not share.
+
+    Returns:
+        the copies by the id of the original.
+    """
+    copies: dict[int, torch.Tensor] = {}
+    for module in result.modules():
+        for table in (module._parameters, module._buffers):
+            for name, tensor in table.items():
+                if tensor is not None and id(tensor) not in fresh:
+                    fresh.add(id(copies.setdefault(id(tensor), _copy(tensor))))
+                    table[name] = copies[id(tensor)]  # type: ignore[assignment]
+    return copies
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    data = tensor.detach().clone()
+    if not isinstance(tensor, nn.Parameter):
+        return data
+    new = nn.Parameter(data, requires_grad=tensor.requires_grad)
+    new.grad = None if tensor.grad is None else tensor.grad.clone()
+    return new

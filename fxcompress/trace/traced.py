@@ -7,6 +7,7 @@ from typing import Any
 from torch import fx, nn
 
 from fxcompress.errors import TraceError
+from fxcompress.trace.names import any_names
 from fxcompress.trace.skeleton import POSTPONE
 from fxcompress.trace.weight_norm import pass_on_hooks
 
@@ -66,10 +67,12 @@ class TracedModule(fx.GraphModule):
 
     def recompile(self) -> Any:  # noqa: ANN401 - PythonCode is not public
         """Compile both graphs; ``forward`` takes the one of the module's mode."""
-        code = super().recompile()
+        with any_names():
+            code = super().recompile()
         if self.train_graph is not None:
             evaluate = type(self).forward
-            train = type(fx.GraphModule(self, self.train_graph)).forward
+            with any_names():
+                train = type(fx.GraphModule(self, self.train_graph)).forward
             # Not the module that it was compiled in, which holds copies: passes add children that it would not have.
             self.train_graph.owning_module = self
 

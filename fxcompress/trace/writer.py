@@ -9,6 +9,7 @@ from torch import Tensor, fx
 
 from fxcompress.errors import TraceError
 from fxcompress.trace.guards import check, is_check, is_plain
+from fxcompress.trace.objects import attributes_of, class_itself, restored
 from fxcompress.trace.places import place, stack_trace
 from fxcompress.trace.sizes import Number, Recipe
 from fxcompress.trace.trees import fields_of, rebuild
@@ -82,8 +83,26 @@ class Writer:
         if parts is not None:
             return self.node("call_function", *parts)
         raise TraceError(
-            f"a {type(leaf).__name__}{place()} goes into a call or into the result; a graph cannot hold it"
+            f"a {type(leaf).__name__}{place()} goes into a call or into the result; a graph cannot hold it\n"
+            "  leave it out where the model has an option for that, such as use_cache=False for the caches of Hugging "
+            "Face's models"
         )
+
+    def result_of(self, tree: Any, held: set[int]) -> Any:  # noqa: ANN401
+        """The result of the model as it stands in the graph; objects that the model has made are made again.
+
+        Args:
+            tree: the result.
+            held: ids of the objects that were there before the model ran, and must stay the same ones.
+
+        Raises:
+            TraceError: something in it cannot be written into a graph.
+        """
+        return rebuild(_Results(self, held), tree)
+
+    def has_node(self, thing: object) -> bool:
+        """Whether something is a node, or the result of one."""
+        return isinstance(thing, fx.Node) or id(thing) in self._nodes
 
     def bind(self, thing: object, node: fx.Node) -> None:
         """Tell that a tensor or device is the result of ``node``."""
@@ -157,6 +176,34 @@ class Writer:
             raise TraceError(f"it reads a {type(outcome).__name__} off a tensor{place()}, which a graph cannot check")
         sizes = tuple(self.made(size) for size in recipe.sizes)
         self.node("call_function", check, (self.made(recipe), outcome, sizes, place()))
+
+
+class _Results:
+    """Writes what is in a result."""
+
+    def __init__(self, writer: Writer, held: set[int]) -> None:
+        self.writer = writer
+        self.held = held
+        self.made: dict[int, fx.Node] = {}
+        self.begun: set[int] = set()
+
+    def __call__(self, leaf: Any) -> Any:  # noqa: ANN401
+        parts = fields_of(leaf)
+        if parts is not None:
+            kind, args, kwargs = parts
+            return self.writer.node("call_function", kind, rebuild(self, args), rebuild(self, kwargs))
+        if isinstance(leaf, Tensor | Number) or is_plain(leaf) or id(leaf) in self.held or self.writer.has_node(leaf):
+            return self.writer.written(leaf)
+        if isinstance(leaf, type):
+            return self.writer.node("call_function", class_itself(leaf))
+        attributes = attributes_of(leaf)
+        if attributes is None or id(leaf) in self.begun - self.made.keys():  # a container of its own, or in itself
+            return self.writer.written(leaf)
+        if id(leaf) not in self.made:
+            self.begun.add(id(leaf))
+            state = rebuild(self, attributes)
+            self.made[id(leaf)] = self.writer.node("call_function", restored, (self(type(leaf)), state))
+        return self.made[id(leaf)]
 
 
 def _is_real(tensor: Tensor) -> bool:

@@ -5,15 +5,18 @@ Its entries are averaged one by one, so those of the channels that stay do not d
 """
 
 from collections.abc import Iterable
+from typing import TypeVar, cast
 
 from torch import nn
 
 from fxcompress.errors import AverageError
 from fxcompress.provenance import Provenance, provenance_of
-from fxcompress.training.sized import SizedModule
+from fxcompress.training.network import SizedNetwork
+
+_N = TypeVar("_N", bound=SizedNetwork)
 
 
-def copies_of(net: SizedModule, averages: Iterable[nn.Module]) -> list[SizedModule]:
+def copies_of(net: _N, averages: Iterable[nn.Module]) -> list[_N]:
     """The copy of ``net`` that each average is, or holds.
 
     Raises:
@@ -34,12 +37,11 @@ def copies_of(net: SizedModule, averages: Iterable[nn.Module]) -> list[SizedModu
                 f"averages[{number}] cannot follow the network: {difference}; make it of the network after compress(), "
                 "and pass it to each prune(optimizer, averages=[...]) from then on"
             )
-    return copies
+    return cast("list[_N]", copies)  # of the same graphs
 
 
-def _copy_in(average: object) -> SizedModule:
-    modules = average.modules() if isinstance(average, nn.Module) else ()
-    found = [module for module in modules if isinstance(module, SizedModule)]
+def _copy_in(average: object) -> SizedNetwork:
+    found = _networks_in(average) if isinstance(average, nn.Module) else []
     if len(found) != 1:
         what = f"holds {len(found)} compressed networks" if found else "holds no compressed network"
         raise AverageError(
@@ -49,7 +51,14 @@ def _copy_in(average: object) -> SizedModule:
     return found[0]
 
 
-def _difference(net: SizedModule, copy: SizedModule) -> str:
+def _networks_in(module: nn.Module) -> list[SizedNetwork]:
+    """Those that lie in no other one; the pieces of a network lie in it."""
+    found = {id(m): m for m in module.modules() if isinstance(m, SizedNetwork)}
+    inner = {id(part) for net in found.values() for part in net.modules() if part is not net}
+    return [net for key, net in found.items() if key not in inner]
+
+
+def _difference(net: SizedNetwork, copy: SizedNetwork) -> str:
     if _lost(net) != _lost(copy):
         return "it has not lost what the network has lost"
     for kind, own, other in (
@@ -64,10 +73,15 @@ def _difference(net: SizedModule, copy: SizedModule) -> str:
     return "" if _nodes(net) == _nodes(copy) else "it has another graph"
 
 
-def _lost(net: SizedModule) -> object:
+def _lost(net: SizedNetwork) -> object:
     provenance = provenance_of(net) or Provenance({})
-    return provenance.kept, provenance.cuts
+    return (
+        provenance.kept,
+        provenance.cuts,
+        {path: piece.cuts for path, piece in provenance.pieces.items() if piece.cuts},
+    )
 
 
-def _nodes(net: SizedModule) -> list[tuple[str, str, str, str]]:
-    return [(mode, n.op, n.name, str(n.target)) for mode, graph in net.graphs.items() for n in graph.nodes]
+def _nodes(net: SizedNetwork) -> list[tuple[str, str, str, str, str]]:
+    graphs = [(path, mode, graph) for path, part in net.fxc_parts().items() for mode, graph in part.graphs.items()]
+    return [(path, mode, n.op, n.name, str(n.target)) for path, mode, graph in graphs for n in graph.nodes]

@@ -17,16 +17,17 @@ from fxcompress.passes.history import extended
 from fxcompress.passes.prune_report import PruneReport
 from fxcompress.passes.shrink import Narrow, check_narrow, shrink
 from fxcompress.provenance import Provenance, attach, provenance_of
-from fxcompress.quantizer import Quantizer, compile_quantizers
+from fxcompress.quantizer import Quantizer
 from fxcompress.trace.traced import TracedModule
 from fxcompress.training.agreement import agreed
 from fxcompress.training.census import free_entries
 from fxcompress.training.distributed import check_wrapper, rebuild, refuse_sharded, wrappers_of
 from fxcompress.training.liveness import Liveness
+from fxcompress.training.network import Settings
 from fxcompress.training.record import encode
 from fxcompress.training.removal import Removal, plan_removal
 from fxcompress.training.restore import Recut, plan_load
-from fxcompress.training.sized import LIVENESS, Settings, SizedModule
+from fxcompress.training.sized import LIVENESS, SizedModule
 from fxcompress.training.takeover import take_over
 
 
@@ -89,44 +90,6 @@ class CompressedModule(SizedModule):
             recut.commit()
         self.refresh()
         super()._load_from_state_dict(state_dict, prefix, *rest)
-
-    def param_groups(
-        self,
-        lr: float = 1e-3,
-        *,
-        weight_decay: float = 0.0,
-        bits_lr: float = 0.5,
-        bits_eps: float = 1e-3,
-        **options: Any,  # noqa: ANN401
-    ) -> list[dict[str, Any]]:
-        """Parameter groups for an optimizer of the Adam family, with the paper's setting for bits and exponents.
-
-        Args:
-            lr: of weights, biases and norms.
-            weight_decay: of weights alone.
-            bits_lr: of bits and exponents.
-            bits_eps: the same. The large eps matters: it makes their step proportional to their
-                gradient, so that layers shrink by what they cost, not all at the same speed.
-            options: further entries of the first two groups, such as ``eps``.
-        """
-        quantizers = [p for q in self._quantizers().values() for p in (q.bits, q.exponent)]
-        special = {id(p) for p in quantizers}
-        others = [p for p in self.parameters() if id(p) not in special and p.requires_grad]
-        weights = [p for p in others if p.ndim > 1]
-        rest = [p for p in others if p.ndim <= 1]
-        groups: list[dict[str, Any]] = [
-            {"params": weights, "lr": lr, "weight_decay": weight_decay, **options, "name": "weights"},
-            {"params": rest, "lr": lr, "weight_decay": 0.0, **options, "name": "biases and norms"},
-            {"params": quantizers, "lr": bits_lr, "eps": bits_eps, "weight_decay": 0.0, "name": "bits"},
-        ]
-        return [group for group in groups if group["params"] or group["name"] in self.settings.groups]
-
-    def compile_quantizers(self, **options: Any) -> None:  # noqa: ANN401
-        """Compile the quantizers alone: see :func:`fxcompress.quantizer.compile_quantizers`.
-
-        ``torch.compile(net)`` compiles all of the network instead, and anew after each removal.
-        """
-        compile_quantizers(self, **options)
 
     def step(self) -> None:
         """To be called after each ``optimizer.step()``.
@@ -216,12 +179,21 @@ class CompressedModule(SizedModule):
 
 def new_compressed(traced: TracedModule, settings: Settings) -> CompressedModule:
     """A CompressedModule from a traced module with quantizers, whose tensors it takes over."""
+    check_quantizers(traced)
+    result = CompressedModule(traced, traced.graph, traced.train_graph, type(traced).__name__)
+    result.meta = dict(traced.meta)
+    result.start(settings)
+    return result
+
+
+def check_quantizers(traced: TracedModule) -> None:
+    """Check that a traced module has a quantizer.
+
+    Raises:
+        UnsupportedModelError: it has none.
+    """
     if not any(isinstance(module, Quantizer) for module in traced.modules()):
         raise UnsupportedModelError(
             f"{type(traced).__name__} has no weight to quantize: no convolution or linear layer with a trainable "
             "weight that nothing else reads; unfreeze its weights first"
         )
-    result = CompressedModule(traced, traced.graph, traced.train_graph, type(traced).__name__)
-    result.meta = dict(traced.meta)
-    result.start(settings)
-    return result

@@ -12,12 +12,11 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from fxcompress.passes.prune_report import PruneReport
-from fxcompress.trace.traced import TracedModule
-from fxcompress.training.compressed import CompressedModule
 from fxcompress.training.controller import ConstantGamma, TargetSize
 from fxcompress.training.display import Display
 from fxcompress.training.guard import Guard
 from fxcompress.training.history import EpochRecord
+from fxcompress.training.in_pieces import Compressed
 from fxcompress.training.interrupt import Interrupt, StepDone, TrainingInterrupted
 from fxcompress.training.parallel import Processes
 from fxcompress.training.policy import PrunePolicy, prune_policy
@@ -30,14 +29,15 @@ class FitResult:
     """The result of :func:`fxcompress.fit`.
 
     Attributes:
-        module: the finalized network, an ordinary GraphModule in evaluation mode.
+        module: the finalized network in evaluation mode: an ordinary GraphModule or, where the model was compressed in
+            pieces, a module of its own class.
         net: the network that was trained, with its quantizers.
         history: one record for each epoch.
         reports: what each pruning removed.
     """
 
-    module: TracedModule
-    net: CompressedModule
+    module: nn.Module
+    net: Compressed
     history: list[EpochRecord] = field(default_factory=list)
     reports: list[PruneReport] = field(default_factory=list)
 
@@ -57,7 +57,7 @@ def cosine(optimizer: Optimizer, steps: int, warmup: int = 0) -> Scheduler:
 
 
 def train(
-    net: CompressedModule,
+    net: Compressed,
     loader: Iterable[Any],
     loss_fn: Loss,
     *,

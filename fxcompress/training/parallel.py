@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fxcompress.training.agreement import check_same
 from fxcompress.training.compressed import CompressedModule
 from fxcompress.training.distributed import refuse_sharded, wrappers_of
+from fxcompress.training.in_pieces import Compressed
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +24,11 @@ class Processes:
         wrapper: averages gradients over the processes; None in a single one.
     """
 
-    net: CompressedModule
+    net: Compressed
     wrapper: DistributedDataParallel | None = None
 
     @classmethod
-    def around(cls, net: CompressedModule, steps: int) -> "Processes":
+    def around(cls, net: Compressed, steps: int) -> "Processes":
         """All processes of the default group; those of the wrapper where the network is wrapped already.
 
         Raises:
@@ -79,12 +80,17 @@ class Processes:
             sampler.set_epoch(epoch)
 
 
-def _wrapped(net: CompressedModule) -> DistributedDataParallel:
+def _wrapped(net: Compressed) -> DistributedDataParallel:
     device = next(net.parameters()).device
-    trails = net.liveness.census.analysis.trails.values()
-    read = {name for trail in trails for name in trail.parameters}
-    idle = any(p.requires_grad and name not in read for name, p in net.named_parameters())
+    idle = not isinstance(net, CompressedModule) or _is_idle(net)
     devices = None if device.type == "cpu" else [device]
     wrapper = DistributedDataParallel(net, device_ids=devices, find_unused_parameters=idle)
     net.refresh()  # it has taken over the tensors of the first process
     return wrapper
+
+
+def _is_idle(net: CompressedModule) -> bool:
+    """Whether some trained parameter is not read."""
+    trails = net.liveness.census.analysis.trails.values()
+    read = {name for trail in trails for name in trail.parameters}
+    return any(p.requires_grad and name not in read for name, p in net.named_parameters())

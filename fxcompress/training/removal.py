@@ -61,7 +61,7 @@ def plan_removal(net: SizedModule, optimizers: Sequence[Optimizer], averages: It
     pruned = prune_channels(net, inputs, lambda _, trail: seeds(trail, zeros), modes=(True,), analysis=analysis)
     _check_forward(net, pruned)
     report = make_report(net, pruned, explain=False)
-    changes = _replacements(net, pruned) if pruned.modified else []
+    changes = replacements(net, pruned) if pruned.modified else []
     prepared = [prepare_resize(optimizer, changes) for optimizer in optimizers if pruned.modified]
     followed = [(other, repeat_removal(other, pruned)) for other in copies if pruned.modified]
     return Removal(pruned, report, prepared, followed, _fingerprint(net, zeros, pruned, optimizers))
@@ -81,7 +81,8 @@ def _sources(module: TracedModule) -> list[str]:
     return [graph.python_code("self").src for graph in module.graphs.values()]
 
 
-def _replacements(before: TracedModule, pruned: Pruned) -> list[Replacement]:
+def replacements(before: TracedModule, pruned: Pruned) -> list[Replacement]:
+    """What takes the place of each parameter that changes or goes."""
     parameters = dict(before.named_parameters())
     changes: dict[int, Replacement] = {}
     for cut in pruned.cuts.values():

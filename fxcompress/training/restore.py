@@ -128,14 +128,12 @@ def _check_state(net: nn.Module, plan: Recut | None, state: Mapping[str, Any], *
     if strict:
         for what, names in (("lacks", own.keys() - given.keys()), ("has too much:", given.keys() - own.keys())):
             if names:
-                raise CheckpointError(f"the state_dict does not fit {kind}: it {what} {_listed(names)}")
+                raise CheckpointError(f"the state_dict does not fit {kind}: it {what} {listed(names)}")
     shapes = [(n, tuple(value.shape), own[n]) for n, value in given.items() if n in own and torch.is_tensor(value)]
     wrong = [f"{name} is {found}, not {expected}" for name, found, expected in shapes if found != expected]
     if wrong:
         remedy = f"; it has no {RECORD}, which tells what was cut: save net.state_dict() whole"
-        raise CheckpointError(
-            f"the state_dict does not fit {kind}: {_listed(wrong)}{'' if RECORD in state else remedy}"
-        )
+        raise CheckpointError(f"the state_dict does not fit {kind}: {listed(wrong)}{'' if RECORD in state else remedy}")
 
 
 def _expected(module: nn.Module, gone: Collection[str]) -> dict[str, tuple[int, ...]]:
@@ -153,7 +151,8 @@ def _expected(module: nn.Module, gone: Collection[str]) -> dict[str, tuple[int, 
     return expected
 
 
-def _listed(names: Iterable[str]) -> str:
+def listed(names: Iterable[str]) -> str:
+    """Some names, for a message; the first few of many."""
     ordered = sorted(names)
     more = f" and {len(ordered) - _SHOWN} more" if len(ordered) > _SHOWN else ""
     return ", ".join(ordered[:_SHOWN]) + more

@@ -11,9 +11,10 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from fxcompress.passes.prune_report import PruneReport
-from fxcompress.training.compressed import CompressedModule
+from fxcompress.trace.trees import replace
 from fxcompress.training.controller import ConstantGamma
 from fxcompress.training.guard import Guard
+from fxcompress.training.in_pieces import Compressed
 from fxcompress.training.interrupt import Interrupt, StepDone
 from fxcompress.training.policy import PrunePolicy
 
@@ -88,7 +89,7 @@ class Trainer:
 
     def remove(self) -> None:
         """Remove what is dead now."""
-        assert isinstance(self.net, CompressedModule)
+        assert isinstance(self.net, Compressed)
         report = self.net.prune(self.optimizer, averages=[] if self.average is None else [self.average])
         self.reports += [report] if report.modified else []
 
@@ -96,7 +97,7 @@ class Trainer:
         module = self.net if self.module is None else self.module
         task = self.loss(module(*inputs), target)
         self.optimizer.zero_grad(set_to_none=True)
-        if isinstance(self.net, CompressedModule):
+        if isinstance(self.net, Compressed):
             self.last_gamma = self._pressure(self.net)
             (task + self.last_gamma * self.net.size()).backward()
         else:
@@ -106,7 +107,7 @@ class Trainer:
         self.done += 1
         if self.guard.watches_loss:
             self.guard.see_loss(self.mean(float(task.detach())))
-        if isinstance(self.net, CompressedModule):
+        if isinstance(self.net, Compressed):
             self.net.step()
             if self.average is not None:
                 self.average.update_parameters(self.net)
@@ -114,7 +115,7 @@ class Trainer:
                 self.remove()
         return task.detach()
 
-    def _pressure(self, net: CompressedModule) -> float:
+    def _pressure(self, net: Compressed) -> float:
         if self.guard.holds:
             return 0.0
         # The size is on the device: to ask for it where the pressure is constant would wait for nothing.
@@ -129,5 +130,5 @@ def _batch(batch: Any, device: torch.device) -> tuple[tuple[Any, ...], Any]:  # 
             f"a batch must be a tuple (input, ..., target), got {type(batch).__name__}; "
             "write the loop by hand for other batches (see the README)"
         )
-    items = [item.to(device, non_blocking=True) if isinstance(item, Tensor) else item for item in batch]
+    items = replace(lambda tensor: tensor.to(device, non_blocking=True), list(batch))
     return tuple(items[:-1]), items[-1]

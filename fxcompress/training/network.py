@@ -1,0 +1,216 @@
+"""What every network in training offers, whether it has one graph or is in pieces: its sizes and parameter groups."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from fxcompress.objectives import Objective, SizeTerms, Start, joined_terms, objective_of
+from fxcompress.quantizer import Quantizer, compile_quantizers, storage_bits
+from fxcompress.trace.inputs import ExampleInputs
+
+_JOINED = "_fxc_joined"
+
+
+@dataclass(slots=True)
+class Settings:
+    """How a network compresses itself.
+
+    Attributes:
+        inputs: that it runs on.
+        objective: what :meth:`SizedNetwork.size` counts.
+        bias_shrink: what each step takes off the bias of a channel without bits.
+        death_limit: share of the starting channels that may lose their last bit in one step.
+        channels: how many channels there were at the start.
+        groups: names of the parameter groups that there were at the start. One that has lost all of its parameters
+            stays, as it does in an optimizer, so that the optimizer's checkpoint fits one that is built later.
+        start_costs: what the starting network costs, which objectives are stated over.
+    """
+
+    inputs: ExampleInputs
+    objective: str | Objective
+    bias_shrink: float
+    death_limit: float = 1.0
+    channels: int = 0
+    groups: tuple[str, ...] = ()
+    start_costs: Start = field(default_factory=Start)
+
+    @property
+    def deaths(self) -> int:
+        """How many channels may lose their last bit in one step."""
+        return max(1, int(self.death_limit * self.channels))
+
+
+class Part(Protocol):
+    """A network with one graph, as a part of what is weighed."""
+
+    @property
+    def weights(self) -> int:
+        """N of the paper."""
+        ...
+
+    @property
+    def fxc_bits(self) -> list[Tensor]:
+        """All bit depths that something reads; (O,) each."""
+        ...
+
+    def fxc_alive(self) -> np.ndarray:
+        """Of all bits one after the other, which belong to channels that could not be removed at once; bool (R,)."""
+        ...
+
+    def fxc_terms(self, bits: Tensor) -> SizeTerms:
+        """What objectives are made of; the same object until a channel dies."""
+        ...
+
+    def fxc_present(self) -> int:
+        """The quantized weights that have not been removed yet."""
+        ...
+
+    @property
+    def graphs(self) -> dict[str, fx.Graph]:
+        """Its graph of each mode."""
+        ...
+
+
+class SizedNetwork(nn.Module):
+    """A network with quantizers, whose sizes are known.
+
+    What is not for users is named ``fxc_...``: a plain name would hide a child module of that name.
+
+    Attributes:
+        settings: how it compresses itself.
+    """
+
+    settings: Settings
+
+    def fxc_parts(self) -> Mapping[str, Part]:
+        """The graphs that it is made of, by their paths; itself alone, where it has one graph."""
+        raise NotImplementedError
+
+    @property
+    def weights(self) -> int:
+        """N of the paper: the quantized weights of the starting network."""
+        return sum(part.weights for part in self.fxc_parts().values())
+
+    @property
+    def fxc_bits(self) -> list[Tensor]:
+        """All bit depths that something reads; (O,) each."""
+        return [p for part in self.fxc_parts().values() for p in part.fxc_bits]
+
+    def _all_bits(self) -> Tensor:
+        """The bit depths of all channels; none are left where all of a network's branches have gone."""
+        bits = [p.to(torch.promote_types(p.dtype, torch.float32)) for p in self.fxc_bits]
+        return torch.cat(bits) if bits else torch.zeros(0)
+
+    def size(self, objective: str | Objective | None = None) -> Tensor:
+        """Q of the paper: what the network costs over what it cost at the start, a scalar with a gradient.
+
+        By equation 4 this is the mean number of bits of a starting weight. By equation 5, the default, it is about
+        twice that; see :mod:`fxcompress.objectives` for all of them.
+
+        Args:
+            objective: a name, or a function of (terms, bits); that of :func:`fxcompress.compress` by default.
+
+        Raises:
+            ValueError: there is no such objective, or it returned something other than a scalar.
+        """
+        chosen = objective_of(self.settings.objective if objective is None else objective)
+        bits = self._all_bits()
+        size = chosen(self._size_terms(bits), bits)
+        if size.ndim:
+            raise ValueError(f"objective {chosen!r} returned shape {tuple(size.shape)}; it must return a scalar")
+        return size
+
+    def _size_terms(self, bits: Tensor) -> SizeTerms:
+        parts = self.fxc_parts()
+        found = {path: part.fxc_terms(bits) for path, part in parts.items()}
+        if list(found) == [""]:
+            return found[""]
+        cached = self.__dict__.get(_JOINED)
+        own = list(found.values())
+        if cached is None or len(cached[0]) != len(own) or any(a is not b for a, b in zip(cached[0], own, strict=True)):
+            rows = [sum(p.numel() for p in part.fxc_bits) for part in parts.values()]
+            cached = self.__dict__[_JOINED] = (own, joined_terms(found, rows))
+        terms = cached[1]
+        assert isinstance(terms, SizeTerms)
+        return terms
+
+    @torch.no_grad()
+    def fractional_size(self) -> float:
+        """The real-valued bits that are left, over the 32 N bits of the starting weights (the paper's measure)."""
+        return float(self.size("eq4")) / 32
+
+    @torch.no_grad()
+    def stored_size(self) -> float:
+        """Whole bits for the codes of each channel and the bytes of its bits and exponent (1 + 4), over 32 N bits."""
+        bits = self._all_bits()
+        whole = storage_bits(bits).to(torch.float64)
+        terms = self._size_terms(bits)
+        per_row = torch.zeros_like(whole).index_add(
+            0, terms.rows, (terms.kernel * terms.inputs).to(whole)[terms.row_block]
+        )
+        left = (whole > 0).sum()
+        return float((whole * per_row).sum() + 40 * left) / (32 * self.weights)
+
+    @torch.no_grad()
+    def weights_left(self) -> float:
+        """The quantized weights that are left, over N, counting as gone what could be removed at once."""
+        bits = self._all_bits()
+        terms = self._size_terms(bits)
+        alive = torch.from_numpy(self._all_alive()).to(bits.device)
+        per_row = (terms.kernel * terms.inputs)[terms.row_block]
+        return float(per_row[alive[terms.rows]].sum()) / self.weights
+
+    def _all_alive(self) -> np.ndarray:
+        return np.concatenate([part.fxc_alive() for part in self.fxc_parts().values()])
+
+    def removable(self) -> float:
+        """The share of the quantized weights, as they are now, that :meth:`prune` would take out."""
+        present = sum(part.fxc_present() for part in self.fxc_parts().values())
+        return max(0.0, 1 - self.weights_left() * self.weights / present) if present else 0.0
+
+    @torch.no_grad()
+    def channels_left(self) -> int:
+        """Output channels of quantized weights that are left, counting as gone what could be removed at once."""
+        return int(self._all_alive().sum())
+
+    def param_groups(
+        self,
+        lr: float = 1e-3,
+        *,
+        weight_decay: float = 0.0,
+        bits_lr: float = 0.5,
+        bits_eps: float = 1e-3,
+        **options: Any,  # noqa: ANN401
+    ) -> list[dict[str, Any]]:
+        """Parameter groups for an optimizer of the Adam family, with the paper's setting for bits and exponents.
+
+        Args:
+            lr: of weights, biases and norms.
+            weight_decay: of weights alone.
+            bits_lr: of bits and exponents.
+            bits_eps: the same. The large eps matters: it makes their step proportional to their
+                gradient, so that layers shrink by what they cost, not all at the same speed.
+            options: further entries of the first two groups, such as ``eps``.
+        """
+        quantizers = [p for q in self.modules() if isinstance(q, Quantizer) for p in (q.bits, q.exponent)]
+        special = {id(p) for p in quantizers}
+        others = [p for p in self.parameters() if id(p) not in special and p.requires_grad]
+        weights = [p for p in others if p.ndim > 1]
+        rest = [p for p in others if p.ndim <= 1]
+        groups: list[dict[str, Any]] = [
+            {"params": weights, "lr": lr, "weight_decay": weight_decay, **options, "name": "weights"},
+            {"params": rest, "lr": lr, "weight_decay": 0.0, **options, "name": "biases and norms"},
+            {"params": quantizers, "lr": bits_lr, "eps": bits_eps, "weight_decay": 0.0, "name": "bits"},
+        ]
+        return [group for group in groups if group["params"] or group["name"] in self.settings.groups]
+
+    def compile_quantizers(self, **options: Any) -> None:  # noqa: ANN401
+        """Compile the quantizers alone: see :func:`fxcompress.quantizer.compile_quantizers`.
+
+        ``torch.compile(net)`` compiles all of the network instead, and anew after each removal.
+        """
+        compile_quantizers(self, **options)

@@ -121,7 +121,18 @@ def test_provenance_of_a_cut_network(tmp_path: Path) -> None:
 
 def test_every_dtype_and_empty_and_scalar_tensors(tmp_path: Path) -> None:
     module = finalized(small())
-    for name in ("bool", "int8", "int64", "uint8", "uint16", "float16", "bfloat16", "float8_e4m3fn", "complex64"):
+    for name in (
+        "bool",
+        "int8",
+        "int64",
+        "uint8",
+        "uint16",
+        "float16",
+        "bfloat16",
+        "float8_e4m3fn",
+        "complex64",
+        "complex128",
+    ):
         module.register_buffer(f"a_{name}", torch.arange(6).reshape(2, 3).to(getattr(torch, name)))
     module.register_buffer("step", torch.tensor(7))
     module.register_buffer("empty", torch.zeros(0, 4))

@@ -143,12 +143,16 @@ class _Writer:
         """The streams by the names of their dtypes, and the length of the index at the start of the first."""
         packed = zlib.compress(index.encode(), 9)
         self._parts[torch.uint8].insert(0, torch.frombuffer(bytearray(packed), dtype=torch.uint8))
-        return {_dtype_name(dtype): _joined(parts, dtype) for dtype, parts in self._parts.items()}, len(packed)
+        joined = {dtype: _joined(parts, dtype) for dtype, parts in self._parts.items()}
+        # Complex numbers as pairs of real ones: safetensors does not know all kinds.
+        streams = {dtype: torch.view_as_real(s).reshape(-1) if s.is_complex() else s for dtype, s in joined.items()}
+        return {_dtype_name(dtype): stream for dtype, stream in streams.items()}, len(packed)
 
 
 class _Reader:
     def __init__(self, streams: dict[str, Tensor]) -> None:
-        self._rest = streams
+        complexes = {name: getattr(torch, name) for name in streams if name.startswith("complex")}
+        self._rest = {name: s.view(complexes.get(name, s.dtype)) for name, s in streams.items()}
 
     def take(self, dtype: str, shape: tuple[int, ...]) -> Tensor:
         """The next tensor of a stream, with memory of its own."""

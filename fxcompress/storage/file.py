@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from fxcompress.errors import StorageError
 from fxcompress.provenance import Cuts, Grid, Inputs, Narrowing, PieceRecord, Provenance, provenance_of
+from fxcompress.quantizer import Quantizer
 from fxcompress.storage.atomic import write_atomically
 from fxcompress.storage.packing import Coded, decode, encode, pack, packed_size, unpack
 
@@ -92,6 +93,11 @@ def save(module: nn.Module, path: str | os.PathLike[str]) -> int:
         raise StorageError(
             f"cannot save this {type(module).__name__}: nothing is known of the network that it was made from; "
             "save what finalize() or prune() returned, not a copy that was traced again"
+        )
+    if any(isinstance(child, Quantizer) for child in module.modules()):
+        raise StorageError(
+            f"cannot save this {type(module).__name__}, which has quantizers: save net.finalize(); for a "
+            "network in training there is fxcompress.save_checkpoint"
         )
     writer = _Writer()
     index = _describe({name: _storable(name, value) for name, value in module.state_dict().items()}, provenance, writer)

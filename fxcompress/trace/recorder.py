@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from fxcompress.errors import TraceError
 from fxcompress.trace.calls import property_of, target_of
 from fxcompress.trace.guards import shape_of
+from fxcompress.trace.modes import autocast_mode
 from fxcompress.trace.places import place
 from fxcompress.trace.sizes import Number, Recipe, number, plain
 from fxcompress.trace.trees import rebuild
@@ -31,10 +32,6 @@ _UNSEEN = {
     Tensor.__format__,
     Tensor.__hash__,
 }
-
-
-def _autocast() -> tuple[bool, bool]:
-    return torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
 
 
 class Recorder(TorchFunctionMode):
@@ -55,7 +52,7 @@ class Recorder(TorchFunctionMode):
         self.keep_sizes = keep_sizes
         self.paused = False
         self.refusal: TraceError | None = None
-        self._autocast = _autocast()
+        self._autocast = autocast_mode()
         self._shapes: dict[tuple[int, tuple[int, ...]], Recipe] = {}
 
     def __torch_function__(
@@ -110,7 +107,7 @@ class Recorder(TorchFunctionMode):
         Raises:
             TraceError: it needs the values of tensors, or a precision that the model switches on.
         """
-        if _autocast() != self._autocast:
+        if autocast_mode() != self._autocast:
             raise TraceError(f"it switches autocast{place()}; put torch.autocast around the call of the model instead")
         try:
             with self.pause():

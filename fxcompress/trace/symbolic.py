@@ -5,13 +5,15 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import rnn
 
 from fxcompress.errors import TraceError
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.lowering import Lowered
-from fxcompress.trace.places import stack_trace
+from fxcompress.trace.modes import autocast_mode, without_gradient
+from fxcompress.trace.places import place, stack_trace
 from fxcompress.trace.traced import TracedModule, copy_graph
 
 
@@ -39,12 +41,42 @@ class Tracer(fx.Tracer):
     def __init__(self) -> None:
         super().__init__(autowrap_functions=_WHOLE)
         self._autowrap_search.append(rnn)  # and where they are looked up in their module
+        self._autocast = autocast_mode()
+        self._without: dict[fx.Node, fx.Proxy] = {}  # each node that was read in a region without gradients
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:  # noqa: ANN401
         """A node of the graph that knows the lines of the user's code that made it."""
         node = super().create_node(*args, **kwargs)
         node.stack_trace = stack_trace()
         return node
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **options: Any) -> fx.Proxy:  # noqa: ANN401
+        """What stands for the result of a call.
+
+        Where the code has turned gradients off, neither what the call reads nor what it returns has any: a graph knows
+        no such region.
+
+        Raises:
+            TraceError: the code switches autocast.
+        """
+        if autocast_mode() != self._autocast:
+            raise TraceError(f"it switches autocast{place()}; put torch.autocast around the call of the model instead")
+        if torch.is_grad_enabled() or not kind.startswith("call_"):
+            return super().create_proxy(kind, target, args, kwargs, *more, **options)
+        args, kwargs = fx.node.map_aggregate((args, kwargs), self._read)
+        made = super().create_proxy(kind, target, args, kwargs, *more, **options)
+        if kind != "call_module":  # whose parameters have gradients
+            self._without[made.node] = made
+        result: fx.Proxy = self._read(made)
+        return result
+
+    def _read(self, argument: Any) -> Any:  # noqa: ANN401
+        if not isinstance(argument, fx.Proxy):
+            return argument
+        if argument.node not in self._without:
+            made = super().create_proxy("call_function", without_gradient, (argument,), {})
+            self._without[argument.node] = self._without[made.node] = made
+        return self._without[argument.node]
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """What stands for the result of ``node`` while tracing."""
@@ -80,15 +112,32 @@ def symbolic_graph(
     tracer = Tracer()
     tracer.proxy_buffer_attributes = symbols
     root.train(training)
+    before = [(module, dict(module._buffers)) for module in root.modules()]
     try:
-        graph = tracer.trace(root, concrete_args=constants or None)
+        with torch.enable_grad():
+            graph = tracer.trace(root, concrete_args=constants or None)
+    except TraceError:
+        raise
     except Exception as error:
         raise TraceError(_trace_message(root, error)) from error
+    _refuse_assigned(before)
     _refuse_frozen(root, graph)
     _restore_names(graph, constants)
     for node in (n for f in _WHOLE for n in graph.find_nodes(op="call_function", target=f)):
         node.meta.pop("is_wrapped", None)  # or the code of the graph would have torch.fx wrap a name with dots
     return graph
+
+
+def _refuse_assigned(before: list[tuple[nn.Module, dict[str, Tensor | None]]]) -> None:
+    """A buffer that code puts another tensor in the place of: the graph would not do it. Puts the buffers back."""
+    changed = [name for module, old in before for name in old if module._buffers.get(name) is not old[name]]
+    for module, old in before:
+        module._buffers.update(old)
+    if changed:
+        raise TraceError(
+            f"forward puts a new tensor in the place of the buffer {changed[0]!r}, which a graph does not do: write to "
+            f"it in place, as in self.{changed[0]}.copy_(...)"
+        )
 
 
 def _refuse_frozen(root: nn.Module, graph: fx.Graph) -> None:

@@ -50,6 +50,7 @@ def trace(model: nn.Module, inputs: ExampleInputs | None = None) -> TracedModule
         UnsupportedModelError: see :func:`fxcompress.trace.support.check_supported`.
     """
     check_supported(model)
+    _refuse_names(model)
     try:
         traced = _trace_symbolically(model, inputs)
     except TraceError as error:
@@ -62,6 +63,19 @@ def trace(model: nn.Module, inputs: ExampleInputs | None = None) -> TracedModule
         return _traced(model, partial(_by_running(inputs), keep_sizes=True, open_wrapped=True))
     except TraceError:
         return traced
+
+
+def _refuse_names(model: nn.Module) -> None:
+    """What hangs on a model under the name of an attribute of GraphModule cannot be read from the graph's code."""
+    held = {*model._parameters, *model._buffers, *model._modules}
+    taken = (
+        [] if isinstance(model, fx.GraphModule) else sorted(held & {*dir(TracedModule), "meta"} - set(dir(nn.Module)))
+    )
+    if taken:
+        raise TraceError(
+            f"{type(model).__name__}.{taken[0]} has the name of an attribute of torch.fx.GraphModule, which the traced "
+            "model is: give it another name"
+        )
 
 
 def _hides_parameters(traced: TracedModule) -> bool:

@@ -180,10 +180,28 @@ class CompressedModule(SizedModule):
 def new_compressed(traced: TracedModule, settings: Settings) -> CompressedModule:
     """A CompressedModule from a traced module with quantizers, whose tensors it takes over."""
     check_quantizers(traced)
+    _give_way(traced)
     result = CompressedModule(traced, traced.graph, traced.train_graph, type(traced).__name__)
     result.meta = dict(traced.meta)
     result.start(settings)
     return result
+
+
+def _give_way(traced: TracedModule) -> None:
+    """Leave plain attributes that are called like something of a network in training; no graph reads them.
+
+    Raises:
+        UnsupportedModelError: a module or tensor is called so.
+    """
+    names = (set(dir(CompressedModule)) - set(dir(TracedModule))) | {"settings"}
+    for name in sorted(names & traced.__dict__.keys()):
+        del traced.__dict__[name]
+    taken = sorted(names & {*traced._parameters, *traced._buffers, *traced._modules})
+    if taken:
+        raise UnsupportedModelError(
+            f"{type(traced).__name__}.{taken[0]} has the name of something that a network in training has of its own: "
+            "give it another name"
+        )
 
 
 def check_quantizers(traced: TracedModule) -> None:

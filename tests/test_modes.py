@@ -1,0 +1,168 @@
+"""Code that switches gradients or autocast, and names that a graph cannot have."""
+
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxcompress as fxc
+from fxcompress.errors import StorageError, TraceError, UnsupportedModelError
+
+X = torch.randn(5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+class Base(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.register_buffer("mean", torch.zeros(8))
+        self.register_buffer("last", torch.zeros(8))
+        self.mean: Tensor
+        self.last: Tensor
+
+
+class Frozen(Base):
+    """A part that takes no part in training, by a block, with a parameter that is used on both sides of it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            h = self.second(self.first(x).relu()) * self.third.weight[0]
+        return self.third(h + self.first(x))  # type: ignore[no-any-return]
+
+
+class Decorated(Base):
+    @torch.no_grad()
+    def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.first(x)
+        return h.relu(), h.sigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.features(x)
+        return self.third(self.second(a * b))  # type: ignore[no-any-return]
+
+
+class Averages(Base):
+    """Buffers that follow activations while training."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        if self.training:
+            with torch.no_grad():
+                self.mean.mul_(0.9).add_(h.mean(0), alpha=0.1)
+                self.last.copy_(h[0])
+        return self.third(self.second(h - self.mean))  # type: ignore[no-any-return]
+
+
+class Stopped(Base):
+    """Gradients are turned on again inside of a block, and off by a call."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            h = self.first(x)
+            with torch.enable_grad():
+                k = self.second(h)
+        with torch.set_grad_enabled(False):
+            k = k * self.second(h).sigmoid()
+        return self.third(k)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("outer", [True, False])
+@pytest.mark.parametrize("kind", [Frozen, Decorated, Averages, Stopped])
+def test_gradients_flow_where_they_did(kind: type[nn.Module], *, outer: bool) -> None:
+    torch.manual_seed(0)
+    model = kind().double().train()
+    with torch.set_grad_enabled(outer):  # whether the caller wants gradients while we trace is another matter
+        pruned = fxc.prune(model, X).module
+        net = fxc.compress(model, X).train()
+    for _ in range(3):
+        for each in (model, pruned, net):
+            each(X).square().sum().backward()
+    reached = {name for name, p in net.named_parameters() if p.grad is not None}
+    for (name, expected), found in zip(model.named_parameters(), pruned.parameters(), strict=True):
+        assert (expected.grad is None) == (found.grad is None), name
+        assert (name in reached) == (expected.grad is not None), name
+        if expected.grad is not None and found.grad is not None:
+            assert torch.allclose(expected.grad, found.grad, rtol=1e-9)
+    for before, after in zip(model.buffers(), pruned.buffers(), strict=True):
+        assert not after.requires_grad
+        assert torch.allclose(before, after, rtol=1e-9)
+    final = net.eval().finalize()
+    assert torch.allclose(final(X), net(X), rtol=1e-9)
+
+
+class Mixed(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            h = self.first(x)
+        return self.third(h.double())  # type: ignore[no-any-return]
+
+
+def test_a_model_that_switches_autocast_is_refused() -> None:
+    with pytest.raises(TraceError, match=r"it switches autocast at .*test_modes.py"):
+        fxc.prune(Mixed().double(), X)
+
+
+class Assigns(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        self.mean = self.mean + 1
+        return self.third(self.first(x).relu())  # type: ignore[no-any-return]
+
+
+def test_a_buffer_that_is_replaced_is_refused() -> None:
+    model = Assigns().double()
+    before = model.mean
+    with pytest.raises(TraceError, match=r"the buffer 'mean', .* write to it in place"):
+        fxc.prune(model, X)
+    assert model.mean is before
+
+
+class Named(nn.Module):
+    """A module under a name of the caller's choice."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.add_module(name, nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6)))
+        self.name, self.last = name, nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(getattr(self, self.name)(x).relu())  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("name", ["code", "graph", "meta", "train_graph", "size", "step", "settings", "liveness"])
+def test_any_name_works_or_is_refused(name: str) -> None:
+    model = Named(name).double()
+    pruned = fxc.prune(model, X).module
+    assert torch.allclose(pruned(X), model(X))
+    with suppress(UnsupportedModelError):
+        net = fxc.compress(model, X)
+        net.step()
+        net.prune()
+        assert torch.allclose(net.eval().finalize()(X), net(X))
+
+
+def test_plain_attributes_give_way() -> None:
+    class Sized(Base):
+        size, step = 32, 0
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.prune, self.settings = "often", {"a": 1}
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.third(self.first(x).relu()) * self.size  # type: ignore[no-any-return]
+
+    model = Sized().double()
+    net = fxc.compress(model, X)
+    assert net.size().item() > 0
+    net.step()
+    assert not net.prune().modified
+    assert model.prune == "often"
+
+
+def test_a_network_in_training_is_no_file(tmp_path: Path) -> None:
+    net = fxc.compress(nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2)).double(), X)
+    with pytest.raises(StorageError, match=r"save net\.finalize\(\)"):
+        fxc.save(net, tmp_path / "net.fxc")
+    assert not list(tmp_path.iterdir())

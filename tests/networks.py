@@ -259,7 +259,7 @@ class Builder:
         return self.call(module, i, c, size)
 
     def again(self) -> int:
-        """Call a layer a second time."""
+        """Call a layer a second time, perhaps by a second name."""
         found = [
             (name, i)
             for name, module in self.net.layers.items()
@@ -272,6 +272,7 @@ class Builder:
         module = self.net.layers[name]
         assert isinstance(module, nn.Conv2d)
         size = (self.shapes[i].size - 1) // int(module.stride[0]) + 1
+        name = self.layer(module) if self.flag() else name
         return self.emit(lambda net, v: net.layers[name](v[i]), module.out_channels, size)
 
     def tied(self) -> int:

@@ -323,3 +323,39 @@ def test_an_optimizer_that_is_built_after_the_network_was_loaded() -> None:
     second = torch.optim.Adam(other.param_groups(5.0))
     second.load_state_dict(optimizer.state_dict())
     assert str(second.state_dict()) == str(optimizer.state_dict())
+
+
+class TwoNames(nn.Module):
+    """A layer that hangs on the network twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.out = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+        self.again = self.second
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.again(self.second(self.first(x).relu()).relu())
+        result: Tensor = self.out(h.relu())
+        return result
+
+
+def test_a_layer_keeps_both_of_its_names(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 5, dtype=torch.float64)
+    net = fxc.compress(TwoNames().double(), x)
+    names = list(net.state_dict())
+    with torch.no_grad():
+        for name in ("first", "second"):
+            set_bits(net, f"{name}.weight", [1, 4])
+            net.get_parameter(f"{name}.bias")[[1, 4]] = 0
+    net.step()
+    net.step()
+    assert net.prune().removed["first.weight"] == ((8, 5), (6, 5))
+    assert list(net.state_dict()) == names
+    assert net.get_submodule("again") is net.get_submodule("second")
+    other = fxc.compress(TwoNames().double(), x)
+    other.load_state_dict(net.state_dict())
+    assert torch.equal(other(x), net(x))
+    final = net.finalize()
+    fxc.save(final, tmp_path / "net.fxc")
+    assert torch.equal(fxc.load(tmp_path / "net.fxc", model=TwoNames().double())(x), final(x))

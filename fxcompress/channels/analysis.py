@@ -252,9 +252,11 @@ def analyse(module: TracedModule, inputs: ExampleInputs) -> Analysis:
     result = Analysis(module, inputs, space, fresh_atoms(module, space))
     for mode, graph in module.graphs.items():
         result.trails[mode] = Interpreter(module, result.atoms, space).run(graph, inputs)
-    visited = {name for trail in result.trails.values() for name in trail.parameters}
-    for name, dims in result.atoms.items():
-        if name not in visited:
+    # By the labels, which all names of one tensor share.
+    read = {name for trail in result.trails.values() for name in trail.parameters}
+    visited = {id(result.atoms[name]) for name in read if name in result.atoms}
+    for dims in result.atoms.values():
+        if id(dims) not in visited:
             for atoms in dims.values():
                 space.pin(atoms, "unused", "no node of the graph uses this tensor")
     return result

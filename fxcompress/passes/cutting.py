@@ -48,13 +48,16 @@ def cut_module(analysis: Analysis, plan: Plan) -> CutModule:
         if not indices:
             continue
         owner_path, _, leaf = name.rpartition(".")
-        owner = result.module.get_submodule(owner_path)
-        old = getattr(owner, leaf)
-        cut = made.setdefault(id(old), Cut(old, _sliced(old, indices), indices))
-        _put(owner, leaf, cut.new)
-        result.cuts[name] = cut
-    for path in dict.fromkeys(name.rpartition(".")[0] for name in result.cuts):
-        update_attributes(result.module.get_submodule(path), analysis.module.get_submodule(path))
+        # Of the original: a module that has two names is cut already when its second one comes.
+        old = getattr(analysis.module.get_submodule(owner_path), leaf)
+        if id(old) not in made:
+            made[id(old)] = Cut(old, _sliced(old, indices), indices)
+        _put(result.module.get_submodule(owner_path), leaf, made[id(old)].new)
+        result.cuts[name] = made[id(old)]
+    paths = dict.fromkeys(name.rpartition(".")[0] for name in result.cuts)
+    owners = {id(owner := result.module.get_submodule(path)): (owner, path) for path in paths}
+    for owner, path in owners.values():
+        update_attributes(owner, analysis.module.get_submodule(path))
     return result
 
 

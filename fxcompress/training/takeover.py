@@ -23,7 +23,7 @@ def take_over(net: SizedModule, pruned: Pruned, provenance: Provenance) -> None:
         flags.keep(name, cut.indices.get(0))
     for name in pruned.gone:
         flags.keep(name, None)
-    new = dict(pruned.module.named_modules())
+    new = dict(pruned.module.named_modules(remove_duplicate=False))  # a module may have two names
     del new[LIVENESS]
     _transplant(net, new)
     net.set_graphs(pruned.module.graph, pruned.module.train_graph)

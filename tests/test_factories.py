@@ -86,3 +86,31 @@ def test_what_decides_on_its_values_is_left_alone() -> None:
         net.conv.weight[0] = 0
     result = fxc.prune(net, x)
     assert difference(outputs(net, (x,)), outputs(result.module, (x,))) <= 1e-9
+
+
+class Shifted(nn.Module):
+    """Each frame takes some channels from its neighbours: slices of zeros that are written to in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x.flatten(0, 1)).relu().unflatten(0, x.shape[:2])
+        out = x.new_zeros(x.shape[0], x.shape[1], 8, x.shape[3], x.shape[4])
+        out[:, :-1, :2] = h[:, 1:, :2]
+        out[:, 1:, 2:4] = h[:, :-1, 2:4]
+        out[:, :, 4:] = h[:, :, 4:]
+        result: Tensor = self.second(out.flatten(0, 1))
+        return result
+
+
+def test_parts_of_zeros_that_are_written_to() -> None:
+    x = torch.randn(2, 4, 3, 6, 6, dtype=torch.float64)
+    net = Shifted().double().eval()
+    with torch.no_grad():
+        for tensor in (net.first.weight, net.first.bias):
+            assert tensor is not None
+            tensor[[1, 3, 5]] = 0
+    result = fxc.prune(net, x)
+    assert difference(outputs(net, (x,)), outputs(result.module, (x,))) <= 1e-9

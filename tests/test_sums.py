@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
 import fxcompress as fxc
-from fxcompress.passes.means import mean_over, rms_norm_over
+from fxcompress.passes.means import layer_norm_over, mean_over, rms_norm_over
 from tests.exactness import Fingerprint, difference
 
 D, HIDDEN = 10, 12
@@ -30,6 +30,13 @@ class ByHand(nn.Module):
         return self.weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-3)).to(x.dtype)
 
 
+class FunctionalNorm(nn.LayerNorm):
+    """Layer norm of tokens far from zero, which is where its rounding shows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.layer_norm(100 * x, [self.weight.numel()], self.weight, self.bias, cudnn_enable=False)
+
+
 class Function(nn.Module):
     """A function of the channels."""
 
@@ -43,6 +50,9 @@ class Function(nn.Module):
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "nn.RMSNorm": nn.RMSNorm,
+    "nn.LayerNorm": nn.LayerNorm,
+    "layer norm without bias": lambda d: nn.LayerNorm(d, bias=False, eps=0.1),
+    "F.layer_norm": FunctionalNorm,
     "eps": lambda d: nn.RMSNorm(d, eps=0.5),
     "no weight": lambda d: nn.RMSNorm(d, elementwise_affine=False),
     "F.rms_norm": lambda d: Function(lambda x: F.rms_norm(x, (d,), eps=0.1)),
@@ -54,13 +64,13 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "torch.mean": lambda d: Function(lambda x: x * torch.mean(x, dim=2)[..., None]),
     "numpy's names": lambda d: Function(lambda x: x * x.mean(axis=-1, keepdims=True)),  # type: ignore[call-overload]
     "tokens as well": lambda d: Function(lambda x: x * x.mean((1, 2), keepdim=True)),
+    "a size": lambda d: Function(lambda x: x * (x.sum(-1, keepdim=True) / x.shape[-1])),
     "sum": lambda d: Function(lambda x: x * x.sum(-1, keepdim=True)),
 }
 STAY: dict[str, Callable[[int], nn.Module]] = {
-    "layer norm": nn.LayerNorm,
+    "layer norm": lambda d: nn.LayerNorm(d, elementwise_affine=False),
     "variance": lambda d: Function(lambda x: x * x.var(-1, keepdim=True)),
     "smallest": lambda d: Function(lambda x: x * (1 + torch.linalg.vector_norm(x, -1.0, -1, keepdim=True))),
-    "a size": lambda d: Function(lambda x: x * (x.sum(-1, keepdim=True) / x.shape[-1])),
     "not zero before it": lambda d: Function(lambda x: x * (x + 1).mean(-1, keepdim=True)),
 }
 
@@ -103,6 +113,9 @@ def kill(net: nn.Module, dead: list[int]) -> None:
         for i in range(2):
             for leaf in ("weight", "bias"):
                 net.get_parameter(f"blocks.{i}.down.{leaf}")[dead] = 0
+        for norm in (module for module in net.modules() if isinstance(module, nn.LayerNorm)):
+            for parameter in norm.parameters():
+                parameter[dead] = 0
 
 
 def width(net: nn.Module) -> int:
@@ -139,6 +152,44 @@ def test_the_result_is_stored_compiled_and_exported(name: str, tmp_path: Path) -
     exported = torch.export.export(module, (TOKENS,)).module()
     for other in (loaded, compiled, exported):
         assert difference(module(TOKENS), other(TOKENS)) <= 1e-12
+
+
+def test_layer_norm_keeps_a_zero_channel_that_it_makes_something_of() -> None:
+    net = build(nn.LayerNorm, [2, 7])
+    with torch.no_grad():
+        net.get_parameter("blocks.1.norm.weight")[7] = 0.5
+    assert width(fxc.prune(net, TOKENS).module) == D - 1
+
+
+def test_layer_norm_lets_go_of_a_zero_channel_that_nobody_reads_behind_it() -> None:
+    net = build(nn.LayerNorm, [2, 7])
+    with torch.no_grad():
+        for norm, reader in (("blocks.0.norm", "blocks.0.up"), ("blocks.1.norm", "blocks.1.up"), ("norm", "head")):
+            net.get_parameter(f"{norm}.bias")[2] = 0.5
+            net.get_parameter(f"{norm}.weight")[2] = 0.5
+            net.get_parameter(f"{reader}.weight")[:, 2] = 0
+    module = fxc.prune(net, TOKENS).module
+    assert width(module) == D - 2
+    assert difference(net(TOKENS), module(TOKENS)) <= 1e-12
+
+
+@given(st.integers(1, 6), st.floats(-1e4, 1e4), st.floats(1e-3, 10), st.integers(0, 99))
+@settings(deadline=None)
+def test_layer_norm_of_what_is_left_is_layer_norm_of_all(gone: int, shift: float, scale: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(3, 8, generator=generator) * scale + shift
+    x[:, 8 - gone :] = 0
+    wide, narrow = (
+        F.layer_norm(x.double(), (8,))[:, : 8 - gone],
+        layer_norm_over(x[:, : 8 - gone], (1,), ((1, 8),)),
+    )
+    assert difference(wide, narrow.double()) <= 1e-4
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -3e4])
+def test_layer_norm_of_equal_entries_is_finite(value: float) -> None:
+    x = torch.full((2, 8), value)
+    assert layer_norm_over(x, (1,), ((1, 8),)).isfinite().all()
 
 
 @pytest.mark.parametrize("name", STAY)

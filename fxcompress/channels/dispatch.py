@@ -18,7 +18,7 @@ from fxcompress.channels.rules.norms import BATCH_NORM
 from fxcompress.channels.rules.pointwise import OPAQUE_VALUES, OVERWRITTEN, POINTWISE
 from fxcompress.channels.rules.products import BATCHED
 from fxcompress.channels.rules.registry import OpClass
-from fxcompress.channels.rules.sums import is_labelled_mean, mean_as_sum
+from fxcompress.channels.rules.sums import in_sums
 from fxcompress.channels.shapes import shapes
 from fxcompress.channels.space import Space
 from fxcompress.channels.values import Call, LabelTensor, Step, Storage, Value, find, replace
@@ -75,8 +75,9 @@ class Dispatch:
             )
         if func is torch.ops.aten.bmm.default and _is_one_matrix(args[1]):
             return _unbatched(*args)
-        if is_labelled_mean(func, args, kwargs):
-            return mean_as_sum(*args, **kwargs)
+        taken_apart = in_sums(func, args, kwargs)
+        if taken_apart is not None:
+            return taken_apart(*args, **kwargs)
         if func in _TAKEN_APART:
             return _TAKEN_APART[func](self, *args, **kwargs)
         target, op = _functional(func)

@@ -26,6 +26,8 @@ def update_attributes(module: nn.Module, original: nn.Module) -> None:
     elif isinstance(module, nn.GroupNorm):
         module.num_groups = module.num_groups * module.weight.numel() // module.num_channels
         module.num_channels = module.weight.numel()
+    elif isinstance(module, nn.LayerNorm | nn.RMSNorm) and module.elementwise_affine:
+        module.normalized_shape = tuple(module.weight.shape)
     elif isinstance(module, nn.Embedding):
         module.num_embeddings, module.embedding_dim = module.weight.shape
     elif isinstance(module, nn.PReLU):

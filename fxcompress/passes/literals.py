@@ -19,7 +19,7 @@ from fxcompress.channels.layers import support
 from fxcompress.channels.rules.reductions import reduced
 from fxcompress.channels.survivors import kept_masks, kept_shape
 from fxcompress.channels.values import Value, find
-from fxcompress.passes.means import Sizes, mean_over, rms_norm_over
+from fxcompress.passes.means import Sizes, layer_norm_over, mean_over, rms_norm_over
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +208,17 @@ def _rms_norm(node: fx.Node, source: Value, result: object, alive: np.ndarray) -
     return Proposal(rms_norm_over, (node.args[0], dims, _before(source, dims)), kwargs)
 
 
+def _layer_norm(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> Proposal | None:
+    """layer_norm: the same."""
+    shape = _argument(node, 1, "normalized_shape")
+    if not isinstance(shape, tuple | list):
+        return None
+    dims = tuple(range(source.rank - len(shape), source.rank))
+    names = ((2, "weight", None), (3, "bias", None), (4, "eps", 1e-5))
+    kwargs = {name: _argument(node, i, name, default) for i, name, default in names}
+    return Proposal(layer_norm_over, (node.args[0], dims, _before(source, dims)), kwargs)
+
+
 def _before(source: Value, dims: tuple[int, ...]) -> Sizes:
     """The sizes of the ``dims`` with labels."""
     labelled = {d for layer in source.layers for d in support(layer)}
@@ -227,6 +238,7 @@ _RULES: dict[str, Propose] = {
     "scaled_dot_product_attention": _attention,
     "mean": _mean,
     "rms_norm": _rms_norm,
+    "layer_norm": _layer_norm,
     "narrow": _narrow,
     "select": _select,
     **dict.fromkeys((f"conv{n}d" for n in (1, 2, 3)), _groups),

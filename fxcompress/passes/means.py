@@ -1,10 +1,12 @@
 """Means over channels some of which are gone: they were zero, and the number to divide by stays what it was.
 
-A rewritten graph calls these functions in the place of ``mean`` and ``rms_norm``.
+A rewritten graph calls these functions in the place of ``mean``, ``rms_norm`` and ``layer_norm``.
 """
 
 import torch
 from torch import Tensor, fx
+
+from fxcompress.channels.rules.sums import normalized
 
 Sizes = tuple[tuple[int, int], ...]
 """For each dim that was cut, how many entries it had: (dim, size)."""
@@ -51,6 +53,34 @@ def rms_norm_over(
     square.add_(torch.finfo(wide.dtype).eps if eps is None else eps)  # in place, as torch does: the check compares ops
     y = wide * torch.rsqrt(square)
     return (y if weight is None else y * weight).to(x.dtype)
+
+
+@fx.wrap
+def layer_norm_over(
+    x: Tensor,
+    dims: tuple[int, ...],
+    sizes: Sizes,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Layer norm of ``x`` over its last ``dims``, as if the entries that are gone were there, and zero.
+
+    It is a handful of elementwise ops where ``torch.nn.functional.layer_norm`` is one; ``torch.compile`` fuses them.
+
+    Args:
+        x: of any shape, floating.
+        dims: not negative.
+        sizes: of those of the dims that were cut, before they were.
+        weight: of the shape that ``x`` has along ``dims``.
+        bias: the same.
+        eps: as for ``torch.nn.functional.layer_norm``.
+
+    >>> layer_norm_over(torch.tensor([[2.0, 2.0]]), (1,), ((1, 4),), eps=0.0)
+    tensor([[1., 1.]])
+    """
+    y, _, _ = normalized(x, dims, _count(x, dims, sizes), weight, bias, eps)
+    return y
 
 
 def _count(x: Tensor, dims: tuple[int, ...], sizes: Sizes) -> int:

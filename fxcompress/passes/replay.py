@@ -21,6 +21,7 @@ from fxcompress.channels.values import LabelTensor, Step, Value, find, leaves
 from fxcompress.errors import ExampleInputError
 from fxcompress.passes.literals import Proposal, propose
 from fxcompress.passes.positions import pair_up, same_entries
+from fxcompress.passes.sizes import as_they_were
 from fxcompress.passes.slots import KnownSlots, PackedSpace
 from fxcompress.trace.guards import check
 
@@ -106,7 +107,7 @@ class Replay(Interpreter):
 
     def _patch(self, node: fx.Node, why: str) -> Any:  # noqa: ANN401
         source = self._source(node)
-        proposal = propose(node, source, self.original.values[node.name], self.alive)
+        proposal = propose(node, source, self.original.values[node.name], self.alive) or self._numbers(node)
         if proposal is None:
             raise self._mismatch(node, why)
         old = Proposal(node.target, node.args, dict(node.kwargs))
@@ -123,6 +124,11 @@ class Replay(Interpreter):
             _set(node, old)
             raise self._mismatch(node, why)
         return result
+
+    def _numbers(self, node: fx.Node) -> Proposal | None:
+        """The node with the numbers that it took before the cut."""
+        found = as_they_were(node, self.original.values)
+        return None if found is None else Proposal(node.target, *found)
 
     def _source(self, node: fx.Node) -> Value | None:
         first = node.args[0] if node.args else None

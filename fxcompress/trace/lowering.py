@@ -20,7 +20,7 @@ class Lowered(nn.Module):
 
 
 def lower(root: nn.Module) -> None:
-    """Give the attention modules in ``root``, a skeleton, their lowered classes, in place."""
+    """Give the modules in ``root``, a skeleton, their lowered classes, in place."""
     for module in root.modules():
         found = _LOWERED.get(type(module))
         if found is not None and not _is_odd(module):
@@ -214,6 +214,13 @@ class LoweredRMSNorm(Lowered, nn.RMSNorm):
         return F.rms_norm(x, self.normalized_shape, self.weight, self.eps)
 
 
+class LoweredLayerNorm(Lowered, nn.LayerNorm):
+    """The same for nn.LayerNorm."""
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102 - the signature of nn.LayerNorm
+        return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+
+
 _LOWERED: dict[type[nn.Module], type[nn.Module]] = {
     nn.MultiheadAttention: LoweredAttention,
     nn.TransformerEncoderLayer: LoweredEncoderLayer,
@@ -222,4 +229,5 @@ _LOWERED: dict[type[nn.Module], type[nn.Module]] = {
     nn.TransformerDecoder: LoweredDecoder,
     nn.Transformer: LoweredTransformer,
     nn.RMSNorm: LoweredRMSNorm,
+    nn.LayerNorm: LoweredLayerNorm,
 }

@@ -1,11 +1,12 @@
-"""Sums, norms of vectors, and means, which are sums divided by a number.
+"""Sums, norms of vectors, and means and layer norm, which are sums divided by a number.
 
 An entry that is zero adds nothing, so it may go, if the number of entries that a mean divides by stays what it was. Of
 a joint layer (heads and their dims) each slice leaves behind one label, a slot.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,16 +68,25 @@ def _constants(step: Step, known: Known) -> list[Tensor]:
     return [squeeze(torch.where(zero, 0.0, torch.nan).to(torch.float64), dims, out.rank).cpu()]
 
 
-def is_labelled_mean(func: object, args: tuple[object, ...], kwargs: dict[str, object]) -> bool:
-    """Whether a call is a mean over entries that have labels."""
-    if getattr(func, "overloadpacket", None) is not torch.ops.aten.mean or not isinstance(args[0], LabelTensor):
-        return False
+def in_sums(func: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any] | None:
+    """What takes a call apart into sums, where it is a mean or a layer norm over entries that have labels."""
+    packet = getattr(func, "overloadpacket", None)
+    if packet not in _IN_SUMS or not isinstance(args[0], LabelTensor):
+        return None
     value = args[0].fxc_value
-    dims = reduced_dims(Call(func, (value, *args[1:]), kwargs, ()))
-    return any(support(layer) & dims for layer in value.layers)
+    if packet is torch.ops.aten.mean:
+        dims = reduced_dims(Call(func, (value, *args[1:]), kwargs, ()))
+    else:
+        dims = frozenset(_last(value.rank, args[1]))
+    return _IN_SUMS[packet] if any(support(layer) & dims for layer in value.layers) else None
 
 
-def mean_as_sum(
+def _last(rank: int, shape: Sequence[int]) -> tuple[int, ...]:
+    """The dims that layer norm over ``shape`` is about."""
+    return tuple(range(rank - len(shape), rank))
+
+
+def _mean_as_sum(
     x: Tensor,
     dim: int | list[int] | None = None,
     keepdim: bool = False,  # noqa: FBT001, FBT002 - the signature of aten.mean
@@ -89,4 +99,39 @@ def mean_as_sum(
     return total / math.prod(x.shape[d] for d in dims)  # type: ignore[no-any-return]
 
 
+def _layer_norm_as_sums(
+    x: Tensor, shape: list[int], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A layer norm as sums over as many entries as there are, run on labels."""
+    dims = _last(x.ndim, shape)
+    if list(x.shape[dims[0] :]) != list(shape):
+        raise ValueError(f"layer_norm over {list(shape)} of a tensor of shape {list(x.shape)}")
+    return normalized(x, dims, math.prod(shape), weight, bias, eps)
+
+
+def normalized(
+    x: Tensor, dims: tuple[int, ...], count: int, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Layer norm over ``count`` entries, of which those that ``x`` does not have are zero; as ``native_layer_norm``.
+
+    An entry of zero adds nothing to either sum, as the square of the distance from the mean is written as
+    sum((x - mean) ** 2) = sum(x * (x - mean)), which holds as sum(x - mean) = 0. The rounding of the right side grows
+    with mean / deviation, as that of x - mean itself does; it is not that of sum(x ** 2) - count * mean ** 2, which
+    grows with its square.
+    """
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))  # as torch does for numbers of half precision
+    mean = wide.sum(dims, keepdim=True) / count
+    centered = wide - mean
+    variance = (wide * centered).sum(dims, keepdim=True) / count
+    scale = torch.rsqrt(variance.clamp_min(0.0) + eps)
+    y = centered * scale
+    y = y if weight is None else y * weight
+    y = y if bias is None else y + bias
+    return y.to(x.dtype), mean, scale
+
+
+_IN_SUMS: dict[object, Callable[..., Any]] = {
+    torch.ops.aten.mean: _mean_as_sum,
+    torch.ops.aten.native_layer_norm: _layer_norm_as_sums,
+}
 SUM = register(OpClass("sum", _labels, _constants), ["sum", "linalg_vector_norm"])

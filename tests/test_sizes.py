@@ -1,0 +1,83 @@
+"""Numbers that a model computes from sizes: those of widths stay what they were, whatever is removed."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxcompress as fxc
+from tests.exactness import difference
+
+WIDTHS: dict[str, Callable[[Tensor], Tensor]] = {
+    "shape[1]": lambda x: x * (x.shape[1] // 2) ** -0.5,
+    "shape[-3]": lambda x: x + 1 / x.shape[-3] - 0.125,
+    "size(1)": lambda x: x / math.sqrt(x.size(1)),
+    "size(dim=1)": lambda x: x.div(x.size(dim=1)),
+    "size()[1]": lambda x: x * float(x.size()[1]),
+    "half": lambda x: x * torch.cat([x, x], 1).shape[1],
+}
+ALL = {
+    **WIDTHS,
+    "unpacked": lambda x: _unpacked(x) * x,
+    "height": lambda x: x / x.shape[2],
+    "height, channels": lambda x: x / x.shape[2] * x.shape[1],
+    "both in one": lambda x: x / (x.shape[1] * x.shape[2]),
+}
+
+
+def _unpacked(x: Tensor) -> float:
+    _, channels, _, _ = x.shape
+    return 1 / channels
+
+
+class Net(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor], *, decides: bool) -> None:
+        super().__init__()
+        self.decides = decides
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.decides and x.shape[0] > 64:  # so that it is traced by running it
+            return self.first(x)  # type: ignore[no-any-return]
+        return self.second(self.function(self.first(x)))  # type: ignore[no-any-return]
+
+
+def build(name: str, *, decides: bool = False) -> Net:
+    torch.manual_seed(0)
+    net = Net(ALL[name], decides=decides).double()
+    kill(net, [1, 4])
+    return net
+
+
+def kill(net: nn.Module, dead: list[int]) -> None:
+    with torch.no_grad():
+        net.get_parameter("first.weight")[dead] = 0
+        net.get_parameter("first.bias")[dead] = 0
+
+
+def image(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_output_stays_on_other_images_and_when_more_goes(name: str) -> None:
+    net = build(name)
+    module = fxc.prune(net, image(2, 3, 9, 9)).module
+    for x in (image(2, 3, 9, 9), image(3, 3, 12, 10)):
+        assert difference(net(x), module(x)) <= 1e-12
+    kill(module, [0])
+    expected = module(image(1, 3, 9, 11))
+    again = fxc.prune(module, image(2, 3, 9, 9)).module
+    assert difference(expected, again(image(1, 3, 9, 11))) <= 1e-12
+
+
+@pytest.mark.parametrize("name", [*WIDTHS, "unpacked", "height", "height, channels"])
+@pytest.mark.parametrize("decides", [False, True])
+def test_the_channels_go(name: str, *, decides: bool) -> None:
+    net = build(name, decides=decides)
+    module = fxc.prune(net, image(2, 3, 9, 9)).module
+    assert module.get_parameter("first.weight").shape[0] == 6
+    assert difference(net(image(3, 3, 8, 9)), module(image(3, 3, 8, 9))) <= 1e-12

@@ -108,11 +108,14 @@ class _Format:
     def gradients(self, grad: Tensor, x: Tensor, q: Tensor, out: Tensor | None = None) -> tuple[Tensor, ...]:
         """dq/dx of a block, and over each channel the sums that dq/db and dq/de are multiples of."""
         side = self.clipped(x)
-        into = None if self.traced else side
-        outside = grad * side
-        grad_x = torch.addcmul(grad, outside, side, value=-1, out=out)
-        change = torch.addcmul(torch.mul(grad, q, out=into), grad_x, x, value=-1, out=into)
-        return grad_x, outside.sum_to_size(self.scale.shape), change.sum_to_size(self.scale.shape)
+        outside = torch.mul(grad, side, out=out)
+        to_bits = outside.sum_to_size(self.scale.shape)
+        into, spare = (None, None) if self.traced else (outside, side)
+        if to_bits.numel() == outside.numel():  # a format for each entry: the same memory, which is written to below
+            to_bits = to_bits.clone()
+        grad_x = torch.addcmul(grad, outside, side, value=-1, out=into)
+        change = torch.addcmul(torch.mul(grad, q, out=spare), grad_x, x, value=-1, out=spare)
+        return grad_x, to_bits, change.sum_to_size(self.scale.shape)
 
 
 def _is_wrapped(x: Tensor) -> bool:

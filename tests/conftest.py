@@ -1,7 +1,8 @@
-"""What every test starts from: fixed seeds, one thread, hypothesis profiles."""
+"""What every test starts from: fixed seeds, one thread, Ctrl-C, hypothesis profiles."""
 
 import os
 import random
+import signal
 
 import pytest
 import torch
@@ -9,6 +10,10 @@ from hypothesis import HealthCheck, settings
 
 # One thread: how a float sum is split over threads changes its last bits, and with them what a test sees.
 torch.set_num_threads(1)
+
+# A shell starts background jobs with Ctrl-C ignored, and so would be the Ctrl-C that tests press.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("default", deadline=None, print_blob=True, derandomize="CI" in os.environ)
 settings.register_profile(

@@ -142,7 +142,7 @@ def test_zero_channels_go_and_go_again(name: str) -> None:
     assert difference(expected, copy.deepcopy(again)(longer)) <= 1e-12
 
 
-@pytest.mark.parametrize("name", ["nn.RMSNorm", "tokens as well"])
+@pytest.mark.parametrize("name", ["nn.RMSNorm", "nn.LayerNorm", "tokens as well"])
 def test_the_result_is_stored_compiled_and_exported(name: str, tmp_path: Path) -> None:
     module = fxc.prune(build(NORMS[name], [2, 7]), TOKENS).module
     assert isinstance(module, fx.GraphModule)

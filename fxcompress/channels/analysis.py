@@ -17,6 +17,7 @@ from fxcompress.channels.rules.sums import SUM, summed
 from fxcompress.channels.space import FIXED, Space
 from fxcompress.channels.units import find_units
 from fxcompress.channels.values import Call, Step, Value, find
+from fxcompress.trace.heap import without_collections
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.traced import TracedModule
 
@@ -242,6 +243,7 @@ class Analysis:
         return [layer for value in values for layer in value.layers]
 
 
+@without_collections
 def analyse(module: TracedModule, inputs: ExampleInputs) -> Analysis:
     """Interpret every graph of ``module`` on labels.
 

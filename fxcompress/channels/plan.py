@@ -10,6 +10,7 @@ from fxcompress.channels.analysis import Analysis, SiteAtoms
 from fxcompress.channels.reads import Check, ProductCheck, SiteCheck, SumCheck
 from fxcompress.channels.rules.registry import Known
 from fxcompress.channels.space import Reason, Slots
+from fxcompress.trace.heap import without_collections
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,6 +36,7 @@ class Plan:
         return None if keep.all() else torch.from_numpy(np.flatnonzero(keep))
 
 
+@without_collections
 def make_plan(
     analysis: Analysis,
     knowns: dict[str, list[Known]],

@@ -133,6 +133,8 @@ def test_the_collector_is_as_it_was(on: bool) -> None:  # noqa: FBT001
 class Weights(nn.Module):
     """Reads its tensors in ways of its own."""
 
+    scale: Tensor
+
     def __init__(self, depth: int) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(depth))

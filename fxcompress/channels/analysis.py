@@ -17,6 +17,8 @@ from fxcompress.channels.rules.sums import SUM, summed
 from fxcompress.channels.space import FIXED, Space
 from fxcompress.channels.units import find_units
 from fxcompress.channels.values import Call, Step, Value, find
+from fxcompress.channels.worklist import Index
+from fxcompress.trace.heap import without_collections
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.traced import TracedModule
 
@@ -122,6 +124,11 @@ class Analysis:
     def component(self) -> np.ndarray:
         """For each atom the smallest atom that it goes together with, shape (atoms,)."""
         return self.space.components()
+
+    @cached_property
+    def members(self) -> Index:
+        """The atoms of each component, by the component's smallest atom."""
+        return Index(self.component, self.space.size)
 
     @cached_property
     def pinned(self) -> np.ndarray:
@@ -242,6 +249,7 @@ class Analysis:
         return [layer for value in values for layer in value.layers]
 
 
+@without_collections
 def analyse(module: TracedModule, inputs: ExampleInputs) -> Analysis:
     """Interpret every graph of ``module`` on labels.
 

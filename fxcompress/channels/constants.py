@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fxcompress.channels.interpret import Trail
 from fxcompress.channels.rules.registry import Known
+from fxcompress.trace.heap import without_collections
 
 
 def parameter_maps(trail: Trail, module: nn.Module) -> dict[int, Tensor]:
@@ -17,6 +18,7 @@ def parameter_maps(trail: Trail, module: nn.Module) -> dict[int, Tensor]:
     return {value.key: tensors[name].detach() for name, value in trail.parameters.items()}
 
 
+@without_collections
 def propagate(
     trail: Trail, maps: dict[int, Tensor], *, training: bool, nonzero: dict[int, Tensor] | None = None
 ) -> Known:

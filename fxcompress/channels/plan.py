@@ -1,6 +1,8 @@
 """From what is dead to what may go: a fixpoint that keeps whatever cannot be proved."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,6 +12,8 @@ from fxcompress.channels.analysis import Analysis, SiteAtoms
 from fxcompress.channels.reads import Check, ProductCheck, SiteCheck, SumCheck
 from fxcompress.channels.rules.registry import Known
 from fxcompress.channels.space import Reason, Slots
+from fxcompress.channels.worklist import Rule, Worklist
+from fxcompress.trace.heap import without_collections
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,6 +39,7 @@ class Plan:
         return None if keep.all() else torch.from_numpy(np.flatnonzero(keep))
 
 
+@without_collections
 def make_plan(
     analysis: Analysis,
     knowns: dict[str, list[Known]],
@@ -64,36 +69,37 @@ SLOT = Reason("slot", "it belongs to a slice, such as a head, that is in use", "
 class _Fixpoint:
     def __init__(self, analysis: Analysis, knowns: dict[str, list[Known]], rectangular: frozenset[int]) -> None:
         self.analysis = analysis
-        self.slices = [None if i in rectangular else _inner(joint) for i, joint in enumerate(analysis.joints)]
         self.component = analysis.component
-        self.knowns = knowns
         self.kept: dict[int, Reason] = {}
+        self.dead = ~analysis.pinned
+        ragged, uneven = _joint_rules(analysis.joints, rectangular)
+        empty, hollow = _slot_rules(analysis.space.slots)
+        self.forced = Worklist([*_checks(analysis, knowns), *ragged, *empty], self.component)
+        # Where it does not matter which of several entries come back: later, when it is known how many.
+        self.choices = Worklist([*hollow, *uneven], self.component)
 
     def run(self, request: np.ndarray | None) -> Plan:
-        dead = ~self.analysis.pinned
+        dead = self.dead
         if request is not None:
             dead &= self._whole(request)
-        checks: list[Check] = [SiteCheck(s, known) for s in self.analysis.sites for known in self.knowns[s.mode]]
-        checks += [ProductCheck(p, known) for p in self.analysis.products for known in self.knowns[p.mode]]
-        checks += [SumCheck(s, known) for s in self.analysis.sums for known in self.knowns[s.mode]]
-        self._settle(dead, checks)
+        self._settle()
         # Backwards: one channel kept at the end keeps what it reads, and then the layers before it need no help.
         for sites in reversed(self.analysis.sites):
             for atoms in (sites.rows, sites.entries):
-                self._keep_some(dead, checks, sites, atoms)
+                self._keep_some(sites, atoms)
         for product in reversed(self.analysis.products):
             if dead[product.entries].all():
                 reason = Reason("last-channel", "a product keeps at least one entry", product.node)
-                self._restore(dead, product.entries.reshape(-1)[:1], reason)
-                self._settle(dead, checks)
+                self._restore(product.entries.reshape(-1)[:1], reason)
+                self._settle()
         for layer in self.analysis.layers:
             if dead[layer].all():  # of what nobody reads
                 reason = Reason("last-channel", "a tensor keeps at least one channel", "")
-                self._restore(dead, layer[:1], reason)
-                self._settle(dead, checks)
+                self._restore(layer[:1], reason)
+                self._settle()
         return Plan(~dead, self.kept)
 
-    def _keep_some(self, dead: np.ndarray, checks: list[Check], sites: SiteAtoms, atoms: np.ndarray) -> None:
+    def _keep_some(self, sites: SiteAtoms, atoms: np.ndarray) -> None:
         """A layer keeps a channel; a grouped convolution two groups.
 
         With a single group it would be another layer, whose channels can go one by one: then the same network, cut in
@@ -104,41 +110,16 @@ class _Fixpoint:
         if groups > 1:
             reason = Reason("last-group", "a grouped convolution keeps at least two groups", sites.node)
         for _ in range(min(groups, 2)):
-            gone = dead[atoms].reshape(groups, -1).all(axis=1)
+            gone = self.dead[atoms].reshape(groups, -1).all(axis=1)
             if groups - gone.sum() >= min(groups, 2):
                 return
-            self._restore(dead, atoms.reshape(groups, -1)[gone][0][:1], reason)
-            self._settle(dead, checks)
+            self._restore(atoms.reshape(groups, -1)[gone][0][:1], reason)
+            self._settle()
 
-    def _settle(self, dead: np.ndarray, checks: list[Check]) -> None:
-        """Put back what is still read, or lies inside what stays, until nothing changes.
-
-        Where it does not matter which of several entries come back, they come back last: by then it is known how many.
-        """
-        before = -1
-        while int(dead.sum()) != before:
-            before = int(dead.sum())
-            self._settle_forced(dead, checks)
-            self._choose(dead)
-
-    def _settle_forced(self, dead: np.ndarray, checks: list[Check]) -> None:
-        before = -1
-        while int(dead.sum()) != before:
-            before = int(dead.sum())
-            for check in checks:
-                self._restore(dead, check.broken(dead), check.reason)
-            for joint, dim in zip(self.analysis.joints, self.slices, strict=True):
-                if dim is None:
-                    self._restore(dead, _ragged(joint, dead), RAGGED)
-            for slots in self.analysis.space.slots:
-                self._restore(dead, slots.atoms[dead[slots.atoms] & ~dead[slots.members].all(axis=1)], SLOT)
-
-    def _choose(self, dead: np.ndarray) -> None:
-        for slots in self.analysis.space.slots:
-            self._restore(dead, _hollow(slots, dead), SLOT)
-        for joint, dim in zip(self.analysis.joints, self.slices, strict=True):
-            if dim is not None:
-                self._restore(dead, _uneven(joint, dim, dead), RAGGED)
+    def _settle(self) -> None:
+        """Put back what is still read, or lies inside what stays, until nothing changes."""
+        while self.forced.sweep(self._restore, self.dead) or self.choices.sweep(self._restore, self.dead):
+            pass
 
     def _whole(self, request: np.ndarray) -> np.ndarray:
         """Components all of whose atoms are requested."""
@@ -147,15 +128,49 @@ class _Fixpoint:
         whole: np.ndarray = ~partly[self.component]
         return whole
 
-    def _restore(self, dead: np.ndarray, atoms: np.ndarray, reason: Reason) -> None:
-        if not len(atoms):
-            return
+    def _restore(self, atoms: np.ndarray, reason: Reason) -> None:
         roots = np.unique(self.component[atoms])
-        back = np.zeros(len(dead), dtype=bool)
-        back[roots] = True
-        dead &= ~back[self.component]
+        self.dead[self.analysis.members.of(roots)] = False
+        self.forced.reopen(roots)
+        self.choices.reopen(roots)
         for root in roots.tolist():
             self.kept.setdefault(root, reason)
+
+
+def _checks(analysis: Analysis, knowns: dict[str, list[Known]]) -> Iterator[Rule]:
+    """What is read must stay."""
+    checks: list[Check] = [SiteCheck(s, known) for s in analysis.sites for known in knowns[s.mode]]
+    checks += [ProductCheck(p, known) for p in analysis.products for known in knowns[p.mode]]
+    checks += [SumCheck(s, known) for s in analysis.sums for known in knowns[s.mode]]
+    for check in checks:
+        yield Rule(check.broken, check.reason, check.reads)
+
+
+def _joint_rules(joints: list[np.ndarray], rectangular: frozenset[int]) -> tuple[list[Rule], list[Rule]]:
+    """What is left of a joint layer must be rectangular: at once, and those whose slices may keep different entries."""
+    ragged, uneven = [], []
+    for i, joint in enumerate(joints):
+        dim = None if i in rectangular else _inner(joint)
+        if dim is None:
+            ragged.append(Rule(partial(_ragged, joint), RAGGED, (joint,)))
+        else:
+            uneven.append(Rule(partial(_uneven, joint, dim), RAGGED, (joint,)))
+    return ragged, uneven
+
+
+def _slot_rules(found: list[Slots]) -> tuple[list[Rule], list[Rule]]:
+    """A slot is there when some member is; and a slot that is there has members."""
+    reads = [(slots, (slots.atoms, slots.members)) for slots in found]
+    return (
+        [Rule(partial(_in_use, slots), SLOT, atoms) for slots, atoms in reads],
+        [Rule(partial(_hollow, slots), SLOT, atoms) for slots, atoms in reads],
+    )
+
+
+def _in_use(slots: Slots, dead: np.ndarray) -> np.ndarray:
+    """The dead slots that have a member."""
+    atoms: np.ndarray = slots.atoms[dead[slots.atoms] & ~dead[slots.members].all(axis=1)]
+    return atoms
 
 
 def _hollow(slots: Slots, dead: np.ndarray) -> np.ndarray:

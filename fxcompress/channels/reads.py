@@ -15,9 +15,10 @@ class Check(Protocol):
     """One place that reads channels, in one mode."""
 
     reason: Reason
+    reads: tuple[np.ndarray, ...]
 
     def broken(self, dead: np.ndarray) -> np.ndarray:
-        """The dead atoms that are still read there."""
+        """The dead atoms that are still read there; depends on no other entries of ``dead`` than those of ``reads``."""
         ...
 
 
@@ -29,6 +30,7 @@ class SiteCheck:
         self.known = known
         self.may_read = may_read(sites.site, known).numpy()
         self.reason = _not_zero(known, sites.node)
+        self.reads: tuple[np.ndarray, ...] = (sites.entries, sites.rows)
 
     def broken(self, dead: np.ndarray) -> np.ndarray:
         """The atoms of entries that may not go."""
@@ -60,6 +62,7 @@ class ProductCheck:
         self.entries, self.results = product.entries, product.results
         self.left, self.right = left.numpy(), right.numpy()
         self.reason = _not_zero(known, product.node)
+        self.reads: tuple[np.ndarray, ...] = (self.entries, *self.results)
 
     def broken(self, dead: np.ndarray) -> np.ndarray:
         """The atoms of entries that may not go."""
@@ -82,6 +85,7 @@ class SumCheck:
         others = [d for d, n in enumerate(self.entries.shape) if n == 1]
         self.may_read = (may.any(dim=others, keepdim=True) if others else may).numpy()
         self.reason = _not_zero(known, sums.node)
+        self.reads: tuple[np.ndarray, ...] = (self.entries, self.slots)
 
     def broken(self, dead: np.ndarray) -> np.ndarray:
         """The atoms of entries that may not go."""

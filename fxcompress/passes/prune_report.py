@@ -11,7 +11,6 @@ from fxcompress.channels.coverage import Uncovered, uncovered
 from fxcompress.channels.plan import Plan
 from fxcompress.channels.rules.contraction import may_read, nonzero_weight
 from fxcompress.channels.rules.registry import Known
-from fxcompress.channels.space import Reason
 from fxcompress.passes.fold_constants import Folded
 from fxcompress.passes.narrow_branches import Narrowed, NarrowedPath
 from fxcompress.passes.prune_channels import Pruned
@@ -198,25 +197,27 @@ class WhyKept:
     def __init__(self, analysis: Analysis, plan: Plan, knowns: dict[str, list[Known]]) -> None:
         self.analysis = analysis
         self.plan = plan
-        self._pins: dict[int, Reason] = {}
-        for atoms, reason in analysis.space.pins:
-            for root in np.unique(analysis.component[atoms]).tolist():
-                self._pins.setdefault(root, reason)
-        self._reads: dict[int, tuple[SiteAtoms, Known, int]] = {}
-        for sites in analysis.sites:
-            for known in knowns[sites.mode]:
-                read = np.flatnonzero(may_read(sites.site, known).numpy())
-                roots, first = np.unique(analysis.component[sites.entries[read]], return_index=True)
-                for root, position in zip(roots.tolist(), first.tolist(), strict=True):
-                    self._reads.setdefault(root, (sites, known, int(read[position])))
+        component = analysis.component
+        self._places = [(s, known) for s in analysis.sites for known in knowns[s.mode]]
+        # By the root of each component: what pins it, where it is read, and which entry that is; -1 for nothing. Of
+        # several assignments to one root the last one stays, so all go backwards.
+        self._pin, self._place, self._entry = (np.full(analysis.space.size, -1) for _ in range(3))
+        for i, (atoms, _) in reversed(list(enumerate(analysis.space.pins))):
+            self._pin[component[atoms]] = i
+        for i, (sites, known) in reversed(list(enumerate(self._places))):
+            read = np.flatnonzero(may_read(sites.site, known).numpy())[::-1]
+            roots = component[sites.entries[read]]
+            self._place[roots], self._entry[roots] = i, read
 
     def __call__(self, atom: int) -> str:
         """The reason for one atom."""
         root = int(self.analysis.component[atom])
         if self.analysis.pinned[atom]:
-            return str(self._pins.get(root, "no parameter makes it"))
-        if root in self._reads:
-            return _value(*self._reads[root])
+            pin = int(self._pin[root])
+            return "no parameter makes it" if pin < 0 else str(self.analysis.space.pins[pin][1])
+        place = int(self._place[root])
+        if place >= 0:
+            return _value(*self._places[place], int(self._entry[root]))
         return str(self.plan.kept.get(root, "something that goes with it is in use"))
 
 

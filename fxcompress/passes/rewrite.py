@@ -12,6 +12,7 @@ from fxcompress.passes.cutting import Cut, cut_module
 from fxcompress.passes.renumber import renumber_joins
 from fxcompress.passes.replay import MismatchError, Replay
 from fxcompress.progress import stage
+from fxcompress.trace.heap import without_collections
 from fxcompress.trace.traced import TracedModule
 
 
@@ -69,6 +70,7 @@ def _joints_near(analysis: Analysis, atoms: np.ndarray) -> frozenset[int]:
     return frozenset(i for i, joint in enumerate(analysis.joints) if near[analysis.component[joint]].any())
 
 
+@without_collections
 def carry_out(analysis: Analysis, plan: Plan) -> Rewritten:
     """Cut by a given plan.
 

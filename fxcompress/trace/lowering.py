@@ -79,11 +79,11 @@ class LoweredAttention(Lowered, nn.MultiheadAttention):
         n = self.embed_dim
         bias: Tensor | None = self.in_proj_bias  # None where there is none, whatever torch's annotation says
         if self._qkv_same_embed_dim and query is key and key is value:
-            q, k, v = F.linear(query, self.in_proj_weight, bias).chunk(3, -1)
-            return q, k, v
+            whole = F.linear(query, self.in_proj_weight, bias).chunk(3, -1)
+            return whole[0], whole[1], whole[2]  # torch.fx takes a frame apart to unpack
         if self._qkv_same_embed_dim:
-            whole = self.in_proj_weight
-            matrices: tuple[Any, ...] = (whole[:n], whole[n : 2 * n], whole[2 * n :])
+            weight = self.in_proj_weight
+            matrices: tuple[Any, ...] = (weight[:n], weight[n : 2 * n], weight[2 * n :])
         else:
             matrices = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
         biases = (None, None, None) if bias is None else (bias[:n], bias[n : 2 * n], bias[2 * n :])

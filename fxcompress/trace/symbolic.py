@@ -43,6 +43,35 @@ class Tracer(fx.Tracer):
         self._autowrap_search.append(rnn)  # and where they are looked up in their module
         self._autocast = autocast_mode()
         self._without: dict[fx.Node, fx.Proxy] = {}  # each node that was read in a region without gradients
+        self._names: dict[int, tuple[str, Tensor]] = {}  # of the tensors of the root, by id
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:  # noqa: ANN401
+        """What code reads as an attribute of a module: a proxy for a parameter, and for a buffer if those are symbols.
+
+        torch.fx looks through all tensors of the root at each read, which takes the square of the depth. Here they are
+        listed once; what is not in the list, or no longer where it was, is left to torch.fx.
+        """
+        name = self._name_of(attr_val) if isinstance(attr_val, Tensor) else None
+        if name is None:
+            return super().getattr(attr, attr_val, parameter_proxy_cache)
+        if name not in parameter_proxy_cache:
+            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
+        return parameter_proxy_cache[name]
+
+    def _name_of(self, tensor: Tensor) -> str | None:
+        """The name under which the root still holds a tensor that is to be a symbol."""
+        if not self._names:
+            named = [*self.root.named_parameters(), *self.root.named_buffers()]
+            self._names = {id(own): (name, own) for name, own in reversed(named)}
+        if id(tensor) not in self._names:
+            return None
+        path, _, leaf = self._names[id(tensor)][0].rpartition(".")
+        owner: nn.Module | None = self.root
+        for step in path.split(".") if path else ():
+            owner = None if owner is None else owner._modules.get(step)
+        parameter = isinstance(tensor, nn.Parameter) and owner is not None and owner._parameters.get(leaf) is tensor
+        buffer = self.proxy_buffer_attributes and owner is not None and owner._buffers.get(leaf) is tensor
+        return self._names[id(tensor)][0] if parameter or buffer else None
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:  # noqa: ANN401
         """A node of the graph that knows the lines of the user's code that made it."""

@@ -16,6 +16,7 @@ from torch import fx, nn
 
 from fxcompress.errors import TraceError
 from fxcompress.trace.concrete import check_runs, run_model
+from fxcompress.trace.heap import without_collections
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.lowering import lower, sweep
 from fxcompress.trace.skeleton import skeleton
@@ -35,6 +36,7 @@ class GraphOf(Protocol):
         ...
 
 
+@without_collections
 def trace(model: nn.Module, inputs: ExampleInputs | None = None) -> TracedModule:
     """Trace ``model`` in both modes; the model itself is not touched, and the result shares its tensors.
 
@@ -105,6 +107,7 @@ def _trace_symbolically(model: nn.Module, inputs: ExampleInputs | None) -> Trace
     return result
 
 
+@without_collections
 def trace_by_running(model: nn.Module, inputs: ExampleInputs, why: TraceError) -> TracedModule:
     """Trace ``model`` by running it on ``inputs``, first with arithmetic on sizes, then with each size as it is.
 

@@ -99,11 +99,18 @@ def _inputs(provenance: Provenance, model: nn.Module) -> Any:  # noqa: ANN401
     if not provenance.inputs:
         return None
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    own = {p.dtype for p in model.parameters() if p.is_floating_point()}
     tensors = [
-        (n, torch.zeros(shape, dtype=getattr(torch, dtype), device=device)) for n, shape, dtype in provenance.inputs
+        (name, torch.zeros(shape, dtype=_input_dtype(getattr(torch, dtype), own), device=device))
+        for name, shape, dtype in provenance.inputs
     ]
     named = {name: tensor for name, tensor in tensors if name}
     return named or tuple(tensor for _, tensor in tensors)
+
+
+def _input_dtype(dtype: torch.dtype, own: set[torch.dtype]) -> torch.dtype:
+    """That of an input, where the model is perhaps of another precision than the one that was saved."""
+    return next(iter(own)) if dtype.is_floating_point and len(own) == 1 else dtype
 
 
 def _cut(analysis: Analysis, provenance: Provenance, path: object) -> TracedModule:

@@ -53,6 +53,6 @@ def test_no_warning_where_nothing_is_left_behind(how: str, caplog: pytest.LogCap
         for group in others.param_groups:
             for parameter in group["params"]:
                 parameter.requires_grad_(False)
-    report = net.prune({"both": [weights, others], "none": None}.get(how, weights))  # type: ignore[arg-type]
+    report = net.prune({"both": [weights, others], "none": None}.get(how, weights))
     assert report.modified == (how != "nothing dead")
     assert not caplog.text

@@ -53,6 +53,10 @@ class CompressedPieces(SizedNetwork):
         found = {path: self.get_submodule(path) for path in self.fxc_paths}
         return {path: piece for path, piece in found.items() if isinstance(piece, CompressedModule)}
 
+    def __reduce__(self) -> Any:  # noqa: ANN401
+        """By the class of the model, as pickle cannot find the one that was made of it."""
+        return _unpickled, (self.fxc_own,), {k: v for k, v in self.__dict__.items() if not k.startswith("_fxc_")}
+
     def fxc_parts(self) -> dict[str, CompressedModule]:
         """All pieces."""
         return self.pieces
@@ -137,6 +141,16 @@ Compressed = CompressedModule | CompressedPieces
 """What :func:`fxcompress.compress` returns."""
 
 
+def _class_in_pieces(own: type[nn.Module]) -> type[nn.Module]:
+    about = {"__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__, "fxc_own": own}
+    return type(own.__name__, (CompressedPieces, own), about)
+
+
+def _unpickled(own: type[nn.Module]) -> nn.Module:
+    kind = _class_in_pieces(own)
+    return kind.__new__(kind)
+
+
 def become_pieces(model: nn.Module, paths: tuple[str, ...], settings: Settings, outside: Outside) -> CompressedPieces:
     """Let a copy of a model, some modules of which compress themselves, be a network in training, in place.
 
@@ -146,9 +160,7 @@ def become_pieces(model: nn.Module, paths: tuple[str, ...], settings: Settings, 
         settings: of the whole.
         outside: what lies in none of them.
     """
-    own = type(model)
-    about = {"__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__, "fxc_own": own}
-    model.__class__ = type(own.__name__, (CompressedPieces, own), about)
+    model.__class__ = _class_in_pieces(type(model))
     assert isinstance(model, CompressedPieces)
     model.fxc_paths, model.settings, model.outside = paths, settings, outside
     settings.groups = tuple(group["name"] for group in model.param_groups())

@@ -122,7 +122,10 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
     schedule = scheduler or cosine(chosen, steps, min(steps // 20, 100))
     keeper = None
     if checkpoint is not None:
-        check = partial(check_run, gamma=control, loader=loader, batches=count, average=average)
+        check = partial(
+            check_run, gamma=control, loader=loader, batches=count, average=average, epochs=epochs,
+            own_scheduler=scheduler is not None,
+        )  # fmt: skip
         keeper = _keeper(Path(checkpoint), net, chosen, schedule, check, resume=going_on)
     return train(
         net,

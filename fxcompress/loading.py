@@ -12,6 +12,7 @@ from fxcompress.errors import ExampleInputError, StorageError, TraceError
 from fxcompress.passes.readers import add_biases
 from fxcompress.passes.recut import ShapeError, recut
 from fxcompress.provenance import Provenance, attach
+from fxcompress.storage.arguments import check_arguments
 from fxcompress.storage.file import SavedNetwork, read
 from fxcompress.trace.graph_forward import install
 from fxcompress.trace.inputs import ExampleInputs
@@ -34,9 +35,11 @@ def load(path: str | os.PathLike[str], model: nn.Module, example_inputs: Any = N
         module of the model's own class.
 
     Raises:
+        TypeError: the arguments are swapped, or of another kind.
         StorageError: the file is no such file, is damaged, or does not fit ``model``.
         TraceError, UnsupportedModelError: the model cannot be traced.
     """
+    check_arguments("load(path, model)", path, model)
     saved, model = read(path), with_plain_weights(model)
     provenance = saved.provenance
     _check_shapes(model, provenance, path)

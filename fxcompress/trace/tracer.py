@@ -5,6 +5,7 @@ two graphs differ, the traced module keeps both. There are two ways to trace: wi
 on example inputs (concrete.py).
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -15,6 +16,7 @@ import torch
 from torch import fx, nn
 
 from fxcompress.errors import TraceError
+from fxcompress.trace.checkpoints import plain_checkpoints
 from fxcompress.trace.concrete import check_runs, run_model
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.lowering import lower, sweep
@@ -25,6 +27,8 @@ from fxcompress.trace.symbolic import Tracer, symbolic_graph
 from fxcompress.trace.traced import TracedModule
 from fxcompress.trace.watch import wrapped_functions
 from fxcompress.trace.weight_norm import make_weights_plain
+
+_LOG = logging.getLogger("fxcompress")
 
 
 class GraphOf(Protocol):
@@ -139,7 +143,7 @@ def _traced(model: nn.Module, graph_of: GraphOf) -> TracedModule:
     lower(root)
     modes = [(module, module.training) for module in root.modules()]
     train_graph = None
-    with _reads_of_mode() as readers, same_randomness():
+    with _reads_of_mode() as readers, same_randomness(), plain_checkpoints() as checkpoints:
         graph = graph_of(root, readers, training=False)
         sweep(graph)
         if readers or any(_knows_its_mode(module) for module, _ in modes):
@@ -153,6 +157,12 @@ def _traced(model: nn.Module, graph_of: GraphOf) -> TracedModule:
     if readers:
         traced.mode_readers = tuple(name for name, module in root.named_modules() if id(module) in readers)
     traced.meta = dict(model.meta) if isinstance(model, fx.GraphModule) else {}
+    if checkpoints:
+        _LOG.warning(
+            "fxcompress: %s saves memory by torch.utils.checkpoint%s; what is made of it computes the same, with the "
+            "same gradients, and keeps these activations in memory",
+            type(model).__name__, ",".join(dict.fromkeys(checkpoints)),
+        )  # fmt: skip
     return traced
 
 

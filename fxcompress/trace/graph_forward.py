@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from fxcompress.trace.checkpoints import with_checkpoints
 from fxcompress.trace.names import any_names
 from fxcompress.trace.skeleton import skeleton
 from fxcompress.trace.traced import TracedModule, copy_graph
@@ -44,8 +45,12 @@ def install(module: nn.Module, traced: TracedModule) -> None:
     """
     _take_over(module, traced)
     own = own_class(module)
-    evaluate = _compiled(traced, traced.graph)
-    train = evaluate if traced.train_graph is None else _compiled(traced, traced.train_graph)
+    methods = with_checkpoints(traced, traced.graph, "eval")
+    evaluate = methods.pop("forward", None) or _compiled(traced, traced.graph)
+    train = evaluate
+    if traced.train_graph is not None:
+        methods |= with_checkpoints(traced, traced.train_graph, "train")
+        train = methods.pop("forward", None) or _compiled(traced, traced.train_graph)
     one = train is evaluate
 
     def forward(self: TracedModule, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
@@ -53,6 +58,7 @@ def install(module: nn.Module, traced: TracedModule) -> None:
         return chosen(self, *args, **kwargs)
 
     members = {
+        **methods,
         "forward": forward,
         "fxc_graphs": (traced.graph, traced.train_graph),
         "fxc_meta": dict(traced.meta),

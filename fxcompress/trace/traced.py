@@ -8,6 +8,7 @@ from typing import Any
 from torch import fx, nn
 
 from fxcompress.errors import TraceError
+from fxcompress.trace.checkpoints import with_checkpoints
 from fxcompress.trace.names import any_names
 from fxcompress.trace.pickling import PackedGraph, pack, unpack
 from fxcompress.trace.skeleton import POSTPONE
@@ -74,10 +75,13 @@ class TracedModule(fx.GraphModule):
         """Compile both graphs; ``forward`` takes the one of the module's mode."""
         with any_names():
             code = super().recompile()
-        if self.train_graph is not None:
-            evaluate = type(self).forward
+        evaluate = with_checkpoints(self, self.graph, "eval").get("forward", type(self).forward)
+        if self.train_graph is None:
+            type(self).forward = evaluate
+        else:
             with any_names():
                 train = type(fx.GraphModule(self, self.train_graph)).forward
+            train = with_checkpoints(self, self.train_graph, "train").get("forward", train)
             # Not the module that it was compiled in, which holds copies: passes add children that it would not have.
             self.train_graph.owning_module = self
 

@@ -5,7 +5,6 @@ two graphs differ, the traced module keeps both. There are two ways to trace: wi
 on example inputs (concrete.py).
 """
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -16,7 +15,7 @@ import torch
 from torch import fx, nn
 
 from fxcompress.errors import TraceError
-from fxcompress.trace.checkpoints import plain_checkpoints
+from fxcompress.trace.checkpoints import copy_marks, marked_checkpoints
 from fxcompress.trace.concrete import check_runs, run_model
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.lowering import lower, sweep
@@ -27,8 +26,6 @@ from fxcompress.trace.symbolic import Tracer, symbolic_graph
 from fxcompress.trace.traced import TracedModule
 from fxcompress.trace.watch import wrapped_functions
 from fxcompress.trace.weight_norm import make_weights_plain
-
-_LOG = logging.getLogger("fxcompress")
 
 
 class GraphOf(Protocol):
@@ -143,7 +140,7 @@ def _traced(model: nn.Module, graph_of: GraphOf) -> TracedModule:
     lower(root)
     modes = [(module, module.training) for module in root.modules()]
     train_graph = None
-    with _reads_of_mode() as readers, same_randomness(), plain_checkpoints() as checkpoints:
+    with _reads_of_mode() as readers, same_randomness(), marked_checkpoints():
         graph = graph_of(root, readers, training=False)
         sweep(graph)
         if readers or any(_knows_its_mode(module) for module, _ in modes):
@@ -152,17 +149,12 @@ def _traced(model: nn.Module, graph_of: GraphOf) -> TracedModule:
     for module, training in modes:
         module.training = training
     if train_graph is not None and _same(graph, train_graph):
+        copy_marks(train_graph, graph)
         train_graph = None
     traced = TracedModule(root, graph, train_graph, type(model).__name__, compiled=False)
     if readers:
         traced.mode_readers = tuple(name for name, module in root.named_modules() if id(module) in readers)
     traced.meta = dict(model.meta) if isinstance(model, fx.GraphModule) else {}
-    if checkpoints:
-        _LOG.warning(
-            "fxcompress: %s saves memory by torch.utils.checkpoint%s; what is made of it computes the same, with the "
-            "same gradients, and keeps these activations in memory",
-            type(model).__name__, ",".join(dict.fromkeys(checkpoints)),
-        )  # fmt: skip
     return traced
 
 

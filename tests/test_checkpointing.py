@@ -100,7 +100,13 @@ def shrunk(kind: str) -> CompressedModule:
 def test_checkpoints_stay_when_a_network_is_compressed_cut_copied_and_finished() -> None:
     x = X.float()
     with_them, without = shrunk("reentrant"), shrunk("none")
-    for make in (lambda n: n, copy.deepcopy, lambda n: pickle.loads(pickle.dumps(n)), lambda n: n.finalize().train()):
+    ways: list[Callable[[CompressedModule], nn.Module]] = [
+        lambda net: net,
+        copy.deepcopy,
+        lambda net: pickle.loads(pickle.dumps(net)),
+        lambda net: net.finalize().train(),
+    ]
+    for make in ways:
         nets = [make(net) for net in (with_them, without)]
         results = []
         for net in nets:
@@ -122,7 +128,7 @@ class Pick(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         found = self.body(x)
-        return found[found.sum(1) >= float(found.min())]
+        return found[found.sum(1) >= float(found.min())]  # type: ignore[no-any-return]
 
 
 def test_checkpoints_stay_in_pieces() -> None:

@@ -45,12 +45,11 @@ def install(module: nn.Module, traced: TracedModule) -> None:
     """
     _take_over(module, traced)
     own = own_class(module)
-    methods = with_checkpoints(traced, traced.graph, "eval")
-    evaluate = methods.pop("forward", None) or _compiled(traced, traced.graph)
-    train = evaluate
+    methods = _methods(traced, traced.graph, "eval")
+    evaluate = train = methods.pop("forward")
     if traced.train_graph is not None:
-        methods |= with_checkpoints(traced, traced.train_graph, "train")
-        train = methods.pop("forward", None) or _compiled(traced, traced.train_graph)
+        methods |= _methods(traced, traced.train_graph, "train")
+        train = methods.pop("forward")
     one = train is evaluate
 
     def forward(self: TracedModule, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
@@ -89,6 +88,10 @@ def traced_of(module: nn.Module) -> TracedModule:
     traced.mode_readers = module.mode_readers
     traced.meta = dict(module.fxc_meta)
     return traced
+
+
+def _methods(traced: TracedModule, graph: fx.Graph, mode: str) -> dict[str, Callable[..., Any]]:
+    return with_checkpoints(traced, graph, mode) or {"forward": _compiled(traced, graph)}
 
 
 def _compiled(traced: TracedModule, graph: fx.Graph) -> Callable[..., Any]:

@@ -36,7 +36,11 @@ class TracedModule(fx.GraphModule):
         mode_readers: names of the modules whose ``training`` the original's code reads; they choose the graph.
     """
 
-    __jit_unused_properties__ = (*fx.GraphModule.__jit_unused_properties__, "graphs", "is_compiled")
+    __jit_unused_properties__ = [  # noqa: RUF012 - as torch.fx has it
+        *fx.GraphModule.__jit_unused_properties__,
+        "graphs",
+        "is_compiled",
+    ]
     __jit_ignored_attributes__ = ("train_graph", "mode_readers")
     train_graph: fx.Graph | None = None
     mode_readers: tuple[str, ...] = ("",)

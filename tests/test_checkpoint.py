@@ -79,7 +79,7 @@ def sgd(net: fxc.CompressedModule) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, momentum=0.9)
 
 
-def train(make: Make, loader: DataLoader[Any], stop: int = 0, **options: Any) -> FitResult:  # noqa: ANN401
+def train(make: Make, loader: DataLoader[Any] | list[Any], stop: int = 0, **options: Any) -> FitResult:  # noqa: ANN401
     """A short run in which channels are removed; Ctrl-C is pressed in step ``stop``."""
     net = fresh()
     steps = 0
@@ -169,6 +169,22 @@ def test_a_course_over_other_epochs_is_refused(options: dict[str, Any], what: st
     with pytest.raises(CheckpointError, match=rf"one of 1 epochs, and this one is of 2: {what}.* pass epochs=1"):
         one_epoch(path, **options, epochs=2, resume=True)
     assert path.read_bytes() == before
+
+
+class Short(list[Any]):
+    """Says that it is longer than it is."""
+
+    def __len__(self) -> int:
+        return 6
+
+
+def test_a_loader_that_gives_less_than_was_done_is_refused(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    batches = list(data())
+    with pytest.raises(TrainingInterrupted):
+        train(adam, batches, 4, checkpoint=tmp_path / "run.pt")
+    with pytest.raises(CheckpointError, match="had done 4 batches of an epoch, and the loader gives 2"):
+        train(adam, Short(batches[:2]), checkpoint=tmp_path / "run.pt", resume=True)
 
 
 def test_a_run_without_a_course_may_be_made_longer(tmp_path: Path) -> None:

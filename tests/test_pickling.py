@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import fxcompress as fxc
 from fxcompress.training.compressed import CompressedModule
 from fxcompress.training.in_pieces import CompressedPieces
-from tests.test_precision import Pick
+from tests.nets import Pick
 
 
 class TwoGraphs(nn.Module):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import fxcompress as fxc
 from fxcompress.quantizer import Quantizer
+from tests.nets import Pick
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -31,19 +32,6 @@ class Two(nn.Module):
 
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
         return self.body(x) + self.table(index)  # type: ignore[no-any-return]
-
-
-class Pick(nn.Module):
-    """Reads values, so that it can only be compressed in pieces."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3))
-        self.head = nn.Linear(6, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        found = self.body(x).mean((2, 3))
-        return self.head(found[found.sum(1) >= float(found.min())])  # type: ignore[no-any-return]
 
 
 INDEX = torch.tensor([0, 1, 2, 3])

@@ -110,8 +110,12 @@ class Run:
         elif self.keeper is not None:
             self._began = run_states(self.loader)
         batches = iter(self.loader)
-        for _ in range(skip):
-            next(batches)
+        for done in range(skip):
+            if next(batches, None) is None:
+                raise CheckpointError(
+                    f"the run had done {skip} batches of an epoch, and the loader gives {done}; pass a loader of the "
+                    "same batches"
+                )
         if skip and self._stopped is not None:
             restore_run(self._stopped, self.loader)
         yield from batches

@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from fxcompress.errors import CheckpointError
+from fxcompress.storage.arguments import check_arguments
 from fxcompress.storage.states import read_states, write_states
 from fxcompress.training.in_pieces import Compressed
 from fxcompress.training.optimizer import check_optimizer
@@ -50,6 +51,7 @@ def save_checkpoint(
     ...     load_checkpoint(f"{folder}/run.pt", net, optimizer)
     {'epoch': 3}
     """
+    check_arguments("save_checkpoint(path, net, optimizer)", path, net)
     _check_net(net)
     states = {"net": net.state_dict(), "random": random_states(), "extra": extra}
     if optimizer is not None:
@@ -93,6 +95,7 @@ def load_checkpoint(
         CheckpointError: there is no such file, it is damaged, or it does not fit. Nothing has changed then.
         OptimizerError: the optimizer holds parameters that are not the network's.
     """
+    check_arguments("load_checkpoint(path, net, optimizer)", path, net)
     return take_up(read_states(path), path, net, optimizer, scheduler, random=random)
 
 

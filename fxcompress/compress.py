@@ -130,8 +130,19 @@ def _in_pieces(model: nn.Module, settings: Settings, bits: float, why: FxCompres
         traced = _quantized(analysis, bits)
         become_compressed(own.get_submodule(path), traced, replace(settings, inputs=analysis.inputs))
     net = become_pieces(own, tuple(analyses), settings, outside)
+    _take_modes(net, model)
     _LOG.warning(
         "fxcompress: %s has no graph as a whole (%s); %d modules of it compress themselves, each on its own: %s",
         type(model).__name__, outside.why, len(analyses), ", ".join(analyses),
     )  # fmt: skip
     return net
+
+
+def _take_modes(net: nn.Module, model: nn.Module) -> None:
+    """Training or evaluation as in ``model``; what is new in ``net`` follows the module that it lies in."""
+    modes = {path: module.training for path, module in model.named_modules(remove_duplicate=False)}
+    for path, module in net.named_modules(remove_duplicate=False):
+        known = path
+        while known not in modes:
+            known = known.rpartition(".")[0]
+        module.training = modes[known]

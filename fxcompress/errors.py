@@ -4,11 +4,15 @@ A message says what is wrong, where, and what to do about it. Whatever was raise
 changed: not the model, not its gradients, not the optimizer.
 """
 
+from collections.abc import Iterable
+from typing import Any
+
 __all__ = [
     "AnalysisError",
     "AverageError",
     "CheckpointError",
     "DistributedError",
+    "DivergenceError",
     "ExampleInputError",
     "FxCompressError",
     "MissingPackageError",
@@ -68,6 +72,20 @@ class AverageError(FxCompressError):
 
 class DistributedError(FxCompressError):
     """The processes of a distributed run disagree, one of them has died, or a wrapper cannot follow a removal."""
+
+
+class DivergenceError(FxCompressError, ArithmeticError):
+    """A loss or a gradient was not finite. The step that would have used it was not made.
+
+    Attributes:
+        net: the network as it was before that step.
+        history: records of the epochs that were finished.
+    """
+
+    def __init__(self, message: str, net: object = None, history: Iterable[Any] = ()) -> None:
+        super().__init__(message)
+        self.net = net
+        self.history = list(history)
 
 
 class StorageError(FxCompressError):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
@@ -16,7 +16,8 @@ from fxcompress.compress import compress
 from fxcompress.errors import AverageError, CheckpointError
 from fxcompress.storage.states import read_states
 from fxcompress.training.averages import copies_of
-from fxcompress.training.fit import FitResult, batches, cosine, gamma_of, train
+from fxcompress.training.batches import Batch, argument_names, check_loss, count_batches, first_batch
+from fxcompress.training.fit import FitResult, Validate, cosine, gamma_of, train
 from fxcompress.training.guard import Guard
 from fxcompress.training.history import EpochRecord
 from fxcompress.training.in_pieces import Compressed
@@ -42,7 +43,7 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
     optimizer: Optimizer | None = None,
     scheduler: Scheduler | None = None,
     example_inputs: object = None,
-    validate: Callable[[nn.Module], float] | None = None,
+    validate: Validate | None = None,
     prune: bool | int | PrunePolicy = True,
     min_accuracy: float | None = None,
     max_loss_increase: float | None = None,
@@ -59,8 +60,10 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
 
     Args:
         model: any network, or one from :func:`compress`. A plain model is left as it is; a compressed one is trained.
-        loader: batches (input, ..., target), with a length; gone through once each epoch.
-        loss_fn: of (output, target).
+        loader: batches, with a length; gone through once each epoch. A batch is (input, ..., target), or a dict that
+            holds arguments of forward by their names: the target is then what forward does not take, one entry as it
+            is, several as a dict. Where forward takes all of it, the target is the whole batch.
+        loss_fn: of (output, target); returns a scalar.
         epochs: how often.
         gamma: weight of ``net.size()`` in the loss, or a function of (progress, size); or else
         target_size: share of the original 32-bit weights to end at (fractional); gamma is steered to it.
@@ -69,7 +72,8 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
         optimizer: of a compressed model's ``param_groups()``; only with a model from :func:`compress`.
         scheduler: stepped after each batch; half a cosine down to 0 by default, for bits as well.
         example_inputs: taken from the first batch by default.
-        validate: called with the network in evaluation mode after each epoch; its result is the record's metric.
+        validate: called with the network in evaluation mode after each epoch; its result, a number or None, is the
+            record's metric.
         prune: True: remove what is dead when the steps it has slowed down have cost as much as a removal does; a
             number: after so many steps; a :class:`PrunePolicy`; False: not while training. At the end what is dead goes
             in any case.
@@ -87,13 +91,16 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
             ``average.module``, and ``average.module.finalize()`` the one to use.
 
     Raises:
-        ValueError: neither or both of ``gamma`` and ``target_size`` are given, the network is smaller than
-            ``target_size`` already, an optimizer of a plain model, ``min_accuracy`` without ``validate``, or ``resume``
-            without ``checkpoint``.
+        TypeError: the loader has no length, a batch or what a function returned is of another form.
+        ValueError: the loader is empty; neither or both of ``gamma`` and ``target_size`` are given, the network is
+            smaller than ``target_size`` already, an optimizer of a plain model, ``min_accuracy`` without ``validate``,
+            or ``resume`` without ``checkpoint``.
         AverageError: ``average`` is not of the network.
         CheckpointError: the checkpoint does not fit, or is there although the run is to start anew.
         TrainingInterrupted: Ctrl-C was pressed, or SIGTERM has come; a KeyboardInterrupt, raised after the step that
             ran. A second signal stops at once.
+        DivergenceError: the loss or a gradient is not finite. The step was not made: the error holds the network as it
+            was before it, the checkpoint the run after the last epoch.
         FxCompressError: see :func:`compress`.
         DistributedError: processes have different numbers of batches, disagree, or have died.
     """
@@ -102,6 +109,8 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
         raise ValueError(f"epochs={epochs} must be at least 1")
     if min_accuracy is not None and validate is None:
         raise ValueError("min_accuracy= is about what validate= returns: pass a function that measures the accuracy")
+    check_loss(loss_fn)
+    count = count_batches(loader)
     guard, policy = Guard(min_accuracy, max_loss_increase), prune_policy(prune)
     going_on = _goes_on(checkpoint, resume)
     net = _compressed(model, loader, optimizer, example_inputs, target_size)
@@ -109,11 +118,14 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
     if target_size is not None and not going_on:
         _check_target(net, target_size)
     chosen = optimizer or torch.optim.Adam(net.param_groups(lr, weight_decay=weight_decay))
-    steps = epochs * batches(loader)
+    steps = epochs * count
     schedule = scheduler or cosine(chosen, steps, min(steps // 20, 100))
     keeper = None
     if checkpoint is not None:
-        check = partial(check_run, gamma=control, loader=loader, batches=batches(loader), average=average)
+        check = partial(
+            check_run, gamma=control, loader=loader, batches=count, average=average, epochs=epochs,
+            own_scheduler=scheduler is not None,
+        )  # fmt: skip
         keeper = _keeper(Path(checkpoint), net, chosen, schedule, check, resume=going_on)
     return train(
         net,
@@ -192,7 +204,7 @@ def _compressed(
             "an optimizer needs the compressed network's parameters: net = compress(model), build the optimizer from "
             "net.param_groups(), and call fit(net, ..., optimizer=optimizer)"
         )
-    inputs = example_inputs if example_inputs is not None else _first(loader)
+    inputs = example_inputs if example_inputs is not None else _first(model, loader)
     bits = min(24.0, max(8.0, 40 * (target_size or 0)))  # a quarter above the target of 32 bits, where 8 are too few
     return compress(model, inputs, bits=bits, death_limit=DEATH_LIMIT)
 
@@ -217,8 +229,8 @@ def _check_target(net: Compressed, target_size: float) -> None:
         )
 
 
-def _first(loader: Iterable[Any]) -> tuple[Any, ...]:
-    """The inputs of the first batch, two samples of each at most."""
-    batch = next(iter(loader))
-    inputs = batch[:-1] if isinstance(batch, tuple | list) and len(batch) > 1 else (batch,)
-    return tuple(item[:2] if isinstance(item, Tensor) and item.ndim else item for item in inputs)
+def _first(model: nn.Module, loader: Iterable[Any]) -> tuple[Any, ...] | dict[str, Any]:
+    """The inputs of the first batch, two samples of each at most, where the model is."""
+    batch = Batch.of(first_batch(loader), argument_names(model))
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    return batch.to(device).first(2)

@@ -12,6 +12,7 @@ from fxcompress.errors import ExampleInputError, StorageError, TraceError
 from fxcompress.passes.readers import add_biases
 from fxcompress.passes.recut import ShapeError, recut
 from fxcompress.provenance import Provenance, attach
+from fxcompress.storage.arguments import check_arguments
 from fxcompress.storage.file import SavedNetwork, read
 from fxcompress.trace.graph_forward import install
 from fxcompress.trace.inputs import ExampleInputs
@@ -34,9 +35,11 @@ def load(path: str | os.PathLike[str], model: nn.Module, example_inputs: Any = N
         module of the model's own class.
 
     Raises:
+        TypeError: the arguments are swapped, or of another kind.
         StorageError: the file is no such file, is damaged, or does not fit ``model``.
         TraceError, UnsupportedModelError: the model cannot be traced.
     """
+    check_arguments("load(path, model)", path, model)
     saved, model = read(path), with_plain_weights(model)
     provenance = saved.provenance
     _check_shapes(model, provenance, path)
@@ -99,11 +102,18 @@ def _inputs(provenance: Provenance, model: nn.Module) -> Any:  # noqa: ANN401
     if not provenance.inputs:
         return None
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    own = {p.dtype for p in model.parameters() if p.is_floating_point()}
     tensors = [
-        (n, torch.zeros(shape, dtype=getattr(torch, dtype), device=device)) for n, shape, dtype in provenance.inputs
+        (name, torch.zeros(shape, dtype=_input_dtype(getattr(torch, dtype), own), device=device))
+        for name, shape, dtype in provenance.inputs
     ]
     named = {name: tensor for name, tensor in tensors if name}
     return named or tuple(tensor for _, tensor in tensors)
+
+
+def _input_dtype(dtype: torch.dtype, own: set[torch.dtype]) -> torch.dtype:
+    """That of an input, where the model is perhaps of another precision than the one that was saved."""
+    return next(iter(own)) if dtype.is_floating_point and len(own) == 1 else dtype
 
 
 def _cut(analysis: Analysis, provenance: Provenance, path: object) -> TracedModule:

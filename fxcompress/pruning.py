@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.prepare import NO_GRAPH, prepare, prepare_pieces
 from fxcompress.errors import OptimizerError, UnsupportedModelError
 from fxcompress.passes.cutting import Cut
@@ -17,7 +16,6 @@ from fxcompress.passes.prune_report import PruneReport, make_report
 from fxcompress.passes.shrink import Narrow, check_narrow, shrink
 from fxcompress.progress import progress
 from fxcompress.trace.inputs import ExampleInputs
-from fxcompress.trace.pieces import Pieces
 from fxcompress.trace.skeleton import own_tensors
 from fxcompress.trace.weight_norm import has_weight_norm, plain_weights
 from fxcompress.training.in_pieces import Compressed
@@ -84,68 +82,33 @@ def prune(
     torch.Size([4, 7, 3, 3])
     """
     check_narrow(narrow)
+    _check(model, optimizer, fold=fold, narrow=narrow)
     with progress(f"pruning {type(model).__name__}"):
-        return _prune(model, example_inputs, optimizer, fold=fold, narrow=narrow)
-
-
-def _prune(
-    model: nn.Module,
-    example_inputs: object,
-    optimizer: torch.optim.Optimizer | None,
-    *,
-    fold: bool,
-    narrow: Narrow,
-) -> PruneResult:
-    if fold:
-        _check_fold(model, optimizer)
-    if narrow and isinstance(model, Compressed):
-        raise UnsupportedModelError(
-            "paths into sums are narrowed when the weights are fixed: call net.finalize(narrow=...), or prune without"
-        )
-    if isinstance(model, Compressed):
-        return _prune_compressed(model, optimizer)
-    if optimizer is not None:
-        _check_plain(model)
-        check_optimizer(optimizer, model.parameters())
-    result = _pruned(model, example_inputs, optimizer, fold=fold, narrow=narrow)
+        if isinstance(model, Compressed):
+            own = copy.deepcopy(model)
+            return PruneResult(own, own.prune())
+        result = _prune(model, example_inputs, optimizer, fold=fold, narrow=narrow)
     if not has_weight_norm(model):
         return result
     return PruneResult(result.module, replace(result.report, plain_weights=plain_weights(result.module)))
 
 
-def _pruned(
-    model: nn.Module,
-    example_inputs: object,
-    optimizer: torch.optim.Optimizer | None,
-    *,
-    fold: bool,
-    narrow: Narrow,
+def _prune(
+    model: nn.Module, example_inputs: object, optimizer: torch.optim.Optimizer | None, *, fold: bool, narrow: Narrow
 ) -> PruneResult:
     try:
         analysis = prepare(model, example_inputs)
     except NO_GRAPH as error:
         if example_inputs is None:
             raise
-        found = prepare_pieces(model, ExampleInputs.of(example_inputs), error)
-        return _prune_pieces(*found, optimizer, fold=fold, narrow=narrow)
+        pieces, analyses = prepare_pieces(model, ExampleInputs.of(example_inputs), error)
+        pruned = prune_pieces(pieces, analyses, fold=fold, narrow=narrow)
+        _own(pieces.model, pruned.module, list(pruned.removals.values()), optimizer)
+        return PruneResult(pruned.module, pruned.report)
     shrunk = shrink(analysis.module, analysis.inputs, analysis, fold=fold, narrow=narrow)
     report = make_report(model, *shrunk.removals, folded=shrunk.folded, narrowed=shrunk.narrowed)
     _own(analysis.module, shrunk.module, [shrunk.removals], optimizer)
     return PruneResult(shrunk.module, report)
-
-
-def _prune_pieces(
-    pieces: Pieces,
-    analyses: dict[str, Analysis],
-    optimizer: torch.optim.Optimizer | None,
-    *,
-    fold: bool,
-    narrow: Narrow,
-) -> PruneResult:
-    """Prune a model that has no graph as a whole."""
-    pruned = prune_pieces(pieces, analyses, fold=fold, narrow=narrow)
-    _own(pieces.model, pruned.module, list(pruned.removals.values()), optimizer)
-    return PruneResult(pruned.module, pruned.report)
 
 
 def _own(
@@ -188,33 +151,36 @@ def _joined(first: Cut, second: Cut) -> Cut:
     return Cut(first.old, second.new, indices)
 
 
-def _check_fold(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
-    if optimizer is not None:
+def _check(model: nn.Module, optimizer: torch.optim.Optimizer | None, *, fold: bool, narrow: Narrow) -> None:
+    if fold and optimizer is not None:
         raise OptimizerError(
             "fold=True changes the weights and biases that read a constant, and the state that the optimizer holds for "
             "them would no longer fit: prune with fold=True and without the optimizer, and make a new one after that"
         )
     if isinstance(model, Compressed):
+        _check_compressed(optimizer, fold=fold, narrow=narrow)
+    elif optimizer is not None:
+        if has_weight_norm(model):
+            raise OptimizerError(
+                "the optimizer holds the lengths and directions of weight norm, in whose place prune puts the weights "
+                "themselves: prune without the optimizer, and make a new one for the result"
+            )
+        check_optimizer(optimizer, model.parameters())
+
+
+def _check_compressed(optimizer: torch.optim.Optimizer | None, *, fold: bool, narrow: Narrow) -> None:
+    if fold:
         raise UnsupportedModelError(
             "constants are folded when the weights are fixed: call net.finalize(), which does so, or prune without fold"
         )
-
-
-def _check_plain(model: nn.Module) -> None:
-    if has_weight_norm(model):
-        raise OptimizerError(
-            "the optimizer holds the lengths and directions of weight norm, in whose place prune puts the weights "
-            "themselves: prune without the optimizer, and make a new one for the result"
+    if narrow:
+        raise UnsupportedModelError(
+            "paths into sums are narrowed when the weights are fixed: call net.finalize(narrow=...), or prune without"
         )
-
-
-def _prune_compressed(model: Compressed, optimizer: torch.optim.Optimizer | None) -> PruneResult:
     if optimizer is not None:
         raise OptimizerError(
             "a network from compress() is pruned in place, together with its optimizer: call net.prune(optimizer)"
         )
-    own = copy.deepcopy(model)
-    return PruneResult(own, own.prune())
 
 
 def _replacements(

@@ -67,3 +67,16 @@ def batch(classes: int = 5, size: int = 32, seed: int = 0) -> tuple[Tensor, Tens
     patterns = torch.randn(classes, 3, 10, 10, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
     noise = torch.randn(size, 3, 10, 10, generator=generator, dtype=torch.float64)
     return patterns[target] + 0.3 * noise, target
+
+
+class Pick(nn.Module):
+    """Reads values, so that it can only be compressed in pieces."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3))
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.body(x).mean((2, 3))
+        return self.head(found[found.sum(1) >= float(found.min())])  # type: ignore[no-any-return]

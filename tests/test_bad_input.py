@@ -1,7 +1,9 @@
 """What users throw at it: it works exactly, or says what is wrong; and nothing of theirs has changed either way."""
 
+import re
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -368,3 +370,20 @@ def test_extra_state_is_no_tensor() -> None:
 
     net, x = Extra().double(), image()
     assert difference(net(x), fxc.prune(net, x).module(x)) <= 1e-9
+
+
+def test_a_path_and_a_network_in_the_wrong_order_are_told_apart(tmp_path: Path) -> None:
+    path = str(tmp_path / "net.fxc")
+    net = fxc.compress(nn.Linear(4, 2), torch.zeros(1, 4))
+    calls: dict[str, Callable[..., object]] = {
+        "load(path, model)": lambda: fxc.load(net, path),  # type: ignore[arg-type]
+        "save(module, path)": lambda: fxc.save(path, net),  # type: ignore[arg-type]
+        "save_checkpoint(path, net, optimizer)": lambda: fxc.save_checkpoint(net, path),  # type: ignore[arg-type]
+        "load_checkpoint(path, net, optimizer)": lambda: fxc.load_checkpoint(net, path),  # type: ignore[arg-type]
+    }
+    for usage, call in calls.items():
+        with pytest.raises(TypeError, match=rf"they are swapped: call it as {re.escape(usage)}"):
+            call()
+    with pytest.raises(TypeError, match=r"the path is a str and the network a OrderedDict: call it as load"):
+        fxc.load(path, net.state_dict())  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())

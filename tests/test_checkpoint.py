@@ -25,7 +25,7 @@ from fxcompress.checkpoint import check_scheduler
 from fxcompress.errors import CheckpointError, OptimizerError
 from fxcompress.storage.atomic import write_atomically
 from fxcompress.storage.states import read_states, write_states
-from fxcompress.training.controller import TargetSize
+from fxcompress.training.controller import ConstantGamma, TargetSize
 from fxcompress.training.fit import FitResult, cosine
 from fxcompress.training.interrupt import Interrupt, TrainingInterrupted
 from tests.nets import Block, set_bits
@@ -79,7 +79,7 @@ def sgd(net: fxc.CompressedModule) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, momentum=0.9)
 
 
-def train(make: Make, loader: DataLoader[Any], stop: int = 0, **options: Any) -> FitResult:  # noqa: ANN401
+def train(make: Make, loader: DataLoader[Any] | list[Any], stop: int = 0, **options: Any) -> FitResult:  # noqa: ANN401
     """A short run in which channels are removed; Ctrl-C is pressed in step ``stop``."""
     net = fresh()
     steps = 0
@@ -145,8 +145,8 @@ def test_a_run_that_was_stopped_comes_out_the_same(
 
 
 def one_epoch(path: Path | None, **options: Any) -> FitResult:  # noqa: ANN401
-    options = {"gamma": 0.01, "loader": data(), **options}
-    return fxc.fit(fresh(), loss_fn=F.cross_entropy, epochs=1, progress=False, checkpoint=path, **options)
+    options = {"gamma": 0.01, "loader": data(), "epochs": 1, **options}
+    return fxc.fit(fresh(), loss_fn=F.cross_entropy, progress=False, checkpoint=path, **options)
 
 
 def test_a_finished_run_is_not_trained_further(tmp_path: Path) -> None:
@@ -155,6 +155,54 @@ def test_a_finished_run_is_not_trained_further(tmp_path: Path) -> None:
     again = one_epoch(path, resume="auto", on_epoch=lambda _: pytest.fail("there is nothing left to do"))
     assert_same_runs(first, again)
     assert [p.name for p in tmp_path.iterdir()] == ["run.pt"]
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [({"gamma": 0.01}, "the learning rates follow"), ({"gamma": None, "target_size": 0.01}, "the learning rates")],
+)
+def test_a_course_over_other_epochs_is_refused(options: dict[str, Any], what: str, tmp_path: Path) -> None:
+    """The learning rates and the pressure would be those of neither run."""
+    path = tmp_path / "run.pt"
+    one_epoch(path, **options)
+    before = path.read_bytes()
+    with pytest.raises(CheckpointError, match=rf"one of 1 epochs, and this one is of 2: {what}.* pass epochs=1"):
+        one_epoch(path, **options, epochs=2, resume=True)
+    assert path.read_bytes() == before
+
+
+class Short(list[Any]):
+    """Says that it is longer than it is."""
+
+    def __len__(self) -> int:
+        return 6
+
+
+def test_a_loader_that_gives_less_than_was_done_is_refused(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    batches = list(data())
+    with pytest.raises(TrainingInterrupted):
+        train(adam, batches, 4, checkpoint=tmp_path / "run.pt")
+    with pytest.raises(CheckpointError, match="had done 4 batches of an epoch, and the loader gives 2"):
+        train(adam, Short(batches[:2]), checkpoint=tmp_path / "run.pt", resume=True)
+
+
+def test_a_run_without_a_course_may_be_made_longer(tmp_path: Path) -> None:
+    def run(name: str, **options: Any) -> FitResult:  # noqa: ANN401
+        torch.manual_seed(0)
+        net = fresh()
+        optimizer = adam(net)
+        constant = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
+        return fxc.fit(
+            net, data(), F.cross_entropy, optimizer=optimizer, scheduler=constant, progress=False, prune=False,
+            checkpoint=tmp_path / name, **{"gamma": 0.1} | options,
+        )  # fmt: skip
+
+    whole = run("a.pt", epochs=3)
+    run("b.pt", epochs=1)
+    assert_same_runs(whole, run("b.pt", epochs=3, resume=True))
+    with pytest.raises(CheckpointError, match="gamma follows a course over all epochs"):
+        run("b.pt", epochs=4, resume=True, gamma=ConstantGamma(0.1, warmup=0.5))
 
 
 @pytest.mark.parametrize(

@@ -96,3 +96,19 @@ def test_autocast_quantizes_in_float32_and_computes_in_half(dtype: torch.dtype) 
     loss.backward()
     assert seen == [torch.float32]
     assert quantizer.get_parameter("bits").grad is not None
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("way", ["script", "trace", "export"])
+def test_a_finished_network_goes_through_torchscript_and_export(way: str) -> None:
+    run = Run()
+    run.remove(4)
+    final = run.net.finalize().eval()
+    assert final.get_parameter("inner.weight").shape[0] == 6
+    ways: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
+        "script": lambda: torch.jit.script(final),
+        "trace": lambda: torch.jit.trace(final, run.x),
+        "export": lambda: torch.export.export(final, (run.x,)).module(),
+    }
+    torch.testing.assert_close(ways[way]()(run.x), final(run.x))

@@ -16,6 +16,7 @@ from fxcompress.report.layers import layer_widths
 from fxcompress.report.measure import sizes
 from fxcompress.training.in_pieces import CompressedPieces
 from tests.exactness import Fingerprint, difference
+from tests.nets import Pick
 from tests.test_pieces import BETWEEN, Head, Reading, block, branch, image, loop, raw_outputs, reading, result_of
 
 
@@ -296,3 +297,14 @@ def test_a_detector_of_torchvision() -> None:
     assert net.weights_left() < 0.6
     final = net.finalize().eval()
     assert difference(raw_outputs(net.eval(), "backbone", images), raw_outputs(final, "backbone", images)) <= 1e-9
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_network_in_pieces_is_in_the_mode_of_its_model(training: bool) -> None:  # noqa: FBT001
+    model = Pick().train(training)
+    model.head.train(not training)
+    net = fxc.compress(model, torch.zeros(2, 3, 8, 8))
+    names = [name for name, _ in model.named_modules()]
+    assert [net.get_submodule(name).training for name in names] == [
+        model.get_submodule(name).training for name in names
+    ]

@@ -83,11 +83,6 @@ def test_an_optimizer_of_the_plain_model_is_refused() -> None:
         fxc.fit(model, loader, F.cross_entropy, epochs=1, gamma=0.1, optimizer=torch.optim.SGD(model.parameters(), 0.1))
 
 
-def test_batches_must_be_pairs() -> None:
-    with pytest.raises(TypeError, match="a batch must be a tuple"):
-        fxc.fit(Digits(), [torch.zeros(2, 1, 8, 8)], F.cross_entropy, epochs=1, gamma=0.1, progress=False)
-
-
 @pytest.mark.parametrize("target", [0.0, 1.0, 5.0])
 def test_a_target_is_a_share(target: float) -> None:
     with pytest.raises(ValueError, match="between 0 and 1"):

@@ -113,6 +113,8 @@ def test_explain_an_op_without_a_rule() -> None:
     ("name", "channel", "error", "text"),
     [
         ("nothing", 0, KeyError, "no module or parameter 'nothing'"),
+        ("2", 0, KeyError, "'2' is a ReLU without parameters, so it has no channels of its own: name the layer before"),
+        ("", 0, KeyError, "'' has no weight or bias of its own: name a parameter in it, such as '0.weight'"),
         ("0", 8, IndexError, r"0\.weight has no channel 8: its shape is \(8, 3, 3, 3\)"),
         ("0", -1, IndexError, r"0\.weight has no channel -1"),
     ],

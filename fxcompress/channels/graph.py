@@ -266,11 +266,22 @@ class ChannelGraph:
         atoms = self.analysis.atoms
         tensor = next((n for n in (name, f"{name}.weight", f"{name}.bias") if n in atoms), None)
         if tensor is None:
-            raise KeyError(f"no module or parameter {name!r}; see model.named_modules()")
+            raise KeyError(self._without_channels(name))
         group = self._by_channel.get((tensor, self._row_dim(tensor), channel))
         if group is None:
             raise IndexError(f"{tensor} has no channel {channel}: its shape is {self._shape(tensor)}")
         return self.groups[group]
+
+    def _without_channels(self, name: str) -> str:
+        """Why a name stands for no channels, in words."""
+        below = [tensor for tensor in self.analysis.atoms if not name or tensor.startswith(f"{name}.")]
+        if below:
+            return f"{name!r} has no weight or bias of its own: name a parameter in it, such as {below[0]!r}"
+        module = dict(self.analysis.module.named_modules(remove_duplicate=False)).get(name)
+        if module is None:
+            return f"no module or parameter {name!r}; see model.named_modules()"
+        kind = type(module).__name__
+        return f"{name!r} is a {kind} without parameters, so it has no channels of its own: name the layer before it"
 
     @cached_property
     def _by_channel(self) -> dict[Channel, int]:

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from fxcompress.errors import StorageError
 from fxcompress.provenance import Cuts, Grid, Inputs, Narrowing, PieceRecord, Provenance, provenance_of
 from fxcompress.quantizer import Quantizer
+from fxcompress.storage.arguments import check_arguments
 from fxcompress.storage.atomic import write_atomically
 from fxcompress.storage.packing import Coded, decode, encode, pack, packed_size, unpack
 
@@ -74,6 +75,7 @@ def save(module: nn.Module, path: str | os.PathLike[str]) -> int:
         path: file in an existing folder.
 
     Raises:
+        TypeError: the arguments are swapped, or of another kind.
         StorageError: safetensors is missing, the module comes from elsewhere, its state holds something other than
             dense tensors with values, or the file cannot be written.
 
@@ -88,6 +90,7 @@ def save(module: nn.Module, path: str | os.PathLike[str]) -> int:
     (True, True)
     """
     _library()
+    file = check_arguments("save(module, path)", path, module)
     provenance = provenance_of(module)
     if provenance is None:
         raise StorageError(
@@ -102,7 +105,7 @@ def save(module: nn.Module, path: str | os.PathLike[str]) -> int:
     writer = _Writer()
     index = _describe({name: _storable(name, value) for name, value in module.state_dict().items()}, provenance, writer)
     streams, length = writer.finish(json.dumps(index, separators=(",", ":")))
-    return _write(Path(path), streams, f"{FORMAT} {length} {_checksum(streams)}")
+    return _write(file, streams, f"{FORMAT} {length} {_checksum(streams)}")
 
 
 def read(path: str | os.PathLike[str]) -> SavedNetwork:

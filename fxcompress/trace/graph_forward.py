@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from fxcompress.trace.checkpoints import with_checkpoints
 from fxcompress.trace.names import any_names
 from fxcompress.trace.skeleton import skeleton
 from fxcompress.trace.traced import TracedModule, copy_graph
@@ -44,8 +45,11 @@ def install(module: nn.Module, traced: TracedModule) -> None:
     """
     _take_over(module, traced)
     own = own_class(module)
-    evaluate = _compiled(traced, traced.graph)
-    train = evaluate if traced.train_graph is None else _compiled(traced, traced.train_graph)
+    methods = _methods(traced, traced.graph, "eval")
+    evaluate = train = methods.pop("forward")
+    if traced.train_graph is not None:
+        methods |= _methods(traced, traced.train_graph, "train")
+        train = methods.pop("forward")
     one = train is evaluate
 
     def forward(self: TracedModule, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
@@ -53,6 +57,7 @@ def install(module: nn.Module, traced: TracedModule) -> None:
         return chosen(self, *args, **kwargs)
 
     members = {
+        **methods,
         "forward": forward,
         "fxc_graphs": (traced.graph, traced.train_graph),
         "fxc_meta": dict(traced.meta),
@@ -83,6 +88,10 @@ def traced_of(module: nn.Module) -> TracedModule:
     traced.mode_readers = module.mode_readers
     traced.meta = dict(module.fxc_meta)
     return traced
+
+
+def _methods(traced: TracedModule, graph: fx.Graph, mode: str) -> dict[str, Callable[..., Any]]:
+    return with_checkpoints(traced, graph, mode) or {"forward": _compiled(traced, graph)}
 
 
 def _compiled(traced: TracedModule, graph: fx.Graph) -> Callable[..., Any]:

@@ -3,13 +3,14 @@
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from fxcompress.errors import ExampleInputError
+from fxcompress.trace import trees
 
 _LOG = logging.getLogger("fxcompress")
 _SIZES = (224, 32, 28, 64, 8, 16, 96, 128, 256, 299, 300, 320, 384, 512, 48, 160, 192, 12, 14, 20, 24, 40, 100)
@@ -54,6 +55,11 @@ class ExampleInputs:
             f"example_inputs is a {type(inputs).__name__}; pass a tensor, a tuple of positional arguments, or a dict "
             "of keyword arguments"
         )
+
+    def converted(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "ExampleInputs":
+        """The same with ``change`` applied to each tensor."""
+        args, kwargs = trees.replace(change, [self.args, self.kwargs])
+        return replace(self, args=args, kwargs=kwargs)
 
     def names(self, parameters: Sequence[str]) -> frozenset[str]:
         """Which of the ``parameters`` of forward, in their order, are given."""

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import rnn
 
 from fxcompress.errors import TraceError
+from fxcompress.trace.checkpoints import mark
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.lowering import Lowered
 from fxcompress.trace.modes import autocast_mode, without_gradient
@@ -77,6 +78,7 @@ class Tracer(fx.Tracer):
         """A node of the graph that knows the lines of the user's code that made it."""
         node = super().create_node(*args, **kwargs)
         node.stack_trace = stack_trace()
+        mark(node)
         return node
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **options: Any) -> fx.Proxy:  # noqa: ANN401

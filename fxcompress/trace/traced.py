@@ -2,17 +2,21 @@
 
 import copy
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 from torch import fx, nn
 
 from fxcompress.errors import TraceError
+from fxcompress.trace.checkpoints import with_checkpoints
 from fxcompress.trace.names import any_names
+from fxcompress.trace.pickling import PackedGraph, pack, unpack
 from fxcompress.trace.skeleton import POSTPONE
 from fxcompress.trace.weight_norm import pass_on_hooks
 
 _FROM_COMPILING = ("_code", "_lineno_map", "_prologue_start")
-_SKIP = frozenset(nn.Module().__dict__) | frozenset(dir(fx.GraphModule)) | {"_graph", "meta", "train_graph"}
+_OF_MODULE = frozenset(nn.Module().__dict__)
+_SKIP = _OF_MODULE | frozenset(dir(fx.GraphModule)) | {"_graph", "meta", "train_graph"}
 
 
 class TracedModule(fx.GraphModule):
@@ -32,6 +36,12 @@ class TracedModule(fx.GraphModule):
         mode_readers: names of the modules whose ``training`` the original's code reads; they choose the graph.
     """
 
+    __jit_unused_properties__ = [  # noqa: RUF012 - as torch.fx has it
+        *fx.GraphModule.__jit_unused_properties__,
+        "graphs",
+        "is_compiled",
+    ]
+    __jit_ignored_attributes__ = ("train_graph", "mode_readers")
     train_graph: fx.Graph | None = None
     mode_readers: tuple[str, ...] = ("",)
 
@@ -69,10 +79,13 @@ class TracedModule(fx.GraphModule):
         """Compile both graphs; ``forward`` takes the one of the module's mode."""
         with any_names():
             code = super().recompile()
-        if self.train_graph is not None:
-            evaluate = type(self).forward
+        evaluate = with_checkpoints(self, self.graph, "eval").get("forward", type(self).forward)
+        if self.train_graph is None:
+            type(self).forward = evaluate
+        else:
             with any_names():
                 train = type(fx.GraphModule(self, self.train_graph)).forward
+            train = with_checkpoints(self, self.train_graph, "train").get("forward", train)
             # Not the module that it was compiled in, which holds copies: passes add children that it would not have.
             self.train_graph.owning_module = self
 
@@ -95,10 +108,15 @@ class TracedModule(fx.GraphModule):
         return super().__getattr__(name)
 
     def __reduce__(self) -> Any:  # noqa: ANN401
-        """As torch.fx pickles a GraphModule, which is by its code."""
-        if not self.is_compiled:
-            self.recompile()
-        return super().__reduce__()
+        """By its graphs, node by node; torch.fx would trace its code again."""
+        state = {key: value for key, value in self.__dict__.items() if key in _OF_MODULE or _is_own(key)}
+        graphs = pack(self.graph), None if self.train_graph is None else pack(self.train_graph)
+        return restored_module, (self.fxc_kind(), type(self).__name__, state, self.meta, *graphs)
+
+    @classmethod
+    def fxc_kind(cls) -> Any:  # noqa: ANN401
+        """What makes an object of this class, that pickle can find: torch.fx makes a class for each instance."""
+        return next(kind for kind in cls.__mro__ if not kind.__qualname__.endswith("GraphModuleImpl"))
 
     def reads_training(self) -> bool:
         """Whether the modules that choose the graph are in training.
@@ -133,6 +151,24 @@ class TracedModule(fx.GraphModule):
         return result
 
 
+def restored_module(
+    kind: Callable[[], type[TracedModule]] | type[TracedModule],
+    name: str,
+    state: dict[str, Any],
+    meta: dict[str, Any],
+    graph: PackedGraph,
+    train_graph: PackedGraph | None,
+) -> TracedModule:
+    """What was pickled, from its class, name, attributes and graphs."""
+    held = nn.Module()
+    held.__dict__.update(state)
+    own: Any = kind if isinstance(kind, type) else kind()
+    result: TracedModule = own.__new__(own)
+    TracedModule.__init__(result, held, unpack(graph), None if train_graph is None else unpack(train_graph), name)
+    result.meta = meta
+    return result
+
+
 class _CompiledWhenAsked:
     """The ``forward`` of a traced module that has no code yet: whoever looks at it finds the one that is compiled then.
 
@@ -154,6 +190,11 @@ def _is_transient(name: str) -> bool:
     return name in {"_graph", "train_graph", *_FROM_COMPILING} or name.startswith("_fxc_")
 
 
+def _is_own(name: str) -> bool:
+    """Whether an attribute is the model's, and neither torch's nor a cache."""
+    return name not in _SKIP and not _is_transient(name)
+
+
 def copy_graph(graph: fx.Graph) -> fx.Graph:
     """A copy with the same node names, targets and metadata."""
     new = fx.Graph()
@@ -169,7 +210,7 @@ def adopt(module: fx.GraphModule, root: nn.Module) -> None:
         setattr(module, field, root.__dict__[field])
     module.training = root.training
     for name, value in root.__dict__.items():
-        if name not in _SKIP and not _is_transient(name):
+        if _is_own(name):
             module.__dict__[name] = value
     pass_on_hooks(root, module)
 

@@ -15,6 +15,7 @@ import torch
 from torch import fx, nn
 
 from fxcompress.errors import TraceError
+from fxcompress.trace.checkpoints import copy_marks, marked_checkpoints
 from fxcompress.trace.concrete import check_runs, run_model
 from fxcompress.trace.heap import without_collections
 from fxcompress.trace.inputs import ExampleInputs
@@ -142,7 +143,7 @@ def _traced(model: nn.Module, graph_of: GraphOf) -> TracedModule:
     lower(root)
     modes = [(module, module.training) for module in root.modules()]
     train_graph = None
-    with _reads_of_mode() as readers, same_randomness():
+    with _reads_of_mode() as readers, same_randomness(), marked_checkpoints():
         graph = graph_of(root, readers, training=False)
         sweep(graph)
         if readers or any(_knows_its_mode(module) for module, _ in modes):
@@ -151,6 +152,7 @@ def _traced(model: nn.Module, graph_of: GraphOf) -> TracedModule:
     for module, training in modes:
         module.training = training
     if train_graph is not None and _same(graph, train_graph):
+        copy_marks(train_graph, graph)
         train_graph = None
     traced = TracedModule(root, graph, train_graph, type(model).__name__, compiled=False)
     if readers:

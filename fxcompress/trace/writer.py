@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from fxcompress.errors import TraceError
+from fxcompress.trace.checkpoints import mark
 from fxcompress.trace.guards import check, is_check, is_plain
 from fxcompress.trace.objects import attributes_of, class_itself, restored
 from fxcompress.trace.places import place, stack_trace
@@ -45,6 +46,7 @@ class Writer:
         """Write a node; tensors, numbers and devices among its arguments become the nodes that they come from."""
         node = self.graph.create_node(op, target, self.written(args), self.written(kwargs or {}))
         node.stack_trace = stack_trace()
+        mark(node)
         if self._module:
             node.meta["nn_module_stack"] = self._module
         if is_check(node) or target in _CONVERSIONS:

@@ -6,29 +6,25 @@ from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from fxcompress.channels.analysis import analyse
 from fxcompress.errors import UnsupportedModelError
 from fxcompress.objectives import starting_costs
 from fxcompress.passes.finalize import finalize_quantizers
-from fxcompress.passes.history import extended
 from fxcompress.passes.prune_report import PruneReport
 from fxcompress.passes.shrink import Narrow, check_narrow, shrink
 from fxcompress.provenance import Provenance, attach, provenance_of
 from fxcompress.quantizer import Quantizer
 from fxcompress.trace.traced import TracedModule
-from fxcompress.training.agreement import agreed
 from fxcompress.training.census import free_entries
-from fxcompress.training.distributed import check_wrapper, rebuild, refuse_sharded, wrappers_of
+from fxcompress.training.distributed import refuse_sharded
 from fxcompress.training.liveness import Liveness
 from fxcompress.training.network import Settings
 from fxcompress.training.record import encode
-from fxcompress.training.removal import Removal, plan_removal
+from fxcompress.training.removal import remove_dead
 from fxcompress.training.restore import Recut, plan_load
 from fxcompress.training.sized import LIVENESS, SizedModule
-from fxcompress.training.takeover import take_over
 
 
 class CompressedModule(SizedModule):
@@ -111,7 +107,8 @@ class CompressedModule(SizedModule):
 
         Args:
             optimizer: whose parameters are those of this network; its groups and its schedulers go on. Several, where
-                more than one trains it (Muon for weights, say, and AdamW for the rest).
+                more than one trains it (Muon for weights, say, and AdamW for the rest). A warning names parameters that
+                are cut, require gradients and are in none of them: one that is left out would train what was cut off.
             averages: moving averages of this network, such as ``torch.optim.swa_utils.AveragedModel(net)``: each is a
                 copy of it, or holds one. They lose the same channels, whatever the averages of these are by now, and
                 the averages of all others stay as they are, so averaging goes on.
@@ -123,30 +120,7 @@ class CompressedModule(SizedModule):
             OptimizerError: it holds other parameters, or state that cannot be cut. Nothing has changed then.
             UnsupportedModelError: ``forward`` was replaced on the instance, and would go on running the old graph.
         """
-        copies = tuple(averages)
-        optimizers = (optimizer,) if isinstance(optimizer, Optimizer) else tuple(optimizer or ())
-        wrappers = wrappers_of(self)
-        removal = agreed(wrappers, lambda: self._planned(wrappers, optimizers, copies))
-        if not removal.pruned.modified:
-            return removal.report
-        provenance = extended(self, removal.pruned)
-        for net, pruned in ((self, removal.pruned), *removal.averages):
-            take_over(net, pruned, provenance)
-        for prepared in removal.optimizers:
-            prepared.commit()
-        for wrapper in wrappers:
-            rebuild(wrapper)
-        return removal.report
-
-    def _planned(
-        self,
-        wrappers: list[DistributedDataParallel],
-        optimizers: tuple[Optimizer, ...],
-        averages: tuple[nn.Module, ...],
-    ) -> Removal:
-        for wrapper in wrappers:
-            check_wrapper(wrapper)
-        return plan_removal(self, optimizers, averages)
+        return remove_dead(self, {"": self}, optimizer, averages, lambda reports: reports[""])
 
     def finalize(self, *, prune: bool = True, fold: bool = True, narrow: Narrow = False) -> TracedModule:
         """The network as an ordinary GraphModule: weights on their grid, no quantizers; this one stays as it is.

@@ -2,18 +2,21 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
+from fxcompress.errors import DivergenceError
 from fxcompress.passes.prune_report import PruneReport
+from fxcompress.training.batches import count_batches
 from fxcompress.training.controller import ConstantGamma, TargetSize
 from fxcompress.training.display import Display
+from fxcompress.training.finite import NotFinite
 from fxcompress.training.guard import Guard
 from fxcompress.training.history import EpochRecord
 from fxcompress.training.in_pieces import Compressed
@@ -22,6 +25,8 @@ from fxcompress.training.parallel import Processes
 from fxcompress.training.policy import PrunePolicy, prune_policy
 from fxcompress.training.resume import Keeper, Run
 from fxcompress.training.trainer import Gamma, Loss, Scheduler, Trainer
+
+Validate = Callable[[nn.Module], float | Tensor | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +70,7 @@ def train(
     gamma: Gamma,
     optimizer: Optimizer,
     scheduler: Scheduler,
-    validate: Callable[[nn.Module], float] | None = None,
+    validate: Validate | None = None,
     prune: bool | int | PrunePolicy = True,
     guard: Guard | None = None,
     progress: bool = True,
@@ -74,13 +79,13 @@ def train(
     keeper: Keeper | None = None,
 ) -> FitResult:
     """The loop behind :func:`fxcompress.fit`, on a network that is compressed already."""
-    steps = epochs * batches(loader)
+    steps = epochs * count_batches(loader)
     processes = Processes.around(net, steps)
     trainer = Trainer(
         net, optimizer, scheduler, loss_fn, gamma, steps, module=processes.module, mean=processes.mean,
         policy=prune_policy(prune), guard=guard or Guard(), average=average,
     )  # fmt: skip
-    run = Run(trainer, loader, batches(loader), keeper, writes=processes.is_first)
+    run = Run(trainer, loader, count_batches(loader), keeper, writes=processes.is_first)
     run.take_up(next(net.parameters()).device)
     shown = progress and processes.is_first
     with Interrupt() as trainer.interrupt, Display("self-compressing", epochs, enabled=shown) as display:
@@ -94,12 +99,16 @@ def train(
             except StepDone:
                 run.keep(time.perf_counter() - start)
                 raise _interrupted(run, trainer, epochs) from None
+            except NotFinite as error:
+                raise _diverged(error, trainer, run.history, run) from error
             processes.share_buffers(*([] if average is None else [average]))
             if epoch == epochs and trainer.policy is not None:
                 trainer.remove()
             seconds, run.seconds = time.perf_counter() - start, 0.0
             metric = _validated(net, validate)
-            if trainer.guard.min_metric is not None and metric is not None:
+            if trainer.guard.min_metric is not None:
+                if metric is None:
+                    raise TypeError("validate returned None, and min_accuracy= needs the accuracy: return it")
                 trainer.guard.see_metric(processes.mean(metric))
             record = EpochRecord(
                 epoch, loss, metric, net.fractional_size(), net.weights_left(), net.channels_left(),
@@ -121,6 +130,23 @@ def _interrupted(run: Run, trainer: Trainer, epochs: int) -> TrainingInterrupted
     return TrainingInterrupted(where, trainer.net, run.history, path)
 
 
+def _diverged(
+    error: NotFinite, trainer: Trainer, history: Sequence[EpochRecord], run: Run | None = None
+) -> DivergenceError:
+    epoch, batch = len(history) + 1, trainer.batch + 1
+    lines = [
+        f"epoch {epoch}, batch {batch} (step {trainer.done + 1} of {trainer.total}): {error}",
+        "  this step was not made: the network is as it was before it, and this exception holds it as .net",
+    ]
+    if run is not None and run.keeper is not None and history:
+        path = run.keeper.path
+        lines += [
+            f"  {path} holds the run as it was after epoch {len(history)}; load_checkpoint({path!r}, net) reads it"
+        ]
+    lines += ["  take a lower lr= or a longer warm-up, or look at what the loss divides by or takes the logarithm of"]
+    return DivergenceError("\n".join(lines), trainer.net, history)
+
+
 def train_plain(
     net: nn.Module,
     loader: Iterable[Any],
@@ -129,43 +155,45 @@ def train_plain(
     epochs: int,
     optimizer: Optimizer,
     scheduler: Scheduler,
-    validate: Callable[[nn.Module], float] | None = None,
+    validate: Validate | None = None,
     progress: bool = True,
     title: str = "float baseline",
 ) -> list[EpochRecord]:
     """The same loop for a network without quantizers, to compare with."""
-    trainer = Trainer(net, optimizer, scheduler, loss_fn, ConstantGamma(0.0), epochs * batches(loader))
+    trainer = Trainer(net, optimizer, scheduler, loss_fn, ConstantGamma(0.0), epochs * count_batches(loader))
     channels = sum(p.shape[0] for p in net.parameters() if p.ndim > 1)
     history: list[EpochRecord] = []
     with Display(title, epochs, enabled=progress) as display:
         for epoch in range(1, epochs + 1):
             start = time.perf_counter()
-            loss = trainer.epoch(loader)
+            try:
+                loss = trainer.epoch(loader)
+            except NotFinite as error:
+                raise _diverged(error, trainer, history) from error
             seconds = time.perf_counter() - start
             history.append(EpochRecord(epoch, loss, _validated(net, validate), 1.0, 1.0, channels, 0.0, seconds))
             display.show(history[-1])
     return history
 
 
-def batches(loader: Iterable[Any]) -> int:
-    """The number of batches of a loader.
-
-    Raises:
-        TypeError: it does not say.
-    """
-    if not isinstance(loader, Sized):
-        raise TypeError(f"{type(loader).__name__} has no length; pass a DataLoader or a list of batches")
-    return len(loader)
-
-
-def _validated(net: nn.Module, validate: Callable[[nn.Module], float] | None) -> float | None:
+def _validated(net: nn.Module, validate: Validate | None) -> float | None:
     if validate is None:
         return None
     net.eval()
-    with torch.no_grad():
-        metric = float(validate(net))
-    net.train()
-    return metric
+    try:
+        with torch.no_grad():
+            metric = validate(net)
+    finally:
+        net.train()
+    if metric is None:
+        return None
+    try:
+        return float(metric)
+    except (TypeError, ValueError, RuntimeError) as error:
+        what = f"shape {tuple(metric.shape)}" if isinstance(metric, Tensor) else f"a {type(metric).__name__}"
+        raise TypeError(
+            f"validate returned {what}; it must return one number, such as the accuracy, or None"
+        ) from error
 
 
 def gamma_of(gamma: float | Gamma | None, target_size: float | None) -> Gamma:

@@ -1,30 +1,23 @@
 """A network that has no graph as a whole, and compresses itself in pieces."""
 
 import copy
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from fxcompress.errors import UnsupportedModelError
-from fxcompress.passes.history import extended
 from fxcompress.passes.pieces import joined_report
 from fxcompress.passes.prune_report import PruneReport
 from fxcompress.passes.shrink import Narrow
-from fxcompress.training.agreement import agreed
-from fxcompress.training.averages import copies_of
 from fxcompress.training.compressed import CompressedModule
-from fxcompress.training.distributed import check_wrapper, rebuild, refuse_sharded, wrappers_of
+from fxcompress.training.distributed import refuse_sharded
 from fxcompress.training.network import Settings, SizedNetwork
-from fxcompress.training.optimizer import PreparedResize, check_optimizer, prepare_resize
 from fxcompress.training.piece import become_plain
-from fxcompress.training.removal import Removal, plan_removal, replacements
+from fxcompress.training.removal import remove_dead
 from fxcompress.training.restore_pieces import Recuts, plan_load_pieces
-from fxcompress.training.takeover import take_over
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +53,10 @@ class CompressedPieces(SizedNetwork):
         found = {path: self.get_submodule(path) for path in self.fxc_paths}
         return {path: piece for path, piece in found.items() if isinstance(piece, CompressedModule)}
 
+    def __reduce__(self) -> Any:  # noqa: ANN401
+        """By the class of the model, as pickle cannot find the one that was made of it."""
+        return _unpickled, (self.fxc_own,), {k: v for k, v in self.__dict__.items() if not k.startswith("_fxc_")}
+
     def fxc_parts(self) -> dict[str, CompressedModule]:
         """All pieces."""
         return self.pieces
@@ -90,46 +87,9 @@ class CompressedPieces(SizedNetwork):
         self, optimizer: Optimizer | Sequence[Optimizer] | None = None, *, averages: Iterable[nn.Module] = ()
     ) -> PruneReport:
         """Remove dead channels and branches from all pieces, or from none; see :meth:`CompressedModule.prune`."""
-        copies = tuple(averages)
-        optimizers = (optimizer,) if isinstance(optimizer, Optimizer) else tuple(optimizer or ())
-        wrappers = wrappers_of(self)
-        removals = agreed(wrappers, lambda: self._planned(wrappers, optimizers, copies))
-        if not removals.report.modified:
-            return removals.report
-        for path, piece in self.pieces.items():
-            removal = removals.parts[path]
-            if removal.pruned.modified:
-                provenance = extended(piece, removal.pruned)
-                for net, pruned in ((piece, removal.pruned), *removal.averages):
-                    take_over(net, pruned, provenance)
-        for prepared in removals.optimizers:
-            prepared.commit()
-        for wrapper in wrappers:
-            rebuild(wrapper)
-        return removals.report
+        return remove_dead(self, self.pieces, optimizer, averages, self._report)
 
-    def _planned(
-        self,
-        wrappers: list[DistributedDataParallel],
-        optimizers: tuple[Optimizer, ...],
-        averages: tuple[nn.Module, ...],
-    ) -> "Removals":
-        for wrapper in wrappers:
-            check_wrapper(wrapper)
-        for optimizer in optimizers:
-            check_optimizer(optimizer, self.parameters())
-        pieces, copies = self.pieces, copies_of(self, averages)
-        parts = {
-            path: plan_removal(piece, (), [copy.get_submodule(path) for copy in copies])
-            for path, piece in pieces.items()
-        }
-        modified = {path: removal.pruned for path, removal in parts.items() if removal.pruned.modified}
-        changes = [change for path, pruned in modified.items() for change in replacements(pieces[path], pruned)]
-        prepared = [prepare_resize(optimizer, changes) for optimizer in optimizers if modified]
-        return Removals(parts, self._report(parts), prepared, tuple(type(one).__name__ for one in optimizers))
-
-    def _report(self, parts: Mapping[str, Removal]) -> PruneReport:
-        reports = {path: removal.report for path, removal in parts.items()}
+    def _report(self, reports: dict[str, PruneReport]) -> PruneReport:
         before = sum(p.numel() for p in self.parameters())
         lost = sum(report.parameters[0] - report.parameters[1] for report in reports.values())
         return joined_report(reports, (before, before - lost), self.outside.why, self.outside.parameters)
@@ -181,32 +141,14 @@ Compressed = CompressedModule | CompressedPieces
 """What :func:`fxcompress.compress` returns."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Removals:
-    """What the pieces of a network lose, worked out in full and not yet made.
+def _class_in_pieces(own: type[nn.Module]) -> type[nn.Module]:
+    about = {"__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__, "fxc_own": own}
+    return type(own.__name__, (CompressedPieces, own), about)
 
-    Attributes:
-        parts: by the paths of the pieces.
-        report: of all of them.
-        optimizers: what becomes of the optimizers; empty where nothing goes.
-        kinds: names of their classes.
-    """
 
-    parts: dict[str, Removal]
-    report: PruneReport
-    optimizers: list[PreparedResize]
-    kinds: tuple[str, ...]
-
-    @property
-    def fingerprint(self) -> str:
-        """See :class:`Removal`."""
-        told = [*self.kinds, *(f"{path}={removal.fingerprint}" for path, removal in self.parts.items())]
-        return hashlib.sha256("\n".join(told).encode()).hexdigest()
-
-    def __str__(self) -> str:
-        """One line, for messages."""
-        before, after = self.report.parameters
-        return f"{before - after} of {before} parameters, {self.report.channels} channels"
+def _unpickled(own: type[nn.Module]) -> nn.Module:
+    kind = _class_in_pieces(own)
+    return kind.__new__(kind)
 
 
 def become_pieces(model: nn.Module, paths: tuple[str, ...], settings: Settings, outside: Outside) -> CompressedPieces:
@@ -218,9 +160,7 @@ def become_pieces(model: nn.Module, paths: tuple[str, ...], settings: Settings, 
         settings: of the whole.
         outside: what lies in none of them.
     """
-    own = type(model)
-    about = {"__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__, "fxc_own": own}
-    model.__class__ = type(own.__name__, (CompressedPieces, own), about)
+    model.__class__ = _class_in_pieces(type(model))
     assert isinstance(model, CompressedPieces)
     model.fxc_paths, model.settings, model.outside = paths, settings, outside
     settings.groups = tuple(group["name"] for group in model.param_groups())

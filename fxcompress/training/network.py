@@ -1,6 +1,6 @@
 """What every network in training offers, whether it has one graph or is in pieces: its sizes and parameter groups."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -89,6 +89,19 @@ class SizedNetwork(nn.Module):
     def fxc_parts(self) -> Mapping[str, Part]:
         """The graphs that it is made of, by their paths; itself alone, where it has one graph."""
         raise NotImplementedError
+
+    def refresh(self) -> None:
+        """Find anew what is dead, for when tensors were set from outside, by a broadcast for instance."""
+        raise NotImplementedError
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """What ``double()``, ``to()`` and the like do to each tensor: they do it to the example inputs as well."""
+        before = _kinds(self)
+        result = super()._apply(fn, *args, **kwargs)  # type: ignore[no-untyped-call]
+        if "settings" in self.__dict__ and _kinds(self) != before:
+            self.settings.inputs = self.settings.inputs.converted(fn)
+            self.refresh()
+        return result
 
     @property
     def weights(self) -> int:
@@ -214,3 +227,7 @@ class SizedNetwork(nn.Module):
         ``torch.compile(net)`` compiles all of the network instead, and anew after each removal.
         """
         compile_quantizers(self, **options)
+
+
+def _kinds(module: nn.Module) -> list[tuple[torch.dtype, torch.device]]:
+    return [(tensor.dtype, tensor.device) for tensor in (*module.parameters(), *module.buffers())]

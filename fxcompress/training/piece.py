@@ -7,6 +7,7 @@ its class gets a subclass that is a :class:`CompressedModule` as well::
     head.loss(y)          a method of it               head.loss(y)                 the same method
 """
 
+from functools import partial
 from typing import Any
 
 from torch import fx, nn
@@ -54,9 +55,7 @@ def become_compressed(module: nn.Module, traced: TracedModule, settings: Setting
     """
     check_quantizers(traced)
     own = own_class(module)
-    bases = (CompressedModule,) if issubclass(own, fx.GraphModule) else (CompressedModule, _Boundary, own)
-    about = {"__module__": own.__module__, "__qualname__": own.__name__, "__doc__": own.__doc__}
-    kind: Any = type(own.__name__, bases, {**about, "fxc_own": own})
+    kind = piece_class(own)
     module.__dict__.clear()
     module.__class__ = type(kind.__new__(kind))  # torch.fx makes a class for the code of each instance
     assert isinstance(module, CompressedModule)
@@ -64,6 +63,19 @@ def become_compressed(module: nn.Module, traced: TracedModule, settings: Setting
     module.meta = dict(traced.meta)
     module.start(settings)
     return module
+
+
+def piece_class(own: type[nn.Module]) -> Any:  # noqa: ANN401
+    """The class of a piece that was of the class ``own``."""
+    bases = (CompressedModule,) if issubclass(own, fx.GraphModule) else (CompressedModule, _Boundary, own)
+    about = {
+        "__module__": own.__module__,
+        "__qualname__": own.__name__,
+        "__doc__": own.__doc__,
+        "fxc_own": own,
+        "fxc_kind": classmethod(lambda _: partial(piece_class, own)),
+    }
+    return type(own.__name__, bases, about)
 
 
 def become_plain(module: CompressedModule, final: TracedModule) -> None:

@@ -1,22 +1,56 @@
-"""A removal that has been worked out in full, and not yet made."""
+"""The removal of what is dead: worked out in full, for all parts of a network, before anything is changed."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from fxcompress.errors import UnsupportedModelError
+from fxcompress.passes.history import extended
 from fxcompress.passes.prune_channels import Pruned, prune_channels
 from fxcompress.passes.prune_report import PruneReport, make_report
 from fxcompress.passes.repeat import repeat_removal
 from fxcompress.trace.traced import TracedModule
+from fxcompress.training.agreement import agreed
 from fxcompress.training.averages import copies_of
 from fxcompress.training.census import Zeros, seeds
+from fxcompress.training.distributed import check_wrapper, rebuild, wrappers_of
+from fxcompress.training.network import SizedNetwork
 from fxcompress.training.optimizer import PreparedResize, Replacement, check_optimizer, prepare_resize
 from fxcompress.training.sized import SizedModule
+from fxcompress.training.takeover import take_over
+
+_LOG = logging.getLogger("fxcompress")
+_TOLD = "_fxc_told"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PartRemoval:
+    """What a network with one graph loses.
+
+    Attributes:
+        net: which loses it, and the copies of it that are averages; each with what becomes of it.
+        report: what goes, in words.
+        fingerprint: see :class:`Removal`.
+    """
+
+    net: SizedModule
+    pruned: Pruned
+    averages: list[tuple[SizedModule, Pruned]]
+    report: PruneReport
+    fingerprint: str
+
+    def commit(self) -> None:
+        """Make it so."""
+        if self.pruned.modified:
+            provenance = extended(self.net, self.pruned)
+            for net, pruned in ((self.net, self.pruned), *self.averages):
+                take_over(net, pruned, provenance)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,19 +58,26 @@ class Removal:
     """What :func:`plan_removal` found.
 
     Attributes:
-        pruned: the smaller network.
+        parts: of the network, with what each loses.
         report: what goes, in words.
         optimizers: what becomes of the optimizers; empty where nothing goes.
-        averages: the averaged copies of the network, and what becomes of each.
+        untrained: parameters that change, and could be trained, and that no given optimizer holds.
         fingerprint: the same number on two machines exactly when they hold networks of the same shapes, with the same
             zeros, and would remove the same.
     """
 
-    pruned: Pruned
+    parts: list[PartRemoval]
     report: PruneReport
     optimizers: list[PreparedResize]
-    averages: list[tuple[SizedModule, Pruned]]
+    untrained: list[str]
     fingerprint: str
+
+    def commit(self) -> None:
+        """Make it so."""
+        for part in self.parts:
+            part.commit()
+        for prepared in self.optimizers:
+            prepared.commit()
 
     def __str__(self) -> str:
         """One line, for messages."""
@@ -44,27 +85,100 @@ class Removal:
         return f"{before - after} of {before} parameters, {self.report.channels} channels"
 
 
-def plan_removal(net: SizedModule, optimizers: Sequence[Optimizer], averages: Iterable[nn.Module] = ()) -> Removal:
-    """Work out what :meth:`CompressedModule.prune` removes, and change nothing yet.
+def remove_dead(
+    net: SizedNetwork,
+    parts: Mapping[str, SizedModule],
+    optimizer: Optimizer | Sequence[Optimizer] | None,
+    averages: Iterable[nn.Module],
+    join: Callable[[dict[str, PruneReport]], PruneReport],
+) -> PruneReport:
+    """Remove what is dead from all parts of a network, in all processes, or from none: :meth:`CompressedModule.prune`.
+
+    Args:
+        net: the network.
+        parts: of it, by their paths.
+        optimizer: of its parameters, or several.
+        averages: of it.
+        join: makes one report of those of the parts.
+    """
+    optimizers = (optimizer,) if isinstance(optimizer, Optimizer) else tuple(optimizer or ())
+    copies, wrappers = tuple(averages), wrappers_of(net)
+
+    def plan() -> Removal:
+        for wrapper in wrappers:
+            check_wrapper(wrapper)
+        return plan_removal(net, parts, optimizers, copies, join)
+
+    removal = agreed(wrappers, plan)
+    if removal.report.modified:
+        removal.commit()
+        _warn_of_untrained(net, removal.untrained)
+        for wrapper in wrappers:
+            rebuild(wrapper)
+    return removal.report
+
+
+def plan_removal(
+    net: SizedNetwork,
+    parts: Mapping[str, SizedModule],
+    optimizers: Sequence[Optimizer],
+    averages: Iterable[nn.Module],
+    join: Callable[[dict[str, PruneReport]], PruneReport],
+) -> Removal:
+    """Work out what :func:`remove_dead` removes, and change nothing yet.
 
     Raises:
-        AverageError: as there.
-        OptimizerError: as there.
-        UnsupportedModelError: as there.
+        AverageError: as :meth:`CompressedModule.prune` does.
+        OptimizerError: the same.
+        UnsupportedModelError: the same.
     """
     for optimizer in optimizers:
         check_optimizer(optimizer, net.parameters())
     copies = copies_of(net, averages)
+    planned = {path: _plan_part(part, [copy.get_submodule(path) for copy in copies]) for path, part in parts.items()}
+    changes = [change for part in planned.values() for change in _replacements(part.net, part.pruned)]
+    prepared = [prepare_resize(optimizer, changes) for optimizer in optimizers if changes]
+    told = [type(optimizer).__name__ for optimizer in optimizers]
+    told += [f"{path}={part.fingerprint}" for path, part in planned.items()]
+    report = join({path: part.report for path, part in planned.items()})
+    return Removal(list(planned.values()), report, prepared, _untrained(net, changes, optimizers), _digest(told))
+
+
+def _plan_part(net: SizedModule, copies: Iterable[nn.Module]) -> PartRemoval:
     update, inputs = net.liveness, net.settings.inputs
     zeros = update.zeros()
     analysis = update.census.analysis if update.census.view is net else None
     pruned = prune_channels(net, inputs, lambda _, trail: seeds(trail, zeros), modes=(True,), analysis=analysis)
     _check_forward(net, pruned)
     report = make_report(net, pruned, explain=False)
-    changes = replacements(net, pruned) if pruned.modified else []
-    prepared = [prepare_resize(optimizer, changes) for optimizer in optimizers if pruned.modified]
-    followed = [(other, repeat_removal(other, pruned)) for other in copies if pruned.modified]
-    return Removal(pruned, report, prepared, followed, _fingerprint(net, zeros, pruned, optimizers))
+    averages = cast("Iterable[SizedModule]", copies)  # of the same graphs, as copies_of has checked
+    followed = [(other, repeat_removal(other, pruned)) for other in averages if pruned.modified]
+    return PartRemoval(net, pruned, followed, report, _fingerprint(net, zeros, pruned))
+
+
+def _untrained(net: nn.Module, changes: Iterable[Replacement], optimizers: Sequence[Optimizer]) -> list[str]:
+    """Parameters that change, for which another optimizer is likely: it would go on with those that were."""
+    if not optimizers:
+        return []
+    held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    missed = {id(change.old) for change in changes if change.old.requires_grad} - held
+    return [name for name, parameter in net.named_parameters() if id(parameter) in missed]
+
+
+def _warn_of_untrained(net: nn.Module, names: list[str]) -> None:
+    """Once for each parameter."""
+    told: set[str] = net.__dict__.setdefault(_TOLD, set())
+    new = [name for name in names if name not in told]
+    told.update(new)
+    if new:
+        listed = ", ".join(new[:5]) + (f" and {len(new) - 5} more" if len(new) > 5 else "")
+        _LOG.warning(
+            "fxcompress: prune(optimizer) has cut parameters that are in no optimizer it was given: %s\n"
+            "  if another optimizer trains them, it still holds them as they were, which are no longer the network's: "
+            "build it anew, and from now on pass all of them, net.prune([first, second])\n"
+            "  if none does, requires_grad_(False) on them says so",
+            listed,
+        )
 
 
 def _check_forward(net: TracedModule, pruned: Pruned) -> None:
@@ -81,7 +195,7 @@ def _sources(module: TracedModule) -> list[str]:
     return [graph.python_code("self").src for graph in module.graphs.values()]
 
 
-def replacements(before: TracedModule, pruned: Pruned) -> list[Replacement]:
+def _replacements(before: TracedModule, pruned: Pruned) -> list[Replacement]:
     """What takes the place of each parameter that changes or goes."""
     parameters = dict(before.named_parameters())
     changes: dict[int, Replacement] = {}
@@ -96,11 +210,10 @@ def replacements(before: TracedModule, pruned: Pruned) -> list[Replacement]:
     return list(changes.values())
 
 
-def _fingerprint(net: TracedModule, flagged: Zeros, pruned: Pruned, optimizers: Sequence[Optimizer]) -> str:
+def _fingerprint(net: TracedModule, flagged: Zeros, pruned: Pruned) -> str:
     """Of shapes, zeros and cuts. Values other than zero are left out: another kind of hardware may round them."""
     now = torch.cat([net.get_parameter(name).detach().flatten() == 0 for name in flagged]) if flagged else None
     parts: list[object] = [
-        [type(optimizer).__name__ for optimizer in optimizers],
         [(name, tuple(p.shape)) for name, p in net.named_parameters()],
         [(name, dead.tobytes()) for name, dead in flagged.items()],
         b"" if now is None else now.cpu().numpy().tobytes(),
@@ -108,4 +221,8 @@ def _fingerprint(net: TracedModule, flagged: Zeros, pruned: Pruned, optimizers: 
         [place for place, _ in pruned.branches],
         list(pruned.gone),
     ]
+    return _digest(parts)
+
+
+def _digest(parts: list[Any]) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()

@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from fxcompress.errors import CheckpointError
 from fxcompress.passes.prune_report import KeptChannel, PruneReport
+from fxcompress.training.controller import ConstantGamma
 from fxcompress.training.guard import Guard
 from fxcompress.training.history import EpochRecord
 from fxcompress.training.policy import PrunePolicy
@@ -25,6 +26,7 @@ class Position(Protocol):
     """Where a trainer stands, and what it adapts; see :class:`fxcompress.training.trainer.Trainer`."""
 
     done: int
+    total: int
     last_gamma: float
     batch: int
     loss_sum: Tensor | None
@@ -108,8 +110,12 @@ class Run:
         elif self.keeper is not None:
             self._began = run_states(self.loader)
         batches = iter(self.loader)
-        for _ in range(skip):
-            next(batches)
+        for done in range(skip):
+            if next(batches, None) is None:
+                raise CheckpointError(
+                    f"the run had done {skip} batches of an epoch, and the loader gives {done}; pass a loader of the "
+                    "same batches"
+                )
         if skip and self._stopped is not None:
             restore_run(self._stopped, self.loader)
         yield from batches
@@ -123,7 +129,7 @@ class Run:
         self.keeper.write(
             {
                 "done": trainer.done, "last_gamma": float(trainer.last_gamma), "batch": trainer.batch,
-                "loss_sum": trainer.loss_sum, "seconds": seconds, "batches": self.batches,
+                "loss_sum": trainer.loss_sum, "seconds": seconds, "batches": self.batches, "total": trainer.total,
                 "control": type(trainer.gamma).__name__, "gamma": None if adapted is None else adapted(),
                 "history": [record.as_dict() for record in self.history],
                 "reports": [asdict(report) for report in trainer.reports],
@@ -136,9 +142,25 @@ class Run:
 
 
 def check_run(
-    state: Mapping[str, Any], gamma: object, loader: Iterable[Any], batches: int, average: AveragedModel | None
+    state: Mapping[str, Any],
+    gamma: object,
+    loader: Iterable[Any],
+    batches: int,
+    average: AveragedModel | None,
+    *,
+    epochs: int,
+    own_scheduler: bool,
 ) -> None:
     """Whether a run can go on with these.
+
+    Args:
+        state: what was kept of the run.
+        gamma: the pressure.
+        loader: the batches of each epoch.
+        batches: how many.
+        average: the moving average.
+        epochs: of the whole run.
+        own_scheduler: the user gave the scheduler, whose course is then the user's.
 
     Raises:
         CheckpointError: it was one of another kind.
@@ -154,6 +176,7 @@ def check_run(
             f"the run had {state['batches']} batches in an epoch, and the loader has {batches}; "
             "pass a loader of the same batches"
         )
+    _check_epochs(state["total"] // batches, epochs, gamma, own_scheduler=own_scheduler)
     if (average is None) != (state["average"] is None):
         raise CheckpointError(
             "the run kept a moving average, so it needs average= to go on"
@@ -166,6 +189,19 @@ def check_run(
             f"the loader of the run had {before} random generators of its own, and this one has {generators}; "
             "pass a loader that is made as it was then"
         )
+
+
+def _check_epochs(before: int, now: int, gamma: object, *, own_scheduler: bool) -> None:
+    """Learning rates and pressure follow a course over all epochs: another number of them is another course."""
+    constant = isinstance(gamma, ConstantGamma) and not gamma.warmup
+    if now == before or (constant and own_scheduler):
+        return
+    what = "gamma follows a course" if own_scheduler else "the learning rates follow a course"
+    raise CheckpointError(
+        f"the run was one of {before} epochs, and this one is of {now}: {what} over all epochs, so the result would be "
+        f"neither; pass epochs={before}. To train longer, call fit(result.net, ...) when it is finished; a run with "
+        "a scheduler= of its own and a constant gamma can be made longer at any time"
+    )
 
 
 def _report(state: dict[str, Any]) -> PruneReport:

@@ -5,14 +5,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from fxcompress.passes.prune_report import PruneReport
-from fxcompress.trace.trees import replace
+from fxcompress.training.batches import NO_BATCH, Batch, argument_names, scalar_loss
 from fxcompress.training.controller import ConstantGamma
+from fxcompress.training.finite import Forward, NotFinite, what_is_not_finite, what_of_the_batch
 from fxcompress.training.guard import Guard
 from fxcompress.training.in_pieces import Compressed
 from fxcompress.training.interrupt import Interrupt, StepDone
@@ -74,16 +74,21 @@ class Trainer:
         """Train on each batch once; the mean task loss.
 
         Raises:
+            ValueError: there was no batch.
+            NotFinite: the loss or a gradient of the next step is not. The network is as it was before it.
             StepDone: Ctrl-C was pressed, or SIGTERM has come.
         """
         self.net.train()
+        names = argument_names(self.net)
         for batch in loader:
-            loss = self._step(*_batch(batch, next(self.net.parameters()).device))
+            loss = self._step(Batch.of(batch, names).to(next(self.net.parameters()).device))
             self.loss_sum = loss if self.loss_sum is None else self.loss_sum + loss
             self.batch += 1
             if self.interrupt is not None and self.interrupt.requested:
                 raise StepDone
-        mean = float(self.loss_sum) / self.batch if self.loss_sum is not None else math.nan
+        if self.loss_sum is None:
+            raise ValueError(NO_BATCH)
+        mean = float(self.loss_sum) / self.batch
         self.batch, self.loss_sum = 0, None
         return self.mean(mean)
 
@@ -93,15 +98,17 @@ class Trainer:
         report = self.net.prune(self.optimizer, averages=[] if self.average is None else [self.average])
         self.reports += [report] if report.modified else []
 
-    def _step(self, inputs: tuple[Any, ...], target: Any) -> Tensor:  # noqa: ANN401
+    def _step(self, batch: Batch) -> Tensor:
         module = self.net if self.module is None else self.module
-        task = self.loss(module(*inputs), target)
+        forward = Forward(self.net)
+        task = scalar_loss(self.loss(module(*batch.args, **batch.kwargs), batch.target))
         self.optimizer.zero_grad(set_to_none=True)
         if isinstance(self.net, Compressed):
             self.last_gamma = self._pressure(self.net)
             (task + self.last_gamma * self.net.size()).backward()
         else:
             task.backward()
+        self._check_finite(task, batch, forward)
         self.optimizer.step()
         self.scheduler.step()
         self.done += 1
@@ -115,20 +122,16 @@ class Trainer:
                 self.remove()
         return task.detach()
 
+    def _check_finite(self, task: Tensor, batch: Batch, forward: Forward) -> None:
+        wrong = what_is_not_finite(task, self.net)
+        if self.mean(float(bool(wrong))):  # in all processes or in none
+            forward.undo()
+            self.optimizer.zero_grad(set_to_none=True)
+            raise NotFinite(wrong + what_of_the_batch(batch) if wrong else "the loss in another process is not finite")
+
     def _pressure(self, net: Compressed) -> float:
         if self.guard.holds:
             return 0.0
         # The size is on the device: to ask for it where the pressure is constant would wait for nothing.
         size = math.nan if isinstance(self.gamma, ConstantGamma) else net.fractional_size()
         return self.gamma(self.done / max(1, self.total), size)
-
-
-def _batch(batch: Any, device: torch.device) -> tuple[tuple[Any, ...], Any]:  # noqa: ANN401
-    """(inputs, target) on the device; the last item of a batch is the target."""
-    if not isinstance(batch, tuple | list) or len(batch) < 2:
-        raise TypeError(
-            f"a batch must be a tuple (input, ..., target), got {type(batch).__name__}; "
-            "write the loop by hand for other batches (see the README)"
-        )
-    items = replace(lambda tensor: tensor.to(device, non_blocking=True), list(batch))
-    return tuple(items[:-1]), items[-1]

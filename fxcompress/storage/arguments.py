@@ -1,0 +1,24 @@
+"""Arguments of the calls that write and read files: errors that say which is which."""
+
+import os
+from pathlib import Path
+
+from torch import nn
+
+
+def check_arguments(call: str, path: object, module: object) -> Path:
+    """The path, if it is one and the module is a module.
+
+    Args:
+        call: the user's, with its arguments in order.
+        path: from the user.
+        module: the same.
+
+    Raises:
+        TypeError: it is not.
+    """
+    if isinstance(path, str | os.PathLike) and isinstance(module, nn.Module):
+        return Path(path)
+    kinds = f"the path is a {type(path).__name__} and the network a {type(module).__name__}"
+    swapped = isinstance(path, nn.Module) and isinstance(module, str | os.PathLike)
+    raise TypeError(f"{kinds}{'; they are swapped' if swapped else ''}: call it as {call}")

@@ -1,0 +1,162 @@
+"""What a batch is: what the network is called with, and what the loss compares its output with."""
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxcompress.trace.trees import replace
+
+_FORMS = (
+    "a batch must be (input, ..., target), or a dict with the arguments of forward by their names and what the loss "
+    "needs besides, such as {'pixel_values': ..., 'labels': ...}"
+)
+
+NO_BATCH = (
+    "the loader gave no batch, although it has a length: can it be gone through only once? "
+    "Pass a DataLoader or a list, which can be gone through in each epoch"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A batch, taken apart.
+
+    Attributes:
+        args: positional arguments of the network.
+        kwargs: keyword arguments of the network.
+        target: the second argument of the loss.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    target: Any
+
+    @classmethod
+    def of(cls, batch: object, names: frozenset[str]) -> "Batch":
+        """Take a batch apart.
+
+        The last item of a tuple or list is the target, all others are arguments. Of a dict, the entries that forward
+        has a name for are its arguments; the target is what is left: one entry as it is, several as a dict. Where
+        forward takes them all, as models of Hugging Face take their labels, the target is the whole batch.
+
+        Args:
+            batch: from a loader.
+            names: of the arguments of forward.
+
+        Raises:
+            TypeError: it is something else.
+            ValueError: forward takes nothing of it.
+
+        >>> Batch.of({"pixels": 1, "labels": 2}, frozenset({"pixels"}))
+        Batch(args=(), kwargs={'pixels': 1}, target=2)
+        """
+        if isinstance(batch, Mapping):
+            kwargs = {key: value for key, value in batch.items() if key in names}
+            rest = {key: value for key, value in batch.items() if key not in names} or dict(batch)
+            if not kwargs:
+                raise ValueError(
+                    f"the batch is a dict of {_listed(batch)}, and forward takes {_listed(names)}: name the entries "
+                    "that the network is to get as forward names them"
+                )
+            return cls((), kwargs, rest if len(rest) > 1 else next(iter(rest.values())))
+        if not isinstance(batch, tuple | list):
+            raise TypeError(f"{_FORMS}; got a {type(batch).__name__}")
+        if len(batch) < 2:
+            raise TypeError(f"{_FORMS}; got a {type(batch).__name__} of length {len(batch)}")
+        return cls(tuple(batch[:-1]), {}, batch[-1])
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same on a device."""
+        return Batch(*replace(lambda t: t.to(device, non_blocking=True), [self.args, self.kwargs, self.target]))
+
+    def first(self, samples: int) -> tuple[Any, ...] | dict[str, Any]:
+        """The arguments with the first samples alone, as example inputs."""
+        args, kwargs = replace(lambda t: t[:samples] if t.ndim else t, [self.args, self.kwargs])
+        inputs: tuple[Any, ...] | dict[str, Any] = kwargs or args
+        return inputs
+
+
+def _listed(names: Iterable[object]) -> str:
+    return ", ".join(sorted(map(str, names))) or "nothing by name"
+
+
+def argument_names(module: nn.Module) -> frozenset[str]:
+    """The names that a module's forward gives to its arguments."""
+    if isinstance(module, fx.GraphModule):
+        targets = [str(node.target) for node in module.graph.find_nodes(op="placeholder")]
+        return frozenset(name for name in targets if not name.startswith("*"))
+    variadic = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+    return frozenset(p.name for p in inspect.signature(module.forward).parameters.values() if p.kind not in variadic)
+
+
+def count_batches(loader: Iterable[Any]) -> int:
+    """The number of batches of a loader.
+
+    Raises:
+        TypeError: it does not say, or can be gone through only once.
+        ValueError: there are none.
+    """
+    remedy = "pass a DataLoader of a dataset that has a length, or a list of batches"
+    if isinstance(loader, Iterator):
+        raise TypeError(f"{type(loader).__name__} can be gone through only once, and each epoch does; {remedy}")
+    if not isinstance(loader, Sized):
+        raise TypeError(f"{type(loader).__name__} has no length; {remedy}")
+    try:
+        count = len(loader)
+    except TypeError as error:  # a DataLoader of a stream
+        raise TypeError(f"the {type(loader).__name__} has no length ({error}); {remedy}") from error
+    if count == 0:
+        raise ValueError("the loader is empty: it has no batches (drop_last=True leaves none of a small dataset)")
+    return count
+
+
+def first_batch(loader: Iterable[Any]) -> Any:  # noqa: ANN401 - whatever the user's loader gives
+    """The first batch of a loader.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for batch in loader:
+        return batch
+    raise ValueError(NO_BATCH)
+
+
+def check_loss(loss: Callable[..., Any]) -> None:
+    """Check that a loss can be called with (output, target).
+
+    Raises:
+        TypeError: it cannot.
+    """
+    called = loss.forward if isinstance(loss, nn.Module) else loss
+    try:
+        signature = inspect.signature(called)
+    except (TypeError, ValueError):  # no function, or one that is not written in Python
+        if callable(loss):
+            return
+        raise TypeError(f"loss_fn is a {type(loss).__name__}; it must be a function of (output, target)") from None
+    try:
+        signature.bind(None, None)
+    except TypeError as error:
+        raise TypeError(
+            f"loss_fn is called as loss_fn(output, target), which its signature {signature} does not allow: {error}\n"
+            "  what else it needs goes into the target: of a batch (input, (labels, weights)) it gets "
+            "(labels, weights), of a batch that is a dict all that forward does not take, as a dict"
+        ) from error
+
+
+def scalar_loss(loss: object) -> Tensor:
+    """What a loss has returned, if one can train on it.
+
+    Raises:
+        TypeError: it is no tensor.
+        ValueError: it has several entries.
+    """
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"loss_fn returned a {type(loss).__name__}; it must return a tensor with one entry")
+    if loss.numel() != 1:
+        raise ValueError(f"loss_fn returned shape {tuple(loss.shape)}; it must return one number, such as the mean")
+    return loss

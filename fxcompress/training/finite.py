@@ -1,0 +1,63 @@
+"""A loss or a gradient that is not finite: noticed before the optimizer's step would carry it into the weights."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+from fxcompress.trace.trees import replace
+from fxcompress.training.batches import Batch
+
+
+class NotFinite(Exception):  # noqa: N818 - turned into an error that says where
+    """Raised before a step that would ruin the network; what is not finite, in words."""
+
+
+class Forward:
+    """What a forward pass in training writes into a network, so that it can be taken back.
+
+    Batch norm takes its statistics from a batch before anybody knows what the loss makes of it.
+
+    Args:
+        net: before the pass.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        self._kept = [(b, b.detach().clone()) for b in net.buffers() if b.is_floating_point()]
+
+    @torch.no_grad()
+    def undo(self) -> None:
+        """Put back what the pass has written over."""
+        for buffer, before in self._kept:
+            buffer.copy_(before)
+
+
+def what_is_not_finite(loss: Tensor, net: nn.Module) -> str:
+    """The loss, or the gradient of a parameter, in words; empty where all are finite. One transfer from the device."""
+    grads = {name: _values(p.grad) for name, p in net.named_parameters() if p.grad is not None}
+    largest = get_total_norm(grads.values(), norm_type=float("inf")).to(loss.device)
+    value = loss.detach().abs().reshape(()).to(largest)
+    if bool(torch.isfinite(torch.maximum(value, largest))):
+        return ""
+    if not bool(torch.isfinite(loss)):
+        return f"the loss is {float(loss.detach())}"
+    wrong = [name for name, grad in grads.items() if not bool(torch.isfinite(grad).all())]
+    more = f" and of {len(wrong) - 1} more parameters" if len(wrong) > 1 else ""
+    return f"the loss is {float(loss.detach()):.4g}, and the gradient of {wrong[0]}{more} is not finite"
+
+
+def what_of_the_batch(batch: Batch) -> str:
+    """Whether it is the data that is not finite, in words."""
+    found: list[str] = []
+
+    def see(where: str, tensor: Tensor) -> Tensor:
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            found.append(where)
+        return tensor
+
+    replace(lambda tensor: see("inputs", tensor), [batch.args, batch.kwargs])
+    replace(lambda tensor: see("target", tensor), batch.target)
+    return f"; the {found[0]} of this batch hold nan or inf already" if found else ""
+
+
+def _values(grad: Tensor) -> Tensor:
+    return grad.coalesce().values() if grad.is_sparse else grad

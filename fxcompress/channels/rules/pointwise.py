@@ -65,13 +65,13 @@ def operands_of(call: Call) -> list[tuple[torch.Size, Layers]]:
     found: list[tuple[torch.Size, Layers]] = []
     for leaf in leaves((call.args, call.kwargs)):
         if isinstance(leaf, Value):
-            found.append((_unexpanded(leaf), leaf.layers))
+            found.append((unexpanded(leaf), leaf.layers))
         elif isinstance(leaf, Tensor):
             found.append((leaf.shape, ()))
     return found
 
 
-def _unexpanded(value: Value) -> torch.Size:
+def unexpanded(value: Value) -> torch.Size:
     strides, layers = value.meta.stride(), value.layers
     expanded = {d for d, step in enumerate(strides) if not step and not any(x.shape[d] > 1 for x in layers)}
     return torch.Size([1 if d in expanded else n for d, n in enumerate(value.shape)])
@@ -137,7 +137,7 @@ def _divide(step: Step, known: Known) -> list[Tensor]:
         return [result]
     rank = step.outputs[0].rank
     zero = pad_rank(known.of(above).cpu(), rank) == 0
-    shape = (1,) * (rank - below.rank) + tuple(_unexpanded(below))
+    shape = (1,) * (rank - below.rank) + tuple(unexpanded(below))
     if zero.any() and all(n == 1 or m == 1 for n, m in zip(zero.shape, shape, strict=True)):
         result, zero = torch.broadcast_tensors(result, zero)
         result = torch.where(zero, 0.0, result)

@@ -55,12 +55,12 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "numpy's names": lambda d: Function(lambda x: x * x.mean(axis=-1, keepdims=True)),  # type: ignore[call-overload]
     "tokens as well": lambda d: Function(lambda x: x * x.mean((1, 2), keepdim=True)),
     "sum": lambda d: Function(lambda x: x * x.sum(-1, keepdim=True)),
+    "a size": lambda d: Function(lambda x: x * (x.sum(-1, keepdim=True) / x.shape[-1])),
 }
 STAY: dict[str, Callable[[int], nn.Module]] = {
     "layer norm": nn.LayerNorm,
     "variance": lambda d: Function(lambda x: x * x.var(-1, keepdim=True)),
     "smallest": lambda d: Function(lambda x: x * (1 + torch.linalg.vector_norm(x, -1.0, -1, keepdim=True))),
-    "a size": lambda d: Function(lambda x: x * (x.sum(-1, keepdim=True) / x.shape[-1])),
     "not zero before it": lambda d: Function(lambda x: x * (x + 1).mean(-1, keepdim=True)),
 }
 

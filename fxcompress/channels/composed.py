@@ -1,4 +1,4 @@
-"""Ops that are run on labels as the products, sums and reshapes that they are made of; torch has no such decomposition."""
+"""Ops that run on labels as the products, sums and reshapes that they are made of; torch does not decompose them."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,10 +11,11 @@ from fxcompress.channels.values import Dispatcher
 
 def _distances(run: Dispatcher, x: Tensor, y: Tensor, p: float = 2.0, mode: object = None) -> Tensor:
     """``cdist``: the norms of all differences, (..., P, M) and (..., R, M) to (..., P, R)."""
-    return torch.linalg.vector_norm(x.unsqueeze(-2) - y.unsqueeze(-3), p, -1)
+    norms: Tensor = torch.linalg.vector_norm(x.unsqueeze(-2) - y.unsqueeze(-3), p, -1)
+    return norms
 
 
-def _trilinear(
+def _trilinear(  # noqa: PLR0917 - the arguments of the op
     run: Dispatcher,
     a: Tensor,
     b: Tensor,
@@ -38,8 +39,8 @@ def _unsqueezed(tensor: Tensor, dims: Sequence[int]) -> Tensor:
 
 
 COMPOSED: dict[Any, Callable[..., Any]] = {
-    torch.ops.aten._cdist_forward.default: _distances,
-    torch.ops.aten._euclidean_dist.default: _distances,
-    torch.ops.aten._trilinear.default: _trilinear,
+    torch.ops.aten._cdist_forward.default: _distances,  # noqa: SLF001
+    torch.ops.aten._euclidean_dist.default: _distances,  # noqa: SLF001
+    torch.ops.aten._trilinear.default: _trilinear,  # noqa: SLF001
 }
 """From the op to a function of whoever runs ops on labels, and the arguments of the op."""

@@ -104,7 +104,9 @@ class Replay(Interpreter):
     def made_layers(self, node: fx.Node, meta: Tensor, dims: list[int]) -> Layers:
         """What is left of the labels of a tensor that a node makes, where its sizes agree with that."""
         original = self.original.values[node.name]
-        return self.left.layers(original) if tuple(meta.shape) == self.left.shape(original) else ()
+        if tuple(meta.shape) != self.left.shape(original):
+            return ()
+        return tuple(layer for layer in self.left.layers(original) if support(layer) <= set(dims))
 
     def _run(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         """Run a node. Where one entry is all that is left of a dim, it has no label any more."""

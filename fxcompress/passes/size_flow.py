@@ -23,6 +23,7 @@ from fxcompress.channels.factories import SIZES, kind_of
 from fxcompress.channels.rules.indexing import INDEX
 from fxcompress.channels.rules.movement import CAT, MOVEMENT, PERMUTE, RESHAPE, RESTRIDE
 from fxcompress.channels.rules.pointwise import SAME
+from fxcompress.channels.size_reads import read_of
 from fxcompress.channels.survivors import has_own_labels
 from fxcompress.channels.values import LabelTensor, Step, Value, find, leaves
 from fxcompress.trace.guards import check, check_argument, shape_of
@@ -76,7 +77,8 @@ class SizeFlow:
         """Remember whether what a node returned has changed with a size, or may on other inputs."""
         if find(LabelTensor, result) or find(Value, self.before[node.name]):
             return  # the check of labels sees its size
-        if self._reads_size(node) or any(map(self._labelled, node.all_input_nodes)):
+        reads = self._reads_size(node) or any(map(self._labelled, node.all_input_nodes))
+        if reads and not find(Tensor, result):
             depends = not same(self.before[node.name], result)
         else:
             depends = bool(self.moved(node))
@@ -137,7 +139,7 @@ class SizeFlow:
 
     def _sizes(self, node: fx.Node, user: fx.Node) -> Any:  # noqa: ANN401 - an argument of a node
         """Sizes as they were, for a node that reads sizes of a tensor; None for another node."""
-        read = _read_of(node)
+        read = read_of(node)
         if read is None:
             return None
         tensor, shape, item = read
@@ -166,7 +168,12 @@ class SizeFlow:
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
         written = node.target in _IN_PLACE or (name.endswith("_") and not name.endswith("__")) or "out" in node.kwargs
         plain = node.op in {"call_function", "call_method"} and not node.is_impure()
-        if written or not plain or any(word in name for word in _RANDOM) or any(map(self._labelled, node.all_input_nodes)):
+        if (
+            written
+            or not plain
+            or any(word in name for word in _RANDOM)
+            or any(map(self._labelled, node.all_input_nodes))
+        ):
             raise UnfreezableError
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda used: self._freeze(used, user))
         before = self.before[node.name]
@@ -174,9 +181,7 @@ class SizeFlow:
             return before
         return self._node(user, node.op, node.target, args, kwargs, before)
 
-    def _node(
-        self, user: fx.Node, op: str, target: Any, args: Any, kwargs: Any, expected: object
-    ) -> fx.Node:  # noqa: ANN401 - those of a node
+    def _node(self, user: fx.Node, op: str, target: Any, args: Any, kwargs: Any, expected: object) -> fx.Node:  # noqa: ANN401 - those of a node
         given, named = fx.node.map_arg((args, kwargs), lambda used: self.now[used.name])
         value = getattr(given[0], target)(*given[1:], **named) if op == "call_method" else target(*given, **named)
         if not same(expected, value):
@@ -200,33 +205,22 @@ def numbers(step: Step) -> list[Any]:
         return []
     if name in _SIZES_AT:
         args = tuple(arg for i, arg in enumerate(args) if i not in _SIZES_AT[name])
-    return [leaf for leaf in leaves((args, kwargs, step.call.plain)) if isinstance(leaf, Tensor | int | float | complex)]
+    return [
+        leaf for leaf in leaves((args, kwargs, step.call.plain)) if isinstance(leaf, Tensor | int | float | complex)
+    ]
 
 
-_SIZES_ONLY = {"quantize", "packed sequence", "recurrent state", "recurrent update", "last recurrent state", "noise",
-    "fill"}
+_SIZES_ONLY = {
+    "quantize",
+    "packed sequence",
+    "recurrent state",
+    "recurrent update",
+    "last recurrent state",
+    "noise",
+    "fill",
+    "spread",
+}
 _SIZES_AT = {"convolution": (8,), "group norm": (3, 4, 5, 6), "layer norm": (1,), "index add": (2,)}
-
-
-def _read_of(node: fx.Node) -> tuple[fx.Node, fx.Node | None, Any] | None:
-    """The tensor whose sizes a node reads, the node that reads its shape, and which of its dims; None for another."""
-    source = node.args[0] if node.args else None
-    if not isinstance(source, fx.Node) or any(isinstance(item, fx.Node) for item in node.args[1:]):
-        return None
-    if _reads_shape(node):
-        return source, node, slice(None)
-    if node.op == "call_method" and node.target == "size":
-        return source, None, node.args[1] if len(node.args) > 1 else node.kwargs["dim"]
-    if node.target is operator.getitem and _reads_shape(source):
-        return source.args[0], source, node.args[1]  # type: ignore[return-value]
-    return None
-
-
-def _reads_shape(node: fx.Node) -> bool:
-    """Whether a node reads the whole shape of a tensor, which is its first argument."""
-    if node.op == "call_method":
-        return node.target == "size" and len(node.args) == 1 and not node.kwargs
-    return node.target is shape_of or (node.target is getattr and node.args[1] == "shape")
 
 
 def _size_arguments(node: fx.Node) -> list[fx.Node]:

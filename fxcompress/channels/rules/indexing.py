@@ -50,7 +50,7 @@ def _indices(call: Call) -> dict[int, Any]:
 
 
 def _meta(index: Any) -> Tensor:  # noqa: ANN401 - a Value or a Tensor
-    return index.meta if isinstance(index, Value) else index  # type: ignore[no-any-return]
+    return index.meta if isinstance(index, Value) else index
 
 
 def _rank(index: Any) -> int:  # noqa: ANN401
@@ -188,7 +188,8 @@ def _put_labels(call: Call, space: Space) -> tuple[Layers, ...]:
     own = _hold(whole.layers, frozenset(range(count)), space)
     before = torch.Size((1,) * count + tuple(unexpanded(whole))[count:])
     shape = (1,) * whole.rank + tuple(unexpanded(values))
-    written = [_trailing(x, whole.rank, count) for x in _hold(values.layers, _leading_dims(values, whole, count), space)]
+    held = _hold(values.layers, _leading_dims(values, whole, count), space)
+    written = [_trailing(layer, whole.rank, count) for layer in held]
     after = torch.Size((1,) * count + shape[len(shape) - whole.rank + count :])
     return (couple_aligned([(before, own), (after, tuple(written))], whole.rank, space),)
 

@@ -49,6 +49,7 @@ def moved_labels(call: Call, space: Space) -> tuple[Layers, ...]:
 
 
 def on_labels(call: Call) -> Callable[[Tensor], Any]:
+    """The op of a call as a function of its first argument."""
     args, kwargs = replace(lambda index: index.cpu(), Tensor, (call.args[1:], call.kwargs))  # labels are there
     return lambda labels: call.func(labels, *args, **kwargs)
 

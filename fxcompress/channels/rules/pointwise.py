@@ -72,6 +72,7 @@ def operands_of(call: Call) -> list[tuple[torch.Size, Layers]]:
 
 
 def unexpanded(value: Value) -> torch.Size:
+    """The shape of a value, of size 1 where it was expanded: it follows the size of what it meets."""
     strides, layers = value.meta.stride(), value.layers
     expanded = {d for d, step in enumerate(strides) if not step and not any(x.shape[d] > 1 for x in layers)}
     return torch.Size([1 if d in expanded else n for d, n in enumerate(value.shape)])
@@ -138,7 +139,10 @@ def _divide(step: Step, known: Known) -> list[Tensor]:
     rank = step.outputs[0].rank
     zero = pad_rank(known.of(above).cpu(), rank) == 0
     shape = (1,) * (rank - below.rank) + tuple(unexpanded(below))
-    if zero.any() and all(n == 1 or m == 1 for n, m in zip(zero.shape, shape, strict=True)):
+    for dim, own in enumerate(shape):  # along such a dim there are other numbers to divide by
+        if own > 1:
+            zero = zero.all(dim, keepdim=True)
+    if zero.any():
         result, zero = torch.broadcast_tensors(result, zero)
         result = torch.where(zero, 0.0, result)
     return [result]

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxcompress.channels.factories import SIZES, kind_of
+from fxcompress.channels.factories import SIZES, SPREAD, kind_of
 from fxcompress.channels.rules.indexing import INDEX
 from fxcompress.channels.rules.movement import CAT, MOVEMENT, PERMUTE, RESHAPE, RESTRIDE
 from fxcompress.channels.rules.pointwise import SAME
@@ -29,7 +29,7 @@ from fxcompress.channels.values import LabelTensor, Step, Value, find, leaves
 from fxcompress.trace.guards import check, check_argument, shape_of
 
 FLOWS = "a size flows into its value"
-STRUCTURAL = frozenset({CAT, INDEX, MOVEMENT, PERMUTE, RESHAPE, RESTRIDE, SAME})
+STRUCTURAL = frozenset({CAT, INDEX, MOVEMENT, PERMUTE, RESHAPE, RESTRIDE, SAME, SPREAD})
 """Classes whose numbers are sizes and places, which the check of labels and positions covers."""
 
 _CONVOLUTIONS = tuple(f"conv{kind}{n}d" for kind in ("", "_transpose") for n in (1, 2, 3))
@@ -218,7 +218,6 @@ _SIZES_ONLY = {
     "last recurrent state",
     "noise",
     "fill",
-    "spread",
 }
 _SIZES_AT = {"convolution": (8,), "group norm": (3, 4, 5, 6), "layer norm": (1,), "index add": (2,)}
 

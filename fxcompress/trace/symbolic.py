@@ -154,8 +154,9 @@ def _refuse_frozen(root: nn.Module, graph: fx.Graph) -> None:
 
 _SAME_MEMORY = frozenset(
     {
-        "to", "type_as", "float", "double", "contiguous", "detach", "view", "view_as", "reshape", "flatten", "unflatten",
-        "expand", "expand_as", "squeeze", "unsqueeze", "t", "transpose", "permute", "select", "narrow", "getitem",
+        "to", "type_as", "float", "double", "contiguous", "detach", "view", "view_as", "reshape", "flatten",
+        "unflatten", "expand", "expand_as", "squeeze", "unsqueeze", "t", "transpose", "permute", "select", "narrow",
+        "getitem",
     }
 )  # fmt: skip
 

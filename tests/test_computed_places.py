@@ -46,6 +46,10 @@ GO: dict[str, Callable[[Tensor, "Net"], Tensor]] = {
 
 
 class Net(nn.Module):
+    table: nn.Parameter
+    maker: nn.Linear
+    pair: nn.Bilinear
+
     def __init__(self, between: Callable[[Tensor, "Net"], Tensor]) -> None:
         super().__init__()
         self.a, self.b, self.between = nn.Linear(4, WIDTH), nn.Linear(WIDTH, 3), between

@@ -89,10 +89,6 @@ def check_kept(net: nn.Module, inputs: Tensor, op: str) -> None:
     assert f"no rule for {op}" in str(result.report)
 
 
-def index_put(h: Tensor) -> Tensor:
-    return h.index_put((torch.tensor([0]),), h[:1])
-
-
 def write_into(h: Tensor) -> Tensor:
     """A custom op that writes to its second argument."""
     y = h * 0
@@ -101,10 +97,9 @@ def write_into(h: Tensor) -> Tensor:
 
 
 UNKNOWN: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
-    "topk": (lambda h: h.topk(8, 1)[0], "aten.topk.default"),
-    "gather": (lambda h: h.gather(1, h.argsort(1)), "aten.gather.default"),
-    "cdist": (lambda h: h + torch.cdist(h, h).sum(), "aten._cdist_forward.default"),
-    "index_put": (index_put, "aten.index_put.default"),
+    "masked_scatter": (lambda h: h.masked_scatter(h > 0, h), "aten.masked_scatter.default"),
+    "kthvalue": (lambda h: h.kthvalue(2, 3, keepdim=True)[0], "aten.kthvalue.default"),
+    "put": (lambda h: h.put(torch.tensor([0]), h.new_ones(1)), "aten.put.default"),
     "nonzero": (lambda h: h * (h.nonzero().shape[0] > 0), "aten.nonzero.default"),
     "unique": (lambda h: h + torch.unique(h).sum(), "aten._unique2.default"),
     "a custom op with a fake": (twice, "fxc_test.twice.default"),
@@ -129,6 +124,10 @@ def test_a_custom_op_without_a_fake() -> None:
         lambda h: h.cumsum(1),
         lambda h: h.softmax(1),
         lambda h: h - h.mean(1, keepdim=True),
+        lambda h: h.topk(8, 1)[0],
+        lambda h: h.gather(1, h.argsort(1)),
+        lambda h: h[:, h.mean((0, 2, 3)).argsort()],
+        lambda h: h.index_put((torch.tensor([0, 0]), torch.tensor([1, 2])), h[0, :2] + 1),
         lambda h: F.group_norm(h, 2),
         lambda h: F.normalize(h + 1, dim=1),
         lambda h: h[:, torch.arange(8).flip(0)],

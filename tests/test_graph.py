@@ -99,14 +99,15 @@ def test_explain() -> None:
 
 
 def test_explain_an_op_without_a_rule() -> None:
-    class Largest(Chain):
+    class Scattered(Chain):
         def forward(self, x: Tensor) -> Tensor:
-            return self[3](self[0](x).topk(8, 1)[0])  # type: ignore[no-any-return]
+            y = self[0](x)
+            return self[3](y.masked_scatter(y > 0, y))  # type: ignore[no-any-return]
 
-    graph = graph_of(Largest())
-    assert graph.unknown_ops == {"aten.topk.default": ("topk",)}
-    assert "it stays: aten.topk.default has no rule (at topk)" in graph.explain("0", 3)
-    assert "no rule for aten.topk.default: it keeps " in str(graph)
+    graph = graph_of(Scattered())
+    assert graph.unknown_ops == {"aten.masked_scatter.default": ("masked_scatter",)}
+    assert "it stays: aten.masked_scatter.default has no rule (at masked_scatter)" in graph.explain("0", 3)
+    assert "no rule for aten.masked_scatter.default: it keeps " in str(graph)
 
 
 @pytest.mark.parametrize(

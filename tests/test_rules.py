@@ -155,6 +155,11 @@ def places(h: Tensor) -> Tensor:
     return h.new_full((h.shape[0], 2, SIZE, SIZE), 0.3)
 
 
+def order(h: Tensor) -> Tensor:
+    """An index that the network computes: (N, 6), in which no channel counts for itself."""
+    return h.sum((1, 2)).argsort(1)
+
+
 CASES: dict[str, Case] = {
     # multiply, same values, choice, pointwise
     "mul": Case(lambda h, net: h * net.gain.view(C, 1, 1)),
@@ -233,6 +238,13 @@ CASES: dict[str, Case] = {
     "index": Case(lambda h, net: h[:, [3, 1, 4, 1, 5]], matters=False),
     "index_select": Case(lambda h, net: h.index_select(2, net.index)),
     "index_add": Case(lambda h, net: h.index_add(2, net.index, h.index_select(2, net.index))),
+    "gather": Case(lambda h, net: h.gather(2, h.mean(3, keepdim=True).argsort(2).expand(-1, -1, -1, SIZE))),
+    "scatter": Case(lambda h, net: torch.zeros_like(h).scatter(3, order(h)[:, None, None].expand_as(h), h)),
+    "scatter_add": Case(lambda h, net: h.scatter_add(3, order(h)[:, None, None].expand_as(h), h.square())),
+    "scatter_reduce": Case(lambda h, net: h.scatter_reduce(2, h.argsort(2), h, "mean", include_self=False)),
+    "index_put": Case(lambda h, net: aten.index_put.default(h, [order(h)[:, 0] % 2], h.flip(0), True)),
+    "_unsafe_index_put": Case(lambda h, net: aten._unsafe_index_put.default(h, [net.index % 2], h[:1], True)),
+    "topk": Case(lambda h, net: h.topk(3, 2)[0].sum(2)),
     "_unsafe_index": Case(lambda h, net: aten._unsafe_index.Tensor(h, [None, None, net.index])),
     "as_strided": Case(lambda h, net: h.mean(3).as_strided((2, C, SIZE), (C * SIZE, SIZE, 1)), stays="rewrite"),
     # norms, reductions

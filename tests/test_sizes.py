@@ -16,13 +16,13 @@ WIDTHS: dict[str, Callable[[Tensor], Tensor]] = {
     "size(1)": lambda x: x / math.sqrt(x.size(1)),
     "size(dim=1)": lambda x: x.div(x.size(dim=1)),
     "size()[1]": lambda x: x * float(x.size()[1]),
-    "half": lambda x: x * torch.cat([x, x], 1).shape[1],
 }
 ALL = {
     **WIDTHS,
     "unpacked": lambda x: _unpacked(x) * x,
     "height": lambda x: x / x.shape[2],
     "height, channels": lambda x: x / x.shape[2] * x.shape[1],
+    "twice": lambda x: x * torch.cat([x, x], 1).shape[1],
     "both in one": lambda x: x / (x.shape[1] * x.shape[2]),
 }
 
@@ -74,7 +74,7 @@ def test_the_output_stays_on_other_images_and_when_more_goes(name: str) -> None:
     assert difference(expected, again(image(1, 3, 9, 11))) <= 1e-12
 
 
-@pytest.mark.parametrize("name", [*WIDTHS, "unpacked", "height", "height, channels"])
+@pytest.mark.parametrize("name", [*WIDTHS, "unpacked", "height", "height, channels", "both in one"])
 @pytest.mark.parametrize("decides", [False, True])
 def test_the_channels_go(name: str, *, decides: bool) -> None:
     net = build(name, decides=decides)

@@ -290,3 +290,23 @@ def test_a_trace_can_be_pickled() -> None:
     traced = trace(nn.Sequential(nn.Linear(3, 4), nn.ReLU()))
     x = torch.randn(2, 3)
     assert torch.equal(pickle.loads(pickle.dumps(traced))(x), traced(x))
+
+
+def test_a_tensor_that_is_made_and_written_to_is_made_in_each_run() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(3, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.a(x)
+            scale = torch.arange(4.0).view(1, 4).add_(1)
+            scale.mul_(h.shape[1])
+            return h * scale.to(h)  # type: ignore[no-any-return]
+
+    net, x = Scaled(), torch.randn(2, 3)
+    module = trace(net, ExampleInputs.of(x))
+    for _ in range(3):
+        assert torch.allclose(module(x), net(x))
+    with pytest.raises(TraceError, match=r"makes a tensor and writes to it \(mul_\)"):
+        trace(net)

@@ -196,7 +196,8 @@ class Analysis:
                 product = product_of(step.call) if step.op is BATCHED else None
                 if product is None:
                     continue
-                found = {support(x): x for x in inner(product) if x is not None and x.shape[1] == 1}
+                layers = [x.narrow(1, 0, 1) for x in inner(product) if x is not None]
+                found = {support(x): x for x in layers}
                 results = tuple(layer.numpy() for layer in step.outputs[0].layers)
                 result += [ProductAtoms(product, mode, step.node, x[:, 0].numpy(), results) for x in found.values()]
         return result

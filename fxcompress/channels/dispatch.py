@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch._decomp import decomposition_table
 
+from fxcompress.channels.composed import COMPOSED
 from fxcompress.channels.layers import Layers, support
 from fxcompress.channels.packed import PACKED
 from fxcompress.channels.recurrent import RECURRENT
@@ -48,7 +49,7 @@ def _of_same_size(layers: list[Tensor], meta: Tensor) -> Layers:
 UNKNOWN = OpClass("unknown", _pin_everything)
 
 
-_TAKEN_APART = RECURRENT | PACKED
+_TAKEN_APART = RECURRENT | PACKED | COMPOSED
 """Ops that we decompose ourselves."""
 
 
@@ -120,11 +121,13 @@ class Dispatch:
 
     def _apply(self, op: OpClass, func: Any, args: Any, kwargs: Any) -> tuple[tuple[Value, ...], Any]:  # noqa: ANN401
         call_args, call_kwargs = replace(lambda t: t.fxc_value, LabelTensor, (args, kwargs))
+        plain: tuple[Tensor, ...] = ()
         if op in _ARITHMETIC:
+            plain = tuple(find(torch.Tensor, call_args))
             call_args = replace(lambda t: Value(t.to("meta")), torch.Tensor, call_args)
         template = shapes(op, func, args, kwargs)
         metas = tuple(find(torch.Tensor, template))
-        call = Call(func, tuple(call_args), call_kwargs, metas)
+        call = Call(func, tuple(call_args), call_kwargs, metas, plain)
         layers = op.labels(call, self.space)
         outputs = tuple(Value(meta, own) for meta, own in zip(metas, layers, strict=True))
         self.tape.append(Step(op, call, outputs, self.space.node))

@@ -1,16 +1,21 @@
 """Tensors that a graph makes out of nothing: zeros for the first state of a cell, a frame of ones.
 
 Where their size is written as a number, that number can follow the channels that they meet. So each such dim gets
-labels of its own, which belong to no parameter, and the rewrite changes the number.
+labels of its own, which belong to no parameter, and the rewrite changes the number. Where it is read off another
+tensor, the dim has the labels of that one, and follows it by itself.
 """
+
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from fxcompress.channels.layers import Layers
+from fxcompress.channels.layers import Layers, support, vector
 from fxcompress.channels.rules.registry import Known, OpClass, unknown
+from fxcompress.channels.size_reads import labels_of_size
 from fxcompress.channels.space import Space
-from fxcompress.channels.values import Call, LabelTensor, Step
+from fxcompress.channels.values import Call, LabelTensor, Step, Value
 
 SIZES = {"zeros": 0, "ones": 0, "full": 0, "new_zeros": 1, "new_ones": 1, "new_full": 1}
 """Functions that fill a tensor, and the position of their sizes."""
@@ -33,13 +38,23 @@ def sizes_of(node: fx.Node) -> list[object] | None:
     return list(given) if all(isinstance(n, int | fx.Node) for n in given) and "full" not in kind_of(node) else None
 
 
-def written_dims(node: fx.Node, result: object) -> list[int]:
-    """The dims of the result of a factory whose size is a number of the graph's, above 1."""
+def made_sizes(node: fx.Node, result: object) -> list[object]:
+    """The sizes of the result of a factory as they stand in the graph; none for another node."""
     plain = isinstance(result, Tensor) and not isinstance(result, LabelTensor) and result.is_floating_point()
     if not plain or not kind_of(node) or "out" in node.kwargs:
         return []
-    sizes = sizes_of(node)
-    return [] if sizes is None else [d for d, n in enumerate(sizes) if type(n) is int and n > 1]
+    return sizes_of(node) or []
+
+
+def written_dims(sizes: list[object]) -> list[int]:
+    """The dims whose size is a number of the graph's, above 1."""
+    return [d for d, n in enumerate(sizes) if type(n) is int and n > 1]
+
+
+def copied_layers(sizes: list[object], values: Mapping[str, Any]) -> Layers:
+    """Labels along the dims whose size is read off a tensor with labels there: they stay as many as those."""
+    found = [(d, labels_of_size(size, values)) for d, size in enumerate(sizes)]
+    return tuple(vector(labels, len(sizes), d) for d, labels in found if labels is not None)
 
 
 def filled_with(node: fx.Node) -> float | None:
@@ -51,6 +66,37 @@ def filled_with(node: fx.Node) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
+def spread_layers(node: fx.Node, values: Mapping[str, Any], rank: int) -> Layers | None:
+    """For a node that repeats a tensor along dims of size 1: labels where it takes the size of a tensor with labels.
+
+    None for another node.
+    """
+    name, source = str(node.target if isinstance(node.target, str) else ""), values.get(str(node.args[0]))
+    if name not in {"expand", "expand_as", "repeat"} or not isinstance(source, Value):
+        return None
+    if name == "expand_as":
+        other = values.get(str(node.args[1]))
+        found = tuple(_vectors(other.layers)) if isinstance(other, Value) and other.rank == rank else ()
+    else:
+        given = node.args[1:]
+        sizes = list(given[0]) if len(given) == 1 and isinstance(given[0], tuple | list) else list(given)
+        found = copied_layers(sizes, values) if len(sizes) == rank else ()
+    before = (1,) * (rank - source.rank) + tuple(source.shape)
+    return tuple(layer for layer in found if all(before[d] == 1 for d in support(layer)))
+
+
+def _vectors(layers: Layers) -> Iterator[Tensor]:
+    return (layer for layer in layers if len(support(layer)) == 1)
+
+
+def _spread_labels(call: Call, space: Space) -> tuple[Layers, ...]:
+    return ((*call.args[0].layers, *call.args[1]),)
+
+
+def _spread_constants(step: Step, known: Known) -> list[Tensor]:
+    return [known.of(step.call.args[0])]
+
+
 def _labels(call: Call, space: Space) -> tuple[Layers, ...]:
     return (call.args[0],)
 
@@ -60,5 +106,7 @@ def _constants(step: Step, known: Known) -> list[Tensor]:
     return [unknown(out) if value is None else torch.full((1,) * out.rank, value, dtype=torch.float64)]
 
 
+SPREAD = OpClass("spread", _spread_labels, _spread_constants)
+"""Arguments: a tensor that was repeated along dims of size 1, and the labels that these have now."""
 FILL = OpClass("fill", _labels, _constants)
 """Arguments: the layers of the result, and the number in every entry."""

@@ -1,5 +1,6 @@
 """Takes labels through a traced graph, node by node."""
 
+import operator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +10,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from fxcompress.channels.dispatch import Dispatch
-from fxcompress.channels.factories import FILL, filled_with, written_dims
+from fxcompress.channels.factories import (
+    FILL,
+    SPREAD,
+    copied_layers,
+    filled_with,
+    kind_of,
+    made_sizes,
+    spread_layers,
+    written_dims,
+)
 from fxcompress.channels.layers import Layers, vector
 from fxcompress.channels.packed import with_lengths
 from fxcompress.channels.recurrent import as_given, is_recurrent, whole
@@ -157,6 +167,7 @@ class Interpreter:
                     return self._noisy(module, self._shadow(str(node.target), module)(*args, **kwargs))
             if isinstance(node.target, type) or node.target is restored:  # in which nothing finds its tensors again
                 self._pin_output([args, kwargs])
+            args = self._adopted(node, args, kwargs)
             if node.op == "call_method":
                 return self._filled(node, getattr(args[0], str(node.target))(*args[1:], **kwargs))
             args, kwargs = self._given(node.target, args, kwargs)
@@ -169,14 +180,46 @@ class Interpreter:
 
     def _filled(self, node: fx.Node, result: Any) -> Any:  # noqa: ANN401 - whatever the node returns
         """The result of a node; with labels where it makes a tensor whose size is written in the graph."""
-        dims = written_dims(node, result)
-        if not dims:
+        if isinstance(result, LabelTensor):
+            return self._spread(node, result)
+        sizes = made_sizes(node, result)
+        dims, copied = written_dims(sizes), copied_layers(sizes, self.trail.values)
+        if not dims and not copied:
             return result
         meta = torch.empty_like(result, device="meta")
-        value = Value(meta, self.made_layers(node, meta, dims))
+        value = Value(meta, (*self.made_layers(node, meta, dims), *copied))
         call = Call(FILL, (value.layers, filled_with(node)), {}, (meta,))
         self.dispatch.tape.append(Step(FILL, call, (value,), node.name))
         return LabelTensor(value, self.dispatch, result.device)
+
+    def _spread(self, node: fx.Node, result: LabelTensor) -> LabelTensor:
+        """The result of a node; with labels where it was expanded to the size of a tensor that has some."""
+        layers = spread_layers(node, self.trail.values, result.fxc_value.rank)
+        if layers is None:
+            return result
+        meta = result.fxc_value.meta
+        call = Call(SPREAD, (result.fxc_value, layers), {}, (meta,))
+        value = Value(meta, SPREAD.labels(call, self.space)[0])
+        self.dispatch.tape.append(Step(SPREAD, call, (value,), node.name))
+        return LabelTensor(value, self.dispatch, result.device, result.fxc_storage)
+
+    def _adopted(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        """The arguments of a call that writes to a tensor: that tensor with labels, if what is written has some.
+
+        Whoever reads the tensor later on then reads what was written to it.
+        """
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        writes = node.target is operator.setitem or (name.endswith("_") and not name.endswith("__"))
+        if not writes or not args or not isinstance(node.args[0], fx.Node) or not find(LabelTensor, [args[1:], kwargs]):
+            return args
+        if not isinstance(args[0], Tensor) or isinstance(args[0], LabelTensor) or not args[0].is_floating_point():
+            return args
+        meta, maker = torch.empty_like(args[0], device="meta"), node.args[0]
+        value, untouched = Value(meta), bool(kind_of(maker)) and next(iter(maker.users)) is node
+        call = Call(FILL, ((), filled_with(maker) if untouched else None), {}, (meta,))
+        self.dispatch.tape.append(Step(FILL, call, (value,), node.name))
+        self.env[maker] = LabelTensor(value, self.dispatch, args[0].device)
+        return (self.env[maker], *args[1:])
 
     def made_layers(self, node: fx.Node, meta: Tensor, dims: list[int]) -> Layers:
         """Labels for a tensor that a node makes out of nothing."""

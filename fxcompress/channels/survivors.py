@@ -57,6 +57,15 @@ def kept_shape(value: Value, alive: np.ndarray) -> tuple[int, ...]:
     return Survivors(alive).shape(value)
 
 
+def has_own_labels(value: Value, dim: int) -> bool:
+    """Whether each entry along a dim has a label of its own; then its size is a matter of the network alone."""
+    layer = next((layer for layer in value.layers if layer.shape[dim] > 1), None)
+    if layer is None:
+        return False
+    labels = layer.movedim(dim, 0).reshape(layer.shape[dim], -1)[:, 0]
+    return bool(labels.all()) and labels.unique().numel() == labels.numel()
+
+
 class Survivors:
     """What is left of values. Many tensors carry the same layer, which is packed once.
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxcompress.channels.rules.movement import INDEX, MOVEMENT
+from fxcompress.channels.rules.indexing import INDEX
+from fxcompress.channels.rules.movement import MOVEMENT
 from fxcompress.channels.space import Space
 from fxcompress.channels.values import LabelTensor, Step, Value
 

@@ -49,12 +49,16 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One ATen call: the op, and its arguments with a Value in place of each labelled tensor."""
+    """One ATen call: the op, and its arguments with a Value in place of each labelled tensor.
+
+    Where a rule asks for Values alone, ``plain`` holds the tensors without labels that they stand for.
+    """
 
     func: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     metas: tuple[Tensor, ...]
+    plain: tuple[Tensor, ...] = ()
 
     def arg(self, position: int, name: str, default: Any = None) -> Any:  # noqa: ANN401
         """An argument by position or name."""

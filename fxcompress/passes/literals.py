@@ -17,7 +17,7 @@ from torch import fx
 from fxcompress.channels.factories import SIZES, kind_of, sizes_of
 from fxcompress.channels.layers import support
 from fxcompress.channels.rules.reductions import reduced
-from fxcompress.channels.survivors import kept_masks, kept_shape
+from fxcompress.channels.survivors import has_own_labels, kept_masks, kept_shape
 from fxcompress.channels.values import Value, find
 from fxcompress.passes.means import Sizes, layer_norm_over, mean_over, rms_norm_over
 
@@ -55,8 +55,9 @@ def propose(node: fx.Node, source: Value | None, result: object, alive: np.ndarr
 def _sizes(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> Proposal | None:
     """view, reshape, expand: the size of each output dim that is cut, also where it was computed.
 
-    A dim that can be cut has labels, so its size is a matter of the network and never of the input: a number will do.
-    It may take one even if it stays: it was computed, perhaps, from the size of another tensor that is cut.
+    Where each entry of a dim has a label of its own, the size is a matter of the network and never of the input: a
+    number will do. It may take one even if it stays: it was computed, perhaps, from the size of another tensor that is
+    cut. Where labels repeat, as those of heads do along ``batch * heads``, what is computed stays computed.
     """
     if not isinstance(result, Value):
         return None
@@ -66,7 +67,11 @@ def _sizes(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> P
     if len(flat) != len(old):
         return None
     computed = {d for layer in result.layers for d in support(layer) if isinstance(flat[d], fx.Node)}
-    cut = [n != -1 and (a != b or d in computed) for d, (n, a, b) in enumerate(zip(flat, old, new, strict=True))]
+    free = {d for d in computed if not has_own_labels(result, d)}
+    cut = [
+        n != -1 and d not in free and (a != b or d in computed)
+        for d, (n, a, b) in enumerate(zip(flat, old, new, strict=True))
+    ]
     sizes = tuple(new[d] if cut[d] else flat[d] for d in range(len(old)))
     return Proposal(node.target, (node.args[0], sizes), {})
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from fxcompress.channels.layers import compress, move, vector
 from fxcompress.channels.rules.contraction import MATMUL
-from fxcompress.channels.rules.movement import INDEX, MOVEMENT, PAD, PERMUTE, RESHAPE
+from fxcompress.channels.rules.indexing import INDEX
+from fxcompress.channels.rules.movement import MOVEMENT, PAD, PERMUTE, RESHAPE
 from fxcompress.channels.rules.pointwise import SAME
 from fxcompress.channels.rules.products import BATCHED
 from fxcompress.channels.rules.scatter import INDEX_ADD, scatter_of
@@ -69,8 +70,12 @@ def same_entries(before: Step, after: Step | None, alive: np.ndarray) -> bool:
     ragged = ragged_dims(source, alive)  # there each entry has a label of its own
     masks = {dim: torch.from_numpy(mask) for dim, mask in kept_masks(source, alive).items() if dim not in ragged}
     left = list(kept_shape(source, alive))
+    changed = after is not None and not _same_arguments(before.call, after.call)
+    if changed:  # a size, perhaps, that says where to look along another dim
+        others = {d: torch.ones(n, dtype=torch.bool) for d, n in enumerate(source.shape) if d not in ragged}
+        masks = others | masks
     for dim, mask in masks.items():
-        if not mask.all() or after is None:
+        if changed or after is None or not mask.all():
             whole = vector(torch.arange(1, len(mask) + 1), source.rank, dim)
             rest = whole.index_select(dim, mask.nonzero().flatten())
             expected = [_left(out, v, alive) for out, v in zip(_run(before.call, whole), before.outputs, strict=False)]
@@ -83,6 +88,15 @@ def same_entries(before: Step, after: Step | None, alive: np.ndarray) -> bool:
     return True
 
 
+def _same_arguments(before: Call, after: Call) -> bool:
+    """Whether two calls have the same numbers and tensors beside what they move."""
+    a, b = (leaves((call.args[1:], call.kwargs)) for call in (before, after))
+    return len(a) == len(b) and all(
+        torch.equal(x, y) if isinstance(x, Tensor) and isinstance(y, Tensor) else x is y or x == y
+        for x, y in zip(a, b, strict=True)
+    )
+
+
 def _same_targets(before: Call, after: Call, alive: np.ndarray) -> bool:
     """Whether what is left of one tensor is added to the entries of the other that it was added to before."""
     old, new = scatter_of(before), scatter_of(after)
@@ -91,10 +105,11 @@ def _same_targets(before: Call, after: Call, alive: np.ndarray) -> bool:
     everything = (np.ones(value.shape[old.dim], dtype=bool) for value in (old.whole, old.source))
     values = zip((old.whole, old.source), everything, strict=True)
     whole, source = (kept_masks(value, alive).get(old.dim, whole) for value, whole in values)
-    if not np.array_equal(whole[old.index], source):
+    index = old.index.numpy()  # torch's would pick out a number where it has one entry
+    if not np.array_equal(whole[index], source):
         return False
-    expected = (np.cumsum(whole) - 1)[old.index[torch.from_numpy(source)]]
-    return old.dim == new.dim and np.array_equal(expected, new.index)
+    expected = (np.cumsum(whole) - 1)[index[source]]
+    return old.dim == new.dim and np.array_equal(expected, new.index.numpy())
 
 
 def _run(call: Call, positions: Tensor, shape: list[int] | None = None) -> list[Tensor]:

@@ -4,6 +4,7 @@ Equal shapes prove little: a permutation passes. So what must agree are the labe
 of a node, and the result of the node on what is left.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,15 +18,14 @@ from fxcompress.channels.layers import Layers, support
 from fxcompress.channels.plan import Plan
 from fxcompress.channels.space import FIXED, Reason
 from fxcompress.channels.survivors import Survivors
-from fxcompress.channels.values import LabelTensor, Step, Value, find, leaves
+from fxcompress.channels.values import LabelTensor, Step, Value, find
 from fxcompress.errors import ExampleInputError
 from fxcompress.passes.literals import Proposal, propose
 from fxcompress.passes.positions import pair_up, same_entries
-from fxcompress.passes.sizes import as_they_were
+from fxcompress.passes.size_flow import FLOWS, SizeFlow, UnfreezableError, numbers, same
 from fxcompress.passes.slots import KnownSlots, PackedSpace
 from fxcompress.trace.guards import check
-
-_VALUE_OPS = {"pointwise", "pointwise, values unknown", "copy", "multiply", "divide"}
+from fxcompress.trace.inputs import ExampleInputs
 
 
 @dataclass(eq=False)
@@ -64,6 +64,27 @@ class Replay(Interpreter):
         self.steps: dict[str, list[Step]] = {}
         for step in self.original.tape:
             self.steps.setdefault(step.node, []).append(step)
+        self.flow = SizeFlow(self.original.values, self.trail.values, self.env)
+
+    def run(self, graph: fx.Graph, inputs: ExampleInputs) -> Trail:
+        """Interpret ``graph``, and patch it.
+
+        Raises:
+            MismatchError: it does not agree with the original.
+        """
+        trail = super().run(graph, inputs)
+        self.flow.tidy()
+        return trail
+
+    def _run_node(self, node: fx.Node, bound: dict[str, Any]) -> Any:  # noqa: ANN401 - whatever the node returns
+        if node.op == "output" and self.flow.moved(node):  # the network returns a size
+            try:
+                node.args, node.kwargs = self.flow.freeze(node)
+            except UnfreezableError:
+                raise self._mismatch(node, FLOWS) from None
+        result = super()._run_node(node, bound)
+        self.flow.note(node, result)
+        return result
 
     def call(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         """Run a node on what is left; patch its sizes where it does not agree with the original."""
@@ -83,7 +104,9 @@ class Replay(Interpreter):
     def made_layers(self, node: fx.Node, meta: Tensor, dims: list[int]) -> Layers:
         """What is left of the labels of a tensor that a node makes, where its sizes agree with that."""
         original = self.original.values[node.name]
-        return self.left.layers(original) if tuple(meta.shape) == self.left.shape(original) else ()
+        if tuple(meta.shape) != self.left.shape(original):
+            return ()
+        return tuple(layer for layer in self.left.layers(original) if support(layer) <= set(dims))
 
     def _run(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         """Run a node. Where one entry is all that is left of a dim, it has no label any more."""
@@ -106,29 +129,41 @@ class Replay(Interpreter):
         return sizes, sizes, sizes, place
 
     def _patch(self, node: fx.Node, why: str) -> Any:  # noqa: ANN401
-        source = self._source(node)
-        proposal = propose(node, source, self.original.values[node.name], self.alive) or self._numbers(node)
-        if proposal is None:
-            raise self._mismatch(node, why)
+        """Run a node with other arguments: those that it should have now, or those that it had before the cut."""
         old = Proposal(node.target, node.args, dict(node.kwargs))
-        _set(node, proposal)
-        start = len(self.dispatch.tape)
-        try:
-            args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.env.__getitem__)
-            result = self._run(node, args, kwargs)
-        except ExampleInputError as caught:
-            _set(node, old)
-            raise self._mismatch(node, _last_line(caught)) from caught
-        why = self._disagreement(node, result, start)
-        if why:
-            _set(node, old)
-            raise self._mismatch(node, why)
-        return result
+        for proposal in self._proposals(node):
+            marks = len(self.dispatch.tape), len(self.space.edges), len(self.space.slots)
+            _set(node, proposal)
+            try:
+                args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.env.__getitem__)
+                result = self._run(node, args, kwargs)
+                why = self._disagreement(node, result, marks[0])
+            except ExampleInputError as caught:
+                why = _last_line(caught)
+            if not why:
+                return result
+            del self.dispatch.tape[marks[0] :], self.space.edges[marks[1] :], self.space.slots[marks[2] :]
+        _set(node, old)
+        raise self._mismatch(node, why)
 
-    def _numbers(self, node: fx.Node) -> Proposal | None:
-        """The node with the numbers that it took before the cut."""
-        found = as_they_were(node, self.original.values)
-        return None if found is None else Proposal(node.target, *found)
+    def _proposals(self, node: fx.Node) -> Iterator[Proposal]:
+        source, result = self._source(node), self.original.values[node.name]
+        old = Proposal(node.target, node.args, dict(node.kwargs))
+        first = propose(node, source, result, self.alive)
+        if first is not None:
+            yield first
+        _set(node, old)
+        if not self.flow.moved(node):
+            return
+        try:
+            frozen = Proposal(node.target, *self.flow.freeze(node))
+        except UnfreezableError:
+            return
+        yield frozen
+        _set(node, frozen)
+        both = propose(node, source, result, self.alive)
+        if both is not None:
+            yield both
 
     def _source(self, node: fx.Node) -> Value | None:
         first = node.args[0] if node.args else None
@@ -146,9 +181,10 @@ class Replay(Interpreter):
             return "it takes another path on fewer channels"
         if not all(same_entries(before, after, self.alive) for before, after in pairs):
             return "it would move other entries"
-        if any(before.op.name in _VALUE_OPS and _scalars(before) != _scalars(step) for before, step in pairs):
-            return "a size flows into its value"
-        return ""
+        deep = node.op == "call_module" or not _is_torch(node.target)  # it may make tensors of sizes itself
+        if not all(_same_numbers(numbers(before), numbers(step), deep=deep) for before, step in pairs):
+            return FLOWS
+        return self.flow.misuse(node, result, self.dispatch.tape[start:])
 
     def _same(self, expected: Value, found: Value) -> bool:
         if tuple(found.shape) != self.left.shape(expected):
@@ -168,7 +204,7 @@ class Replay(Interpreter):
         return bool((same | ((b == 0) & self.lonely[a])).all())
 
     def _mismatch(self, node: fx.Node, why: str) -> MismatchError:
-        layers = self._labels(node, *node.all_input_nodes)
+        layers = self._labels(node, *node.all_input_nodes, *self.flow.sources(node))
         nodes = node.all_input_nodes
         while nodes and not layers:  # numbers made of sizes: to blame are the tensors that they were read off
             nodes = list(dict.fromkeys(used for n in nodes for used in n.all_input_nodes))
@@ -179,7 +215,7 @@ class Replay(Interpreter):
         )
 
     def _labels(self, *nodes: fx.Node) -> list[np.ndarray]:
-        values = [self.original.values[node.name] for node in nodes]
+        values = [self.original.values.get(node.name) for node in nodes]
         return [layer.reshape(-1).numpy() for value in find(Value, values) for layer in value.layers]
 
     def check_couplings(self) -> None:
@@ -226,17 +262,27 @@ def _last_line(error: Exception) -> str:
     return str(error).splitlines()[-1].strip()
 
 
-def _scalars(step: Step) -> list[Any]:
-    """The numbers among the arguments of a call, tensors without labels included."""
-    return [_number(leaf) for leaf in leaves((step.call.args, step.call.kwargs))]
+def _same_numbers(before: list[Any], now: list[Any], *, deep: bool) -> bool:
+    """Whether a step computes with the same numbers; of large tensors only if ``deep``, as they may be random."""
+    return len(before) == len(now) and all(
+        same(a, b) or (not deep and _is_large(a) and _is_large(b) and a.shape == b.shape)
+        for a, b in zip(before, now, strict=True)
+    )
 
 
-def _number(leaf: object) -> object:
-    if isinstance(leaf, torch.Tensor):
-        return tuple(leaf.flatten().tolist()) if leaf.numel() <= 16 else leaf.numel()
-    return leaf if isinstance(leaf, int | float | complex | bool | str) else None
+def _is_large(leaf: object) -> bool:
+    return isinstance(leaf, Tensor) and leaf.numel() > _LARGE
+
+
+_LARGE = 16
+
+
+def _is_torch(target: object) -> bool:
+    module = getattr(target, "__module__", None) or ""
+    return isinstance(target, str) or module.partition(".")[0] in {"", "torch", "_operator", "math", "builtins"}
 
 
 def _set(node: fx.Node, proposal: Proposal) -> None:
-    node.op = "call_method" if isinstance(proposal.target, str) else "call_function"
+    if proposal.target is not node.target:
+        node.op = "call_method" if isinstance(proposal.target, str) else "call_function"
     node.target, node.args, node.kwargs = proposal.target, proposal.args, proposal.kwargs

@@ -28,11 +28,16 @@ def target_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Targe
     attribute = property_of(func)
     if attribute is not None:
         return Target("call_function", getattr, (args[0], attribute), {})
-    if getattr(torch.Tensor, name, None) is not func:
+    if getattr(torch.Tensor, name, None) is not func and not _is_operator(func, name):
         return Target("call_function", func, args, kwargs)
     if name in _OPERATORS:
         return Target("call_function", _OPERATORS[name], args, kwargs)
     return Target("call_method", _RENAMED.get(name, name), args, kwargs)
+
+
+def _is_operator(func: Any, name: str) -> bool:  # noqa: ANN401
+    """Whether ``func`` is what an operator of tensors runs, such as ``x ** 2``: the method of the same name."""
+    return getattr(func, "__module__", None) == "torch._tensor" and hasattr(torch.Tensor, name)
 
 
 def property_of(func: Any) -> str | None:  # noqa: ANN401

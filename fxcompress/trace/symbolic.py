@@ -153,6 +153,7 @@ def symbolic_graph(
         raise TraceError(_trace_message(root, error)) from error
     _refuse_assigned(before)
     _refuse_frozen(root, graph)
+    _refuse_written(root, graph)
     _restore_names(graph, constants)
     for node in (n for f in _WHOLE for n in graph.find_nodes(op="call_function", target=f)):
         node.meta.pop("is_wrapped", None)  # or the code of the graph would have torch.fx wrap a name with dots
@@ -180,6 +181,36 @@ def _refuse_frozen(root: nn.Module, graph: fx.Graph) -> None:
                 f"{type(root).__name__} computes with a parameter in a way that torch.fx does not see (a tensor of "
                 f"shape {tuple(value.shape)}); read parameters as attributes of their module"
             )
+
+
+_SAME_MEMORY = frozenset(
+    {
+        "to", "type_as", "float", "double", "contiguous", "detach", "view", "view_as", "reshape", "flatten",
+        "unflatten", "expand", "expand_as", "squeeze", "unsqueeze", "t", "transpose", "permute", "select", "narrow",
+        "getitem",
+    }
+)  # fmt: skip
+
+
+def _refuse_written(root: nn.Module, graph: fx.Graph) -> None:
+    """A tensor that forward makes anew in each run is one tensor in the graph: what is written to it would add up."""
+    open_ = [n for n in graph.find_nodes(op="get_attr") if str(n.target).startswith("_tensor_constant")]
+    open_ = [n for n in open_ if isinstance(root.__dict__.get(str(n.target)), Tensor)]
+    for node in open_:
+        for user in (u for u in node.users if u.args and u.args[0] is node):
+            name = str(user.target) if user.op == "call_method" else getattr(user.target, "__name__", "")
+            inplace = user.target in _WRITING or (name.endswith("_") and not name.endswith("__"))
+            if inplace:
+                raise TraceError(
+                    f"{type(root).__name__} makes a tensor and writes to it ({name}), and torch.fx would make it once "
+                    "and for all; compute it without writing in place"
+                )
+            open_ += [user] if name in _SAME_MEMORY else []
+
+
+_WRITING = frozenset(
+    {operator.setitem, operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ipow, operator.imod}
+)
 
 
 def _trace_message(root: nn.Module, error: Exception) -> str:

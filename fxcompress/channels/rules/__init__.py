@@ -2,6 +2,7 @@
 
 from fxcompress.channels.rules import (
     contraction,
+    indexing,
     movement,
     norms,
     pointwise,
@@ -18,6 +19,7 @@ from fxcompress.channels.rules.registry import OpClass, register, registered, ru
 __all__ = [
     "OpClass",
     "contraction",
+    "indexing",
     "movement",
     "norms",
     "pointwise",

@@ -20,7 +20,7 @@ from fxcompress.channels.layers import (
 from fxcompress.channels.rules.pointwise import couple_aligned
 from fxcompress.channels.rules.registry import Known, OpClass, nothing_known, register
 from fxcompress.channels.space import Space
-from fxcompress.channels.values import Call, Step, Value, find, replace
+from fxcompress.channels.values import Call, Step, Value, replace
 
 
 def settle(moved: list[Tensor], call: Call, space: Space) -> Layers:
@@ -37,9 +37,10 @@ def settle(moved: list[Tensor], call: Call, space: Space) -> Layers:
     return tuple(result)
 
 
-def _labels(call: Call, space: Space) -> tuple[Layers, ...]:
+def moved_labels(call: Call, space: Space) -> tuple[Layers, ...]:
+    """The label rule of an op that moves entries of its first argument."""
     source: Value = call.args[0]
-    run = _on_labels(call)
+    run = on_labels(call)
     moved: list[list[Tensor]] = [[] for _ in call.metas]
     for layer in source.layers:
         for i, out in enumerate(move(run, layer, source.shape)):
@@ -47,17 +48,19 @@ def _labels(call: Call, space: Space) -> tuple[Layers, ...]:
     return tuple(settle(layers, call, space) for layers in moved)
 
 
-def _on_labels(call: Call) -> Callable[[Tensor], Any]:
+def on_labels(call: Call) -> Callable[[Tensor], Any]:
+    """The op of a call as a function of its first argument."""
     args, kwargs = replace(lambda index: index.cpu(), Tensor, (call.args[1:], call.kwargs))  # labels are there
     return lambda labels: call.func(labels, *args, **kwargs)
 
 
-def _constants(step: Step, known: Known) -> list[Tensor]:
+def moved_constants(step: Step, known: Known) -> list[Tensor]:
+    """The constant rule of the same."""
     source: Value = step.call.args[0]
     bits = known.bits(source)
     if bits.numel() == 1:
         return [bits.reshape((1,) * out.rank).view(torch.float64) for out in step.outputs]
-    return [out.view(torch.float64) for out in move(_on_labels(step.call), bits, source.shape)]
+    return [out.view(torch.float64) for out in move(on_labels(step.call), bits, source.shape)]
 
 
 def _reshape_labels(call: Call, space: Space) -> tuple[Layers, ...]:
@@ -159,31 +162,13 @@ def _pad_constants(step: Step, known: Known) -> list[Tensor]:
 def _same_shape_labels(call: Call, space: Space) -> tuple[Layers, ...]:
     """Ops that work as well on dims of size 1: run on the compact layer."""
     source: Value = call.args[0]
-    return (settle([_on_labels(call)(layer) for layer in source.layers], call, space),)
+    return (settle([on_labels(call)(layer) for layer in source.layers], call, space),)
 
 
 def _same_shape_constants(step: Step, known: Known) -> list[Tensor]:
     source: Value = step.call.args[0]
-    result: Tensor = _on_labels(step.call)(known.of(source))
+    result: Tensor = on_labels(step.call)(known.of(source))
     return [result]
-
-
-def _index_labels(call: Call, space: Space) -> tuple[Layers, ...]:
-    """Indexing by constant tensors; labels do not survive an index that is computed."""
-    source = call.args[0]
-    computed = [v for v in find(Value, call.args[1:]) if not v.meta.is_floating_point()]
-    if computed or not isinstance(source, Value):
-        for value in find(Value, (call.args, call.kwargs)):
-            for layer in value.layers:
-                space.pin(layer, "computed-index", "it is indexed by a tensor that the network computes")
-        return ((),)
-    return _labels(call, space)
-
-
-def _index_constants(step: Step, known: Known) -> list[Tensor]:
-    if find(Value, step.call.args[1:]) or not isinstance(step.call.args[0], Value):
-        return nothing_known(step, known)
-    return _constants(step, known)
 
 
 def _embedding_labels(call: Call, space: Space) -> tuple[Layers, ...]:
@@ -238,7 +223,7 @@ def _restride_constants(step: Step, known: Known) -> list[Tensor]:
 
 
 MOVEMENT = register(
-    OpClass("movement", _labels, _constants),
+    OpClass("movement", moved_labels, moved_constants),
     [
         "select", "slice", "split", "split_with_sizes", "chunk", "unbind", "narrow", "expand", "repeat", "diagonal",
         "unfold", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "tile", "repeat_interleave",
@@ -254,7 +239,6 @@ PERMUTE = register(
 )
 CAT = register(OpClass("cat", _cat_labels, _cat_constants), ["cat", "concat"])
 PAD = register(OpClass("pad", _pad_labels, _pad_constants), ["constant_pad_nd"])
-INDEX = register(OpClass("index", _index_labels, _index_constants), ["index", "index_select", "_unsafe_index"])
 register(OpClass("embedding bag", _bag_labels, _bag_constants), ["_embedding_bag", "_embedding_bag_forward_only"])
 EMBEDDING = register(OpClass("embedding", _embedding_labels, _embedding_constants), ["embedding"])
 RESTRIDE = register(OpClass("restride", _restride_labels, _restride_constants), ["as_strided"])

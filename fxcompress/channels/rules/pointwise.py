@@ -65,13 +65,14 @@ def operands_of(call: Call) -> list[tuple[torch.Size, Layers]]:
     found: list[tuple[torch.Size, Layers]] = []
     for leaf in leaves((call.args, call.kwargs)):
         if isinstance(leaf, Value):
-            found.append((_unexpanded(leaf), leaf.layers))
+            found.append((unexpanded(leaf), leaf.layers))
         elif isinstance(leaf, Tensor):
             found.append((leaf.shape, ()))
     return found
 
 
-def _unexpanded(value: Value) -> torch.Size:
+def unexpanded(value: Value) -> torch.Size:
+    """The shape of a value, of size 1 where it was expanded: it follows the size of what it meets."""
     strides, layers = value.meta.stride(), value.layers
     expanded = {d for d, step in enumerate(strides) if not step and not any(x.shape[d] > 1 for x in layers)}
     return torch.Size([1 if d in expanded else n for d, n in enumerate(value.shape)])
@@ -137,8 +138,11 @@ def _divide(step: Step, known: Known) -> list[Tensor]:
         return [result]
     rank = step.outputs[0].rank
     zero = pad_rank(known.of(above).cpu(), rank) == 0
-    shape = (1,) * (rank - below.rank) + tuple(_unexpanded(below))
-    if zero.any() and all(n == 1 or m == 1 for n, m in zip(zero.shape, shape, strict=True)):
+    shape = (1,) * (rank - below.rank) + tuple(unexpanded(below))
+    for dim, own in enumerate(shape):  # along such a dim there are other numbers to divide by
+        if own > 1:
+            zero = zero.all(dim, keepdim=True)
+    if zero.any():
         result, zero = torch.broadcast_tensors(result, zero)
         result = torch.where(zero, 0.0, result)
     return [result]

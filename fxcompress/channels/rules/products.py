@@ -41,7 +41,7 @@ def product_of(call: Call) -> Product | None:
 
 
 def inner(product: Product) -> tuple[Tensor | None, Tensor | None]:
-    """The labels along the contracted dim, of both operands in the form (N, 1, K)."""
+    """The labels along the contracted dim, of both operands: (N, 1, K), or (N, L, K) where they vary along more."""
     left = next((x for x in product.left.layers if x.shape[2] > 1), None)
     right = next((x.transpose(1, 2) for x in product.right.layers if x.shape[1] > 1), None)
     return left, right
@@ -78,10 +78,10 @@ def _contract(pair: tuple[Tensor | None, Tensor | None], space: Space) -> tuple[
 
 
 def _uncrossed(layer: Tensor | None, space: Space) -> Tensor | None:
+    """The labels (N, 1, K); those of a computed weight, which vary along the free dim as well, go all at once."""
     if layer is None or layer.shape[1] == 1:
         return layer
-    space.pin(layer, "crossing", "a contraction reads a dim that is labelled together with another")
-    return None
+    return space.hold(layer, {1}, "crossing", "a contraction reads a dim that is labelled together with another")
 
 
 def _slots(layer: Tensor, space: Space) -> Layers:
@@ -99,8 +99,9 @@ def _constants(step: Step, known: Known) -> list[Tensor]:
     product = product_of(step.call)
     if product is None or product.bias is not None:
         return nothing_known(step, known)
-    left, right = may_multiply(product, known)
-    live = (left[:, :, None] & right).any(1, keepdim=True)
+    left, right = ((known.of(value) != 0).cpu().double() for value in (product.left, product.right))
+    entries = max(left.shape[2], right.shape[1])
+    live = left.expand(-1, -1, entries) @ right.expand(-1, entries, -1) > 0
     return [torch.where(live, torch.nan, 0.0).to(torch.float64)]
 
 

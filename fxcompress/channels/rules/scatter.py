@@ -5,16 +5,17 @@ are as they were.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fxcompress.channels.layers import Layers, vector
 from fxcompress.channels.rules.contraction import meet, take
-from fxcompress.channels.rules.pointwise import couple_aligned
+from fxcompress.channels.rules.pointwise import Operand, couple_aligned, unexpanded
 from fxcompress.channels.rules.registry import Known, OpClass, nothing_known, register
 from fxcompress.channels.space import Space
-from fxcompress.channels.values import Call, Step, Value, find
+from fxcompress.channels.values import Call, Step, Value
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class Scatter:
 
 def scatter_of(call: Call) -> Scatter | None:
     """What a call adds where; None where the index is computed by the network, or a tensor has no labels at all."""
-    whole, dim, index, source = (call.arg(i, name) for i, name in enumerate(("self", "dim", "index", "source")))
+    whole, dim, index, source = _arguments(call)
     if not isinstance(whole, Value) or not isinstance(source, Value) or not isinstance(index, Tensor):
         return None
     alpha = call.arg(4, "alpha", 1)
@@ -47,19 +48,36 @@ def scatter_of(call: Call) -> Scatter | None:
     return Scatter(whole, dim % whole.rank, index.detach().cpu().long().reshape(-1), source, alpha)
 
 
+def _arguments(call: Call) -> list[Any]:
+    return [call.arg(i, name) for i, name in enumerate(("self", "dim", "index", "source"))]
+
+
 def _labels(call: Call, space: Space) -> tuple[Layers, ...]:
     scatter = scatter_of(call)
     if scatter is None:
-        for value in find(Value, (call.args, call.kwargs)):
-            for layer in value.layers:
-                space.pin(layer, "computed-index", "it is added to, or added, by an index that the network computes")
-        return ((),)
+        return _computed_labels(call, space)
     dim, rank = scatter.dim, scatter.whole.rank
     own, added = take(scatter.whole, dim, space), take(scatter.source, dim, space)
     meet(None if own is None else own[scatter.index], added, space)
     others = [(_without(v.shape, dim), _across(v.layers, dim)) for v in (scatter.whole, scatter.source)]
     rest = couple_aligned(others, rank, space)
     return ((*rest, *([] if own is None else [vector(own, rank, dim)])),)
+
+
+def _computed_labels(call: Call, space: Space) -> tuple[Layers, ...]:
+    """The network computes the index, or there is a tensor without labels: what lies along ``dim`` stays."""
+    whole, dim, index, source = _arguments(call)
+    text = "it is added to, or added, by an index that the network computes"
+    for layer in index.layers if isinstance(index, Value) else ():
+        space.pin(layer, "computed-index", text)
+    operands: list[Operand] = []
+    dim = dim % max(1, len(call.metas[0].shape))
+    for operand in (whole, source):
+        layers = operand.layers if isinstance(operand, Value) else ()
+        held = [space.hold(x, {dim}, "computed-index", text) if x.shape[dim] > 1 else x for x in layers]
+        shape = unexpanded(operand) if isinstance(operand, Value) else operand.shape
+        operands.append((_without(shape, dim), tuple(layer for layer in held if layer is not None)))
+    return (couple_aligned(operands, call.metas[0].ndim, space),)
 
 
 def _without(shape: torch.Size, dim: int) -> torch.Size:
@@ -74,14 +92,25 @@ def _across(layers: Layers, dim: int) -> Layers:
 def _constants(step: Step, known: Known) -> list[Tensor]:
     """Where something is added both must be known; elsewhere the entries are as they were."""
     scatter = scatter_of(step.call)
-    if scatter is None or not step.outputs[0].meta.is_floating_point():
+    if not step.outputs[0].meta.is_floating_point():
         return nothing_known(step, known)
+    if scatter is None:
+        return _computed_constants(step, known)
     dim = scatter.dim
     whole, source = (known.of(value).double().cpu() for value in (scatter.whole, scatter.source))
     sizes = [max(a, b) for a, b in zip(whole.shape, source.shape, strict=True)]
     there = source.expand([len(scatter.index) if d == dim else n for d, n in enumerate(sizes)])
     before = whole.expand([scatter.whole.shape[dim] if d == dim else n for d, n in enumerate(sizes)])
     return [before.index_add(dim, scatter.index, there, alpha=scatter.alpha)]
+
+
+def _computed_constants(step: Step, known: Known) -> list[Tensor]:
+    """Zeros that are added to zeros are zeros."""
+    whole, dim, _, source = _arguments(step.call)
+    if not isinstance(whole, Value) or not isinstance(source, Value) or not whole.rank == source.rank > 0:
+        return nothing_known(step, known)
+    zeros = [(known.of(value).cpu() == 0).all(dim % whole.rank, keepdim=True) for value in (whole, source)]
+    return [torch.where(zeros[0] & zeros[1], 0.0, torch.nan).double()]
 
 
 INDEX_ADD = register(OpClass("index add", _labels, _constants), ["index_add"])

@@ -14,8 +14,8 @@ from torch import Tensor, fx, nn
 from fxcompress.errors import StorageError
 from fxcompress.provenance import Grid, Provenance, attach, provenance_of
 from fxcompress.quantizer import Quantizer
-from fxcompress.storage import file
 from fxcompress.storage.file import FORMAT, read, save
+from fxcompress.storage.streams import checksum
 
 
 def finalized(model: nn.Module, *, bits: float = 4.0) -> fx.GraphModule:
@@ -328,6 +328,6 @@ def test_streams_must_fit_the_index(tmp_path: Path) -> None:
     for name, change, message in [("float32", -1, "the float32 stream ends early"), ("int64", 1, "1 values are left")]:
         streams = load_file(path)
         streams[name] = streams[name].repeat(2)[: len(streams[name]) + change].contiguous()
-        save_file(streams, tmp_path / "other", {"fxcompress": f"{version} {length} {file._checksum(streams)}"})
+        save_file(streams, tmp_path / "other", {"fxcompress": f"{version} {length} {checksum(streams)}"})
         with pytest.raises(StorageError, match=message):
             read(tmp_path / "other")

@@ -18,7 +18,6 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -29,16 +28,20 @@ from fxcompress.errors import StorageError
 from fxcompress.provenance import Cuts, Grid, Inputs, Narrowing, PieceRecord, Provenance, provenance_of
 from fxcompress.quantizer import Quantizer
 from fxcompress.storage.arguments import check_arguments
-from fxcompress.storage.atomic import write_atomically
 from fxcompress.storage.packing import Coded, decode, encode, pack, packed_size, unpack
+from fxcompress.storage.streams import (
+    FORMAT,
+    Reader,
+    Writer,
+    checksum,
+    dtype_name,
+    library,
+    open_streams,
+    write_streams,
+)
 
 __all__ = ["FORMAT", "SavedNetwork", "read", "save"]
 
-FORMAT = 1
-"""Version of the format that this release writes, and the newest that it reads."""
-
-_KEY = "fxcompress"
-"""The one key of the header's metadata: safetensors writes several in an order that changes from run to run."""
 _Json = dict[str, Any]
 _USUAL = ["int8", "float32"]
 """Types of a weight's minimum and scales, where the index names no others."""
@@ -89,7 +92,7 @@ def save(module: nn.Module, path: str | os.PathLike[str]) -> int:
     >>> torch.equal(saved.tensors["weight"], net.weight), size < 500
     (True, True)
     """
-    _library()
+    library()
     file = check_arguments("save(module, path)", path, module)
     provenance = provenance_of(module)
     if provenance is None:
@@ -102,10 +105,10 @@ def save(module: nn.Module, path: str | os.PathLike[str]) -> int:
             f"cannot save this {type(module).__name__}, which has quantizers: save net.finalize(); for a "
             "network in training there is fxcompress.save_checkpoint"
         )
-    writer = _Writer()
+    writer = Writer()
     index = _describe({name: _storable(name, value) for name, value in module.state_dict().items()}, provenance, writer)
     streams, length = writer.finish(json.dumps(index, separators=(",", ":")))
-    return _write(file, streams, f"{FORMAT} {length} {_checksum(streams)}")
+    return write_streams(file, streams, f"{FORMAT} {length} {checksum(streams)}")
 
 
 def read(path: str | os.PathLike[str]) -> SavedNetwork:
@@ -115,23 +118,14 @@ def read(path: str | os.PathLike[str]) -> SavedNetwork:
         StorageError: safetensors is missing, or ``path`` is no file, damaged, not written by fxcompress, or written by
             a newer one.
     """
-    streams, about = _open(Path(path))
+    streams, about = open_streams(Path(path))
     try:
-        _, length, checksum = about
-        if checksum != _checksum(streams):
+        _, length, expected = about
+        if expected != checksum(streams):
             raise StorageError("the checksum is wrong")
-        return _rebuild(_Reader(streams), int(length))
+        return _rebuild(Reader(streams), int(length))
     except (*_DAMAGE, zlib.error) as error:
         raise StorageError(f"{path} is damaged: {error}; fetch the file again, or save the network again") from error
-
-
-def _library() -> ModuleType:
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        raise StorageError('files need the safetensors package: pip install "fxcompress[file]"') from error
-    library: ModuleType = safetensors
-    return library
 
 
 def _storable(name: str, value: object) -> Tensor:
@@ -139,58 +133,6 @@ def _storable(name: str, value: object) -> Tensor:
         return value.detach()
     kind = f"{value.layout} tensor on {value.device}" if isinstance(value, Tensor) else type(value).__name__
     raise StorageError(f"cannot save {name!r}, a {kind}: only dense tensors with values go into a file")
-
-
-class _Writer:
-    def __init__(self) -> None:
-        self._parts: defaultdict[torch.dtype, list[Tensor]] = defaultdict(list)
-
-    def put(self, tensor: Tensor) -> None:
-        self._parts[tensor.dtype].append(tensor.cpu().resolve_conj().resolve_neg().reshape(-1))
-
-    def finish(self, index: str) -> tuple[dict[str, Tensor], int]:
-        """The streams by the names of their dtypes, and the length of the index at the start of the first."""
-        packed = zlib.compress(index.encode(), 9)
-        self._parts[torch.uint8].insert(0, torch.frombuffer(bytearray(packed), dtype=torch.uint8))
-        joined = {dtype: _joined(parts, dtype) for dtype, parts in self._parts.items()}
-        # Complex numbers as pairs of real ones: safetensors does not know all kinds.
-        streams = {dtype: torch.view_as_real(s).reshape(-1) if s.is_complex() else s for dtype, s in joined.items()}
-        return {_dtype_name(dtype): stream for dtype, stream in streams.items()}, len(packed)
-
-
-class _Reader:
-    def __init__(self, streams: dict[str, Tensor]) -> None:
-        complexes = {name: getattr(torch, name) for name in streams if name.startswith("complex")}
-        self._rest = {name: s.view(complexes.get(name, s.dtype)) for name, s in streams.items()}
-
-    def take(self, dtype: str, shape: tuple[int, ...]) -> Tensor:
-        """The next tensor of a stream, with memory of its own."""
-        stream, count = self._rest[dtype], math.prod(shape)
-        if count > len(stream):
-            raise StorageError(f"the {dtype} stream ends early")
-        self._rest[dtype] = stream[count:]
-        return stream[:count].clone().reshape(shape)
-
-    def check_finished(self) -> None:
-        left = sum(len(stream) for stream in self._rest.values())
-        if left:
-            raise StorageError(f"{left} values are left over")
-
-
-def _joined(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
-    # By way of bytes, because not every dtype can be concatenated.
-    return torch.cat([part.view(torch.uint8) for part in parts]).view(dtype)
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _checksum(streams: dict[str, Tensor]) -> str:
-    crc = 0
-    for name in sorted(streams):
-        crc = zlib.crc32(streams[name].view(torch.uint8).numpy().data, crc)
-    return f"{crc:x}"
 
 
 def _owners(state: dict[str, Tensor], grids: dict[str, Grid]) -> dict[str, str]:
@@ -206,7 +148,7 @@ def _cut_shape(shape: tuple[int, ...], kept: dict[int, tuple[int, ...]]) -> tupl
     return tuple(len(kept.get(dim, range(size))) for dim, size in enumerate(shape))
 
 
-def _describe(state: dict[str, Tensor], provenance: Provenance, writer: _Writer) -> _Json:
+def _describe(state: dict[str, Tensor], provenance: Provenance, writer: Writer) -> _Json:
     """Hand all tensors to the writer, and return the index, from which :func:`_rebuild` finds them again."""
     masks: dict[tuple[int, tuple[int, ...]], int] = {}
     rows = [_origin(name, provenance, masks) for name in {**state, **provenance.shapes}]
@@ -253,9 +195,9 @@ def _origin(name: str, provenance: Provenance, masks: dict[tuple[int, tuple[int,
     return row
 
 
-def _content(name: str, tensor: Tensor, provenance: Provenance, writer: _Writer) -> _Json:
+def _content(name: str, tensor: Tensor, provenance: Provenance, writer: Writer) -> _Json:
     """Write a tensor. In its row: d its dtype, f its shape if that does not follow, g and x how integers are laid."""
-    row: _Json = {"d": _dtype_name(tensor.dtype)}
+    row: _Json = {"d": dtype_name(tensor.dtype)}
     original = provenance.shapes.get(name)
     shape = tuple(tensor.shape)
     if original is None or shape != _cut_shape(original, provenance.kept.get(name, {})):
@@ -268,11 +210,11 @@ def _content(name: str, tensor: Tensor, provenance: Provenance, writer: _Writer)
     minimum, widths = coded.minimum, coded.widths
     for part in (widths, minimum, coded.scale, pack(coded.codes, minimum, widths)):
         writer.put(part)
-    types = [_dtype_name(minimum.dtype), _dtype_name(coded.scale.dtype)]
+    types = [dtype_name(minimum.dtype), dtype_name(coded.scale.dtype)]
     return row | {"g": [grid.channel_dim, grid.groups]} | ({} if types == _USUAL else {"x": types})
 
 
-def _rebuild(reader: _Reader, length: int) -> SavedNetwork:
+def _rebuild(reader: Reader, length: int) -> SavedNetwork:
     index = json.loads(zlib.decompress(reader.take("uint8", (length,)).numpy().tobytes()))
     masks = [_mask(reader, size) for size in index["m"]]
     rows: dict[str, _Json] = {row["n"]: row for row in index["t"]}
@@ -314,12 +256,12 @@ def _joins(rows: Iterable[list[Any]]) -> tuple[Narrowing, ...]:
     return tuple(Narrowing(*row) for row in rows)
 
 
-def _mask(reader: _Reader, size: int) -> tuple[int, ...]:
+def _mask(reader: Reader, size: int) -> tuple[int, ...]:
     mask = np.unpackbits(reader.take("uint8", (-(-size // 8),)).numpy(), count=size)
     return tuple(int(i) for i in mask.nonzero()[0])
 
 
-def _read_coded(reader: _Reader, row: _Json, shape: tuple[int, ...]) -> tuple[Tensor, Grid]:
+def _read_coded(reader: Reader, row: _Json, shape: tuple[int, ...]) -> tuple[Tensor, Grid]:
     (channel_dim, groups), (minimum_type, scale_type) = row["g"], row.get("x", _USUAL)
     channels = shape[channel_dim] * (groups if channel_dim == 1 else 1)
     columns = math.prod(shape) // channels
@@ -330,37 +272,3 @@ def _read_coded(reader: _Reader, row: _Json, shape: tuple[int, ...]) -> tuple[Te
     bits, exponent = coded.bits.double().tolist(), scale.double().log2().tolist()
     grid = Grid(tuple(bits), tuple(exponent), channel_dim, groups)
     return decode(coded, shape, getattr(torch, row["d"]), grid), grid
-
-
-def _open(path: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """The streams of a file of this format, and the words that :func:`save` put into its header."""
-    library = _library()
-    if not path.is_file():
-        raise StorageError(f"there is no file {path}; check the path")
-    try:
-        with library.safe_open(path, framework="pt") as file:
-            about = (file.metadata() or {}).get(_KEY, "").split(" ")
-            _check_format(path, about[0])
-            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
-    except (OSError, library.SafetensorError) as error:
-        raise StorageError(f"{path} is damaged, or not a file of fxcompress: {error}; fetch the file again") from error
-
-
-def _check_format(path: Path, found: str) -> None:
-    if not found.isdecimal():
-        raise StorageError(f"{path} was not written by fxcompress; read it with what wrote it")
-    if int(found) > FORMAT:
-        raise StorageError(
-            f"{path} has format {found} and this fxcompress reads formats up to {FORMAT}; "
-            "upgrade it: pip install --upgrade fxcompress"
-        )
-
-
-def _write(path: Path, streams: dict[str, Tensor], about: str) -> int:
-    library = _library()
-    try:
-        # Not save_file, whose files only their owner can read.
-        content = library.torch.save(streams, {_KEY: about})
-        return write_atomically(path, lambda file: file.write(content))
-    except (OSError, library.SafetensorError) as error:
-        raise StorageError(f"cannot write {path}: {error}; nothing was changed") from error

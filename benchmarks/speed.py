@@ -21,9 +21,9 @@ from benchmarks.dead import CLASSES, EXAMPLE, difference, network, parameters_of
 from benchmarks.record import Claim, Column, Record, Table, command, parser, settings, write
 from benchmarks.timing import CLOCKS, Stopwatch, median_total, medians, paired_ratio, rotated, settle, threads
 from fxcompress.channels.analysis import analyse
+from fxcompress.channels.constants import knowns_of, values_known
 from fxcompress.channels.plan import make_plan
 from fxcompress.passes.branches import dead_branches
-from fxcompress.passes.prune_channels import knowns_of, values_known
 from fxcompress.passes.rewrite import carry_out
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.tracer import trace

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxcompress.channels.analysis import Analysis
+from fxcompress.channels.constants import knowns_of, values_known
 from fxcompress.channels.plan import make_plan
 from fxcompress.channels.prepare import prepare
 from fxcompress.channels.reads import SiteCheck
 from fxcompress.channels.space import Reason
 from fxcompress.channels.worklist import Index, Rule, Worklist
-from fxcompress.passes.prune_channels import knowns_of, values_known
 from fxcompress.trace.heap import without_collections
 from fxcompress.trace.tracer import trace
 

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
 import fxcompress as fxc
+from fxcompress.channels.constants import knowns_of, values_known
 from fxcompress.channels.prepare import prepare
 from fxcompress.errors import UnsupportedModelError
 from fxcompress.passes import narrow_branches as narrowing
 from fxcompress.passes.join import Join
 from fxcompress.passes.narrow_paths import find_paths, open_joins
-from fxcompress.passes.prune_channels import knowns_of, prune_channels, values_known
+from fxcompress.passes.prune_channels import prune_channels
 from fxcompress.provenance import provenance_of
 from tests.exactness import TOLERANCE, Fingerprint, difference, outputs
 from tests.networks import Example, examples

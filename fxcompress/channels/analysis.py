@@ -111,6 +111,7 @@ class Analysis:
         inputs: what it was interpreted on.
         space: atoms, couplings, pins.
         atoms: the labels of each parameter and buffer.
+        counters: the integer and boolean tensors that the network changes: nothing is known of what they hold.
         trails: the interpretation of each graph.
     """
 
@@ -118,6 +119,7 @@ class Analysis:
     inputs: ExampleInputs
     space: Space
     atoms: Atoms
+    counters: frozenset[str] = frozenset()
     trails: dict[str, Trail] = field(default_factory=dict)
 
     @cached_property
@@ -257,10 +259,16 @@ def analyse(module: TracedModule, inputs: ExampleInputs) -> Analysis:
     Raises:
         ExampleInputError: the module does not run on ``inputs``.
     """
-    space = Space()
-    result = Analysis(module, inputs, space, fresh_atoms(module, space))
-    for mode, graph in module.graphs.items():
-        result.trails[mode] = Interpreter(module, result.atoms, space).run(graph, inputs)
+    counters = frozenset[str]()
+    while True:  # once more where the network counts: without what its counters hold at the moment
+        space = Space()
+        result = Analysis(module, inputs, space, fresh_atoms(module, space), counters)
+        for mode, graph in module.graphs.items():
+            result.trails[mode] = Interpreter(module, result.atoms, space, counters).run(graph, inputs)
+        changed = counters.union(*(trail.counters for trail in result.trails.values()))
+        if changed == counters:
+            break
+        counters = changed
     # By the labels, which all names of one tensor share.
     read = {name for trail in result.trails.values() for name in trail.parameters}
     visited = {id(result.atoms[name]) for name in read if name in result.atoms}

@@ -1,10 +1,14 @@
 """Ops that run on labels as the products, sums and reshapes that they are made of; torch does not decompose them."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+from torch.nn.modules.padding import _CircularPadNd
+from torch.overrides import TorchFunctionMode
 
 from fxcompress.channels.values import Dispatcher
 
@@ -44,3 +48,35 @@ COMPOSED: dict[Any, Callable[..., Any]] = {
     torch.ops.aten._trilinear.default: _trilinear,  # noqa: SLF001
 }
 """From the op to a function of whoever runs ops on labels, and the arguments of the op."""
+
+
+def in_pieces(callee: object) -> AbstractContextManager[object]:
+    """While ``callee`` runs: circular padding as slices and joins. Torch writes it into memory that has no labels."""
+    by_itself = callee is functional.pad or isinstance(callee, _CircularPadNd)
+    circular = by_itself or getattr(callee, "padding_mode", "") == "circular"
+    return _InPieces() if circular else nullcontext()
+
+
+class _InPieces(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: object, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401 - any function of torch
+        kwargs = kwargs or {}
+        if func is functional.pad and _mode(*args, **kwargs) == "circular":
+            return _wrapped_around(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _mode(input: Tensor, pad: object, mode: str = "constant", value: object = None) -> str:  # noqa: A002 - named so
+    return mode
+
+
+def _wrapped_around(input: Tensor, pad: Sequence[int], mode: object = None, value: object = None) -> Tensor:  # noqa: A002
+    """``pad`` in the circular mode: along each dim its end, itself, and its beginning; a negative width crops."""
+    functional.pad(torch.empty(input.shape, device="meta"), list(pad), "circular")  # its errors
+    result = input
+    for i in range(len(pad) // 2):
+        dim, (before, after) = input.ndim - 1 - i, pad[2 * i : 2 * i + 2]
+        start, stop = max(-before, 0), input.shape[dim] - max(-after, 0)
+        body = result.narrow(dim, start, stop - start)
+        end = [body.narrow(dim, stop - start - before, before)] if before > 0 else []
+        result = torch.cat([*end, body, *([body.narrow(dim, 0, after)] if after > 0 else [])], dim)
+    return result

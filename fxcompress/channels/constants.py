@@ -3,19 +3,60 @@
 Labels prove that shapes agree after a removal; constants prove that the output does.
 """
 
-import torch
-from torch import Tensor, nn
+from collections.abc import Callable
 
+import torch
+from torch import Tensor
+
+from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.interpret import Trail
 from fxcompress.channels.rules.registry import Known
 from fxcompress.trace.heap import without_collections
+from fxcompress.trace.traced import TracedModule
+
+Seeds = Callable[[TracedModule, Trail], dict[int, Tensor]]
+"""What is known of the parameters at the start: from a module and its trail to the maps of the values."""
 
 
-def parameter_maps(trail: Trail, module: nn.Module) -> dict[int, Tensor]:
-    """Seeds for a network as it stands: the values of all parameters and buffers are known."""
+def values_known(module: TracedModule, trail: Trail) -> dict[int, Tensor]:
+    """The seeds of a network as it stands: the value of every parameter and buffer is known."""
     tensors = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
     tensors |= {name: getattr(module, name) for name in trail.parameters if name not in tensors}
     return {value.key: tensors[name].detach() for name, value in trail.parameters.items()}
+
+
+def knowns_of(analysis: Analysis, seeds: Seeds, modes: tuple[bool, ...] = (False, True)) -> dict[str, list[Known]]:
+    """What is known in each graph, for batch norm in evaluation (False) and in training (True).
+
+    Each graph may meet both: batch norm is often in another mode than the rest of the network.
+
+    Of a buffer that the network writes to, as a moving average, we know the entries that no run of any graph changes:
+    they are found by running with all that it holds at the start, and then with ever less, until nothing changes.
+    """
+    lasting: dict[int, Tensor] = {}  # by the labels, which all names of a tensor share
+    while True:
+        knowns = {mode: _knowns(analysis, trail, seeds, modes, lasting) for mode, trail in analysis.trails.items()}
+        changed = False
+        for mode, trail in analysis.trails.items():
+            for name, last in trail.written.items():
+                tensor = id(analysis.atoms[name])
+                for known in knowns[mode]:
+                    before = lasting.get(tensor, known.of(trail.parameters[name]).double().cpu())
+                    after = known.maps.get(last, torch.full_like(before, torch.nan))
+                    lasting[tensor] = torch.where(before == after, before, torch.nan)
+                    changed |= bool((lasting[tensor].isnan() & ~before.isnan()).any())
+        if not changed:
+            return knowns
+
+
+def _knowns(
+    analysis: Analysis, trail: Trail, seeds: Seeds, modes: tuple[bool, ...], lasting: dict[int, Tensor]
+) -> list[Known]:
+    maps, nonzero = seeds(analysis.module, trail), dict[int, Tensor]()
+    for name, value in trail.parameters.items():
+        if id(analysis.atoms.get(name)) in lasting:
+            maps[value.key] = lasting[id(analysis.atoms[name])]
+    return [propagate(trail, maps, training=training, nonzero=nonzero) for training in modes]
 
 
 @without_collections

@@ -49,6 +49,8 @@ def _of_same_size(layers: list[Tensor], meta: Tensor) -> Layers:
 UNKNOWN = OpClass("unknown", _pin_everything)
 
 
+_ALIASES = frozenset({torch.ops.aten.alias.default, torch.ops.aten.detach.default})
+
 _TAKEN_APART = RECURRENT | PACKED | COMPOSED
 """Ops that we decompose ourselves."""
 
@@ -92,12 +94,17 @@ class Dispatch:
         outputs, template = self._apply(op, target, args, given)
         written = _written(func, args, kwargs)
         for tensor in written:
-            self._write(tensor, outputs[0] if op is not UNKNOWN and outputs else None)
+            if isinstance(tensor, LabelTensor):
+                self._write(tensor, outputs[0] if op is not UNKNOWN and outputs else None)
+            else:  # memory that is not followed, as yet without numbers: the same in every run
+                tensor.fill_(torch.nan if tensor.is_floating_point() else 0)
+        written = find(LabelTensor, written)
         if written and any(r.alias_info is not None for r in func._schema.returns):
             return written[0]
         storage = _shared(func, args)
+        extent = args[0].fxc_extent if func in _ALIASES else None
         device = find(LabelTensor, (args, kwargs))[0].device
-        made = iter([LabelTensor(value, self, device, storage) for value in outputs])
+        made = iter([LabelTensor(value, self, device, storage, extent) for value in outputs])
         return replace(lambda _: next(made), torch.Tensor, template)
 
     def emit(
@@ -137,18 +144,21 @@ class Dispatch:
         """An in-place op: the tensor holds a new value; others that share its memory are no longer understood."""
         if value is None or value.shape != tensor.fxc_value.shape:
             value = Value(tensor.fxc_value.meta)
-        others = tensor.fxc_storage.others(tensor)
-        if others and _same_layers(value.layers, tensor.fxc_value.layers):
-            tensor.fxc_value = value
-            for stale in others:  # other numbers, the same labels
-                stale.fxc_value = self._overwritten(stale.fxc_value, value)
-        elif others:
+        sharing = tensor.fxc_storage.others(tensor)
+        same = [tensor, *(other for other in sharing if other.fxc_extent is tensor.fxc_extent)]
+        others = [other for other in sharing if other.fxc_extent is not tensor.fxc_extent]
+        if others and not _same_layers(value.layers, tensor.fxc_value.layers):
             for stale in (tensor, *others):
                 for layer in (*stale.fxc_value.layers, *value.layers):
                     self.space.pin(layer, "aliased-write", "an in-place op writes to memory that another tensor shares")
+            value = Value(tensor.fxc_value.meta)
+            for stale in others:
                 stale.fxc_value = Value(stale.fxc_value.meta)
         else:
-            tensor.fxc_value = value
+            for stale in others:  # other numbers, the same labels
+                stale.fxc_value = self._overwritten(stale.fxc_value, value)
+        for each in same:
+            each.fxc_value = value
 
     def _overwritten(self, before: Value, written: Value) -> Value:
         call = Call("overwritten", (before, written), {}, (before.meta,))
@@ -234,13 +244,13 @@ def _unbatched(left: Tensor, right: Tensor) -> Tensor:
     return flat.view(left.shape[0], left.shape[1], -1)
 
 
-def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[LabelTensor]:  # noqa: ANN401
+def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:  # noqa: ANN401
     """The arguments that an op writes to."""
     if not func._schema.is_mutable:
         return []
     given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
     named = {a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write}
-    return find(LabelTensor, [value for name, value in given.items() if name in named])
+    return find(torch.Tensor, [value for name, value in given.items() if name in named])
 
 
 def _shared(func: Any, args: tuple[Any, ...]) -> Storage | None:  # noqa: ANN401

@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.rnn import pack_padded_sequence
 
+from fxcompress.channels.composed import in_pieces
 from fxcompress.channels.dispatch import Dispatch
 from fxcompress.channels.factories import (
     FILL,
@@ -49,6 +50,8 @@ class Trail:
         values: the result of each node, a Value in place of each labelled tensor.
         args: the positional arguments of each call, as they are when it is made, in the same form.
         parameters: the Value of each parameter and floating buffer that was read, by name.
+        written: the key of the last Value of those that were written to, by name.
+        counters: the names of integer and boolean tensors of the module that were written to.
         storages: which memory the result of each node lies in: nodes that share a number share memory.
         unknown: ops without a rule, with the nodes that call them.
     """
@@ -57,6 +60,8 @@ class Trail:
     values: dict[str, Any] = field(default_factory=dict)
     args: dict[str, Any] = field(default_factory=dict)
     parameters: dict[str, Value] = field(default_factory=dict)
+    written: dict[str, int] = field(default_factory=dict)
+    counters: frozenset[str] = frozenset()
     storages: dict[str, frozenset[int]] = field(default_factory=dict)
     unknown: dict[str, list[str]] = field(default_factory=dict)
 
@@ -88,19 +93,23 @@ class Interpreter:
         module: holds the parameters and the leaf modules.
         atoms: the labels of each parameter and buffer.
         space: where couplings and pins go.
+        counters: names of integer and boolean tensors that the network changes: nothing is known of what they hold.
     """
 
     doing = "analysis"
 
-    def __init__(self, module: nn.Module, atoms: Atoms, space: Space) -> None:
+    def __init__(self, module: nn.Module, atoms: Atoms, space: Space, counters: frozenset[str] = frozenset()) -> None:
         self.module = module
         self.atoms = atoms
         self.dispatch = Dispatch(space)
         self.space = space
+        self.counters = counters
         self.env: dict[fx.Node, Any] = {}
         self.trail = Trail(self.dispatch.tape, unknown=self.dispatch.unknown)
         self._tensors: dict[int, LabelTensor] = {}
+        self._first: dict[int, Value] = {}
         self._copies: dict[int, Tensor] = {}
+        self._plain: dict[str, int] = {}
         self._shadows: dict[str, nn.Module] = {}
         self._modules = dict(module.named_modules(remove_duplicate=False))
         self._tables: set[int] = set()
@@ -129,7 +138,17 @@ class Interpreter:
                 for dead in last_use.get(node, ()):
                     del env[dead]
         self.space.node = ""
+        self._note_writes()
         return self.trail
+
+    def _note_writes(self) -> None:
+        now = {value.key: self._tensors[key].fxc_value.key for key, value in self._first.items()}
+        for name, value in self.trail.parameters.items():
+            if now[value.key] != value.key:
+                self.trail.written[name] = now[value.key]
+        plain = {name: self._copies[key] for name, key in self._plain.items()}
+        written = {name for name, copy in plain.items() if copy._version}  # noqa: SLF001
+        self.trail.counters = frozenset(name for name in written if not plain[name].is_floating_point())
 
     def _run_node(self, node: fx.Node, bound: dict[str, Any]) -> Any:  # noqa: ANN401
         if node.op == "placeholder":
@@ -163,7 +182,7 @@ class Interpreter:
                 if isinstance(module, Quantizer):
                     return self._quantize(str(node.target), module, args[0])
                 args, kwargs = self._given(module, args, kwargs)
-                with whole(module):
+                with whole(module), in_pieces(module):
                     return self._noisy(module, self._shadow(str(node.target), module)(*args, **kwargs))
             if isinstance(node.target, type) or node.target is restored:  # in which nothing finds its tensors again
                 self._pin_output([args, kwargs])
@@ -171,7 +190,7 @@ class Interpreter:
             if node.op == "call_method":
                 return self._filled(node, getattr(args[0], str(node.target))(*args[1:], **kwargs))
             args, kwargs = self._given(node.target, args, kwargs)
-            with whole(node.target):
+            with whole(node.target), in_pieces(node.target):
                 return self._filled(node, node.target(*args, **kwargs))  # type: ignore[operator]
         except FxCompressError:
             raise
@@ -246,17 +265,21 @@ class Interpreter:
 
     def _labelled(self, name: str, tensor: Tensor) -> Tensor:
         """The LabelTensor of a parameter or floating buffer; a copy of others, which the network may write to."""
+        key = id(tensor)
         if name not in self.atoms:
-            return self._copies.setdefault(id(tensor), tensor.detach().clone())
-        if id(tensor) not in self._tensors:
+            if name in self.counters and key not in self._tensors:
+                self._tensors[key] = self._input(tensor)
+            if key in self._tensors:
+                return self._tensors[key]
+            self._plain[name] = key
+            return self._copies.setdefault(key, tensor.detach().clone())
+        if key not in self._tensors:
             layers = tuple(vector(a, tensor.ndim, d) for d, a in self.atoms[name].items())
-            value = Value(torch.empty_like(tensor, device="meta"), layers)
-            self._tensors[id(tensor)] = LabelTensor(value, self.dispatch, tensor.device)
+            self._first[key] = value = Value(torch.empty_like(tensor, device="meta"), layers)
+            self._tensors[key] = LabelTensor(value, self.dispatch, tensor.device)
             self._tables.add(value.key)
-            self.trail.parameters[name] = value
-        found = self._tensors[id(tensor)]
-        self.trail.parameters.setdefault(name, found.fxc_value)
-        return found
+        self.trail.parameters.setdefault(name, self._first[key])
+        return self._tensors[key]
 
     def _shadow(self, path: str, module: nn.Module) -> nn.Module:
         """A stand-in for a leaf module, with labels for parameters, in evaluation mode."""

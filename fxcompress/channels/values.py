@@ -103,15 +103,24 @@ class Storage:
 
 
 class LabelTensor(torch.Tensor):
-    """A wrapper without data: it has a shape, a dtype and a device, and a :class:`Value`."""
+    """A wrapper without data: it has a shape, a dtype and a device, and a :class:`Value`.
+
+    Tensors that share a storage share memory; those that share ``fxc_extent`` share all of it, entry by entry.
+    """
 
     fxc_value: Value
     fxc_run: Dispatcher
     fxc_storage: Storage
+    fxc_extent: object
 
     @staticmethod
     def __new__(  # noqa: D102, PYI034 - the class docstring says it; a static method, as torch wants it
-        cls: "type[LabelTensor]", value: Value, run: Dispatcher, device: torch.device, storage: Storage | None = None
+        cls: "type[LabelTensor]",
+        value: Value,
+        run: Dispatcher,
+        device: torch.device,
+        storage: Storage | None = None,
+        extent: object = None,
     ) -> "LabelTensor":
         meta = value.meta
         self = torch.Tensor._make_wrapper_subclass(
@@ -120,6 +129,7 @@ class LabelTensor(torch.Tensor):
         self.fxc_value = value
         self.fxc_run = run
         self.fxc_storage = storage if storage is not None else Storage()
+        self.fxc_extent = object() if extent is None else extent
         self.fxc_storage.members.append(weakref.ref(self))
         return self
 

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxcompress.channels.analysis import Analysis, analyse
+from fxcompress.channels.constants import knowns_of, values_known
 from fxcompress.passes.base import Pass, PassResult, traced
 from fxcompress.passes.fold_plan import Fold, FoldPlan
 from fxcompress.passes.fold_sites import Foldable
 from fxcompress.passes.history import original_provenance
-from fxcompress.passes.prune_channels import knowns_of, values_known
 from fxcompress.passes.readers import add_biases, readers
 from fxcompress.provenance import attach, provenance_of
 from fxcompress.trace.inputs import ExampleInputs

@@ -19,6 +19,7 @@ import torch
 from torch import fx
 
 from fxcompress.channels.analysis import Analysis, analyse
+from fxcompress.channels.constants import knowns_of, values_known
 from fxcompress.channels.survivors import kept_masks, kept_shape
 from fxcompress.channels.values import Value, find
 from fxcompress.passes.base import Pass, PassResult, traced
@@ -26,7 +27,7 @@ from fxcompress.passes.history import extended
 from fxcompress.passes.join import join_at
 from fxcompress.passes.narrow_paths import NarrowPath, close_joins, find_paths, grown, open_joins
 from fxcompress.passes.narrow_timing import speedups
-from fxcompress.passes.prune_channels import Pruned, knowns_of, prune_channels, values_known
+from fxcompress.passes.prune_channels import Pruned, prune_channels
 from fxcompress.provenance import Narrowing, attach
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.skeleton import skeleton

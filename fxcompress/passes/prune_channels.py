@@ -5,15 +5,13 @@ bn1.weight   (8,)                              ->   bn1.weight   (7,)
 conv2.weight (16, 8, 3, 3)                          conv2.weight (16, 7, 3, 3)
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from fxcompress.channels.analysis import Analysis, analyse
-from fxcompress.channels.constants import parameter_maps, propagate
-from fxcompress.channels.interpret import Trail
+from fxcompress.channels.constants import Seeds, knowns_of, values_known
 from fxcompress.channels.plan import Plan
 from fxcompress.channels.rules.registry import Known
 from fxcompress.passes.base import Pass, PassResult, traced
@@ -23,9 +21,6 @@ from fxcompress.passes.rewrite import rewrite
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.skeleton import skeleton
 from fxcompress.trace.traced import TracedModule
-
-Seeds = Callable[[TracedModule, Trail], dict[int, Tensor]]
-"""What is known of the parameters at the start: from a module and its trail to the maps of the values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,23 +65,6 @@ class PruneChannels(Pass):
         """The rewritten network; tensors that lose nothing are shared with the original."""
         pruned = prune_channels(traced(module), self.inputs)
         return PassResult(pruned.module, pruned.modified)
-
-
-def knowns_of(analysis: Analysis, seeds: Seeds, modes: tuple[bool, ...] = (False, True)) -> dict[str, list[Known]]:
-    """What is known in each graph, for batch norm in evaluation (False) and in training (True).
-
-    Each graph may meet both: batch norm is often in another mode than the rest of the network.
-    """
-    result: dict[str, list[Known]] = {}
-    for mode, trail in analysis.trails.items():
-        maps, nonzero = seeds(analysis.module, trail), dict[int, Tensor]()
-        result[mode] = [propagate(trail, maps, training=training, nonzero=nonzero) for training in modes]
-    return result
-
-
-def values_known(module: TracedModule, trail: Trail) -> dict[int, Tensor]:
-    """The seeds of a network as it stands: the value of every parameter and buffer is known."""
-    return parameter_maps(trail, module)
 
 
 def prune_channels(

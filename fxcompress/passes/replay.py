@@ -55,7 +55,7 @@ class Replay(Interpreter):
 
     def __init__(self, module: nn.Module, analysis: Analysis, mode: str, plan: Plan) -> None:
         self.slots = KnownSlots(analysis, plan.alive)
-        super().__init__(module, packed_atoms(analysis, plan), PackedSpace(self.slots))
+        super().__init__(module, packed_atoms(analysis, plan), PackedSpace(self.slots), analysis.counters)
         self.analysis = analysis
         self.original: Trail = analysis.trails[mode]
         self.alive = plan.alive

@@ -23,6 +23,7 @@ class Shape:
     Attributes:
         size: height and width of the image, or length of the text.
         other: another one, to see whether the result takes it.
+        near: a third one, for networks that take another path at ``other`` and are refused there; 0 for none.
         batch: images in the example.
         frames: of a video clip; 0 for an image.
         lesson: images in the step of training: two where there is batch norm.
@@ -30,6 +31,7 @@ class Shape:
 
     size: int = 96
     other: int = 128
+    near: int = 0
     batch: int = 2
     frames: int = 0
     lesson: int = 2
@@ -75,7 +77,7 @@ _SHAPES: tuple[tuple[str, Shape], ...] = (
     ("maxvit", Shape(224, 256)),
     ("swin_v2", Shape(256, 224)),
     ("swin3d", Shape(64, 96, batch=1, frames=16, lesson=1)),
-    ("swin", Shape(224, 256)),
+    ("swin", Shape(224, 256, 192)),  # at 256 its last stage has room to shift its windows
     ("mvit", Shape(128, 160, batch=1, frames=16, lesson=1)),
     ("s3d", Shape(224, 256, batch=1, frames=16)),
     ("r3d", Shape(64, 96, frames=8)),

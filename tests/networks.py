@@ -134,6 +134,31 @@ class Scale(nn.Module):
         return x * self.scale
 
 
+class Memory(nn.Module):
+    """Adds to each channel what it remembers of it, and goes on remembering."""
+
+    state: Tensor
+    calls: Tensor
+
+    def __init__(self, channels: int, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.register_buffer("state", torch.zeros(channels))
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x + self.state[:, None, None]
+        mean = x.detach().mean((0, 2, 3))
+        if self.kind == "average":
+            self.state.mul_(0.5).add_(mean, alpha=0.5)
+        elif self.kind == "last":
+            self.state.copy_(mean)
+        else:
+            y = y + x * self.calls
+            self.calls.add_(1)
+        return y
+
+
 @dataclass
 class Builder:
     """Draws a program.
@@ -147,6 +172,7 @@ class Builder:
         noisy: whether it calls F.dropout, of which the graph of training keeps the rate.
         fixed: whether the program runs on one size of image only.
         tidy: each step goes on from the last one; otherwise much of what is computed is never used.
+        remembers: whether what it returns depends on earlier calls.
     """
 
     draw: Draw
@@ -156,6 +182,7 @@ class Builder:
     noisy: bool = False
     fixed: bool = False
     tidy: bool = False
+    remembers: bool = False
 
     # --- helpers ---------------------------------------------------------------------------------------------------
 
@@ -295,6 +322,12 @@ class Builder:
     def scale(self) -> int:
         i = self.value()
         return self.call(Scale(self.shapes[i].channels), i, self.shapes[i].channels, self.shapes[i].size)
+
+    def memory(self) -> int:
+        i = self.value()
+        self.remembers = True
+        module = Memory(self.shapes[i].channels, self.choose(["average", "last", "count"]))
+        return self.call(module, i, self.shapes[i].channels, self.shapes[i].size)
 
     def attention(self) -> int:
         """Attention among pixels; a residual one, more often than not."""
@@ -496,7 +529,7 @@ class Builder:
             self.conv, self.conv, self.norm, self.activation, self.activation, self.add, self.residual, self.cat,
             self.split, self.pick, self.permute, self.permute, self.grouped, self.grouped, self.transposed, self.gate,
             self.space, self.space, self.bordered, self.functional, self.again, self.tied, self.linear, self.scale,
-            self.dropout, self.multiply, self.attention, self.attention,
+            self.dropout, self.multiply, self.attention, self.attention, self.memory,
         ]  # fmt: skip
         self.choose(kinds)()
         if self.shapes[-1].channels > 16:
@@ -535,6 +568,7 @@ class Example:
         keeps_zero: whether a channel that is zero where it is made is zero wherever it is read.
         noisy: whether training is random whatever the rates of its dropout modules.
         fixed: whether it runs on one size of image only.
+        remembers: whether what it returns depends on earlier calls.
         seed: for all further random choices.
     """
 
@@ -543,6 +577,7 @@ class Example:
     keeps_zero: bool
     noisy: bool
     fixed: bool
+    remembers: bool
     seed: int
 
     def __repr__(self) -> str:
@@ -597,4 +632,4 @@ def examples(draw: Draw, steps: int = 10) -> Example:
     net.train(builder.flag())
     generator = torch.Generator().manual_seed(seed)
     tensors = tuple(torch.randn(2, 3, size, size, generator=generator, dtype=torch.float64) for _ in range(inputs))
-    return Example(net, tensors, builder.keeps_zero, builder.noisy, builder.fixed, seed)
+    return Example(net, tensors, builder.keeps_zero, builder.noisy, builder.fixed, builder.remembers, seed)

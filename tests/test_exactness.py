@@ -65,6 +65,9 @@ def check_same(example: Example, pruned: nn.Module) -> None:
     runs += [] if example.fixed or not runs_on(net, example.other_inputs(1, 4)) else [example.other_inputs(1, 4)]
     for inputs in runs:
         assert difference(outputs(net, inputs), outputs(pruned, inputs)) <= TOLERANCE
+    if example.remembers:
+        first, last = (outputs(each, example.inputs, calls=3) for each in (net, pruned))
+        assert difference(first, last) <= TOLERANCE
     if not example.noisy:
         a, b = without_dropout(net), without_dropout(pruned)
         for inputs in runs[:2]:

@@ -13,6 +13,7 @@ from fxcompress.errors import FxCompressError, UnsupportedModelError
 from fxcompress.objectives import Objective, objective_of
 from fxcompress.passes.history import started
 from fxcompress.passes.inject_quantizers import inject_quantizers, is_quantizable
+from fxcompress.passes.unquantized import coverage
 from fxcompress.progress import progress
 from fxcompress.provenance import attach
 from fxcompress.quantizer import Quantizer
@@ -21,11 +22,13 @@ from fxcompress.trace.skeleton import own_tensors, skeleton
 from fxcompress.trace.support import check_supported
 from fxcompress.trace.traced import TracedModule
 from fxcompress.training.compressed import CompressedModule, new_compressed
-from fxcompress.training.in_pieces import CompressedPieces, Outside, become_pieces
+from fxcompress.training.in_pieces import Compressed, CompressedPieces, Outside, become_pieces
 from fxcompress.training.network import Settings
 from fxcompress.training.piece import become_compressed, taken_name
 
 _LOG = logging.getLogger("fxcompress")
+UNSAID = 0.1
+"""The share of the weights that may go without a quantizer and without a warning."""
 
 
 def compress(
@@ -92,7 +95,17 @@ def compress(
         # One type for both: they are trained by the same calls, and what only a graph has raises an error that says so.
         return cast("CompressedModule", pieces)
     traced = _quantized(analysis, bits)
-    return new_compressed(traced, replace(settings, inputs=analysis.inputs))
+    net = new_compressed(traced, replace(settings, inputs=analysis.inputs))
+    _warn_of_the_rest(net)
+    return net
+
+
+def _warn_of_the_rest(net: Compressed) -> None:
+    """Say so where much of a network gets no quantizer: its sizes would mislead."""
+    found = net.unquantized()
+    rest = sum(item.elements for item in found)
+    if rest > UNSAID * (rest + net.weights):
+        _LOG.warning("fxcompress: %s: %s", type(net).__name__, coverage(found, net.weights))
 
 
 def _quantized(analysis: Analysis, bits: float) -> TracedModule:
@@ -131,6 +144,7 @@ def _in_pieces(model: nn.Module, settings: Settings, bits: float, why: FxCompres
         become_compressed(own.get_submodule(path), traced, replace(settings, inputs=analysis.inputs))
     net = become_pieces(own, tuple(analyses), settings, outside)
     _take_modes(net, model)
+    _warn_of_the_rest(net)
     _LOG.warning(
         "fxcompress: %s has no graph as a whole (%s); %d modules of it compress themselves, each on its own: %s",
         type(model).__name__, outside.why, len(analyses), ", ".join(analyses),

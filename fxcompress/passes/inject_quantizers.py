@@ -108,6 +108,12 @@ def is_quantizable(module: TracedModule) -> bool:
     return bool(_quantizable(module, [use for graph in module.graphs.values() for use in _uses(module, graph)]))
 
 
+def layer_reads(module: TracedModule, weight: nn.Parameter) -> list[fx.Node]:
+    """The nodes that read ``weight`` as the weight of a convolution, a linear layer or a product."""
+    names = {name for name, p in module.named_parameters(remove_duplicate=False) if p is weight}
+    return [use.node for graph in module.graphs.values() for use in _uses(module, graph) if use.weight in names]
+
+
 def _add(module: TracedModule, weight: str, use: _Use, bits: float) -> str:
     groups = use.groups if use.transposed else 1
     parameter = module.get_parameter(weight)

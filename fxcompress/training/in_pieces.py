@@ -12,6 +12,7 @@ from fxcompress.errors import UnsupportedModelError
 from fxcompress.passes.pieces import joined_report
 from fxcompress.passes.prune_report import PruneReport
 from fxcompress.passes.shrink import Narrow
+from fxcompress.passes.unquantized import Unquantized, is_weight
 from fxcompress.training.compressed import CompressedModule
 from fxcompress.training.distributed import refuse_sharded
 from fxcompress.training.network import Settings, SizedNetwork
@@ -72,6 +73,14 @@ class CompressedPieces(SizedNetwork):
             f"{type(self).__name__} has no graph as a whole: {self.outside.why}\n  its pieces have one each: "
             f"net.pieces[name].graph, and ChannelGraph.of_pieces(net, inputs); they are {', '.join(self.fxc_paths)}"
         )
+
+    def unquantized(self) -> tuple[Unquantized, ...]:
+        """The weights that have no quantizer, in a piece or outside of all; see :meth:`SizedModule.unquantized`."""
+        found = [item.within(path) for path, piece in self.pieces.items() for item in piece.unquantized()]
+        parameters = {name: self.get_parameter(name) for name in self.outside.parameters}
+        reasons = self.outside.parameters
+        found += [Unquantized(name, p.numel(), reasons[name]) for name, p in parameters.items() if is_weight(p)]
+        return tuple(sorted(found, key=lambda item: -item.elements))
 
     def refresh(self) -> None:
         """Find anew what is dead, for when tensors were set from outside, by a broadcast for instance."""

@@ -4,6 +4,7 @@ import numpy as np
 from torch import Tensor
 
 from fxcompress.objectives import SizeTerms, size_terms
+from fxcompress.passes.unquantized import Unquantized, unquantized
 from fxcompress.provenance import provenance_of
 from fxcompress.quantizer import Quantizer
 from fxcompress.trace.traced import TracedModule
@@ -79,6 +80,10 @@ class SizedModule(SizedNetwork, TracedModule):
     def fxc_present(self) -> int:
         """The quantized weights that have not been removed yet."""
         return sum(self.get_parameter(name.removesuffix("_quantizer")).numel() for name in self._quantizers())
+
+    def unquantized(self) -> tuple[Unquantized, ...]:
+        """The weights that have no quantizer, each with the reason, largest first; no size counts them."""
+        return unquantized(self)
 
     def removable(self) -> float:
         """The share of the quantized weights, as they are now, that :meth:`prune` would take out."""

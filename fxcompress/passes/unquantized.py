@@ -1,0 +1,112 @@
+"""Which weights have no quantizer, and why: no size counts them, and no pressure reaches them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from torch import fx, nn
+
+from fxcompress.passes.inject_quantizers import MODULES, layer_reads
+from fxcompress.quantizer import Quantizer
+from fxcompress.trace.places import line_of
+from fxcompress.trace.traced import TracedModule
+
+_SHOWN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Unquantized:
+    """A weight without a quantizer. All fields are plain, so ``json.dumps(dataclasses.asdict(weight))`` works.
+
+    Attributes:
+        name: of the parameter.
+        elements: that it has.
+        reason: why it has none.
+    """
+
+    name: str
+    elements: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.elements:,}): {self.reason}"
+
+    def within(self, path: str) -> "Unquantized":
+        """The same, named from outside of the module at ``path``."""
+        return replace(self, name=f"{path}.{self.name}") if path else self
+
+
+def unquantized(module: TracedModule) -> tuple[Unquantized, ...]:
+    """The parameters of ``module`` with two or more dims of size > 1 that have no quantizer, largest first.
+
+    Vectors (biases, norms, a scale for each channel) are no weights here.
+    """
+    quantized = {
+        id(module.get_parameter(name.removesuffix("_quantizer")))
+        for name, child in module.named_modules()
+        if isinstance(child, Quantizer)
+    }
+    weights = {n: p for n, p in module.named_parameters() if id(p) not in quantized and is_weight(p)}
+    found = [Unquantized(name, weight.numel(), _reason(module, weight)) for name, weight in weights.items()]
+    return tuple(sorted(found, key=lambda item: -item.elements))
+
+
+def is_weight(parameter: nn.Parameter) -> bool:
+    """Whether a parameter varies along two dims at least."""
+    return sum(size > 1 for size in parameter.shape) > 1
+
+
+def coverage(found: Iterable[Unquantized], quantized: int) -> str:
+    """What to tell a user whose network is quantized in part.
+
+    Args:
+        found: the weights without a quantizer.
+        quantized: elements of those that have one.
+    """
+    items = list(found)
+    total = quantized + sum(item.elements for item in items)
+    more = f"; and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
+    return (
+        f"{quantized:,} of its {total:,} weights ({quantized / max(total, 1):.1%}) get quantizers. Sizes and targets "
+        f"count these alone; the others stay in floats: {'; '.join(map(str, items[:_SHOWN]))}{more} "
+        "(net.unquantized() lists them all)"
+    )
+
+
+def _reason(module: TracedModule, weight: nn.Parameter) -> str:
+    if not weight.requires_grad:
+        return "it is frozen; set requires_grad=True before compress() to train its bits"
+    readers = {mode: list(_readers(module, graph, weight)) for mode, graph in module.graphs.items()}
+    nodes = [node for found in readers.values() for node in found]
+    if not nodes:
+        return "nothing in the graph reads it"
+    others = [node for node in nodes if node not in layer_reads(module, weight)]
+    if not others:
+        return "the layers that share it take its outputs along different dims, or in different groups"
+    tied = " beside a layer" if len(others) < len(nodes) else ""
+    return f"{_described(module, others[0])} reads it{tied}"
+
+
+def _readers(module: TracedModule, graph: fx.Graph, weight: nn.Parameter) -> Iterable[fx.Node]:
+    """The nodes that read a parameter, or call a module which holds it."""
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    for node in graph.nodes:
+        if node.op == "get_attr" and parameters.get(str(node.target)) is weight:
+            yield from node.users
+        elif node.op == "call_module" and any(p is weight for p in module.get_submodule(str(node.target)).parameters()):
+            yield node
+
+
+def _described(module: TracedModule, node: fx.Node) -> str:
+    if node.op == "call_module":
+        layer = module.get_submodule(str(node.target))
+        kind = type(layer).__name__
+        if type(layer) in MODULES:
+            return f"{kind} {node.target}, called with more than its input,"
+        if isinstance(layer, nn.RNNBase | nn.RNNCellBase):
+            return f"{kind} {node.target}, a recurrent layer,"
+        if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
+            return f"{kind} {node.target}, a table,"
+        return f"{kind} {node.target}, which is no convolution or linear layer,"
+    file, line = line_of(node.stack_trace or "")
+    target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    return f"the op {target} (node {node.name}{f', at {file}:{line}' if file else ''})"

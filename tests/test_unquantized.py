@@ -1,0 +1,124 @@
+"""Weights without a quantizer are named, with the reason, and a warning says when they are many."""
+
+import logging
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fxcompress as fxc
+
+D = 8
+
+
+class Words(nn.Module):
+    """A table, something between, and a layer."""
+
+    def __init__(self, between: nn.Module | None = None) -> None:
+        super().__init__()
+        self.table, self.between = nn.Embedding(20, D), between or nn.Identity()
+        self.last = nn.Linear(D, 20, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.between(self.table(x)))  # type: ignore[no-any-return]
+
+
+class Recurrent(nn.Module):
+    """What a recurrent layer returns, without its last state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(D, D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lstm(x)[0]  # type: ignore[no-any-return]
+
+
+class Wide(nn.Module):
+    """A layer that is large beside what has no quantizer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last, self.other = nn.Linear(D, 200), nn.Linear(200, 2), nn.Parameter(torch.randn(2, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x).relu()) + self.other.prod(0)  # type: ignore[no-any-return]
+
+
+def tied() -> nn.Module:
+    net = Words()
+    net.last.weight = net.table.weight
+    return nn.Sequential(net, nn.Linear(20, 20))
+
+
+def frozen() -> nn.Module:
+    net = nn.Sequential(nn.Linear(D, D), nn.ReLU(), nn.Linear(D, 2))
+    net[0].requires_grad_(False)
+    return net
+
+
+class Both(nn.Module):
+    """One matrix, read in both directions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.last = nn.Parameter(torch.randn(D, D)), nn.Linear(D, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(F.linear(x, self.weight) @ self.weight)  # type: ignore[no-any-return]
+
+
+class Unused(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.aside = nn.Linear(D, 3), nn.Linear(D, 30)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(x)  # type: ignore[no-any-return]
+
+
+TOKENS, ROW = torch.randint(20, (2, 5)), torch.randn(2, D)
+CASES: dict[str, tuple[Callable[[], nn.Module], Tensor, dict[str, str]]] = {
+    "table": (Words, TOKENS, {"table.weight": "Embedding table, a table, reads it"}),
+    "recurrent": (
+        lambda: Words(Recurrent()), TOKENS,
+        {"between.lstm.weight_ih_l0": "LSTM between.lstm, a recurrent layer, reads it"},
+    ),
+    "tied": (tied, TOKENS, {"0.table.weight": "Embedding 0.table, a table, reads it beside a layer"}),
+    "frozen": (frozen, ROW, {"0.weight": "it is frozen; set requires_grad=True"}),
+    "both": (Both, ROW, {"weight": "take its outputs along different dims"}),
+    "unused": (Unused, ROW, {"aside.weight": "nothing in the graph reads it"}),
+    "an op": (Wide, ROW, {"other": "the op prod (node prod, at "}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_reasons(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    make, x, expected = CASES[name]
+    model = make()
+    with caplog.at_level(logging.WARNING, "fxcompress"):
+        net = fxc.compress(model, x)
+    found = {item.name: item for item in net.unquantized()}
+    for weight, reason in expected.items():
+        assert reason in found[weight].reason
+        assert found[weight].elements == model.get_parameter(weight).numel()
+    quantized = {n.removesuffix("_quantizer.bits") for n, _ in net.named_parameters() if n.endswith("_quantizer.bits")}
+    weights = {n for n, p in model.named_parameters() if p.ndim > 1}
+    assert quantized | set(found) == weights
+    assert not quantized & set(found)
+    if name == "an op":
+        assert caplog.text == ""
+    else:
+        assert (
+            f"{net.weights:,} of its {net.weights + sum(i.elements for i in found.values()):,} weights" in caplog.text
+        )
+        assert next(iter(expected)) in caplog.text
+
+
+def test_all_of_an_ordinary_network_is_quantized(caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 2))
+    net = fxc.compress(model, torch.randn(2, 3, 8, 8))
+    assert net.unquantized() == ()
+    assert caplog.text == ""

@@ -39,7 +39,7 @@ def prepare(model: nn.Module, example_inputs: object = None) -> Analysis:
 
     def works(guess: ExampleInputs) -> bool:
         try:
-            found.append(analyse(traced or trace_by_running(model, guess, why), guess))
+            found.append(analyse(traced or _traced_on(model, guess, why), guess))
         except ExampleInputError:
             return False
         return True
@@ -51,6 +51,14 @@ def prepare(model: nn.Module, example_inputs: object = None) -> Analysis:
             raise why from error
         raise
     return found[-1]
+
+
+def _traced_on(model: nn.Module, guess: ExampleInputs, why: TraceError) -> TracedModule:
+    """Trace a model on inputs, which could not be traced without any."""
+    try:
+        return trace(model, guess)
+    except TraceError:
+        return trace_by_running(model, guess, why)
 
 
 def prepare_pieces(

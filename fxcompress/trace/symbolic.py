@@ -12,14 +12,25 @@ from torch.nn.utils import rnn
 from fxcompress.errors import TraceError
 from fxcompress.trace.checkpoints import mark
 from fxcompress.trace.inputs import ExampleInputs
+from fxcompress.trace.kinds import Kinds
 from fxcompress.trace.lowering import Lowered
 from fxcompress.trace.modes import autocast_mode, without_gradient
 from fxcompress.trace.places import place, stack_trace
+from fxcompress.trace.questions import answered, has
 from fxcompress.trace.traced import TracedModule, copy_graph
 
 
 class _Proxy(fx.Proxy):
-    """fx.Proxy that keeps ``x += y`` in place; torch.fx makes ``x = x + y`` of it, which other names of x miss."""
+    """fx.Proxy that keeps ``x += y`` in place; torch.fx makes ``x = x + y`` of it, which other names of x miss.
+
+    It has the attributes of what it stands for, where that is known.
+    """
+
+    def __getattr__(self, k: str) -> fx.proxy.Attribute:
+        kind = None if hasattr(Tensor, k) else self.tracer.kinds.of(self.node)  # type: ignore[attr-defined]
+        if kind is not None and not has(kind, k):
+            raise AttributeError(f"{kind.__name__!r} object has no attribute {k!r}")
+        return super().__getattr__(k)
 
 
 def _in_place(function: Callable[..., object]) -> Callable[[fx.Proxy, object], fx.Proxy]:
@@ -38,6 +49,8 @@ _WHOLE = (rnn.pack_padded_sequence, rnn.pad_packed_sequence)
 
 class Tracer(fx.Tracer):
     """fx.Tracer that leaves quantizers and everything of torch.nn whole, the packing of sequences too."""
+
+    kinds: Kinds
 
     def __init__(self) -> None:
         super().__init__(autowrap_functions=_WHOLE)
@@ -142,10 +155,11 @@ def symbolic_graph(
         return copy_graph(train_graph or root.graph)
     tracer = Tracer()
     tracer.proxy_buffer_attributes = symbols
+    tracer.kinds = Kinds(root, inputs)
     root.train(training)
     before = [(module, dict(module._buffers)) for module in root.modules()]
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), answered(tracer.kinds):
             graph = tracer.trace(root, concrete_args=constants or None)
     except TraceError:
         raise

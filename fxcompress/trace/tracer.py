@@ -5,7 +5,7 @@ two graphs differ, the traced module keeps both. There are two ways to trace: wi
 on example inputs (concrete.py).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Protocol
@@ -20,11 +20,13 @@ from fxcompress.trace.concrete import check_runs, run_model
 from fxcompress.trace.heap import without_collections
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.lowering import lower, sweep
+from fxcompress.trace.questions import asking_type
 from fxcompress.trace.skeleton import skeleton
 from fxcompress.trace.state import same_randomness, unchanged_buffers
 from fxcompress.trace.support import check_supported
 from fxcompress.trace.symbolic import Tracer, symbolic_graph
 from fxcompress.trace.traced import TracedModule
+from fxcompress.trace.verify import computes_the_same
 from fxcompress.trace.watch import wrapped_functions
 from fxcompress.trace.weight_norm import make_weights_plain
 
@@ -55,7 +57,7 @@ def trace(model: nn.Module, inputs: ExampleInputs | None = None) -> TracedModule
     check_supported(model)
     _refuse_names(model)
     try:
-        traced = _trace_symbolically(model, inputs)
+        traced = _checked(model, inputs, partial(_trace_symbolically, model, inputs))
     except TraceError as error:
         if inputs is None:
             raise TraceError(f"{error}\n  or pass example_inputs: it is then traced by running it on them") from error
@@ -63,9 +65,30 @@ def trace(model: nn.Module, inputs: ExampleInputs | None = None) -> TracedModule
     if inputs is None or not _hides_parameters(traced):
         return traced
     try:
-        return _traced(model, partial(_by_running(inputs), keep_sizes=True, open_wrapped=True))
+        run = partial(_by_running(inputs), keep_sizes=True, open_wrapped=True)
+        return _checked(model, inputs, partial(_traced, model, run))
     except TraceError:
         return traced
+
+
+def _checked(model: nn.Module, inputs: ExampleInputs | None, make: Callable[[], TracedModule]) -> TracedModule:
+    """What ``make`` returns; compared with the model where its code asks for the type of a value.
+
+    A stand-in has another type than what it stands for, and so have fake tensors; nobody sees the question.
+
+    Raises:
+        TraceError: it does not compute the same, or there is nothing to compare it on.
+    """
+    traced, asking = make(), asking_type(model)
+    if asking is None or (inputs is not None and computes_the_same(model, traced, inputs)):
+        return traced
+    code = asking.__code__
+    raise TraceError(
+        f"{asking.__name__} asks for the type of a value (type(x) or x.__class__, in the function at "
+        f"{code.co_filename}:{code.co_firstlineno}), and the graph "
+        + ("cannot be compared with the model without inputs" if inputs is None else "computes something else")
+        + "\n  ask isinstance(x, ...) instead"
+    )
 
 
 def _refuse_names(model: nn.Module) -> None:
@@ -123,11 +146,11 @@ def trace_by_running(model: nn.Module, inputs: ExampleInputs, why: TraceError) -
     """
     by_running = _by_running(inputs)
     try:
-        return _traced(model, partial(by_running, keep_sizes=True))
+        return _checked(model, inputs, partial(_traced, model, partial(by_running, keep_sizes=True)))
     except TraceError as error:
         first = error
     try:
-        return _traced(model, partial(by_running, keep_sizes=False))
+        return _checked(model, inputs, partial(_traced, model, partial(by_running, keep_sizes=False)))
     except TraceError:
         check_runs(skeleton(model), inputs)
         raise TraceError(f"{why}\nNor can it be traced by running it on the example inputs: {first}") from first

@@ -1,7 +1,7 @@
 """Nested arguments and results."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor
@@ -34,3 +34,14 @@ def fields_of(tree: object) -> tuple[type, tuple[Any, ...], dict[str, Any]] | No
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
         return type(tree), (), {f.name: getattr(tree, f.name) for f in dataclasses.fields(tree) if f.init}
     return None
+
+
+def tensors_in(tree: Any) -> Iterator[Tensor]:  # noqa: ANN401 - a tree of anything
+    """All tensors in nested tuples, lists, dicts and dataclasses, in order."""
+    if isinstance(tree, Tensor):
+        yield tree
+        return
+    fields = fields_of(tree)
+    items = (fields[1], fields[2]) if fields is not None else tree
+    for item in items.values() if isinstance(items, dict) else items if isinstance(items, tuple | list) else ():
+        yield from tensors_in(item)

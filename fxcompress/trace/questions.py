@@ -1,0 +1,104 @@
+"""Questions of Python about a value, asked while torch.fx traces with stand-ins: is it a tensor, what can it do?
+
+A stand-in is no tensor, so ``isinstance(x, Tensor)`` would be False in the trace and True in the model, and the graph
+would take the wrong path without a word. While tracing, such questions are answered for the value that is stood in for;
+where its class is not known, tracing fails, and the model is traced by running it, where tensors are tensors.
+
+``type(x)`` cannot be answered. Where the code of a model asks it, the graph is compared with the model, see verify.py.
+"""
+
+import builtins
+import dis
+import functools
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import CodeType, FrameType, FunctionType
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import fx, nn
+
+from fxcompress.errors import TraceError
+from fxcompress.trace.glue import code_around
+from fxcompress.trace.kinds import Kinds
+from fxcompress.trace.places import place
+
+_LIBRARIES = tuple(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(__file__).parents[1]))
+_isinstance, _hasattr, _callable = builtins.isinstance, builtins.hasattr, builtins.callable
+
+
+@contextmanager
+def answered(kinds: Kinds) -> Iterator[None]:
+    """Answer questions of the user's code about stand-ins by the class of what they stand for.
+
+    Args:
+        kinds: of the nodes that they have.
+
+    Raises:
+        TraceError: (from within) the class is not known.
+    """
+
+    def kind(value: fx.Proxy) -> type:
+        found = kinds.of(value.node)
+        if found is None:
+            raise TraceError(f"it looks at the type of what {value.node.name} returns{place()}, which torch.fx hides")
+        return found
+
+    def is_instance(value: Any, classes: Any) -> bool:  # noqa: ANN401 - as of builtins
+        result = _isinstance(value, classes)
+        if result or not _isinstance(value, fx.Proxy) or not _is_users(sys._getframe(1)):  # noqa: SLF001
+            return result
+        return issubclass(kind(value), classes)
+
+    def has_attribute(value: Any, name: str) -> bool:  # noqa: ANN401 - as of builtins
+        if not _isinstance(value, fx.Proxy) or not _is_users(sys._getframe(1)):  # noqa: SLF001
+            return _hasattr(value, name)
+        return has(kind(value), name)
+
+    def is_callable(value: Any) -> bool:  # noqa: ANN401 - as of builtins
+        if not _isinstance(value, fx.Proxy) or not _is_users(sys._getframe(1)):  # noqa: SLF001
+            return _callable(value)
+        return has(kind(value), "__call__")
+
+    with ExitStack() as stack:
+        for function, new in ((isinstance, is_instance), (hasattr, has_attribute), (callable, is_callable)):
+            stack.enter_context(patch.object(builtins, function.__name__, new))
+        yield
+
+
+def has(kind: type, name: str) -> bool:
+    """Whether objects of a class have an attribute."""
+    return any(name in vars(base) for base in kind.__mro__)
+
+
+def _is_users(frame: FrameType) -> bool:
+    code = frame.f_code
+    return code.co_name == "is_tensor" or _is_users_file(code.co_filename)
+
+
+@functools.cache
+def _is_users_file(name: str) -> bool:
+    return not name.startswith((*_LIBRARIES, "<frozen", "<string"))
+
+
+def asking_type(model: nn.Module) -> FunctionType | None:
+    """A function in the code of a model that asks for the type of a value, or None; it need not be called."""
+    return next((function for function in code_around(model.modules()) if _asks(function.__code__)), None)
+
+
+@functools.cache
+def _asks(code: CodeType) -> bool:
+    """Whether a function calls ``type(...)`` on something else than ``self``, or reads ``__class__``."""
+    if any(_asks(constant) for constant in code.co_consts if isinstance(constant, CodeType)):
+        return True
+    if "__class__" in code.co_names:
+        return True
+    if "type" not in code.co_names:
+        return False
+    steps = [step for step in dis.get_instructions(code) if step.opname not in {"CACHE", "PUSH_NULL", "PRECALL"}]
+    loads = [i for i, step in enumerate(steps) if step.argval == "type" and step.opname in {"LOAD_GLOBAL", "LOAD_NAME"}]
+    return any(steps[i + 1].argval not in {"self", "cls"} for i in loads if i + 1 < len(steps))

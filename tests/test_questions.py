@@ -1,0 +1,129 @@
+"""Code that asks what kind of thing a value is takes the same path in the graph as in the model."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, is_tensor, nn
+
+import fxcompress as fxc
+from fxcompress.errors import TraceError
+from tests.exactness import TOLERANCE, Fingerprint, difference, outputs
+
+D = 6
+
+
+class Net(nn.Module):
+    """Two layers; the second half of what lies between them depends on a question."""
+
+    def __init__(self, between: Callable[["Net", Any], Any]) -> None:
+        super().__init__()
+        self.first, self.last, self.between = nn.Linear(4, D), nn.Linear(D, 3), between
+        self.lstm, self.scale = nn.LSTM(D, D), nn.Parameter(torch.rand(D) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.between(self, self.first(x)))  # type: ignore[no-any-return]
+
+
+def twice_if(condition: Callable[["Net", Any], bool]) -> Callable[["Net", Any], Any]:
+    """The value twice if the answer is yes."""
+    return lambda net, h: h * 2 if condition(net, h) else h
+
+
+def batched(value: Tensor | Sequence[Tensor]) -> Tensor:
+    """As libraries take one thing or many."""
+    many = [value] if isinstance(value, Tensor) else list(value)
+    return torch.stack([F.gelu(item) for item in many]).sum(0)
+
+
+def kind_of(value: object) -> str:
+    if isinstance(value, tuple | list):
+        return "many"
+    return "one" if isinstance(value, Tensor) else "none"
+
+
+ANSWERED: dict[str, Callable[[Net, Any], Any]] = {
+    "isinstance": twice_if(lambda net, h: isinstance(h, Tensor)),
+    "of a tuple of classes": twice_if(lambda net, h: isinstance(h, (list, Tensor))),
+    "of a union": twice_if(lambda net, h: isinstance(h, int | Tensor)),
+    "not a tuple": twice_if(lambda net, h: not isinstance(h, tuple)),
+    "no parameter": twice_if(lambda net, h: not isinstance(h, nn.Parameter)),
+    "a parameter": lambda net, h: h * (net.scale if isinstance(getattr(net, "scale"), nn.Parameter) else 0.0),  # noqa: B009
+    "torch.is_tensor": twice_if(lambda net, h: torch.is_tensor(h)),
+    "is_tensor": twice_if(lambda net, h: is_tensor(h)),
+    "hasattr": twice_if(lambda net, h: hasattr(h, "tensors")),
+    "hasattr of a tensor": twice_if(lambda net, h: hasattr(h, "shape") and not hasattr(h, "__name__")),
+    "getattr": twice_if(lambda net, h: getattr(h, "mask", None) is not None),
+    "callable": twice_if(lambda net, h: callable(h)),
+    "a helper": lambda net, h: batched(h),
+    "a helper, of many": lambda net, h: batched((h, h * 2)),
+    "of a product": twice_if(lambda net, h: isinstance(h * 2 + h.mean(), Tensor)),
+    "of a function": twice_if(lambda net, h: isinstance(F.max_pool1d(h[None], 1), Tensor)),
+    "of a method": twice_if(lambda net, h: kind_of(h.view(h.size(0), -1).t()) == "one"),
+    "of several tensors": twice_if(lambda net, h: kind_of(h.split(2, 1)) == "many"),
+    "of a layer of several": twice_if(lambda net, h: isinstance(net.lstm(h), tuple)),
+    "of a size": twice_if(lambda net, h: isinstance(h.shape[0], int)),
+    "of a shape": twice_if(lambda net, h: isinstance(h.shape, tuple)),
+    "type of a module": twice_if(lambda net, h: type(net.lstm) is nn.LSTM),
+    "type, to no end": twice_if(lambda net, h: type(h).__name__ != ""),
+}
+
+
+def made_dead(between: Callable[[Net, Any], Any]) -> Net:
+    torch.manual_seed(0)
+    net = Net(between).double().eval()
+    with torch.no_grad():
+        for parameter in net.first.parameters():
+            parameter[1] = 0
+    return net
+
+
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("name", ANSWERED)
+def test_questions_are_answered(name: str, *, given: bool) -> None:
+    net, x = made_dead(ANSWERED[name]), torch.randn(5, 4, dtype=torch.float64)
+    visit = Fingerprint(net)
+    module = fxc.prune(net, x if given else None).module
+    visit.check()
+    for training in (False, True):
+        assert difference(outputs(net, (x,), training=training), outputs(module, (x,), training=training)) <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [lambda net, h: type(h) is Tensor, lambda net, h: h.__class__ is Tensor, lambda net, h: type(h) in (Tensor, int)],
+)
+def test_what_cannot_be_answered_is_refused(condition: Callable[[Net, Any], bool]) -> None:
+    """Neither a stand-in nor a fake tensor has the type of a tensor."""
+    net, x = made_dead(twice_if(condition)), torch.randn(5, 4, dtype=torch.float64)
+    with pytest.raises(TraceError, match=r"asks for the type of a value \(type\(x\) or x.__class__, .*test_questions"):
+        fxc.prune(net, x)
+
+
+class Takes(Net):
+    """Takes a tensor or several."""
+
+    def forward(self, x: Any) -> Tensor:  # noqa: ANN401 - a tensor, or several
+        h = self.first(x) if isinstance(x, Tensor) else self.first(x[0]) + self.first(x[1])
+        return self.last(h)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("many", [True, False])
+def test_inputs_are_what_they_are(*, many: bool) -> None:
+    torch.manual_seed(0)
+    net = Takes(lambda net, h: h).double().eval()
+    x = torch.randn(5, 4, dtype=torch.float64)
+    argument = (x, x + 1) if many else x
+    module = fxc.prune(net, (argument,)).module
+    assert difference(net(argument), module(argument)) <= TOLERANCE
+
+
+def test_questions_outside_of_a_trace_are_pythons_own() -> None:
+    import builtins
+
+    before = builtins.isinstance, builtins.hasattr, builtins.callable
+    with pytest.raises(TraceError):
+        fxc.prune(made_dead(lambda net, h: h * 2 if h.sum() > 0 else h))
+    assert (builtins.isinstance, builtins.hasattr, builtins.callable) == before

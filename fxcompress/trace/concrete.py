@@ -23,6 +23,7 @@ from fxcompress.trace.arguments import Arguments
 from fxcompress.trace.fakes import Fakes
 from fxcompress.trace.flat_weights import renew_weights
 from fxcompress.trace.inputs import ExampleInputs
+from fxcompress.trace.memory import Memory
 from fxcompress.trace.objects import objects_in
 from fxcompress.trace.places import place_of
 from fxcompress.trace.recorder import Recorder
@@ -42,6 +43,7 @@ def run_model(
     inputs: ExampleInputs,
     is_leaf: IsLeaf,
     keep_sizes: bool,
+    kept: set[str],
     open_wrapped: bool = False,
 ) -> fx.Graph:
     """The graph that running ``root`` on the inputs leaves. ``root`` itself does not run: a copy on fake tensors does.
@@ -53,6 +55,7 @@ def run_model(
         inputs: only their shapes and types count.
         is_leaf: which modules become one node.
         keep_sizes: see :class:`fxcompress.trace.recorder.Recorder`.
+        kept: filled with the attributes that the run sets; those that it seems to set before it reads them.
         open_wrapped: look into functions marked by torch.fx.wrap.
 
     Raises:
@@ -70,6 +73,8 @@ def run_model(
             raise carries_over(changed) from error
         if again - changed:
             raise carries_over(again - changed)
+        kept |= changed
+    kept |= run.kept
     run.writer.graph.lint()
     return run.writer.graph
 
@@ -121,6 +126,7 @@ class _Run:
         self.is_leaf = is_leaf
         self.readers = readers
         self.open_wrapped = open_wrapped
+        self.kept: set[str] = set()
         self.model = skeleton(root).train(training)
         self.writer = Writer(self._constant)
         self.recorder = Recorder(self.writer, keep_sizes=keep_sizes)
@@ -136,11 +142,12 @@ class _Run:
             with self.recorder.pause():
                 fakes = replace(self.fakes.from_tensor, (inputs.args, inputs.kwargs))
             given = Arguments(signature, ExampleInputs(*fakes), self.writer, self.recorder)
-            state = State(self.model)
+            state, memory = State(self.model), Memory(self.model)
             held = objects_in([*given.args, given.kwargs, *(vars(module) for module in self.model.modules())])
             with watch(self.recorder, self.model, self.is_leaf, self.readers, open_wrapped=self.open_wrapped):
                 result = self.model(*given.args, **given.kwargs)
             changed = state.changed()
+            self.kept |= memory.changed().keys() - changed  # the contents of lists and dicts
             if self.recorder.refusal is not None:  # the model has caught it, and gone another way
                 raise self.recorder.refusal
             self.writer.graph.output(self.writer.result_of(result, held))

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fxcompress.errors import TraceError
+from fxcompress.trace.memory import Unread, carried_over
 
 
 class State:
@@ -51,7 +52,8 @@ def unset(model: nn.Module, names: frozenset[str]) -> None:
         module = model.get_submodule(path)
         tables = (module._parameters, module._buffers, module.__dict__)
         table: dict[str, Any] = next((t for t in tables if key in t), module.__dict__)
-        table[key] = _Unset()
+        number = isinstance(table.get(key), int | float) and not isinstance(table[key], bool)
+        table[key] = Unread(name) if number else _Unset()
 
 
 def _attributes(model: nn.Module) -> Iterator[tuple[str, dict[str, Any], str]]:
@@ -64,10 +66,7 @@ def _attributes(model: nn.Module) -> Iterator[tuple[str, dict[str, Any], str]]:
 
 def carries_over(names: frozenset[str]) -> TraceError:
     """The error for attributes that take something from one run to the next."""
-    return TraceError(
-        f"it sets its attribute {min(names)} while it runs, and the next run may read it; a graph cannot do that\n"
-        "  write into a buffer in place (copy_), or compute the value anew in each run"
-    )
+    return carried_over(min(names))
 
 
 def _stamp(value: object) -> object:

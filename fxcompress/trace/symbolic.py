@@ -3,6 +3,7 @@
 import inspect
 import operator
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,9 +15,11 @@ from fxcompress.trace.checkpoints import mark
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.kinds import Kinds
 from fxcompress.trace.lowering import Lowered
+from fxcompress.trace.memory import Memory
 from fxcompress.trace.modes import autocast_mode, without_gradient
 from fxcompress.trace.places import place, stack_trace
 from fxcompress.trace.questions import answered, has
+from fxcompress.trace.state import unset
 from fxcompress.trace.traced import TracedModule, copy_graph
 
 
@@ -135,7 +138,13 @@ class Tracer(fx.Tracer):
 
 
 def symbolic_graph(
-    root: nn.Module, readers: set[int], *, training: bool, inputs: ExampleInputs | None, symbols: bool
+    root: nn.Module,
+    readers: set[int],
+    *,
+    training: bool,
+    inputs: ExampleInputs | None,
+    symbols: bool,
+    kept: set[str],
 ) -> fx.Graph:
     """The graph of ``root`` in one mode.
 
@@ -145,6 +154,7 @@ def symbolic_graph(
         training: the mode.
         inputs: arguments of ``forward`` that have a default and are not given here keep that default.
         symbols: buffers are symbols, like parameters; otherwise their values are at hand while tracing.
+        kept: filled with the attributes that the code sets and may read in the next run.
 
     Raises:
         TraceError: torch.fx cannot do it.
@@ -153,18 +163,18 @@ def symbolic_graph(
     if isinstance(root, fx.GraphModule) and not constants:
         train_graph = root.train_graph if isinstance(root, TracedModule) and training else None
         return copy_graph(train_graph or root.graph)
-    tracer = Tracer()
-    tracer.proxy_buffer_attributes = symbols
-    tracer.kinds = Kinds(root, inputs)
     root.train(training)
     before = [(module, dict(module._buffers)) for module in root.modules()]
-    try:
-        with torch.enable_grad(), answered(tracer.kinds):
-            graph = tracer.trace(root, concrete_args=constants or None)
-    except TraceError:
-        raise
-    except Exception as error:
-        raise TraceError(_trace_message(root, error)) from error
+    memory = Memory(root)
+    go = partial(_go, root, constants or None, inputs, symbols=symbols)
+    graph, changed = go(), memory.changed()
+    memory.restore()
+    counts = {name for name, value in changed.items() if isinstance(value, int | float) and not isinstance(value, bool)}
+    if counts:  # is anything computed from them?
+        unset(root, frozenset(counts))
+        go()
+        memory.restore()
+    kept |= changed.keys() - counts
     _refuse_assigned(before)
     _refuse_frozen(root, graph)
     _refuse_written(root, graph)
@@ -172,6 +182,19 @@ def symbolic_graph(
     for node in (n for f in _WHOLE for n in graph.find_nodes(op="call_function", target=f)):
         node.meta.pop("is_wrapped", None)  # or the code of the graph would have torch.fx wrap a name with dots
     return graph
+
+
+def _go(root: nn.Module, constants: dict[str, Any] | None, inputs: ExampleInputs | None, *, symbols: bool) -> fx.Graph:
+    tracer = Tracer()
+    tracer.proxy_buffer_attributes = symbols
+    tracer.kinds = Kinds(root, inputs)
+    try:
+        with torch.enable_grad(), answered(tracer.kinds):
+            return tracer.trace(root, concrete_args=constants)
+    except TraceError:
+        raise
+    except Exception as error:
+        raise TraceError(_trace_message(root, error)) from error
 
 
 def _refuse_assigned(before: list[tuple[nn.Module, dict[str, Tensor | None]]]) -> None:

@@ -20,6 +20,7 @@ from fxcompress.trace.concrete import check_runs, run_model
 from fxcompress.trace.heap import without_collections
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.lowering import lower, sweep
+from fxcompress.trace.memory import carried_over
 from fxcompress.trace.questions import asking_type
 from fxcompress.trace.skeleton import skeleton
 from fxcompress.trace.state import same_randomness, unchanged_buffers
@@ -66,22 +67,26 @@ def trace(model: nn.Module, inputs: ExampleInputs | None = None) -> TracedModule
         return traced
     try:
         run = partial(_by_running(inputs), keep_sizes=True, open_wrapped=True)
-        return _checked(model, inputs, partial(_traced, model, run))
+        return _checked(model, inputs, lambda kept: _traced(model, partial(run, kept=kept)))
     except TraceError:
         return traced
 
 
-def _checked(model: nn.Module, inputs: ExampleInputs | None, make: Callable[[], TracedModule]) -> TracedModule:
-    """What ``make`` returns; compared with the model where its code asks for the type of a value.
+def _checked(model: nn.Module, inputs: ExampleInputs | None, make: Callable[[set[str]], TracedModule]) -> TracedModule:
+    """What ``make`` returns; compared with the model where its code does what nobody can see while it is traced.
 
-    A stand-in has another type than what it stands for, and so have fake tensors; nobody sees the question.
+    That is to ask for the type of a value, as stand-ins and fake tensors have others, and to keep something from one
+    run for the next, in attributes whose names ``make`` puts into the set that it is given.
 
     Raises:
         TraceError: it does not compute the same, or there is nothing to compare it on.
     """
-    traced, asking = make(), asking_type(model)
-    if asking is None or (inputs is not None and computes_the_same(model, traced, inputs)):
+    kept: set[str] = set()
+    traced, asking = make(kept), asking_type(model)
+    if (asking is None and not kept) or (inputs is not None and computes_the_same(model, traced, inputs)):
         return traced
+    if asking is None:
+        raise carried_over(min(kept))
     code = asking.__code__
     raise TraceError(
         f"{asking.__name__} asks for the type of a value (type(x) or x.__class__, in the function at "
@@ -118,14 +123,14 @@ def _is_ours(function: object) -> bool:
     return getattr(function, "__module__", "").startswith("fxcompress.")
 
 
-def _trace_symbolically(model: nn.Module, inputs: ExampleInputs | None) -> TracedModule:
+def _trace_symbolically(model: nn.Module, inputs: ExampleInputs | None, kept: set[str]) -> TracedModule:
     """Trace with buffers as symbols; where the model takes decisions on one, with those that it has now."""
     try:
-        return _traced(model, partial(symbolic_graph, inputs=inputs, symbols=True))
+        return _traced(model, partial(symbolic_graph, inputs=inputs, symbols=True, kept=kept))
     except TraceError as error:
         first = error
     with unchanged_buffers(model) as written:
-        result = _traced(model, partial(symbolic_graph, inputs=inputs, symbols=False))
+        result = _traced(model, partial(symbolic_graph, inputs=inputs, symbols=False, kept=kept))
     if written or any("_tensor_constant" in str(node.target) for node in result.graph.find_nodes(op="get_attr")):
         raise first  # a buffer that is written to, or computed with, must not be a constant
     return result
@@ -146,11 +151,11 @@ def trace_by_running(model: nn.Module, inputs: ExampleInputs, why: TraceError) -
     """
     by_running = _by_running(inputs)
     try:
-        return _checked(model, inputs, partial(_traced, model, partial(by_running, keep_sizes=True)))
+        return _checked(model, inputs, lambda kept: _traced(model, partial(by_running, keep_sizes=True, kept=kept)))
     except TraceError as error:
         first = error
     try:
-        return _checked(model, inputs, partial(_traced, model, partial(by_running, keep_sizes=False)))
+        return _checked(model, inputs, lambda kept: _traced(model, partial(by_running, keep_sizes=False, kept=kept)))
     except TraceError:
         check_runs(skeleton(model), inputs)
         raise TraceError(f"{why}\nNor can it be traced by running it on the example inputs: {first}") from first

@@ -1,7 +1,5 @@
 """Whether a graph computes what its model does, asked where code could have taken another path without being seen."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -16,9 +14,10 @@ _NEAR = {torch.float64: 1e-9, torch.float32: 1e-3}
 
 
 def computes_the_same(model: nn.Module, traced: TracedModule, inputs: ExampleInputs) -> bool:
-    """Whether copies of both return the same, in evaluation and in training; neither is touched.
+    """Whether copies of both return the same in three calls, in evaluation and in training; neither is touched.
 
-    What cannot be compared, because the model itself does not run in that mode on these inputs, is taken for the same.
+    The second call is on other values, so that what a call leaves behind for the next one shows. What cannot be
+    compared, because the model itself does not run in that mode on these inputs, is taken for the same.
 
     Args:
         model: the original.
@@ -42,11 +41,19 @@ def computes_the_same(model: nn.Module, traced: TracedModule, inputs: ExampleInp
 def _results(module: nn.Module, inputs: ExampleInputs, *, training: bool) -> list[Tensor]:
     own = skeleton(module)
     own_tensors(own, set())
-    args, kwargs = inputs.converted(Tensor.clone).args, inputs.converted(Tensor.clone).kwargs
+    own.train(training)
+    found: list[Tensor] = []
     with torch.no_grad(), same_randomness(allowed=True):
         torch.manual_seed(0)
-        result: Any = own.train(training)(*args, **kwargs)
-    return list(tensors_in(result))
+        for values in (Tensor.clone, _others, Tensor.clone):
+            given = inputs.converted(values)
+            found += tensors_in(own(*given.args, **given.kwargs))
+    return found
+
+
+def _others(tensor: Tensor) -> Tensor:
+    """Another tensor of the same kind, with values that the model takes where it takes these."""
+    return tensor.flip(list(range(tensor.ndim))) * (0.5 if tensor.is_floating_point() else 1)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -28,6 +28,8 @@ def check(decision: object, outcome: object, sizes: tuple[object, ...], where: s
             for these very sizes instead.
         where: the line of the model that takes it.
     """
+    if isinstance(decision, Tensor):  # as sizes are while torch.jit.trace or the old exporter of torch.onnx look on
+        decision = decision.item()
     if decision != outcome:
         raise PathError(
             f"this input takes another path through the network than the one that was traced{where}: a decision on "

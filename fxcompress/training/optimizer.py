@@ -15,7 +15,15 @@ from torch.optim import LBFGS, Adafactor, Optimizer
 from fxcompress.errors import OptimizerError
 from fxcompress.training.factored import rescale_factors
 
-__all__ = ["PreparedResize", "Replacement", "check_optimizer", "prepare_resize", "resize_optimizer", "slice_parameter"]
+__all__ = [
+    "PreparedResize",
+    "Replacement",
+    "check_optimizer",
+    "kept_entries",
+    "prepare_resize",
+    "resize_optimizer",
+    "slice_parameter",
+]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,15 +56,20 @@ def slice_parameter(old: nn.Parameter, indices: Mapping[int, Tensor]) -> Replace
     tensor([[0., 1.],
             [4., 5.]], requires_grad=True)
     """
-    new = nn.Parameter(_kept(old.detach(), indices), requires_grad=old.requires_grad)
+    new = nn.Parameter(kept_entries(old.detach(), indices), requires_grad=old.requires_grad)
     new.__dict__.update(old.__dict__)
     if old.grad is not None:
-        new.grad = _kept(old.grad.detach(), indices)
+        new.grad = kept_entries(old.grad.detach(), indices)
     return Replacement(old, new, dict(indices))
 
 
-def _kept(tensor: Tensor, indices: Mapping[int, Tensor]) -> Tensor:
-    """A copy of the kept entries, laid out like ``tensor``."""
+def kept_entries(tensor: Tensor, indices: Mapping[int, Tensor]) -> Tensor:
+    """A copy of the kept entries, laid out like ``tensor``.
+
+    Args:
+        tensor: of any shape.
+        indices: for each dim to cut, the indices that stay, int64 (kept,).
+    """
     result = tensor.clone()
     for dim, index in indices.items():
         result = result.index_select(dim, index.to(tensor.device))
@@ -236,7 +249,7 @@ def _cut_tensor(tensor: Tensor, change: Replacement, optimizer: str, path: str) 
 
 def _cut_values(tensor: Tensor, indices: Mapping[int, Tensor], optimizer: str, path: str) -> Tensor:
     try:
-        return _kept(tensor, indices)
+        return kept_entries(tensor, indices)
     except (RuntimeError, TypeError) as error:  # tensor subclasses, such as those of 8-bit optimizers
         raise OptimizerError(
             f"cannot cut the state of {optimizer}: {path} is a {type(tensor).__name__} that cannot be indexed "

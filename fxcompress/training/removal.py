@@ -20,6 +20,7 @@ from fxcompress.training.agreement import agreed
 from fxcompress.training.averages import copies_of
 from fxcompress.training.census import Zeros, seeds
 from fxcompress.training.distributed import check_wrapper, rebuild, wrappers_of
+from fxcompress.training.handover import hand_over
 from fxcompress.training.network import SizedNetwork
 from fxcompress.training.optimizer import PreparedResize, Replacement, check_optimizer, prepare_resize
 from fxcompress.training.sized import SizedModule
@@ -61,6 +62,7 @@ class Removal:
         parts: of the network, with what each loses.
         report: what goes, in words.
         optimizers: what becomes of the optimizers; empty where nothing goes.
+        changes: what takes the place of each parameter.
         untrained: parameters that change, and could be trained, and that no given optimizer holds.
         fingerprint: the same number on two machines exactly when they hold networks of the same shapes, with the same
             zeros, and would remove the same.
@@ -69,15 +71,21 @@ class Removal:
     parts: list[PartRemoval]
     report: PruneReport
     optimizers: list[PreparedResize]
+    changes: list[Replacement]
     untrained: list[str]
     fingerprint: str
 
-    def commit(self) -> None:
-        """Make it so."""
+    def commit(self, *, wrapped: bool) -> None:
+        """Make it so.
+
+        Args:
+            wrapped: see :func:`hand_over`.
+        """
         for part in self.parts:
             part.commit()
         for prepared in self.optimizers:
             prepared.commit()
+        hand_over(self.changes, wrapped=wrapped)
 
     def __str__(self) -> str:
         """One line, for messages."""
@@ -111,7 +119,7 @@ def remove_dead(
 
     removal = agreed(wrappers, plan)
     if removal.report.modified:
-        removal.commit()
+        removal.commit(wrapped=bool(wrappers))
         _warn_of_untrained(net, removal.untrained)
         for wrapper in wrappers:
             rebuild(wrapper)
@@ -141,7 +149,8 @@ def plan_removal(
     told = [type(optimizer).__name__ for optimizer in optimizers]
     told += [f"{path}={part.fingerprint}" for path, part in planned.items()]
     report = join({path: part.report for path, part in planned.items()})
-    return Removal(list(planned.values()), report, prepared, _untrained(net, changes, optimizers), _digest(told))
+    untrained = _untrained(net, changes, optimizers)
+    return Removal(list(planned.values()), report, prepared, changes, untrained, _digest(told))
 
 
 def _plan_part(net: SizedModule, copies: Iterable[nn.Module]) -> PartRemoval:

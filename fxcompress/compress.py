@@ -18,6 +18,7 @@ from fxcompress.progress import progress
 from fxcompress.provenance import attach
 from fxcompress.quantizer import Quantizer
 from fxcompress.trace.inputs import ExampleInputs
+from fxcompress.trace.modes import ordinary
 from fxcompress.trace.skeleton import own_tensors, skeleton
 from fxcompress.trace.support import check_supported
 from fxcompress.trace.traced import TracedModule
@@ -31,6 +32,7 @@ UNSAID = 0.1
 """The share of the weights that may go without a quantizer and without a warning."""
 
 
+@ordinary
 def compress(
     model: nn.Module,
     example_inputs: object = None,

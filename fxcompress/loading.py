@@ -16,11 +16,13 @@ from fxcompress.storage.arguments import check_arguments
 from fxcompress.storage.file import SavedNetwork, read
 from fxcompress.trace.graph_forward import install
 from fxcompress.trace.inputs import ExampleInputs
+from fxcompress.trace.modes import ordinary
 from fxcompress.trace.skeleton import skeleton
 from fxcompress.trace.traced import TracedModule
 from fxcompress.trace.weight_norm import with_plain_weights
 
 
+@ordinary
 def load(path: str | os.PathLike[str], model: nn.Module, example_inputs: Any = None) -> nn.Module:  # noqa: ANN401
     """Cut a freshly built original to the shape of a saved network, and fill in the saved values, bit for bit.
 

@@ -16,6 +16,7 @@ from fxcompress.passes.prune_report import PruneReport, make_report
 from fxcompress.passes.shrink import Narrow, check_narrow, shrink
 from fxcompress.progress import progress
 from fxcompress.trace.inputs import ExampleInputs
+from fxcompress.trace.modes import ordinary
 from fxcompress.trace.skeleton import own_tensors
 from fxcompress.trace.weight_norm import has_weight_norm, plain_weights
 from fxcompress.training.in_pieces import Compressed
@@ -36,6 +37,7 @@ class PruneResult:
     report: PruneReport
 
 
+@ordinary
 def prune(
     model: nn.Module,
     example_inputs: object = None,

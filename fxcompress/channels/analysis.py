@@ -60,7 +60,7 @@ class SiteAtoms:
         if site.weight.rank != 2:
             return site.row, site.column
         found = {d: layer.reshape(-1) for layer in site.weight.layers for d in support(layer)}
-        straight = any(torch.equal(atoms.get(d, torch.empty(0)), own) for d, own in found.items())
+        straight = any(torch.equal(atoms.get(d, torch.empty(0, device="cpu")), own) for d, own in found.items())
         return (site.row, site.column) if straight else (site.column, site.row)
 
 

@@ -103,7 +103,7 @@ def _labels(call: Call, space: Space) -> tuple[Layers, ...]:
 
 def _constants(step: Step, known: Known) -> list[Tensor]:
     (out,), value = step.outputs, step.call.args[1]
-    return [unknown(out) if value is None else torch.full((1,) * out.rank, value, dtype=torch.float64)]
+    return [unknown(out) if value is None else torch.full((1,) * out.rank, value, dtype=torch.float64, device="cpu")]
 
 
 SPREAD = OpClass("spread", _spread_labels, _spread_constants)

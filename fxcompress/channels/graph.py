@@ -16,6 +16,7 @@ from fxcompress.channels.coverage import Uncovered, uncovered
 from fxcompress.channels.prepare import NO_GRAPH, prepare, prepare_pieces
 from fxcompress.channels.space import FIXED, Block, Reason
 from fxcompress.trace.inputs import ExampleInputs
+from fxcompress.trace.modes import ordinary
 
 Channel = tuple[str, int, int]
 """A tensor's name, a dim of it, and an index along that dim."""
@@ -76,6 +77,7 @@ class ChannelGraph:
         self.analysis = analysis
 
     @classmethod
+    @ordinary
     def of(cls, model: nn.Module, example_inputs: object = None) -> "ChannelGraph":
         """Analyse a model; it is left as it is.
 
@@ -95,6 +97,7 @@ class ChannelGraph:
             ) from error
 
     @classmethod
+    @ordinary
     def of_pieces(cls, model: nn.Module, example_inputs: object) -> "dict[str, ChannelGraph]":
         """Analyse the pieces of a model that has no graph as a whole, as it reads values; it is left as it is.
 

@@ -123,4 +123,4 @@ def crosses(a: frozenset[int], b: frozenset[int]) -> bool:
 
 def zeros_like_dim(size: int, rank: int, dim: int) -> Tensor:
     """A layer of FIXED entries along ``dim``."""
-    return vector(torch.zeros(size, dtype=torch.int64), rank, dim)
+    return vector(torch.zeros(size, dtype=torch.int64, device="cpu"), rank, dim)

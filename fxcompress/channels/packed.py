@@ -26,18 +26,18 @@ def with_lengths(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[A
     if not isinstance(named.get("lengths"), LabelTensor):
         return args, kwargs
     batch, steps = named["input"].shape[:2] if named.get("batch_first", False) else named["input"].shape[1::-1]
-    lengths = torch.full((batch,), steps)
+    lengths = torch.full((batch,), steps, device="cpu")
     return ((args[0], lengths, *args[2:]), kwargs) if len(args) > 1 else (args, kwargs | {"lengths": lengths})
 
 
 def _pack(run: Emitter, source: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Tensor]:  # noqa: FBT001 - the signature of ATen
-    steps, sizes = _aten._pack_padded_sequence(torch.zeros(*source.shape[:2], 1), lengths, batch_first)
+    steps, sizes = _aten._pack_padded_sequence(torch.zeros(*source.shape[:2], 1, device="cpu"), lengths, batch_first)
     return _moved(run, source, (steps.shape[0], *source.shape[2:]), 0.0), sizes
 
 
 def _unpack(run: Emitter, source: Tensor, sizes: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
     _, padding, _ = rest
-    padded, lengths = _aten._pad_packed_sequence(torch.zeros(source.shape[0], 1), sizes, *rest)
+    padded, lengths = _aten._pad_packed_sequence(torch.zeros(source.shape[0], 1, device="cpu"), sizes, *rest)
     return _moved(run, source, (*padded.shape[:2], *source.shape[1:]), padding), lengths
 
 

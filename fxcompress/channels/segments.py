@@ -73,7 +73,7 @@ def _make(step: Step, sites: SiteAtoms, position: int, result: Segments) -> None
     out, first = step.outputs[0], len(result.sources)
     rows = sites.site.rows
     result.sources += [((position, row),) for row in range(rows)]
-    ids = torch.arange(first, first + rows, dtype=torch.float64)
+    ids = torch.arange(first, first + rows, dtype=torch.float64, device="cpu")
     result.maps[out.key] = vector(ids, out.rank, sites.site.out_dim)
 
 
@@ -116,7 +116,7 @@ def _scattered(step: Step, known: Known, result: Segments) -> Tensor | None:
     maps = [whole]
     for turn in turns.unique().tolist():
         chosen = (turns == turn).nonzero().flatten()
-        empty = torch.full(size, torch.nan, dtype=torch.float64)
+        empty = torch.full(size, torch.nan, dtype=torch.float64, device="cpu")
         maps.append(empty.index_copy(dim, index[chosen], there.index_select(dim, chosen)))
     return _join(maps, result)
 

@@ -111,5 +111,5 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
     try:
         return func(*args, **kwargs)
     except NotImplementedError:  # torch has no meta kernel for it: its shapes are those of a run on zeros
-        real = replace(lambda t: torch.zeros(t.shape, dtype=t.dtype), Tensor, (args, kwargs))
+        real = replace(lambda t: torch.zeros(t.shape, dtype=t.dtype, device="cpu"), Tensor, (args, kwargs))
         return replace(lambda t: t.to("meta"), Tensor, func(*real[0], **real[1]))

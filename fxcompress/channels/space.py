@@ -77,7 +77,7 @@ class Space:
         block = Block(name, dim, self.size, size, is_parameter)
         self.blocks.append(block)
         self.size += size
-        return torch.arange(block.start, block.start + size)
+        return torch.arange(block.start, block.start + size, device="cpu")
 
     def couple(self, a: Tensor, b: Tensor) -> None:
         """The atoms of ``a`` and ``b`` (broadcast against each other) go together or not at all."""

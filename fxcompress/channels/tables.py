@@ -47,7 +47,7 @@ def pin_rows(steps: Iterable[Step], tables: set[int], space: Space) -> None:
         if step.op not in {MOVEMENT, INDEX} or not isinstance(source, Value) or source.key not in tables:
             continue
         left = [layer.reshape(-1) for value in step.outputs for layer in value.layers]
-        read = torch.cat(left) if left else torch.zeros(0, dtype=torch.int64)
+        read = torch.cat(left) if left else torch.zeros(0, dtype=torch.int64, device="cpu")
         for layer in source.layers:
             if not bool(torch.isin(layer, read).all()):
                 space.pin(layer, "input-size", "how many of its entries are read depends on the size of the input")

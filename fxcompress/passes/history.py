@@ -67,7 +67,7 @@ def _cut_grid(grid: Grid, inputs: int, indices: dict[int, Tensor]) -> Grid:
     if grouped:
         left = torch.unique(index // (inputs // groups))
         each = len(grid.bits) // groups
-        index = (left[:, None] * each + torch.arange(each)).reshape(-1)
+        index = (left[:, None] * each + torch.arange(each, device="cpu")).reshape(-1)
         groups = len(left)
     channels = index.tolist()
     return Grid(

@@ -184,7 +184,7 @@ def open_joins(module: TracedModule, paths: list[NarrowPath]) -> None:
 
 def _open(module: TracedModule, node: fx.Node, path: NarrowPath) -> None:
     tensors = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
-    known = tensors.get(path.tensor, next(iter(tensors.values()), torch.empty(0)))
+    known = tensors.get(path.tensor, next(iter(tensors.values()), torch.empty(0, device="cpu")))
     taken = torch.tensor(path.index, dtype=torch.int64, device=known.device)
     join = join_at(module, node)
     if join is not None:

@@ -72,11 +72,13 @@ def same_entries(before: Step, after: Step | None, alive: np.ndarray) -> bool:
     left = list(kept_shape(source, alive))
     changed = after is not None and not _same_arguments(before.call, after.call)
     if changed:  # a size, perhaps, that says where to look along another dim
-        others = {d: torch.ones(n, dtype=torch.bool) for d, n in enumerate(source.shape) if d not in ragged}
+        others = {
+            d: torch.ones(n, dtype=torch.bool, device="cpu") for d, n in enumerate(source.shape) if d not in ragged
+        }
         masks = others | masks
     for dim, mask in masks.items():
         if changed or after is None or not mask.all():
-            whole = vector(torch.arange(1, len(mask) + 1), source.rank, dim)
+            whole = vector(torch.arange(1, len(mask) + 1, device="cpu"), source.rank, dim)
             rest = whole.index_select(dim, mask.nonzero().flatten())
             expected = [_left(out, v, alive) for out, v in zip(_run(before.call, whole), before.outputs, strict=False)]
             try:

@@ -122,13 +122,13 @@ class Coded:
     def widths(self) -> Tensor:
         """Bits that hold all codes from the smallest to the largest one present, uint8 (K,)."""
         span = self.codes.amax(1) - self.codes.amin(1)
-        return torch.bucketize(span + 1, 2 ** torch.arange(62)).to(torch.uint8)
+        return torch.bucketize(span + 1, 2 ** torch.arange(62, device="cpu")).to(torch.uint8)
 
     @property
     def bits(self) -> Tensor:
         """The smallest whole bit depth whose range -2^(b-1) to 2^(b-1) - 1 holds the codes present, int64 (K,)."""
         magnitude = torch.where(self.codes < 0, ~self.codes, self.codes).amax(1)
-        signed = torch.bucketize(magnitude + 1, 2 ** torch.arange(62)) + 1
+        signed = torch.bucketize(magnitude + 1, 2 ** torch.arange(62, device="cpu")) + 1
         return torch.where((self.codes == 0).all(1), 0, signed)
 
 
@@ -178,7 +178,7 @@ def _candidates(exponent: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
 
 
 def _fitting_scale(matrix: Tensor, exponents: tuple[float, ...]) -> Tensor | None:
-    exponent = torch.tensor(exponents, dtype=torch.float64)
+    exponent = torch.tensor(exponents, dtype=torch.float64, device="cpu")
     for dtype in (torch.float32, torch.float64):
         found = torch.full_like(exponent, torch.nan, dtype=dtype)
         for candidate in _candidates(exponent, dtype):

@@ -1,8 +1,11 @@
-"""Modes that code switches while it runs, and that a graph does not know: gradients off, autocast."""
+"""Modes that code switches while it runs, and that a graph does not know: gradients off, inference, autocast."""
 
 import torch
 
 from fxcompress.trace.trees import replace
+
+ordinary = torch.inference_mode(mode=False)
+"""Decorator: tensors that are made inside can be trained, also where inference mode is on outside."""
 
 
 def autocast_mode() -> tuple[bool, bool]:

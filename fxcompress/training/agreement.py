@@ -84,9 +84,9 @@ def exchange(record: str, group: "dist.ProcessGroup", device: torch.device) -> l
     Raises:
         DistributedError: a rank does not answer within the timeout of the group.
     """
-    records = torch.zeros(group.size(), _LENGTH, dtype=torch.int32)
+    records = torch.zeros(group.size(), _LENGTH, dtype=torch.int32, device="cpu")
     content = record.encode()[:_LENGTH]
-    records[group.rank(), : len(content)] = torch.tensor(list(content), dtype=torch.int32)
+    records[group.rank(), : len(content)] = torch.tensor(list(content), dtype=torch.int32, device="cpu")
     try:
         everyone = _summed(records.to(device), group)
     except RuntimeError as error:  # what torch raises when a peer is gone, or its time is up

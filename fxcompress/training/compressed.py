@@ -16,6 +16,7 @@ from fxcompress.passes.prune_report import PruneReport
 from fxcompress.passes.shrink import Narrow, check_narrow, shrink
 from fxcompress.provenance import Provenance, attach, provenance_of
 from fxcompress.quantizer import Quantizer
+from fxcompress.trace.modes import ordinary
 from fxcompress.trace.traced import TracedModule
 from fxcompress.training.census import free_entries
 from fxcompress.training.distributed import refuse_sharded
@@ -122,6 +123,7 @@ class CompressedModule(SizedModule):
         """
         return remove_dead(self, {"": self}, optimizer, averages, lambda reports: reports[""])
 
+    @ordinary
     def finalize(self, *, prune: bool = True, fold: bool = True, narrow: Narrow = False) -> TracedModule:
         """The network as an ordinary GraphModule: weights on their grid, no quantizers; this one stays as it is.
 

@@ -13,6 +13,7 @@ from fxcompress.passes.pieces import joined_report
 from fxcompress.passes.prune_report import PruneReport
 from fxcompress.passes.shrink import Narrow
 from fxcompress.passes.unquantized import Unquantized, is_weight
+from fxcompress.trace.modes import ordinary
 from fxcompress.training.compressed import CompressedModule
 from fxcompress.training.distributed import refuse_sharded
 from fxcompress.training.network import Settings, SizedNetwork
@@ -122,6 +123,7 @@ class CompressedPieces(SizedNetwork):
             recuts.commit()
         return super().load_state_dict(state_dict, strict, assign)
 
+    @ordinary
     def finalize(self, *, prune: bool = True, fold: bool = True, narrow: Narrow = False) -> nn.Module:
         """A network of the model's own class, with the weights of its pieces on their grid and no quantizers.
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fxcompress.channels.plan import Plan
 from fxcompress.trace.inputs import ExampleInputs
+from fxcompress.trace.modes import ordinary
 from fxcompress.trace.traced import TracedModule
 from fxcompress.training.census import Census, Span, Zeros
 
@@ -124,6 +125,7 @@ class LivenessUpdate:
         ]
         self._hold()
 
+    @ordinary
     @torch.no_grad()
     def step(self) -> None:
         """Project bits to >= 0, hold what is dead at zero, shrink biases of dead channels, and flag what has died."""

@@ -146,7 +146,8 @@ class SizedNetwork(nn.Module):
         own = list(found.values())
         if cached is None or len(cached[0]) != len(own) or any(a is not b for a, b in zip(cached[0], own, strict=True)):
             rows = [sum(p.numel() for p in part.fxc_bits) for part in parts.values()]
-            cached = self.__dict__[_JOINED] = (own, joined_terms(found, rows))
+            with torch.inference_mode(mode=False):
+                cached = self.__dict__[_JOINED] = (own, joined_terms(found, rows))
         terms = cached[1]
         assert isinstance(terms, SizeTerms)
         return terms

@@ -15,6 +15,7 @@ from fxcompress.passes.history import extended
 from fxcompress.passes.prune_channels import Pruned, prune_channels
 from fxcompress.passes.prune_report import PruneReport, make_report
 from fxcompress.passes.repeat import repeat_removal
+from fxcompress.trace.modes import ordinary
 from fxcompress.trace.traced import TracedModule
 from fxcompress.training.agreement import agreed
 from fxcompress.training.averages import copies_of
@@ -93,6 +94,7 @@ class Removal:
         return f"{before - after} of {before} parameters, {self.report.channels} channels"
 
 
+@ordinary
 def remove_dead(
     net: SizedNetwork,
     parts: Mapping[str, SizedModule],

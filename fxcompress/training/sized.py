@@ -1,6 +1,7 @@
 """What a network with one graph weighs while it trains, and what of it is dead."""
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fxcompress.objectives import SizeTerms, size_terms
@@ -42,7 +43,8 @@ class SizedModule(SizedNetwork, TracedModule):
             flags = self.get_submodule(LIVENESS)
             assert isinstance(flags, Liveness)
             settings = self.settings
-            update = LivenessUpdate(self, flags, settings.inputs, settings.bias_shrink, settings.deaths)
+            with torch.inference_mode(mode=False):
+                update = LivenessUpdate(self, flags, settings.inputs, settings.bias_shrink, settings.deaths)
             self.__dict__[_UPDATE] = update
         assert isinstance(update, LivenessUpdate)
         return update
@@ -70,8 +72,9 @@ class SizedModule(SizedNetwork, TracedModule):
         if cached is None or cached[0] != key:
             rows = {name: (span.start, span.stop - span.start) for name, span in update.census.weights.items()}
             start = self.settings.start_costs
-            terms = size_terms(update.census.analysis, update.plan, rows, self.weights, start)
-            terms = terms.to(bits.device, bits.dtype)
+            with torch.inference_mode(mode=False):
+                terms = size_terms(update.census.analysis, update.plan, rows, self.weights, start)
+                terms = terms.to(bits.device, bits.dtype)
             cached = self.__dict__[_TERMS] = (key, terms)
         terms = cached[1]
         assert isinstance(terms, SizeTerms)

@@ -257,7 +257,7 @@ def _constants(step: Step, known: Known) -> list[Tensor]:
     scaled = any(step.call.kwargs.get(k, 1) != 1 for k in ("alpha", "beta"))
     if site is None or scaled or (site.bias is not None and site.bias.rank != 1):
         return nothing_known(step, known)
-    bias = torch.zeros(1, dtype=torch.float64) if site.bias is None else known.small(site.bias)
+    bias = torch.zeros(1, dtype=torch.float64, device="cpu") if site.bias is None else known.small(site.bias)
     value = torch.where(live_rows(site, known), torch.nan, bias)
     return [vector(value, out.rank, site.out_dim) if value.numel() > 1 else value.reshape((1,) * out.rank)]
 

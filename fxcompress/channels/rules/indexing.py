@@ -83,7 +83,7 @@ def _index_labels(call: Call, space: Space) -> tuple[Layers, ...]:
 
 def _at_first(call: Call, layer: Tensor) -> list[Tensor]:
     """What a call makes of a layer that does not vary along the indexed dims: any entry there will do."""
-    args = replace(lambda index: torch.zeros(index.shape, dtype=torch.int64), Value, call.args[1:])
+    args = replace(lambda index: torch.zeros(index.shape, dtype=torch.int64, device="cpu"), Value, call.args[1:])
     return move(lambda labels: call.func(labels, *args, **call.kwargs), layer, call.args[0].shape)
 
 

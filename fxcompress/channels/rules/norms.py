@@ -42,7 +42,7 @@ def _constants(step: Step, known: Known) -> list[Tensor]:
 
 
 def _vector(value: Value | None, default: float, known: Known) -> Tensor:
-    return torch.tensor([default], dtype=torch.float64) if value is None else known.small(value)
+    return torch.tensor([default], dtype=torch.float64, device="cpu") if value is None else known.small(value)
 
 
 BATCH_NORM = register(

@@ -183,7 +183,7 @@ def _choice(leaf: object, known: Known) -> Tensor | None:
     """What is known of one of the tensors or numbers to choose from; None for nothing."""
     if isinstance(leaf, Value):
         return known.of(leaf).double().cpu() if leaf.meta.is_floating_point() else None
-    return torch.tensor(float(leaf), dtype=torch.float64) if isinstance(leaf, int | float) else None
+    return torch.tensor(float(leaf), dtype=torch.float64, device="cpu") if isinstance(leaf, int | float) else None
 
 
 def _overwritten(step: Step, known: Known) -> list[Tensor]:

@@ -91,7 +91,11 @@ def _state_constants(step: Step, known: Known) -> list[Tensor]:
         quiet &= ~kind.of(_nonzero(bias, None, known))
     quiet &= True if cell is None else _is_zero(cell, known)
     recurrent = _nonzero(weights.hh, kind, known)
-    zero = torch.ones(step.outputs[0].shape[1], dtype=torch.bool) if hidden is None else _is_zero(hidden, known)
+    zero = (
+        torch.ones(step.outputs[0].shape[1], dtype=torch.bool, device="cpu")
+        if hidden is None
+        else _is_zero(hidden, known)
+    )
     while True:
         made = quiet & ~(recurrent & ~zero).any(1)
         if kind.keeps and not kind.cell:
@@ -159,7 +163,7 @@ def _none_labels(call: Call, space: Space) -> tuple[Layers, ...]:
 
 
 def _none_constants(step: Step, known: Known) -> list[Tensor]:
-    return [torch.zeros(1, 1, dtype=torch.float64)]
+    return [torch.zeros(1, 1, dtype=torch.float64, device="cpu")]
 
 
 def _is_zero(value: Value, known: Known) -> Tensor:

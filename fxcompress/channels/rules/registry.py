@@ -50,7 +50,7 @@ class Known:
 
 def unknown(value: Value) -> Tensor:
     """The map of a value of which nothing is known."""
-    return torch.full((1,) * value.rank, torch.nan, dtype=torch.float64)
+    return torch.full((1,) * value.rank, torch.nan, dtype=torch.float64, device="cpu")
 
 
 def nothing_known(step: Step, known: Known) -> list[Tensor]:

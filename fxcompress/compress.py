@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.prepare import NO_GRAPH, prepare, prepare_pieces
-from fxcompress.errors import FxCompressError, UnsupportedModelError
+from fxcompress.errors import FxCompressError, UnsupportedModelError, check_number
 from fxcompress.objectives import Objective, objective_of
 from fxcompress.passes.history import started
 from fxcompress.passes.inject_quantizers import inject_quantizers, is_quantizable
@@ -68,16 +68,17 @@ def compress(
         TraceError: neither the model nor any module of it can be traced.
         UnsupportedModelError: the model is compressed already, has no trainable weight to quantize, or is in a state
             that cannot be analysed (NaN weights, meta tensors, hooks, parametrizations).
-        ValueError: an argument is out of its range.
+        TypeError, ValueError: an argument is of another kind, or out of its range.
 
     >>> net = compress(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)))
     >>> net.size("eq4").item()
     8.0
     """
     objective_of(objective)  # raises where there is no such
+    check_number(bits=bits, bias_shrink=bias_shrink, death_limit=death_limit)
     if not 0 < bits <= 24:
         raise ValueError(f"bits={bits} is out of range: more than 0, at most 24")
-    if bias_shrink <= 0:
+    if not bias_shrink > 0:
         raise ValueError(f"bias_shrink={bias_shrink} must be positive, or no biased channel could ever be removed")
     if not 0 < death_limit <= 1:
         raise ValueError(f"death_limit={death_limit} must be a share of the channels: above 0, at most 1")

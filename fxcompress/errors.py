@@ -23,6 +23,7 @@ __all__ = [
     "TraceError",
     "UnsupportedModelError",
     "ValueReadError",
+    "check_number",
 ]
 
 
@@ -97,3 +98,24 @@ class CheckpointError(FxCompressError, RuntimeError):
 
     A RuntimeError as well, which is what torch raises for a state_dict that does not fit.
     """
+
+
+def check_number(**named: object) -> None:
+    """Check that arguments are numbers, so that what is said of their range makes sense.
+
+    Raises:
+        TypeError: one is none; it says which.
+
+    >>> check_number(bits="8")
+    Traceback (most recent call last):
+    ...
+    TypeError: bits='8' is a str; it must be a number
+    """
+    for name, value in named.items():
+        try:
+            if not isinstance(value, str):
+                float(value)  # type: ignore[arg-type]
+                continue
+        except (TypeError, ValueError, RuntimeError):
+            pass
+        raise TypeError(f"{name}={value!r} is a {type(value).__name__}; it must be a number")

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from fxcompress.compress import compress
 from fxcompress.errors import AverageError, CheckpointError
 from fxcompress.storage.states import read_states
 from fxcompress.training.averages import copies_of
-from fxcompress.training.batches import Batch, argument_names, check_loss, count_batches, first_batch
+from fxcompress.training.batches import Batch, argument_names, check_callable, check_loss, count_batches, first_batch
 from fxcompress.training.fit import FitResult, Validate, cosine, gamma_of, train
 from fxcompress.training.guard import Guard
 from fxcompress.training.history import EpochRecord
@@ -91,10 +92,11 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
             ``average.module``, and ``average.module.finalize()`` the one to use.
 
     Raises:
-        TypeError: the loader has no length, a batch or what a function returned is of another form.
-        ValueError: the loader is empty; neither or both of ``gamma`` and ``target_size`` are given, the network is
-            smaller than ``target_size`` already, an optimizer of a plain model, ``min_accuracy`` without ``validate``,
-            or ``resume`` without ``checkpoint``.
+        TypeError: an argument is of another kind, the loader has no length, a batch or what a function returned is of
+            another form.
+        ValueError: the loader is empty; the loss has no gradient; neither or both of ``gamma`` and ``target_size`` are
+            given, the network is smaller than ``target_size`` already, an optimizer of a plain model, ``min_accuracy``
+            without ``validate``, or ``resume`` without ``checkpoint``.
         AverageError: ``average`` is not of the network.
         CheckpointError: the checkpoint does not fit, or is there although the run is to start anew.
         TrainingInterrupted: Ctrl-C was pressed, or SIGTERM has come; a KeyboardInterrupt, raised after the step that
@@ -105,11 +107,13 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
         DistributedError: processes have different numbers of batches, disagree, or have died.
     """
     control = gamma_of(gamma, target_size)
+    _check_kinds(model, epochs)
     if epochs < 1:
         raise ValueError(f"epochs={epochs} must be at least 1")
     if min_accuracy is not None and validate is None:
         raise ValueError("min_accuracy= is about what validate= returns: pass a function that measures the accuracy")
     check_loss(loss_fn)
+    _check_calls(validate, on_epoch, scheduler)
     count = count_batches(loader)
     guard, policy = Guard(min_accuracy, max_loss_increase), prune_policy(prune)
     going_on = _goes_on(checkpoint, resume)
@@ -143,6 +147,24 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
         average=average,
         keeper=keeper,
     )
+
+
+def _check_kinds(model: object, epochs: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    if not isinstance(epochs, Integral):
+        raise TypeError(f"epochs={epochs!r} is a {type(epochs).__name__}; it must be a whole number")
+
+
+def _check_calls(validate: object, on_epoch: object, scheduler: object) -> None:
+    """Check what is called after a batch or an epoch before the first one is made."""
+    if validate is not None:
+        check_callable("validate", validate, ("net",), "it gets the network and returns a number, or None")
+    if on_epoch is not None:
+        check_callable("on_epoch", on_epoch, ("record",), "it gets the record of an epoch")
+    if scheduler is not None:
+        step = getattr(scheduler, "step", scheduler)
+        check_callable("scheduler.step", step, (), "it is stepped after each batch: take one that follows the steps")
 
 
 def _goes_on(checkpoint: str | os.PathLike[str] | None, resume: Resume) -> bool:
@@ -209,9 +231,11 @@ def _compressed(
     return compress(model, inputs, bits=bits, death_limit=DEATH_LIMIT)
 
 
-def _check_average(net: Compressed, average: AveragedModel | None) -> None:
+def _check_average(net: Compressed, average: object) -> None:
     if average is None:
         return
+    if not isinstance(average, AveragedModel):
+        raise TypeError(f"average= is a {type(average).__name__}; pass AveragedModel(net) of torch.optim.swa_utils")
     if not isinstance(average.module, Compressed):
         raise AverageError(
             f"average= is of a {type(average.module).__name__}; net = compress(model, ...), then "

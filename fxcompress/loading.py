@@ -12,6 +12,7 @@ from fxcompress.errors import ExampleInputError, StorageError, TraceError
 from fxcompress.passes.readers import add_biases
 from fxcompress.passes.recut import ShapeError, recut
 from fxcompress.provenance import Provenance, attach
+from fxcompress.quantizer import Quantizer
 from fxcompress.storage.arguments import check_arguments
 from fxcompress.storage.file import SavedNetwork, read
 from fxcompress.trace.graph_forward import install
@@ -85,6 +86,10 @@ def _in_pieces(model: nn.Module, example_inputs: object, provenance: Provenance,
 
 
 def _check_shapes(model: nn.Module, provenance: Provenance, path: object) -> None:
+    if any(isinstance(module, Quantizer) for module in model.modules()):
+        raise StorageError(
+            f"{path} is of a finalized network: load it into the original model, not into a compressed one"
+        )
     own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     for name, shape in provenance.shapes.items():
         if own.get(name) != shape:
@@ -96,7 +101,10 @@ def _check_shapes(model: nn.Module, provenance: Provenance, path: object) -> Non
             )
     extra = [name for name in own if name not in provenance.shapes]
     if extra:
-        raise StorageError(f"{path} was saved from another network: its original had no {extra[0]}")
+        raise StorageError(
+            f"{path} was saved from another network: its original had no {extra[0]}; "
+            "build the model with the arguments that it was built with"
+        )
 
 
 def _inputs(provenance: Provenance, model: nn.Module) -> Any:  # noqa: ANN401

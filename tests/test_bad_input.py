@@ -386,3 +386,152 @@ def test_a_path_and_a_network_in_the_wrong_order_are_told_apart(tmp_path: Path) 
     with pytest.raises(TypeError, match=r"the path is a str and the network a OrderedDict: call it as load"):
         fxc.load(path, net.state_dict())  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
+
+
+SMALL = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+BATCH = (torch.zeros(3, 4), torch.zeros(3, dtype=torch.long))
+NOT_NUMBERS: list[object] = ["8", None, [1], torch.ones(3), object()]
+
+
+@pytest.mark.parametrize("value", NOT_NUMBERS)
+@pytest.mark.parametrize("name", ["bits", "bias_shrink", "death_limit"])
+def test_numbers_of_compress(name: str, value: object) -> None:
+    with pytest.raises(TypeError, match=rf"^{name}=.* is a {type(value).__name__}; it must be a number"):
+        fxc.compress(SMALL, BATCH[0], **{name: value})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=f"^{name}=nan"):
+        fxc.compress(SMALL, BATCH[0], **{name: torch.nan})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["lr", "weight_decay", "bits_lr", "bits_eps"])
+def test_numbers_of_parameter_groups(name: str) -> None:
+    net = fxc.compress(SMALL, BATCH[0])
+    for value in NOT_NUMBERS:
+        with pytest.raises(TypeError, match=rf"^{name}=.* must be a number"):
+            net.param_groups(**{name: value})  # type: ignore[arg-type]
+    for number in (-1.0, torch.nan, torch.inf):
+        with pytest.raises(ValueError, match=rf"^{name}={number} is out of range"):
+            net.param_groups(**{name: number})
+    assert net.param_groups(**{name: torch.tensor(0.5)})  # type: ignore[arg-type]
+
+
+Kind = type[Exception]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        ({"model": None}, TypeError, "expected a torch.nn.Module, got NoneType"),
+        ({"epochs": None}, TypeError, "epochs=None is a NoneType; it must be a whole number"),
+        ({"epochs": 1.5}, TypeError, "epochs=1.5 is a float"),
+        ({"gamma": "x"}, TypeError, "gamma='x' is a str"),
+        ({"gamma": torch.nan}, ValueError, "gamma=nan must be finite"),
+        ({"gamma": torch.inf}, ValueError, "gamma=inf must be finite"),
+        ({"gamma": None, "target_size": "x"}, TypeError, "target_size='x' is a str"),
+        ({"lr": -1.0}, ValueError, "lr=-1.0 is out of range"),
+        ({"weight_decay": "a"}, TypeError, "weight_decay='a' is a str"),
+        ({"prune": None}, TypeError, "prune=None is none of True, False, a whole number of steps and a PrunePolicy"),
+        ({"prune": 1.5}, TypeError, "prune=1.5 is none of"),
+        ({"prune": 0}, ValueError, "at least one step"),
+        ({"max_loss_increase": "x"}, TypeError, "max_loss_increase='x' is a str"),
+        ({"max_loss_increase": torch.nan}, ValueError, "max_loss_increase=nan must be positive"),
+        ({"min_accuracy": "x", "validate": lambda net: 1.0}, TypeError, "min_accuracy='x' is a str"),
+        ({"validate": 3}, TypeError, r"validate is a int; it must be a function of \(net\)"),
+        ({"validate": lambda: 1.0}, TypeError, r"validate is called as validate\(net\), which its signature"),
+        ({"on_epoch": 3}, TypeError, r"on_epoch is a int; it must be a function of \(record\)"),
+        ({"scheduler": 3}, TypeError, "scheduler.step is a int"),
+        ({"scheduler": nn.Linear(1, 1)}, TypeError, "scheduler.step is called as"),
+        ({"average": 3}, TypeError, "average= is a int; pass AveragedModel"),
+        ({"loss_fn": nn.CrossEntropyLoss}, TypeError, r"is the class CrossEntropyLoss; pass an object of it"),
+        (
+            {"loss_fn": lambda output, target: output.detach().sum()},
+            ValueError,
+            "loss_fn returned .* without a gradient",
+        ),
+        ({"loss_fn": lambda output, target: torch.tensor(1.0)}, ValueError, "loss_fn returned 1 without a gradient"),
+        ({"loss_fn": lambda output, target: output.sum().long()}, ValueError, "without a gradient"),
+    ],
+)
+def test_arguments_of_fit(arguments: dict[str, object], error: Kind, text: str) -> None:
+    """Each is refused before the first step."""
+    given = {"model": SMALL, "loader": [BATCH], "loss_fn": F.cross_entropy, "epochs": 1, "gamma": 0.1} | arguments
+    visit = Fingerprint(SMALL)
+    with pytest.raises(error, match=text):
+        fxc.fit(**given, progress=False)  # type: ignore[arg-type]
+    visit.check()
+
+
+def test_what_is_no_optimizer() -> None:
+    net = fxc.compress(SMALL, BATCH[0])
+    adam = torch.optim.Adam(net.param_groups())
+    strangers: list[object] = [3, "adam", {}, torch.optim.Adam, [adam, 3], torch.optim.lr_scheduler.StepLR(adam, 1)]
+    for stranger in strangers:
+        wrong = stranger[1] if isinstance(stranger, list) else stranger
+        for call in (net.prune, lambda o: fxc.prune(SMALL, BATCH[0], o[1] if isinstance(o, list) else o)):
+            with pytest.raises(TypeError, match=f"expected a torch.optim.Optimizer, got {type(wrong).__name__}"):
+                call(stranger)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"got StepLR; pass the one that it holds as .optimizer"):
+        net.prune(strangers[-1])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"pass a list: averages=\[average\]"):
+        net.prune(adam, averages=torch.optim.swa_utils.AveragedModel(net))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("state", [None, "net.pt", 3, [("a", 1)]])
+def test_what_is_no_state_dict(state: object) -> None:
+    with pytest.raises(TypeError, match=f"expected a state_dict, got {type(state).__name__}"):
+        fxc.compress(SMALL, BATCH[0]).load_state_dict(state)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [None, 3.0, torch.ones(3)])
+def test_objectives_that_return_no_scalar(value: object) -> None:
+    net = fxc.compress(SMALL, BATCH[0], objective=lambda terms, bits: value)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"returned .*; it must return a scalar"):
+        net.size()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("name", ["0.weight", "2.bias", "0.weight_quantizer.bits"])
+def test_a_network_whose_training_has_diverged_is_not_finalized(name: str, value: float) -> None:
+    net = fxc.compress(SMALL, BATCH[0])
+    with torch.no_grad():
+        net.get_parameter(name)[0] = value
+    with pytest.raises(UnsupportedModelError, match=f"parameter '{name}' holds NaN or infinite values"):
+        net.finalize()
+
+
+def test_a_file_is_not_loaded_into_a_compressed_network(tmp_path: Path) -> None:
+    net = fxc.compress(SMALL, BATCH[0])
+    fxc.save(net.finalize(), tmp_path / "net.fxc")
+    with pytest.raises(FxCompressError, match="load it into the original model, not into a compressed one"):
+        fxc.load(tmp_path / "net.fxc", net)
+
+
+class Spectral(nn.Module):
+    """Some weights are complex, as in networks that learn filters in the frequency domain, and some are empty."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.after = nn.Linear(8, 6), nn.Linear(6, 3)
+        self.filter = nn.Linear(4, 4, dtype=torch.complex64)
+        self.mix = nn.Parameter(torch.randn(4, 4, dtype=torch.complex64))
+        self.nothing = nn.Linear(0, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.before(x))
+        spectrum = self.filter(torch.fft.rfft(h)) @ self.mix
+        return self.after(torch.fft.irfft(spectrum, n=6)) + self.nothing(x[:, :0])  # type: ignore[no-any-return]
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_complex_and_empty_weights_get_no_quantizer() -> None:
+    model, x = Spectral(), torch.randn(4, 8)
+    net = fxc.compress(model, x)
+    assert net.weights == 8 * 6 + 6 * 3
+    assert difference(model(x), net(x)) < 0.05
+    optimizer = torch.optim.Adam(net.param_groups(lr=1e-2))
+    for _ in range(3):
+        optimizer.zero_grad()
+        (net(x).square().mean() + 0.1 * net.size()).backward()
+        optimizer.step()
+        net.step()
+        net.prune(optimizer)
+    assert difference(net.eval()(x), net.finalize().eval()(x)) < 1e-5

@@ -58,7 +58,8 @@ class InjectQuantizers(Pass):
 
     Weights of conv 1d, 2d, 3d, their transposed forms and linear, as modules or as functional calls on a parameter, and
     matrices that inputs are multiplied with (``x @ self.weight``, or ``addmm`` as in the layers of GPT-2). A
-    weight that is frozen, or that something else reads as well (a tied embedding), gets none.
+    weight that is frozen, or that something else reads as well (a tied embedding), gets none;
+    neither does one that is complex or empty.
 
     Attributes:
         bits: bit depth to start with.
@@ -169,6 +170,8 @@ def _quantizable(module: TracedModule, uses: list[_Use]) -> dict[str, str]:
         name: first[id(parameter)]
         for name, parameter in parameters.items()
         if parameter.requires_grad
+        and parameter.is_floating_point()
+        and parameter.numel()
         and parameter.ndim >= 2
         and id(parameter) in readers
         and readers[id(parameter)] == reads.get(id(parameter))

@@ -38,6 +38,15 @@ def check_supported(model: nn.Module) -> None:
         reason = _tensor_reason(tensor)
         if reason:
             raise UnsupportedModelError(f"tensor {name!r} {tuple(tensor.shape)}: {reason}")
+    check_finite(model)
+
+
+def check_finite(model: nn.Module) -> None:
+    """Raise an error when a parameter holds NaN or infinite values.
+
+    Raises:
+        UnsupportedModelError: it names the first one.
+    """
     bad = next(_not_finite(list(model.named_parameters())), None)
     if bad is not None:
         raise UnsupportedModelError(

@@ -131,20 +131,40 @@ def check_loss(loss: Callable[..., Any]) -> None:
     Raises:
         TypeError: it cannot.
     """
-    called = loss.forward if isinstance(loss, nn.Module) else loss
+    check_callable(
+        "loss_fn", loss, ("output", "target"),
+        "what else it needs goes into the target: of a batch (input, (labels, weights)) it gets (labels, weights), of "
+        "a batch that is a dict all that forward does not take, as a dict",
+    )  # fmt: skip
+
+
+def check_callable(name: str, function: object, arguments: tuple[str, ...], remedy: str) -> None:
+    """Check that a function of the user's can be called as it will be, before the first step is made.
+
+    Args:
+        name: of the argument that it was passed as.
+        function: the same.
+        arguments: what it will be called with.
+        remedy: what to do where it takes something else.
+
+    Raises:
+        TypeError: it cannot.
+    """
+    listed = f"({', '.join(arguments)})"
+    if isinstance(function, type) and issubclass(function, nn.Module):
+        raise TypeError(f"{name} is the class {function.__name__}; pass an object of it: {function.__name__}()")
+    called = function.forward if isinstance(function, nn.Module) else function
     try:
-        signature = inspect.signature(called)
+        signature = inspect.signature(called)  # type: ignore[arg-type]
     except (TypeError, ValueError):  # no function, or one that is not written in Python
-        if callable(loss):
+        if callable(function):
             return
-        raise TypeError(f"loss_fn is a {type(loss).__name__}; it must be a function of (output, target)") from None
+        raise TypeError(f"{name} is a {type(function).__name__}; it must be a function of {listed}") from None
     try:
-        signature.bind(None, None)
+        signature.bind(*arguments)
     except TypeError as error:
         raise TypeError(
-            f"loss_fn is called as loss_fn(output, target), which its signature {signature} does not allow: {error}\n"
-            "  what else it needs goes into the target: of a batch (input, (labels, weights)) it gets "
-            "(labels, weights), of a batch that is a dict all that forward does not take, as a dict"
+            f"{name} is called as {name}{listed}, which its signature {signature} does not allow: {error}\n  {remedy}"
         ) from error
 
 
@@ -153,10 +173,15 @@ def scalar_loss(loss: object) -> Tensor:
 
     Raises:
         TypeError: it is no tensor.
-        ValueError: it has several entries.
+        ValueError: it has several entries, or no gradient.
     """
     if not isinstance(loss, Tensor):
         raise TypeError(f"loss_fn returned a {type(loss).__name__}; it must return a tensor with one entry")
     if loss.numel() != 1:
         raise ValueError(f"loss_fn returned shape {tuple(loss.shape)}; it must return one number, such as the mean")
+    if not loss.requires_grad:
+        raise ValueError(
+            f"loss_fn returned {loss.item():.4g} without a gradient, so nothing would be learnt: it must be computed "
+            "from the output by what has gradients (no detach(), item(), argmax() or rounding)"
+        )
     return loss

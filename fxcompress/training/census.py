@@ -181,6 +181,7 @@ def free_entries(analysis: Analysis) -> Zeros:
         if (
             parameter.ndim != 1
             or not parameter.requires_grad
+            or name not in analysis.atoms  # complex ones have no labels
             or (isinstance(owner, Quantizer) and not name.endswith(".bits"))
         ):
             continue

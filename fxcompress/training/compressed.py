@@ -17,6 +17,7 @@ from fxcompress.passes.shrink import Narrow, check_narrow, shrink
 from fxcompress.provenance import Provenance, attach, provenance_of
 from fxcompress.quantizer import Quantizer
 from fxcompress.trace.modes import ordinary
+from fxcompress.trace.support import check_finite
 from fxcompress.trace.traced import TracedModule
 from fxcompress.training.census import free_entries
 from fxcompress.training.distributed import refuse_sharded
@@ -135,12 +136,14 @@ class CompressedModule(SizedModule):
                 sum, see :func:`fxcompress.prune`.
 
         Raises:
+            UnsupportedModelError: a parameter holds NaN or infinite values.
             ValueError: ``narrow`` is something else than True, False and ``"measure"``, or asked for without ``prune``.
         """
         check_narrow(narrow)
         if narrow and not prune:
             raise ValueError("narrow removes channels: pass prune=True with it")
         refuse_sharded(self)
+        check_finite(self)
         own = copy.deepcopy(self)
         provenance = provenance_of(own)
         delattr(own, LIVENESS)

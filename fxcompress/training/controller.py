@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from fxcompress.errors import check_number
+
 
 @dataclass(frozen=True, slots=True)
 class ConstantGamma:
@@ -52,6 +54,7 @@ class TargetSize:
     _sum: float = field(default=0.0, repr=False)
 
     def __post_init__(self) -> None:
+        check_number(target_size=self.target)
         if not 0 < self.target < 1:
             raise ValueError(f"target_size={self.target} must be a share of the original bits, between 0 and 1")
 

@@ -50,7 +50,7 @@ def what_of_the_batch(batch: Batch) -> str:
     found: list[str] = []
 
     def see(where: str, tensor: Tensor) -> Tensor:
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if (tensor.is_floating_point() or tensor.is_complex()) and not bool(torch.isfinite(tensor).all()):
             found.append(where)
         return tensor
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from fxcompress.errors import DivergenceError
+from fxcompress.errors import DivergenceError, check_number
 from fxcompress.passes.prune_report import PruneReport
 from fxcompress.training.batches import count_batches
 from fxcompress.training.controller import ConstantGamma, TargetSize
@@ -200,6 +200,7 @@ def gamma_of(gamma: float | Gamma | None, target_size: float | None) -> Gamma:
     """The controller for what the user asked for.
 
     Raises:
+        TypeError: one is no number.
         ValueError: neither or both are given, or a value is out of range.
     """
     if (gamma is None) == (target_size is None):
@@ -209,6 +210,9 @@ def gamma_of(gamma: float | Gamma | None, target_size: float | None) -> Gamma:
     if callable(gamma):
         return gamma
     assert gamma is not None
+    check_number(gamma=gamma)
     if gamma < 0:
         raise ValueError(f"gamma={gamma} must not be negative: the network would be paid for growing")
+    if not gamma < math.inf:
+        raise ValueError(f"gamma={gamma} must be finite: no loss has a part in a sum with it")
     return ConstantGamma(gamma)

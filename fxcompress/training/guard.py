@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass, field
 
+from fxcompress.errors import check_number
+
 _MEMORY = 0.98
 """Of the loss in the last step, for the smoothed loss: some fifty steps."""
 
@@ -33,7 +35,9 @@ class Guard:
     lowest: float = field(default=math.inf, repr=False)
 
     def __post_init__(self) -> None:
-        if self.max_loss_increase is not None and self.max_loss_increase <= 0:
+        given = {"min_accuracy": self.min_metric, "max_loss_increase": self.max_loss_increase}
+        check_number(**{name: value for name, value in given.items() if value is not None})
+        if self.max_loss_increase is not None and not self.max_loss_increase > 0:
             raise ValueError(f"max_loss_increase={self.max_loss_increase} must be positive: 0.2 allows a fifth more")
 
     @property

@@ -1,5 +1,6 @@
 """What every network in training offers, whether it has one graph or is in pieces: its sizes and parameter groups."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from fxcompress.errors import check_number
 from fxcompress.objectives import Objective, SizeTerms, Start, joined_terms, objective_of
 from fxcompress.quantizer import Quantizer, compile_quantizers, storage_bits
 from fxcompress.trace.inputs import ExampleInputs
@@ -132,10 +134,7 @@ class SizedNetwork(nn.Module):
         """
         chosen = objective_of(self.settings.objective if objective is None else objective)
         bits = self._all_bits()
-        size = chosen(self._size_terms(bits), bits)
-        if size.ndim:
-            raise ValueError(f"objective {chosen!r} returned shape {tuple(size.shape)}; it must return a scalar")
-        return size
+        return _scalar(chosen(self._size_terms(bits), bits), chosen)
 
     def _size_terms(self, bits: Tensor) -> SizeTerms:
         parts = self.fxc_parts()
@@ -209,7 +208,16 @@ class SizedNetwork(nn.Module):
             bits_eps: the same. The large eps matters: it makes their step proportional to their
                 gradient, so that layers shrink by what they cost, not all at the same speed.
             options: further entries of the first two groups, such as ``eps``.
+
+        Raises:
+            TypeError, ValueError: one of the first four is no number, or negative. Optimizers do not check what is set
+                for a group.
         """
+        numbers = {"lr": lr, "weight_decay": weight_decay, "bits_lr": bits_lr, "bits_eps": bits_eps}
+        check_number(**numbers)
+        for name, value in numbers.items():
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name}={value} is out of range: at least 0, and finite")
         quantizers = [p for q in self.modules() if isinstance(q, Quantizer) for p in (q.bits, q.exponent)]
         special = {id(p) for p in quantizers}
         others = [p for p in self.parameters() if id(p) not in special and p.requires_grad]
@@ -228,6 +236,13 @@ class SizedNetwork(nn.Module):
         ``torch.compile(net)`` compiles all of the network instead, and anew after each removal.
         """
         compile_quantizers(self, **options)
+
+
+def _scalar(size: object, objective: Objective) -> Tensor:
+    if isinstance(size, Tensor) and not size.ndim:
+        return size
+    what = f"shape {tuple(size.shape)}" if isinstance(size, Tensor) else f"a {type(size).__name__}"
+    raise ValueError(f"objective {objective!r} returned {what}; it must return a scalar, a tensor without dims")
 
 
 def _kinds(module: nn.Module) -> list[tuple[torch.dtype, torch.device]]:

@@ -83,6 +83,7 @@ def check_optimizer(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) ->
     """Check that the optimizer holds nothing but ``parameters``, the network's. It need not hold all of them.
 
     Raises:
+        TypeError: it is no optimizer.
         OptimizerError: it holds others, as it does when it was built from the network before that was compressed; or
             it spreads its state over processes.
 
@@ -94,6 +95,7 @@ def check_optimizer(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) ->
     fxcompress.errors.OptimizerError: the optimizer holds 2 parameters that are not the network's, the first of shape \
 (2, 2) in param_groups[0]; build the optimizer from the parameters of the network that is pruned, after compress()
     """
+    _check_kind(optimizer)
     if isinstance(getattr(optimizer, "optim", None), Optimizer):  # ZeroRedundancyOptimizer, and those built like it
         raise OptimizerError(
             f"{type(optimizer).__name__} keeps parameters and state in an optimizer of its own (optimizer.optim), "
@@ -110,6 +112,13 @@ def check_optimizer(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) ->
             f"param_groups[{number}]; build the optimizer from the parameters of the network that is pruned, after "
             "compress()"
         )
+
+
+def _check_kind(optimizer: object) -> None:
+    if not isinstance(optimizer, Optimizer):
+        inner = getattr(optimizer, "optimizer", None)
+        hint = "; pass the one that it holds as .optimizer" if isinstance(inner, Optimizer) else ""
+        raise TypeError(f"expected a torch.optim.Optimizer, got {type(optimizer).__name__}{hint}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,6 +1,9 @@
 """When to remove what is dead: a removal costs time, and so does what is dead and still computed."""
 
 from dataclasses import dataclass, field, replace
+from numbers import Integral
+
+from fxcompress.errors import check_number
 
 
 @dataclass(slots=True)
@@ -27,7 +30,8 @@ class PrunePolicy:
     wasted: float = field(default=0.0, repr=False)
 
     def __post_init__(self) -> None:
-        if self.cost <= 0:
+        check_number(cost=self.cost, every=1 if self.every is None else self.every)
+        if not self.cost > 0:
             raise ValueError(f"cost={self.cost} must be positive: a removal takes about three steps of training")
         if self.every is not None and self.every < 1:
             raise ValueError(f"every={self.every} must be at least one step")
@@ -49,10 +53,17 @@ def prune_policy(prune: "bool | int | PrunePolicy") -> PrunePolicy | None:
     """What the argument ``prune`` of :func:`fxcompress.fit` stands for; None where nothing is removed while training.
 
     Raises:
+        TypeError: it is none of these.
         ValueError: a number of steps below 1.
     """
+    _check_kind(prune)
     if isinstance(prune, PrunePolicy):
         return replace(prune)  # what it counts belongs to one run
     if prune is True:
         return PrunePolicy()
     return PrunePolicy(every=prune) if prune is not False else None
+
+
+def _check_kind(prune: object) -> None:
+    if not isinstance(prune, Integral | PrunePolicy):
+        raise TypeError(f"prune={prune!r} is none of True, False, a whole number of steps and a PrunePolicy")

@@ -111,7 +111,9 @@ def remove_dead(
         averages: of it.
         join: makes one report of those of the parts.
     """
-    optimizers = (optimizer,) if isinstance(optimizer, Optimizer) else tuple(optimizer or ())
+    optimizers = (optimizer,) if isinstance(optimizer, Optimizer) else _several(optimizer)
+    if isinstance(averages, nn.Module) and not isinstance(averages, Iterable):
+        raise TypeError(f"averages is a {type(averages).__name__}; pass a list: averages=[average]")
     copies, wrappers = tuple(averages), wrappers_of(net)
 
     def plan() -> Removal:
@@ -126,6 +128,13 @@ def remove_dead(
         for wrapper in wrappers:
             rebuild(wrapper)
     return removal.report
+
+
+def _several(optimizers: object) -> tuple[Optimizer, ...]:
+    """Those in a list; what is no optimizer is left to :func:`check_optimizer`."""
+    if optimizers is None:
+        return ()
+    return tuple(optimizers) if isinstance(optimizers, list | tuple) else cast("tuple[Optimizer, ...]", (optimizers,))
 
 
 def plan_removal(

@@ -59,6 +59,16 @@ class Recut:
                     module._parameters[leaf] = old
 
 
+def check_state(state: object) -> None:
+    """Check that something is a state_dict.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if not isinstance(state, Mapping):
+        raise TypeError(f"expected a state_dict, got {type(state).__name__}; pass what net.state_dict() returned")
+
+
 def plan_load(net: SizedModule, state: Mapping[str, Any], *, strict: bool) -> Recut | None:
     """How to cut ``net`` before ``state`` is loaded; None where nothing is to be cut. Nothing is changed yet.
 
@@ -70,6 +80,7 @@ def plan_load(net: SizedModule, state: Mapping[str, Any], *, strict: bool) -> Re
     Raises:
         CheckpointError: the state_dict is of another network, lacks what the network has, or holds what it has lost.
     """
+    check_state(state)
     state = plain_state(net, state)
     have = provenance_of(net) or Provenance({})
     want = decode(state[RECORD]) if RECORD in state else have

@@ -10,7 +10,7 @@ from torch import nn
 from fxcompress.errors import CheckpointError
 from fxcompress.trace.weight_norm import plain_state
 from fxcompress.training.compressed import CompressedModule
-from fxcompress.training.restore import Recut, listed
+from fxcompress.training.restore import Recut, check_state, listed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,6 +50,7 @@ def plan_load_pieces(
         CheckpointError: it is of another network, lacks what the network has, or holds what it has lost.
     """
     cuts: dict[str, Recut] = {}
+    check_state(state)
     rest = plain_state(net, state)
     for path, piece in pieces.items():
         own = {key: rest.pop(key) for key in list(rest) if key.startswith(f"{path}.")}

@@ -70,7 +70,10 @@ class _Format:
         low, high = (bound.to(dtype) for bound in clip_range(bits))
         traced = torch.compiler.is_compiling() or _is_wrapped(x)
         inverse = torch.exp2(-exponent).to(dtype)
-        return cls(scale, inverse, low * scale, high * scale, low.round(), high.round(), traced)
+        values = (scale, inverse, low * scale, high * scale, low.round(), high.round())
+        if torch.compiler.is_compiling():
+            values = tuple([v.as_strided(v.size(), v.stride()) for v in values])
+        return cls(*values, traced)
 
     def block(self, ndim: int, span: Span) -> "_Format":
         if span is None:

@@ -1,5 +1,6 @@
 """The raw result of the analysis: atoms, groups, contraction sites and constraints, as arrays."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -14,7 +15,7 @@ from fxcompress.channels.rules.contraction import CONTRACTIONS, Site, site_of
 from fxcompress.channels.rules.products import BATCHED, Product, inner, product_of
 from fxcompress.channels.rules.quantize import QUANTIZE
 from fxcompress.channels.rules.sums import SUM, summed
-from fxcompress.channels.space import FIXED, Space
+from fxcompress.channels.space import FIXED, Block, Space
 from fxcompress.channels.units import find_units
 from fxcompress.channels.values import Call, Step, Value, find
 from fxcompress.channels.worklist import Index
@@ -141,13 +142,16 @@ class Analysis:
         if pins:
             roots[self.component[np.concatenate(pins)]] = True
         has_parameter = np.zeros(self.space.size, dtype=bool)
-        for block in self.space.blocks:
-            if block.is_parameter:
-                has_parameter[self.component[block.start : block.start + block.size]] = True
+        has_parameter[self.component[self._atoms_of(lambda block: block.is_parameter)]] = True
         for slots in self.space.slots:
             has_parameter[self.component[slots.atoms]] |= has_parameter[self.component[slots.members]].any(axis=1)
         pinned: np.ndarray = (roots | ~has_parameter)[self.component]
         return pinned
+
+    def _atoms_of(self, chosen: Callable[[Block], bool]) -> np.ndarray:
+        """Which atoms are in the chosen blocks, bool (atoms,). The blocks hold all atoms but FIXED, in order."""
+        blocks = self.space.blocks
+        return np.repeat([False, *map(chosen, blocks)], [1, *(block.size for block in blocks)])
 
     @cached_property
     def joints(self) -> list[np.ndarray]:
@@ -167,9 +171,7 @@ class Analysis:
     def unit_pinned(self) -> np.ndarray:
         """Which atoms belong to a unit with a pinned member, or to one of slots alone, bool (atoms,)."""
         roots = np.ones(self.space.size, dtype=bool)
-        for block in self.space.blocks:
-            if block.name:
-                roots[self.units[block.start : block.start + block.size]] = False
+        roots[self.units[self._atoms_of(lambda block: bool(block.name))]] = False
         roots[self.units[self.pinned]] = True
         pinned: np.ndarray = roots[self.units]
         return pinned

@@ -4,13 +4,14 @@ Labels prove that shapes agree after a removal; constants prove that the output 
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.interpret import Trail
-from fxcompress.channels.rules.registry import Known
+from fxcompress.channels.rules.registry import Known, Shared
 from fxcompress.trace.heap import without_collections
 from fxcompress.trace.traced import TracedModule
 
@@ -34,8 +35,10 @@ def knowns_of(analysis: Analysis, seeds: Seeds, modes: tuple[bool, ...] = (False
     they are found by running with all that it holds at the start, and then with ever less, until nothing changes.
     """
     lasting: dict[int, Tensor] = {}  # by the labels, which all names of a tensor share
+    shared: Shared = {}
     while True:
-        knowns = {mode: _knowns(analysis, trail, seeds, modes, lasting) for mode, trail in analysis.trails.items()}
+        known_in = partial(_knowns, analysis, seeds=seeds, modes=modes, lasting=lasting, shared=shared)
+        knowns = {mode: known_in(trail) for mode, trail in analysis.trails.items()}
         changed = False
         for mode, trail in analysis.trails.items():
             for name, last in trail.written.items():
@@ -50,28 +53,33 @@ def knowns_of(analysis: Analysis, seeds: Seeds, modes: tuple[bool, ...] = (False
 
 
 def _knowns(
-    analysis: Analysis, trail: Trail, seeds: Seeds, modes: tuple[bool, ...], lasting: dict[int, Tensor]
+    analysis: Analysis,
+    trail: Trail,
+    seeds: Seeds,
+    modes: tuple[bool, ...],
+    lasting: dict[int, Tensor],
+    shared: Shared,
 ) -> list[Known]:
     maps, nonzero = seeds(analysis.module, trail), dict[int, Tensor]()
     for name, value in trail.parameters.items():
         if id(analysis.atoms.get(name)) in lasting:
             maps[value.key] = lasting[id(analysis.atoms[name])]
-    return [propagate(trail, maps, training=training, nonzero=nonzero) for training in modes]
+    return [_propagate(trail, Known(maps, nonzero, shared, training=training)) for training in modes]
 
 
-@without_collections
-def propagate(
-    trail: Trail, maps: dict[int, Tensor], *, training: bool, nonzero: dict[int, Tensor] | None = None
-) -> Known:
+def propagate(trail: Trail, maps: dict[int, Tensor], *, training: bool) -> Known:
     """Run the constant rules over a tape.
 
     Args:
         trail: the interpretation of one graph.
         maps: what is known at the start, by the key of each value; see :class:`Known`.
         training: batch norm takes the statistics of the batch.
-        nonzero: shared between runs with the same weights; see :class:`Known`.
     """
-    known = Known(maps, nonzero, training=training)
+    return _propagate(trail, Known(maps, training=training))
+
+
+@without_collections
+def _propagate(trail: Trail, known: Known) -> Known:
     with torch.no_grad():
         for step in trail.tape:
             for value, found in zip(step.outputs, step.op.constants(step, known), strict=True):

@@ -1,8 +1,9 @@
 """Runs ATen calls on labels and writes the tape."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -71,19 +72,17 @@ class Dispatch:
 
     def dispatch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         """Run one ATen call on labels."""
-        if func.name() == "aten::_local_scalar_dense":
+        facts = _facts(func)
+        if facts.reads_number:
             raise ValueReadError(
                 f"node {self.space.node} reads a number out of a tensor (item(), float(), bool()): what the network "
                 "does next may depend on it, and cannot be analysed; keep the number in a tensor"
             )
-        if func is torch.ops.aten.bmm.default and _is_one_matrix(args[1]):
-            return _unbatched(*args)
-        taken_apart = in_sums(func, args, kwargs)
+        taken_apart = self._taken_apart(func, args, kwargs)
         if taken_apart is not None:
             return taken_apart(*args, **kwargs)
-        if func in _TAKEN_APART:
-            return _TAKEN_APART[func](self, *args, **kwargs)
-        target, op = _functional(func)
+        target = facts.functional
+        op = None if target is None else _rule(target)
         if op is None:
             result = self._decompose(func, args, kwargs)
             if result is not NotImplemented:
@@ -92,20 +91,44 @@ class Dispatch:
             self.unknown.setdefault(str(func), []).append(self.space.node)
         given = kwargs if target is func else _with_defaults(func, args, kwargs)
         outputs, template = self._apply(op, target, args, given)
-        written = _written(func, args, kwargs)
-        for tensor in written:
-            if isinstance(tensor, LabelTensor):
-                self._write(tensor, outputs[0] if op is not UNKNOWN and outputs else None)
-            else:  # memory that is not followed, as yet without numbers: the same in every run
-                tensor.fill_(torch.nan if tensor.is_floating_point() else 0)
-        written = find(LabelTensor, written)
-        if written and any(r.alias_info is not None for r in func._schema.returns):
+        written = self._write_all(facts, args, kwargs, outputs[0] if op is not UNKNOWN and outputs else None)
+        if written and facts.is_view:
             return written[0]
-        storage = _shared(func, args)
+        storage = _shared(args) if facts.is_view else None
         extent = args[0].fxc_extent if func in _ALIASES else None
         device = find(LabelTensor, (args, kwargs))[0].device
         made = iter([LabelTensor(value, self, device, storage, extent) for value in outputs])
         return replace(lambda _: next(made), torch.Tensor, template)
+
+    def _taken_apart(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any] | None:  # noqa: ANN401
+        """What runs a call as other calls, where we do that ourselves."""
+        if func is torch.ops.aten.bmm.default and _is_one_matrix(args[1]):
+            return _unbatched
+        if func in _TAKEN_APART:
+            return functools.partial(_TAKEN_APART[func], self)
+        return in_sums(func, args, kwargs)
+
+    def _write_all(self, facts: "_Facts", args: Any, kwargs: Any, value: Value | None) -> list[LabelTensor]:  # noqa: ANN401
+        """Let the arguments that an op writes to hold a new value, None for an unknown one; those with labels."""
+        written = facts.written(args, kwargs)
+        for tensor in written:
+            if isinstance(tensor, LabelTensor):
+                self._write(tensor, value)
+            else:  # memory that is not followed, as yet without numbers: the same in every run
+                tensor.fill_(torch.nan if tensor.is_floating_point() else 0)
+        return find(LabelTensor, written)
+
+    def first(self, func: Any, args: tuple[Any, ...]) -> LabelTensor:  # noqa: ANN401 - an op
+        """The first output of an ATen call that has a rule, and writes to its first argument if to any."""
+        facts = _facts(func)
+        op = _rule(facts.functional)
+        assert op is not None
+        outputs, _ = self._apply(op, facts.functional, args, {})
+        x: LabelTensor = args[0]
+        if not facts.writes:
+            return LabelTensor(outputs[0], self, x.device)
+        self._write(x, outputs[0])
+        return x
 
     def emit(
         self, op: OpClass, func: object, args: tuple[Any, ...], shape: tuple[int, ...], like: Tensor
@@ -129,8 +152,8 @@ class Dispatch:
     def _apply(self, op: OpClass, func: Any, args: Any, kwargs: Any) -> tuple[tuple[Value, ...], Any]:  # noqa: ANN401
         call_args, call_kwargs = replace(lambda t: t.fxc_value, LabelTensor, (args, kwargs))
         plain: tuple[Tensor, ...] = ()
-        if op in _ARITHMETIC:
-            plain = tuple(find(torch.Tensor, call_args))
+        if op in _ARITHMETIC and (found := find(torch.Tensor, call_args)):
+            plain = tuple(found)
             call_args = replace(lambda t: Value(t.to("meta")), torch.Tensor, call_args)
         template = shapes(op, func, args, kwargs)
         metas = tuple(find(torch.Tensor, template))
@@ -191,13 +214,37 @@ class Dispatch:
                 del log[mark:]
 
 
-def _functional(func: Any) -> tuple[Any, OpClass | None]:  # noqa: ANN401
-    """The op that computes the same without writing to its argument, and its rule."""
-    target = _without_writing(func)
-    return (func, None) if target is None else (target, _rule(target))
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What the schema of an op says, which takes torch some time to tell.
+
+    Attributes:
+        functional: the op that computes the same without writing to its argument; None for none.
+        writes: position and name of the arguments that are written to.
+        is_view: whether an output shares the memory of an argument.
+        reads_number: whether it returns a number.
+    """
+
+    functional: Any
+    writes: tuple[tuple[int, str], ...]
+    is_view: bool
+    reads_number: bool
+
+    def written(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+        """The arguments that are written to."""
+        values = [args[i] if i < len(args) else kwargs.get(name) for i, name in self.writes]
+        return find(torch.Tensor, values)
 
 
 @functools.cache
+def _facts(func: Any) -> _Facts:  # noqa: ANN401
+    schema = func._schema
+    written = [a.alias_info is not None and a.alias_info.is_write for a in schema.arguments]
+    writes = [(i, a.name) for i, a in enumerate(schema.arguments) if written[i]] if schema.is_mutable else []
+    is_view = any(r.alias_info is not None for r in schema.returns)
+    return _Facts(_without_writing(func), tuple(writes), is_view, func.name() == "aten::_local_scalar_dense")
+
+
 def _without_writing(func: Any) -> Any:  # noqa: ANN401
     if not func._schema.is_mutable:
         return func
@@ -244,16 +291,6 @@ def _unbatched(left: Tensor, right: Tensor) -> Tensor:
     return flat.view(left.shape[0], left.shape[1], -1)
 
 
-def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:  # noqa: ANN401
-    """The arguments that an op writes to."""
-    if not func._schema.is_mutable:
-        return []
-    given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
-    named = {a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write}
-    return find(torch.Tensor, [value for name, value in given.items() if name in named])
-
-
-def _shared(func: Any, args: tuple[Any, ...]) -> Storage | None:  # noqa: ANN401
-    """The storage that the outputs share with the first argument; None when they are new."""
-    is_view = any(r.alias_info is not None for r in func._schema.returns)
-    return args[0].fxc_storage if is_view and args and isinstance(args[0], LabelTensor) else None
+def _shared(args: tuple[Any, ...]) -> Storage | None:
+    """The storage that the outputs of a view share with the first argument; None when they are new."""
+    return args[0].fxc_storage if args and isinstance(args[0], LabelTensor) else None

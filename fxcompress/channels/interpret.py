@@ -2,6 +2,7 @@
 
 import operator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from fxcompress.channels.composed import in_pieces
+from fxcompress.channels.direct import aten_call
 from fxcompress.channels.dispatch import Dispatch
 from fxcompress.channels.factories import (
     FILL,
@@ -181,6 +183,10 @@ class Interpreter:
                 module = self._submodule(str(node.target))
                 if isinstance(module, Quantizer):
                     return self._quantize(str(node.target), module, args[0])
+                known = aten_call(module, args, kwargs, partial(self._own, str(node.target), module))
+                if known is not None:
+                    func, given = known
+                    return self._noisy(module, given[0] if func is None else self.dispatch.first(func, given))
                 args, kwargs = self._given(module, args, kwargs)
                 with whole(module), in_pieces(module):
                     return self._noisy(module, self._shadow(str(node.target), module)(*args, **kwargs))
@@ -280,6 +286,11 @@ class Interpreter:
             self._tables.add(value.key)
         self.trail.parameters.setdefault(name, self._first[key])
         return self._tensors[key]
+
+    def _own(self, path: str, module: nn.Module, name: str) -> Any:  # noqa: ANN401 - labels, or None
+        """A parameter or buffer of a leaf module."""
+        own = (module._parameters | module._buffers).get(name)
+        return None if own is None else self._labelled(f"{path}.{name}", own)
 
     def _shadow(self, path: str, module: nn.Module) -> nn.Module:
         """A stand-in for a leaf module, with labels for parameters, in evaluation mode."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from fxcompress.channels.analysis import Analysis, SiteAtoms
 from fxcompress.channels.reads import Check, ProductCheck, SiteCheck, SumCheck
 from fxcompress.channels.rules.registry import Known
-from fxcompress.channels.space import Reason, Slots
+from fxcompress.channels.space import Reason, Slots, distinct
 from fxcompress.channels.worklist import Rule, Worklist
 from fxcompress.trace.heap import without_collections
 
@@ -129,7 +129,7 @@ class _Fixpoint:
         return whole
 
     def _restore(self, atoms: np.ndarray, reason: Reason) -> None:
-        roots = np.unique(self.component[atoms])
+        roots = distinct(self.component[atoms])
         self.dead[self.analysis.members.of(roots)] = False
         self.forced.reopen(roots)
         self.choices.reopen(roots)

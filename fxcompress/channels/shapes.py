@@ -95,11 +95,17 @@ class _Arguments:
 
 def _key(item: Any) -> Any:  # noqa: ANN401 - an argument
     """What tells an argument from others: 1, 1.0 and True are equal, and do not make the same dtype."""
+    kind = type(item)
+    if kind in _PLAIN:
+        return kind, item
     if isinstance(item, (tuple, list)):
         return tuple(map(_key, item))
     if isinstance(item, Tensor):
         return item.shape, item.stride(), item.dtype, item.is_conj(), item.is_neg()
-    return type(item), item
+    return kind, item
+
+
+_PLAIN = frozenset({int, bool, float, type(None)})
 
 
 @functools.lru_cache(maxsize=4096)

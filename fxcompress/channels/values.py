@@ -167,11 +167,9 @@ def _collect(kind: type, tree: object, found: list[Any]) -> None:
         return
     if isinstance(tree, kind):
         found.append(tree)
-    elif isinstance(tree, _SEQUENCES):
-        for item in tree:
-            _collect(kind, item, found)
-    elif isinstance(tree, dict):
-        for item in tree.values():
+        return
+    for item in tree if isinstance(tree, _SEQUENCES) else tree.values() if isinstance(tree, dict) else ():
+        if type(item) not in _LEAVES:
             _collect(kind, item, found)
 
 
@@ -191,7 +189,7 @@ def replace(function: Callable[[Any], Any], kind: type, tree: Any) -> Any:  # no
     if isinstance(tree, kind):
         return function(tree)
     if isinstance(tree, _SEQUENCES):
-        items = [replace(function, kind, item) for item in tree]
+        items = [item if type(item) in _LEAVES else replace(function, kind, item) for item in tree]
         return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
     if isinstance(tree, dict):
         return {key: replace(function, kind, item) for key, item in tree.items()}

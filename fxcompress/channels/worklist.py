@@ -55,7 +55,7 @@ class Worklist:
 
     def __init__(self, rules: Sequence[Rule], component: np.ndarray) -> None:
         self.rules = rules
-        reads = [np.unique(component[np.concatenate([a.reshape(-1) for a in rule.reads])]) for rule in rules]
+        reads = [component[np.concatenate([a.reshape(-1) for a in rule.reads])] for rule in rules]
         self._rule = np.repeat(np.arange(len(rules)), [len(r) for r in reads])
         self._index = Index(np.concatenate(reads) if reads else np.zeros(0, dtype=np.int64), len(component))
         self._open = np.ones(len(rules), dtype=bool)

@@ -11,6 +11,8 @@ from fxcompress.passes.attributes import update_attributes
 from fxcompress.trace.skeleton import skeleton
 from fxcompress.trace.traced import TracedModule
 
+_BLOCK = 1 << 16  # entries that are looked at together: they stay in the cache
+
 
 @dataclass(frozen=True, slots=True)
 class Cut:
@@ -43,29 +45,28 @@ def cut_module(analysis: Analysis, plan: Plan) -> CutModule:
     """
     result = CutModule(skeleton(analysis.module, compiled=False))
     made: dict[int, Cut] = {}
+    before, after = (dict(m.named_modules(remove_duplicate=False)) for m in (analysis.module, result.module))
     for name, dims in analysis.atoms.items():
         indices = {d: index for d, atoms in dims.items() if (index := plan.indices(atoms)) is not None}
         if not indices:
             continue
         owner_path, _, leaf = name.rpartition(".")
         # Of the original: a module that has two names is cut already when its second one comes.
-        old = getattr(analysis.module.get_submodule(owner_path), leaf)
+        old = getattr(before[owner_path], leaf)
         if id(old) not in made:
             made[id(old)] = Cut(old, _sliced(old, indices), indices)
-        _put(result.module.get_submodule(owner_path), leaf, made[id(old)].new)
+        _put(after[owner_path], leaf, made[id(old)].new)
         result.cuts[name] = made[id(old)]
     paths = dict.fromkeys(name.rpartition(".")[0] for name in result.cuts)
-    owners = {id(owner := result.module.get_submodule(path)): (owner, path) for path in paths}
-    for owner, path in owners.values():
-        update_attributes(owner, analysis.module.get_submodule(path))
+    for path in {id(after[path]): path for path in paths}.values():
+        update_attributes(after[path], before[path])
     return result
 
 
 def _sliced(tensor: Tensor, indices: dict[int, Tensor]) -> Tensor:
     with torch.no_grad():
         data = tensor.detach()
-        for dim, index in indices.items():
-            data = data.index_select(dim, index.to(data.device))
+        data = _picked(data, {dim: index.to(data.device) for dim, index in indices.items()})
         if data.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
             data = data.contiguous(memory_format=torch.channels_last)
     if not isinstance(tensor, nn.Parameter):
@@ -74,6 +75,27 @@ def _sliced(tensor: Tensor, indices: dict[int, Tensor]) -> Tensor:
     if tensor.grad is not None:
         new.grad = _sliced(tensor.grad, indices)
     return new
+
+
+def _picked(data: Tensor, indices: dict[int, Tensor]) -> Tensor:
+    """What stays along each of some dims.
+
+    Of a large tensor a few rows at a time, which stay in the cache: no copy is made that lacks the rows alone.
+    """
+    (first, rows), *others = indices.items()
+    if not others or first != 0 or data.numel() <= _BLOCK or data.device.type != "cpu":
+        for dim, index in indices.items():
+            data = data.index_select(dim, index)
+        return data
+    result = data.new_empty([len(indices[d]) if d in indices else n for d, n in enumerate(data.shape)])
+    *middle, (last, columns) = others
+    step = max(1, _BLOCK * len(data) // data.numel())
+    for start in range(0, len(rows), step):
+        block = data.index_select(0, rows[start : start + step])
+        for dim, index in middle:
+            block = block.index_select(dim, index)
+        torch.index_select(block, last, columns, out=result[start : start + step])
+    return result
 
 
 def _put(owner: nn.Module, name: str, tensor: Tensor) -> None:

@@ -18,11 +18,11 @@ from fxcompress.channels.rules.scatter import INDEX_ADD, scatter_of
 from fxcompress.channels.survivors import kept_masks, kept_shape, pack, ragged_dims
 from fxcompress.channels.values import Call, Step, Value, find, leaves, replace
 
-_PRODUCT = (MATMUL, BATCHED, RESHAPE, SAME)
+_PRODUCT = frozenset({MATMUL, BATCHED, RESHAPE, SAME})
 _AROUND = {torch.ops.aten.t.default, torch.ops.aten.transpose.int, torch.ops.aten.expand.default}
 _COPIES = {torch.ops.aten.alias.default, torch.ops.aten.clone.default}
 """Where torch copies is a matter of strides, which change with sizes."""
-_MOVING = (MOVEMENT, PERMUTE, INDEX, PAD)
+_MOVING = frozenset({MOVEMENT, PERMUTE, INDEX, PAD})
 
 
 def pair_up(before: list[Step], after: list[Step], alive: np.ndarray) -> list[tuple[Step, Step]] | None:
@@ -64,8 +64,10 @@ def same_entries(before: Step, after: Step | None, alive: np.ndarray) -> bool:
     """
     if before.op is INDEX_ADD and after is not None:
         return _same_targets(before.call, after.call, alive)
+    if before.op not in _MOVING:
+        return True
     source = before.call.args[0] if before.call.args else None
-    if before.op not in _MOVING or not isinstance(source, Value) or find(Value, before.call.args[1:]):
+    if not isinstance(source, Value) or find(Value, before.call.args[1:]):
         return True
     ragged = ragged_dims(source, alive)  # there each entry has a label of its own
     masks = {dim: torch.from_numpy(mask) for dim, mask in kept_masks(source, alive).items() if dim not in ragged}

@@ -22,7 +22,7 @@ from fxcompress.channels.values import LabelTensor, Step, Value, find
 from fxcompress.errors import ExampleInputError
 from fxcompress.passes.literals import Proposal, propose
 from fxcompress.passes.positions import pair_up, same_entries
-from fxcompress.passes.size_flow import FLOWS, SizeFlow, UnfreezableError, numbers, same
+from fxcompress.passes.size_flow import FLOWS, SizeFlow, UnfreezableError, numbers, same, same_call
 from fxcompress.passes.slots import KnownSlots, PackedSpace
 from fxcompress.trace.guards import check
 from fxcompress.trace.inputs import ExampleInputs
@@ -182,7 +182,7 @@ class Replay(Interpreter):
         if not all(same_entries(before, after, self.alive) for before, after in pairs):
             return "it would move other entries"
         deep = node.op == "call_module" or not _is_torch(node.target)  # it may make tensors of sizes itself
-        if not all(_same_numbers(numbers(before), numbers(step), deep=deep) for before, step in pairs):
+        if not all(same_call(b, now) or _same_numbers(numbers(b), numbers(now), deep=deep) for b, now in pairs):
             return FLOWS
         return self.flow.misuse(node, result, self.dispatch.tape[start:])
 
@@ -221,11 +221,10 @@ class Replay(Interpreter):
     def check_couplings(self) -> None:
         """Labels that meet in the cut network must belong together in the original one."""
         same = self.slots.same
-        strangers = [self.slots.strangers(slots) for slots in self.space.slots]
-        for a, b in self.space.edges:
-            wrong = (same[a] != same[b]) & (a != FIXED) & (b != FIXED)
-            strangers.append(np.concatenate([a[wrong], b[wrong]]))
-        atoms = np.concatenate(strangers) if strangers else np.zeros(0, dtype=np.int64)
+        a, b = (np.concatenate([edge[i] for edge in self.space.edges] or [np.array([FIXED])]) for i in (0, 1))
+        wrong = (same[a] != same[b]) & (a != FIXED) & (b != FIXED)
+        strangers = [a[wrong], b[wrong], *(self.slots.strangers(slots) for slots in self.space.slots)]
+        atoms = np.concatenate(strangers)
         if len(atoms):
             raise MismatchError(atoms, Reason("rewrite", "channels would meet that do not belong together", ""))
 
@@ -236,8 +235,9 @@ def packed_atoms(analysis: Analysis, plan: Plan) -> Atoms:
     for name, dims in analysis.atoms.items():
         packed[name] = {}
         for dim, atoms in dims.items():
-            index = plan.indices(atoms)
-            rest = atoms if index is None else atoms[index]
+            own = atoms.numpy()
+            keep = plan.alive[own]
+            rest = atoms if keep.all() else torch.from_numpy(own[keep])
             if rest.numel() > 1:
                 packed[name][dim] = rest
     return packed
@@ -250,10 +250,9 @@ def _lonely(analysis: Analysis, plan: Plan) -> np.ndarray:
     """
     roots = np.zeros(len(plan.alive), dtype=bool)
     roots[FIXED] = True
-    for block in analysis.space.blocks:
-        left = plan.alive[block.start : block.start + block.size]
-        if left.sum() == 1:
-            roots[analysis.component[block.start + int(left.argmax())]] = True
+    sizes = [1, *(block.size for block in analysis.space.blocks)]  # the blocks hold all atoms but FIXED, in order
+    counts = np.add.reduceat(plan.alive, np.cumsum([0, *sizes[:-1]]), dtype=np.int64)
+    roots[analysis.component[np.repeat(counts == 1, sizes) & plan.alive]] = True
     lonely: np.ndarray = roots[analysis.component]
     return lonely
 

@@ -210,6 +210,25 @@ def numbers(step: Step) -> list[Any]:
     ]
 
 
+def same_call(before: Step, now: Step) -> bool:
+    """Whether two steps have the same numbers and no tensors beside Values. Most have, and this is quick to see."""
+    a, b = before.call, now.call
+    if len(a.args) != len(b.args) or a.plain or b.plain or a.kwargs or b.kwargs:
+        return False
+    return all(map(_same_argument, a.args, b.args))
+
+
+def _same_argument(a: object, b: object) -> bool:
+    if type(a) is Value:
+        return type(b) is Value
+    if type(a) is list:
+        return type(b) is list and len(a) == len(b) and all(map(_same_argument, a, b))
+    return type(a) is type(b) and type(a) in _PLAIN and a == b
+
+
+_PLAIN = frozenset({bool, int, float, type(None)})
+
+
 _SIZES_ONLY = {
     "quantize",
     "packed sequence",

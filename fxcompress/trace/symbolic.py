@@ -12,6 +12,7 @@ from torch.nn.utils import rnn
 
 from fxcompress.errors import TraceError
 from fxcompress.trace.checkpoints import mark
+from fxcompress.trace.depth import is_stochastic_depth
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.kinds import Kinds
 from fxcompress.trace.lowering import Lowered
@@ -134,6 +135,7 @@ class Tracer(fx.Tracer):
         leaf = type(m).__module__.split(".")[0] in {"torch", "fxcompress"}
         leaf &= not isinstance(m, fx.GraphModule | Lowered)
         leaf |= isinstance(m, nn.RNNBase) and type(m).forward.__module__ == nn.RNNBase.__module__
+        leaf |= is_stochastic_depth(m)
         return (leaf and not isinstance(m, nn.Sequential)) or super().is_leaf_module(m, module_qualified_name)
 
 

@@ -182,7 +182,7 @@ def nonzero_weight(site: Site, known: Known) -> Tensor:
     if key not in known.nonzero:
         weight = known.of(site.weight)
         other = [d for d in range(weight.ndim) if d not in (site.row, site.column)]
-        known.nonzero[key] = nonzero_anywhere(weight, other)
+        known.nonzero[key] = known.once(weight, tuple(other), lambda: nonzero_anywhere(weight, other))
     may = known.nonzero[key]
     if may.ndim == 2 and site.row > site.column:
         may = may.t()
@@ -233,9 +233,9 @@ def _mark_nonzero(array: np.ndarray, result: np.ndarray) -> None:
 def may_read(site: Site, known: Known) -> Tensor:
     """Which entries of the source may be other than zero: bool (K,)."""
     source = known.of(site.source)
-    others = [d for d in range(source.ndim) if d != site.source_dim]
+    others = [d for d, n in enumerate(source.shape) if n > 1 and d != site.source_dim]
     may = source != 0
-    return (may.any(dim=others) if others else may).expand(site.entries)
+    return (may.any(dim=others) if others else may).reshape(-1).expand(site.entries)
 
 
 def live_rows(site: Site, known: Known) -> Tensor:
@@ -243,11 +243,17 @@ def live_rows(site: Site, known: Known) -> Tensor:
     weight, read = nonzero_weight(site, known), may_read(site, known)
     g = site.groups
     if g == 1:
-        packed = np.packbits(weight.numpy(), axis=1) & np.packbits(read.numpy())
-        return torch.from_numpy(packed.any(1))
+        rows: Tensor = known.once(weight, read.numpy().tobytes(), lambda: _with_any(weight.numpy(), read.numpy()))
+        return rows
     if site.transposed:
         return (weight & read).reshape(-1, g, site.entries // g).any(-1).t().reshape(-1)
     return (weight.reshape(g, -1, weight.shape[1]) & read.reshape(g, 1, -1)).any(-1).reshape(-1)
+
+
+def _with_any(weight: np.ndarray, read: np.ndarray) -> Tensor:
+    """Which rows of ``weight`` hold an entry in a column that is read: bool (R,)."""
+    packed = np.packbits(weight, axis=1) & np.packbits(read)
+    return torch.from_numpy(packed.any(1))
 
 
 def _constants(step: Step, known: Known) -> list[Tensor]:

@@ -1,4 +1,7 @@
-"""Modules that add noise in training: dropout. They are interpreted once, as in evaluation; here is the difference."""
+"""Modules that add noise in training: dropout, stochastic depth.
+
+They are interpreted once, as in evaluation; here is the difference.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -8,11 +11,13 @@ from fxcompress.channels.layers import Layers
 from fxcompress.channels.rules.registry import Known, OpClass
 from fxcompress.channels.space import Space
 from fxcompress.channels.values import Call, Step, Value
+from fxcompress.trace.depth import is_stochastic_depth
 
 
 def noise_of(module: nn.Module, value: Value) -> Call | None:
     """The call that makes the result of a module in training from its result in evaluation; None for most modules."""
-    if not isinstance(module, _DropoutNd) or module.p == 0:
+    drops = isinstance(module, _DropoutNd) and module.p != 0
+    if not drops and not is_stochastic_depth(module):
         return None
     keeps_zero = not isinstance(module, nn.AlphaDropout | nn.FeatureAlphaDropout)
     return Call(type(module), (value, keeps_zero), {}, (value.meta,))

@@ -92,8 +92,9 @@ def run_known(step: Step, known: Known) -> list[Tensor]:
         return nothing_known(step, known)
     args, kwargs = replace(lambda value: known.of(value).double().cpu().nan_to_num(), Value, tree)
     result = step.call.func(*args, **kwargs)
-    uncertain = [(m != 0 if _jumps(step.call) else m.isnan()).cpu() for m in maps]
-    varies = torch.stack(torch.broadcast_tensors(*uncertain)).any(0)
+    varies, *others = [(m != 0 if _jumps(step.call) else m.isnan()).cpu() for m in maps] or [torch.tensor(False)]
+    for other in others:
+        varies = varies | other
     outputs = result if isinstance(result, tuple | list) else [result]
     rank = step.outputs[0].rank
     return [pad_rank(torch.where(varies, torch.nan, out.to(torch.float64)), rank) for out in outputs]

@@ -5,7 +5,8 @@ known of the outputs when something is known of the inputs. An op without a rule
 label that touches it is pinned.
 """
 
-from collections.abc import Callable, Iterable
+import functools
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from fxcompress.channels.space import Space
 from fxcompress.channels.values import Call, Step, Value
 
 LabelRule = Callable[[Call, Space], tuple[Layers, ...]]
+Shared = dict[Hashable, tuple[Tensor, Any]]
 ConstantRule = Callable[[Step, "Known"], list[Tensor]]
 
 
@@ -27,12 +29,28 @@ class Known:
         training: batch norm normalises by the batch, as in training.
         maps: the map of each value, by its key; float64 on the CPU, except that parameters stand as they are.
         nonzero: for each weight, which entries may be other than zero; found once, shared between modes.
+        shared: what :meth:`once` has found, shared between modes and graphs.
     """
 
-    def __init__(self, maps: dict[int, Tensor], nonzero: dict[int, Tensor] | None = None, *, training: bool) -> None:
+    def __init__(
+        self,
+        maps: dict[int, Tensor],
+        nonzero: dict[int, Tensor] | None = None,
+        shared: Shared | None = None,
+        *,
+        training: bool,
+    ) -> None:
         self.training = training
         self.maps = dict(maps)
         self.nonzero: dict[int, Tensor] = {} if nonzero is None else nonzero
+        self.shared: Shared = {} if shared is None else shared
+
+    def once(self, tensor: Tensor, what: Hashable, make: Callable[[], Any]) -> Any:  # noqa: ANN401 - what it makes
+        """What ``make`` returns, once for a tensor, by its memory, and a key of one's own."""
+        key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, what)
+        if key not in self.shared:
+            self.shared[key] = tensor, make()  # the tensor as well: so that no other one gets its memory
+        return self.shared[key][1]
 
     def of(self, value: Value) -> Tensor:
         """The map of a value."""
@@ -41,7 +59,9 @@ class Known:
 
     def small(self, value: Value) -> Tensor:
         """The map of a vector, float64 (K,) or (1,) on the CPU."""
-        return self.of(value).double().cpu().reshape(-1)
+        found = self.of(value)
+        result: Tensor = self.once(found, "small", lambda: found.double().cpu().reshape(-1))
+        return result
 
     def bits(self, value: Value) -> Tensor:
         """The map with each float64 seen as an integer, so that NaN equals itself."""
@@ -50,7 +70,12 @@ class Known:
 
 def unknown(value: Value) -> Tensor:
     """The map of a value of which nothing is known."""
-    return torch.full((1,) * value.rank, torch.nan, dtype=torch.float64, device="cpu")
+    return _unknown(value.rank)
+
+
+@functools.cache
+def _unknown(rank: int) -> Tensor:
+    return torch.full((1,) * rank, torch.nan, dtype=torch.float64, device="cpu")
 
 
 def nothing_known(step: Step, known: Known) -> list[Tensor]:
@@ -58,9 +83,9 @@ def nothing_known(step: Step, known: Known) -> list[Tensor]:
     return [unknown(value) for value in step.outputs]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class OpClass:
-    """A class of ops that share a rule.
+    """A class of ops that share a rule; each is one of its own.
 
     Attributes:
         name: for tables and reports.
@@ -100,9 +125,12 @@ def register(op_class: OpClass, ops: Iterable[str | Any]) -> OpClass:
 
 def rule_of(func: Any) -> OpClass | None:  # noqa: ANN401 - an OpOverload
     """The rule of an op overload, or None."""
-    keys = (func, func.overloadpacket, func.name().partition(".")[0])
-    found = map(_RULES.get, keys)
-    return next((rule for rule in found if rule is not None), None)
+    return next((_RULES[key] for key in _keys(func) if key in _RULES), None)
+
+
+@functools.cache
+def _keys(func: Any) -> tuple[Any, ...]:  # noqa: ANN401
+    return func, func.overloadpacket, func.name().partition(".")[0]
 
 
 def registered() -> dict[Any, OpClass]:

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxcompress.channels.values import LabelTensor
+from fxcompress.channels.values import LabelTensor, Value
 
-Own = Callable[[str], LabelTensor | None]
-"""From the name of a parameter or buffer of the layer to its labels."""
+Own = Callable[[str], Value | None]
+"""From the name of a parameter or buffer of the layer to what it holds."""
 AtenCall = tuple[Any, tuple[Any, ...]]
-"""An op, or None for what returns its input, and its arguments."""
+"""An op, or None for what returns its input, and its arguments after the input."""
 _AT = torch.ops.aten
 
 
@@ -32,44 +32,44 @@ def aten_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], 
     rule = _RULES.get(type(module))
     if rule is None or kwargs or len(args) != 1 or type(args[0]) is not LabelTensor:
         return None
-    return rule(module, args[0], own)
+    return rule(module, args[0].fxc_value, own)
 
 
-def _convolution(module: Any, x: LabelTensor, own: Own) -> AtenCall | None:  # noqa: ANN401 - a convolution
+def _convolution(module: Any, x: Value, own: Own) -> AtenCall | None:  # noqa: ANN401 - a convolution
     spatial = len(module.kernel_size)
-    if module.padding_mode != "zeros" or isinstance(module.padding, str) or x.ndim != spatial + 2:
+    if module.padding_mode != "zeros" or isinstance(module.padding, str) or x.rank != spatial + 2:
         return None
     layout = list(module.stride), list(module.padding), list(module.dilation), False, [0] * spatial, module.groups
-    return _AT.convolution.default, (x, own("weight"), own("bias"), *layout)
+    return _AT.convolution.default, (own("weight"), own("bias"), *layout)
 
 
-def _batch_norm(dims: tuple[int, ...]) -> Callable[[Any, LabelTensor, Own], AtenCall | None]:
-    def call(module: Any, x: LabelTensor, own: Own) -> AtenCall | None:  # noqa: ANN401 - a batch norm
+def _batch_norm(dims: tuple[int, ...]) -> Callable[[Any, Value, Own], AtenCall | None]:
+    def call(module: Any, x: Value, own: Own) -> AtenCall | None:  # noqa: ANN401 - a batch norm
         held = [own(name) for name in ("weight", "bias", "running_mean", "running_var")]
         sizes = {tensor.shape[0] for tensor in held if tensor is not None}
-        if held[2] is None or held[3] is None or x.ndim not in dims or sizes != {x.shape[1]}:
+        if held[2] is None or held[3] is None or x.rank not in dims or sizes != {x.shape[1]}:
             return None
         momentum = 0.0 if module.momentum is None else module.momentum
-        return _AT.native_batch_norm.default, (x, *held, False, momentum, module.eps)
+        return _AT.native_batch_norm.default, (*held, False, momentum, module.eps)
 
     return call
 
 
-def _pointwise(op: Any, *names: str) -> Callable[[Any, LabelTensor, Own], AtenCall | None]:  # noqa: ANN401 - a packet
+def _pointwise(op: Any, *names: str) -> Callable[[Any, Value, Own], AtenCall | None]:  # noqa: ANN401 - a packet
     written = getattr(_AT, f"{op.__name__}_")
 
-    def call(module: Any, x: LabelTensor, own: Own) -> AtenCall | None:  # noqa: ANN401 - an activation
+    def call(module: Any, x: Value, own: Own) -> AtenCall | None:  # noqa: ANN401 - an activation
         func = written if getattr(module, "inplace", False) else op
-        return func.default, (x, *[getattr(module, name) for name in names])
+        return func.default, tuple(getattr(module, name) for name in names)
 
     return call
 
 
-def _same(module: nn.Module, x: LabelTensor, own: Own) -> AtenCall:
-    return None, (x,)
+def _same(module: nn.Module, x: Value, own: Own) -> AtenCall:
+    return None, ()
 
 
-_RULES: dict[type[nn.Module], Callable[[Any, LabelTensor, Own], AtenCall | None]] = {
+_RULES: dict[type[nn.Module], Callable[[Any, Value, Own], AtenCall | None]] = {
     **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _convolution),
     nn.BatchNorm1d: _batch_norm((2, 3)),
     nn.BatchNorm2d: _batch_norm((4,)),

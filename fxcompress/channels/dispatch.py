@@ -118,13 +118,18 @@ class Dispatch:
                 tensor.fill_(torch.nan if tensor.is_floating_point() else 0)
         return find(LabelTensor, written)
 
-    def first(self, func: Any, args: tuple[Any, ...]) -> LabelTensor:  # noqa: ANN401 - an op
-        """The first output of an ATen call that has a rule, and writes to its first argument if to any."""
+    def first(self, func: Any, x: LabelTensor, *more: Any) -> LabelTensor:  # noqa: ANN401 - an op, what it is given
+        """The first output of an ATen call that has a rule, and writes to its first argument if to any.
+
+        Args:
+            func: the op.
+            x: its first argument.
+            more: the others, Values in place of tensors.
+        """
         facts = _facts(func)
         op = _rule(facts.functional)
         assert op is not None
-        outputs, _ = self._apply(op, facts.functional, args, {})
-        x: LabelTensor = args[0]
+        outputs, _ = self._record(op, facts.functional, (x.fxc_value, *more), {})
         if not facts.writes:
             return LabelTensor(outputs[0], self, x.device)
         self._write(x, outputs[0])
@@ -155,9 +160,20 @@ class Dispatch:
         if op in _ARITHMETIC and (found := find(torch.Tensor, call_args)):
             plain = tuple(found)
             call_args = replace(lambda t: Value(t.to("meta")), torch.Tensor, call_args)
+        return self._record(op, func, tuple(call_args), call_kwargs, plain)
+
+    def _record(
+        self,
+        op: OpClass,
+        func: Any,  # noqa: ANN401 - an op
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        plain: tuple[Tensor, ...] = (),
+    ) -> tuple[tuple[Value, ...], Any]:
+        """Put a call on the tape; what it makes, and a tree of tensors on the meta device that shows its form."""
         template = shapes(op, func, args, kwargs)
-        metas = tuple(find(torch.Tensor, template))
-        call = Call(func, tuple(call_args), call_kwargs, metas, plain)
+        metas = (template,) if isinstance(template, Tensor) else tuple(find(torch.Tensor, template))
+        call = Call(func, args, kwargs, metas, plain)
         layers = op.labels(call, self.space)
         outputs = tuple(Value(meta, own) for meta, own in zip(metas, layers, strict=True))
         self.tape.append(Step(op, call, outputs, self.space.node))

@@ -144,7 +144,7 @@ class Interpreter:
         return self.trail
 
     def _note_writes(self) -> None:
-        now = {value.key: self._tensors[key].fxc_value.key for key, value in self._first.items()}
+        now = {value.key: self._now(key).key for key, value in self._first.items()}
         for name, value in self.trail.parameters.items():
             if now[value.key] != value.key:
                 self.trail.written[name] = now[value.key]
@@ -186,7 +186,7 @@ class Interpreter:
                 known = aten_call(module, args, kwargs, partial(self._own, str(node.target), module))
                 if known is not None:
                     func, given = known
-                    return self._noisy(module, given[0] if func is None else self.dispatch.first(func, given))
+                    return self._noisy(module, args[0] if func is None else self.dispatch.first(func, args[0], *given))
                 args, kwargs = self._given(module, args, kwargs)
                 with whole(module), in_pieces(module):
                     return self._noisy(module, self._shadow(str(node.target), module)(*args, **kwargs))
@@ -279,18 +279,33 @@ class Interpreter:
                 return self._tensors[key]
             self._plain[name] = key
             return self._copies.setdefault(key, tensor.detach().clone())
+        value = self._held(name, tensor)
         if key not in self._tensors:
-            layers = tuple(vector(a, tensor.ndim, d) for d, a in self.atoms[name].items())
-            self._first[key] = value = Value(torch.empty_like(tensor, device="meta"), layers)
             self._tensors[key] = LabelTensor(value, self.dispatch, tensor.device)
-            self._tables.add(value.key)
-        self.trail.parameters.setdefault(name, self._first[key])
         return self._tensors[key]
 
-    def _own(self, path: str, module: nn.Module, name: str) -> Any:  # noqa: ANN401 - labels, or None
-        """A parameter or buffer of a leaf module."""
-        own = (module._parameters | module._buffers).get(name)
-        return None if own is None else self._labelled(f"{path}.{name}", own)
+    def _held(self, name: str, tensor: Tensor) -> Value:
+        """What a parameter or floating buffer holds."""
+        key = id(tensor)
+        if key not in self._first:
+            layers = tuple(vector(a, tensor.ndim, d) for d, a in self.atoms[name].items())
+            self._first[key] = value = Value(torch.empty_like(tensor, device="meta"), layers)
+            self._tables.add(value.key)
+        self.trail.parameters.setdefault(name, self._first[key])
+        return self._now(key)
+
+    def _now(self, key: int) -> Value:
+        held = self._tensors.get(key)
+        return self._first[key] if held is None else held.fxc_value
+
+    def _own(self, path: str, module: nn.Module, name: str) -> Value | None:
+        """What a parameter or buffer of a leaf module holds."""
+        own = module._parameters.get(name)
+        tensor = module._buffers.get(name) if own is None else own
+        if tensor is None:
+            return None
+        full = f"{path}.{name}"
+        return self._held(full, tensor) if full in self.atoms else Value(tensor.to("meta"))
 
     def _shadow(self, path: str, module: nn.Module) -> nn.Module:
         """A stand-in for a leaf module, with labels for parameters, in evaluation mode."""

@@ -139,11 +139,20 @@ class _Fixpoint:
 
 def _checks(analysis: Analysis, knowns: dict[str, list[Known]]) -> Iterator[Rule]:
     """What is read must stay."""
-    checks: list[Check] = [SiteCheck(s, known) for s in analysis.sites for known in knowns[s.mode]]
+    checks: list[Check] = [check for s in analysis.sites for check in _site_checks(s, knowns[s.mode])]
     checks += [ProductCheck(p, known) for p in analysis.products for known in knowns[p.mode]]
     checks += [SumCheck(s, known) for s in analysis.sums for known in knowns[s.mode]]
     for check in checks:
         yield Rule(check.broken, check.reason, check.reads)
+
+
+def _site_checks(sites: SiteAtoms, knowns: list[Known]) -> list[SiteCheck]:
+    """The checks of a site in each mode, without those that would find what an earlier one has found."""
+    checks: list[SiteCheck] = []
+    for check in (SiteCheck(sites, known) for known in knowns):
+        if not any(check.equals(other) for other in checks):
+            checks.append(check)
+    return checks
 
 
 def _joint_rules(joints: list[np.ndarray], rectangular: frozenset[int]) -> tuple[list[Rule], list[Rule]]:

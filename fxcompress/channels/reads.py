@@ -32,6 +32,12 @@ class SiteCheck:
         self.reason = _not_zero(known, sites.node)
         self.reads: tuple[np.ndarray, ...] = (sites.entries, sites.rows)
 
+    def equals(self, other: "SiteCheck") -> bool:
+        """Whether another check of the same site asks for the same atoms, whatever is dead."""
+        weight, own = (nonzero_weight(self.sites.site, known) for known in (other.known, self.known))
+        same_weight = weight.data_ptr() == own.data_ptr() and weight.shape == own.shape
+        return same_weight and np.array_equal(self.may_read, other.may_read)
+
     def broken(self, dead: np.ndarray) -> np.ndarray:
         """The atoms of entries that may not go."""
         suspects = dead[self.sites.entries] & self.may_read

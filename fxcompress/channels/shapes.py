@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fxcompress.channels.rules.norms import BATCH_NORM
 from fxcompress.channels.rules.registry import OpClass
-from fxcompress.channels.values import LabelTensor, replace
+from fxcompress.channels.values import Value, replace
 
 _LIKE_OPERANDS = frozenset(
     getattr(torch.ops.aten, name)
@@ -38,16 +38,16 @@ def shapes(op: OpClass, func: Any, args: Any, kwargs: Any) -> Any:  # noqa: ANN4
     Args:
         op: its class.
         func: the op, an OpOverload.
-        args: its arguments, LabelTensors and plain tensors among them.
+        args: its arguments, Values and plain tensors among them.
         kwargs: the same.
     """
     if op is BATCH_NORM:
-        source = args[0].fxc_value.meta
+        source = args[0].meta
         statistics = source.new_empty(source.shape[1])
         return (source, *[statistics] * (len(func._schema.returns) - 1))
     if func.overloadpacket in _LIKE_OPERANDS and (like := _like(args)) is not None:
         return like
-    args, kwargs = replace(_on_meta, Tensor, (args, kwargs))
+    args, kwargs = replace(_on_meta, (Value, Tensor), (args, kwargs))
     if kwargs.get("device") is not None:
         kwargs = kwargs | {"device": torch.device("meta")}
     if func._schema.is_mutable or torch.Tag.nondeterministic_seeded in func.tags:
@@ -58,15 +58,15 @@ def shapes(op: OpClass, func: Any, args: Any, kwargs: Any) -> Any:  # noqa: ANN4
         return _run(func, args, kwargs)
 
 
-def _on_meta(tensor: Tensor) -> Tensor:
-    return tensor.fxc_value.meta if isinstance(tensor, LabelTensor) else tensor.to("meta")
+def _on_meta(tensor: Value | Tensor) -> Tensor:
+    return tensor.meta if isinstance(tensor, Value) else tensor.to("meta")
 
 
 def _like(args: tuple[Any, ...]) -> Tensor | None:
     """Where all tensor operands are alike and floating, so is the result."""
-    if not all(isinstance(a, (LabelTensor, int, float)) for a in args):
+    if not all(isinstance(a, (Value, int, float)) for a in args):
         return None
-    first, *others = [a.fxc_value.meta for a in args if isinstance(a, LabelTensor)]
+    first, *others = [a.meta for a in args if isinstance(a, Value)]
     alike = all(o.shape == first.shape and o.stride() == first.stride() and o.dtype == first.dtype for o in others)
     return first if alike and first.is_floating_point() else None
 

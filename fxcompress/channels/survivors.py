@@ -94,17 +94,28 @@ class Survivors:
     def canonical(self, layers: Layers | list[Tensor]) -> Layers:
         """Layers without those that no longer vary, in the order of their dims."""
         small = [self._compressed(layer) for layer in layers]
-        return tuple(sorted((layer for layer in small if layer.numel() > 1), key=lambda x: sorted(support(x))))
+        left = [layer for layer in small if layer.numel() > 1]
+        return tuple(left if len(left) < 2 else sorted(left, key=lambda x: sorted(support(x))))
 
     def _left(self, layer: Tensor) -> Tensor:
         if id(layer) not in self._packed:
-            self._packed[id(layer)] = layer, pack(layer, self.alive[layer.numpy()])
+            self._packed[id(layer)] = layer, _left_of(layer, self.alive)
         return self._packed[id(layer)][1]
 
     def _compressed(self, layer: Tensor) -> Tensor:
         if id(layer) not in self._small:
             self._small[id(layer)] = layer, compress(layer)
         return self._small[id(layer)][1]
+
+
+def _left_of(layer: Tensor, alive: np.ndarray) -> Tensor:
+    """What is left of a layer; most vary along one dim alone."""
+    atoms = layer.numpy()
+    stays = alive[atoms]
+    if layer.numel() > max(layer.shape, default=1):
+        return pack(layer, stays)
+    left = atoms[stays]
+    return layer if left.size == atoms.size else torch.from_numpy(left.reshape([1 if n == 1 else left.size for n in layer.shape]))
 
 
 def pack(tensor: Tensor, stays: np.ndarray) -> Tensor:

@@ -182,8 +182,8 @@ def leaves(tree: object) -> list[Any]:
     return [tree]
 
 
-def replace(function: Callable[[Any], Any], kind: type, tree: Any) -> Any:  # noqa: ANN401
-    """The tree with ``function`` applied to each instance of ``kind``, which is no plain number or string."""
+def replace(function: Callable[[Any], Any], kind: Any, tree: Any) -> Any:  # noqa: ANN401
+    """The tree with ``function`` applied to each instance of ``kind`` (a type, or some): no plain number or string."""
     if type(tree) in _LEAVES:
         return tree
     if isinstance(tree, kind):

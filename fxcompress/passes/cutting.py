@@ -80,7 +80,8 @@ def _sliced(tensor: Tensor, indices: dict[int, Tensor]) -> Tensor:
 def _picked(data: Tensor, indices: dict[int, Tensor]) -> Tensor:
     """What stays along each of some dims.
 
-    Of a large tensor a few rows at a time, which stay in the cache: no copy is made that lacks the rows alone.
+    Of a large tensor a few rows at a time, which stay in the cache: no copy is made that lacks the rows alone. Memory
+    that is new to a process is what takes longest, more than to read and write it.
     """
     (first, rows), *others = indices.items()
     if not others or first != 0 or data.numel() <= _BLOCK or data.device.type != "cpu":
@@ -90,8 +91,10 @@ def _picked(data: Tensor, indices: dict[int, Tensor]) -> Tensor:
     result = data.new_empty([len(indices[d]) if d in indices else n for d, n in enumerate(data.shape)])
     *middle, (last, columns) = others
     step = max(1, _BLOCK * len(data) // data.numel())
+    buffer = data.new_empty([step, *data.shape[1:]])
     for start in range(0, len(rows), step):
-        block = data.index_select(0, rows[start : start + step])
+        here = rows[start : start + step]
+        block = torch.index_select(data, 0, here, out=buffer[: len(here)])
         for dim, index in middle:
             block = block.index_select(dim, index)
         torch.index_select(block, last, columns, out=result[start : start + step])

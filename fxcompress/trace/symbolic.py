@@ -98,6 +98,10 @@ class Tracer(fx.Tracer):
         mark(node)
         return node
 
+    def create_arg(self, a: Any) -> Any:  # noqa: ANN401 - whatever code gives to a call
+        """What stands for an argument in the graph; for a proxy, as most of them are, without torch.fx's search."""
+        return a.node if type(a) is _Proxy else super().create_arg(a)
+
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **options: Any) -> fx.Proxy:  # noqa: ANN401
         """What stands for the result of a call.
 

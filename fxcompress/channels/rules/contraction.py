@@ -76,9 +76,8 @@ def site_of(call: Call) -> Site | None:
 def take(value: Value, dim: int, space: Space) -> Tensor | None:
     """The atoms along ``dim``, shape (K,); what varies along other dims as well goes with all of its slice."""
     layer = along(value.layers, dim)
-    others = frozenset() if layer is None else support(layer) - {dim}
-    if layer is not None and others:
-        layer = space.hold(layer, others, "crossing", "a contraction reads a dim that is labelled together with others")
+    if layer is not None and layer.numel() > layer.shape[dim]:
+        layer = space.hold(layer, support(layer) - {dim}, "crossing", "a contraction reads a dim that is labelled together with others")
     return None if layer is None else layer.reshape(-1)
 
 
@@ -126,10 +125,10 @@ def _deformed_labels(call: Call, space: Space) -> tuple[Layers, ...]:
 
 def _pin_kernel(site: Site, space: Space) -> None:
     for layer in site.weight.layers:
-        if not support(layer) & {0, 1}:
+        if layer.shape[0] == layer.shape[1] == 1:
             space.pin(layer, "kernel", "it is a position of a convolution's kernel")
     for layer in site.source.layers:
-        if min(support(layer)) > 1:
+        if layer.shape[0] == layer.shape[1] == 1:
             space.pin(layer, "window", "a convolution slides over this dim")
 
 

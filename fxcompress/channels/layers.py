@@ -38,7 +38,7 @@ def vector(atoms: Tensor, rank: int, dim: int) -> Tensor:
 
 def compress(full: Tensor) -> Tensor:
     """Size 1 along each dim where ``full`` does not vary."""
-    if full.numel() and full.numel() == max(full.shape, default=1):  # along one dim at most: mostly its ends differ
+    if full.dtype is torch.int64 and full.numel() == max(full.shape, default=0) > 1:  # labels along one dim
         flat = full.reshape(-1).numpy()
         if flat[0] != flat[-1]:
             return full

@@ -115,7 +115,11 @@ def _left_of(layer: Tensor, alive: np.ndarray) -> Tensor:
     if layer.numel() > max(layer.shape, default=1):
         return pack(layer, stays)
     left = atoms[stays]
-    return layer if left.size == atoms.size else torch.from_numpy(left.reshape([1 if n == 1 else left.size for n in layer.shape]))
+    return (
+        layer
+        if left.size == atoms.size
+        else torch.from_numpy(left.reshape([1 if n == 1 else left.size for n in layer.shape]))
+    )
 
 
 def pack(tensor: Tensor, stays: np.ndarray) -> Tensor:

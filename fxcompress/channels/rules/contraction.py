@@ -77,7 +77,9 @@ def take(value: Value, dim: int, space: Space) -> Tensor | None:
     """The atoms along ``dim``, shape (K,); what varies along other dims as well goes with all of its slice."""
     layer = along(value.layers, dim)
     if layer is not None and layer.numel() > layer.shape[dim]:
-        layer = space.hold(layer, support(layer) - {dim}, "crossing", "a contraction reads a dim that is labelled together with others")
+        layer = space.hold(
+            layer, support(layer) - {dim}, "crossing", "a contraction reads a dim that is labelled together with others"
+        )
     return None if layer is None else layer.reshape(-1)
 
 
@@ -181,7 +183,7 @@ def nonzero_weight(site: Site, known: Known) -> Tensor:
     if key not in known.nonzero:
         weight = known.of(site.weight)
         other = [d for d in range(weight.ndim) if d not in (site.row, site.column)]
-        known.nonzero[key] = known.once(weight, tuple(other), lambda: nonzero_anywhere(weight, other))
+        known.nonzero[key] = known.once_in_memory(weight, tuple(other), lambda: nonzero_anywhere(weight, other))
     may = known.nonzero[key]
     if may.ndim == 2 and site.row > site.column:
         may = may.t()
@@ -232,9 +234,9 @@ def _mark_nonzero(array: np.ndarray, result: np.ndarray) -> None:
 def may_read(site: Site, known: Known) -> Tensor:
     """Which entries of the source may be other than zero: bool (K,)."""
     source = known.of(site.source)
-    others = [d for d, n in enumerate(source.shape) if n > 1 and d != site.source_dim]
-    may = source != 0
-    return (may.any(dim=others) if others else may).reshape(-1).expand(site.entries)
+    may = (source != 0).cpu().numpy()
+    others = tuple(d for d, n in enumerate(may.shape) if n > 1 and d != site.source_dim)
+    return torch.from_numpy((may.any(axis=others) if others else may).reshape(-1)).expand(site.entries)
 
 
 def live_rows(site: Site, known: Known) -> Tensor:
@@ -242,7 +244,9 @@ def live_rows(site: Site, known: Known) -> Tensor:
     weight, read = nonzero_weight(site, known), may_read(site, known)
     g = site.groups
     if g == 1:
-        rows: Tensor = known.once(weight, read.numpy().tobytes(), lambda: _with_any(weight.numpy(), read.numpy()))
+        rows: Tensor = known.once_in_memory(
+            weight, read.numpy().tobytes(), lambda: _with_any(weight.numpy(), read.numpy())
+        )
         return rows
     if site.transposed:
         return (weight & read).reshape(-1, g, site.entries // g).any(-1).t().reshape(-1)

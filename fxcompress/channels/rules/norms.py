@@ -30,21 +30,21 @@ def _constants(step: Step, known: Known) -> list[Tensor]:
     others = [d for d, n in enumerate(channels.shape) if n > 1 and d != 1]
     if others:  # a weight, perhaps, that is standardised: its rows of zeros are known
         channels = torch.where((channels == 0).all(dim=others, keepdim=True), 0.0, torch.nan).double().cpu()
-    x = channels.double().cpu().reshape(-1).numpy()
-    gamma, beta = _vector(weight, 1.0, known).numpy(), _vector(bias, 0.0, known).numpy()
+    x = channels.double().cpu().numpy().reshape(-1)
+    gamma, beta = _vector(weight, 1.0, known), _vector(bias, 0.0, known)
     with np.errstate(all="ignore"):  # numpy, as these are small: a line of it takes a third of the time of torch's
         if known.training or training:
             # A constant that is not zero leaves the rounding of its own mean behind.
             value = np.where((x == 0) | (gamma == 0), beta, np.nan)
         else:
-            means, variances = (_vector(own, torch.nan, known).numpy() for own in (mean, var))
+            means, variances = _vector(mean, torch.nan, known), _vector(var, torch.nan, known)
             value = np.where(gamma == 0, beta, (x - means) * (gamma / np.sqrt(variances + eps)) + beta)
     out = step.outputs[0]
     return [vector(torch.from_numpy(value), out.rank, 1), *nothing_known(step, known)[1:]]
 
 
-def _vector(value: Value | None, default: float, known: Known) -> Tensor:
-    return torch.tensor([default], dtype=torch.float64, device="cpu") if value is None else known.small(value)
+def _vector(value: Value | None, default: float, known: Known) -> np.ndarray:
+    return np.array([default]) if value is None else known.small(value).numpy()
 
 
 BATCH_NORM = register(
@@ -79,7 +79,7 @@ def _group_constants(step: Step, known: Known) -> list[Tensor]:
         return nothing_known(step, known)
     zero = (channels.reshape(-1).expand(source.shape[1]).reshape(groups, -1) == 0).all(1, keepdim=True).cpu()
     zero = zero.expand(groups, source.shape[1] // groups).reshape(-1)
-    value = torch.where(zero, _vector(bias, 0.0, known), torch.nan)
+    value = torch.where(zero, torch.from_numpy(_vector(bias, 0.0, known)), torch.nan)
     return [vector(value, step.outputs[0].rank, 1), *nothing_known(step, known)[1:]]
 
 

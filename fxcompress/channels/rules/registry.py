@@ -46,11 +46,20 @@ class Known:
         self.shared: Shared = {} if shared is None else shared
 
     def once(self, tensor: Tensor, what: Hashable, make: Callable[[], Any]) -> Any:  # noqa: ANN401 - what it makes
-        """What ``make`` returns, once for a tensor, by its memory, and a key of one's own."""
+        """What ``make`` returns, once for each tensor and key of one's own."""
+        key = (id(tensor), what)
+        found = self.shared.get(key)
+        if found is None:
+            found = self.shared[key] = tensor, make()  # the tensor as well: so that no other one gets its place
+        return found[1]
+
+    def once_in_memory(self, tensor: Tensor, what: Hashable, make: Callable[[], Any]) -> Any:  # noqa: ANN401
+        """The same for all tensors that see the same memory in the same way, as a transposed weight does each time."""
         key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, what)
-        if key not in self.shared:
-            self.shared[key] = tensor, make()  # the tensor as well: so that no other one gets its memory
-        return self.shared[key][1]
+        found = self.shared.get(key)
+        if found is None:
+            found = self.shared[key] = tensor, make()
+        return found[1]
 
     def of(self, value: Value) -> Tensor:
         """The map of a value."""

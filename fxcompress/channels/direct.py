@@ -29,7 +29,7 @@ def aten_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], 
         kwargs: the same.
         own: its parameters and buffers.
     """
-    rule = _RULES.get(type(module))
+    rule = KNOWN.get(type(module))
     if rule is None or kwargs or len(args) != 1 or type(args[0]) is not LabelTensor:
         return None
     return rule(module, args[0].fxc_value, own)
@@ -69,7 +69,7 @@ def _same(module: nn.Module, x: Value, own: Own) -> AtenCall:
     return None, ()
 
 
-_RULES: dict[type[nn.Module], Callable[[Any, Value, Own], AtenCall | None]] = {
+KNOWN: dict[type[nn.Module], Callable[[Any, Value, Own], AtenCall | None]] = {
     **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _convolution),
     nn.BatchNorm1d: _batch_norm((2, 3)),
     nn.BatchNorm2d: _batch_norm((4,)),
@@ -84,4 +84,4 @@ _RULES: dict[type[nn.Module], Callable[[Any, Value, Own], AtenCall | None]] = {
     nn.Hardsigmoid: _pointwise(_AT.hardsigmoid),
     **dict.fromkeys((nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), _same),
 }
-"""Of exactly these classes."""
+"""How a layer of exactly one of these classes is called."""

@@ -87,9 +87,11 @@ def remove_branches(module: TracedModule, branches: list[Branch]) -> list[str]:
 
 def operands_of(module: nn.Module, node: fx.Node) -> Iterator[tuple[int, int]]:
     """(kept, dropped) positions of the operands of a sum; the second operand is dropped first."""
+    if node.kwargs or len(node.args) != 2:
+        return
     join = join_at(module, node)
     sums, differences = node.target in _SUMS, node.target in _DIFFERENCES
-    if node.kwargs or len(node.args) != 2 or (join is None and (node.op == "call_module" or not (sums or differences))):
+    if join is None and (node.op == "call_module" or not (sums or differences)):
         return
     first, second = node.args
     if isinstance(first, fx.Node) and isinstance(second, fx.Node) and first is not second:

@@ -73,8 +73,9 @@ def join_at(module: nn.Module, node: fx.Node) -> Join | None:
 
 def joins_of(module: TracedModule) -> Iterator[tuple[str, fx.Node, Join]]:
     """Every call of a join: the mode of the graph, the node, the join."""
-    for mode, graph in module.graphs.items():
+    joins = {path: m for path, m in module.named_modules(remove_duplicate=False) if isinstance(m, Join)}
+    for mode, graph in module.graphs.items() if joins else ():
         for node in graph.nodes:
-            join = join_at(module, node)
+            join = joins.get(str(node.target)) if node.op == "call_module" else None
             if join is not None:
                 yield mode, node, join

@@ -4,13 +4,13 @@ Equal shapes prove little: a permutation passes. So what must agree are the labe
 of a node, and the result of the node on what is left.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.interpret import Atoms, Interpreter, Trail
@@ -20,6 +20,7 @@ from fxcompress.channels.space import FIXED, Reason
 from fxcompress.channels.survivors import Survivors
 from fxcompress.channels.values import LabelTensor, Step, Value, find
 from fxcompress.errors import ExampleInputError
+from fxcompress.passes.cutting import Cut, CutModule
 from fxcompress.passes.literals import Proposal, propose
 from fxcompress.passes.positions import pair_up, same_entries
 from fxcompress.passes.size_flow import FLOWS, SizeFlow, UnfreezableError, numbers, same, same_call
@@ -45,7 +46,7 @@ class Replay(Interpreter):
     """Interprets a cut module, patches sizes in its graph, and compares with the original.
 
     Args:
-        module: the cut module.
+        cut: the cut module.
         analysis: of the original.
         mode: which graph.
         plan: what was cut.
@@ -53,9 +54,9 @@ class Replay(Interpreter):
 
     doing = "check"
 
-    def __init__(self, module: nn.Module, analysis: Analysis, mode: str, plan: Plan) -> None:
+    def __init__(self, cut: CutModule, analysis: Analysis, mode: str, plan: Plan) -> None:
         self.slots = KnownSlots(analysis, plan.alive)
-        super().__init__(module, packed_atoms(analysis, plan), PackedSpace(self.slots), analysis.counters)
+        super().__init__(cut.module, packed_atoms(analysis, cut.cuts), PackedSpace(self.slots), analysis.counters)
         self.analysis = analysis
         self.original: Trail = analysis.trails[mode]
         self.alive = plan.alive
@@ -85,6 +86,9 @@ class Replay(Interpreter):
         result = super()._run_node(node, bound)
         self.flow.note(node, result)
         return result
+
+    def _follow_tables(self, node: fx.Node, start: int) -> None:
+        """What a node reads of a table was pinned by the analysis, for the plan."""
 
     def call(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         """Run a node on what is left; patch its sizes where it does not agree with the original."""
@@ -181,8 +185,9 @@ class Replay(Interpreter):
             return "it takes another path on fewer channels"
         if not all(same_entries(before, after, self.alive) for before, after in pairs):
             return "it would move other entries"
+        doubtful = [(before, step) for before, step in pairs if not same_call(before, step)]
         deep = node.op == "call_module" or not _is_torch(node.target)  # it may make tensors of sizes itself
-        if not all(same_call(b, now) or _same_numbers(numbers(b), numbers(now), deep=deep) for b, now in pairs):
+        if not all(_same_numbers(numbers(before), numbers(step), deep=deep) for before, step in doubtful):
             return FLOWS
         return self.flow.misuse(node, result, self.dispatch.tape[start:])
 
@@ -229,17 +234,13 @@ class Replay(Interpreter):
             raise MismatchError(atoms, Reason("rewrite", "channels would meet that do not belong together", ""))
 
 
-def packed_atoms(analysis: Analysis, plan: Plan) -> Atoms:
+def packed_atoms(analysis: Analysis, cuts: Mapping[str, Cut]) -> Atoms:
     """The labels that are left of each parameter and buffer."""
     packed: Atoms = {}
     for name, dims in analysis.atoms.items():
-        packed[name] = {}
-        for dim, atoms in dims.items():
-            own = atoms.numpy()
-            keep = plan.alive[own]
-            rest = atoms if keep.all() else torch.from_numpy(own[keep])
-            if rest.numel() > 1:
-                packed[name][dim] = rest
+        indices = cuts[name].indices if name in cuts else {}
+        left = {dim: atoms[indices[dim]] if dim in indices else atoms for dim, atoms in dims.items()}
+        packed[name] = {dim: atoms for dim, atoms in left.items() if atoms.numel() > 1}
     return packed
 
 

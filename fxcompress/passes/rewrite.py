@@ -81,7 +81,7 @@ def carry_out(analysis: Analysis, plan: Plan) -> Rewritten:
     if plan.changes:
         renumber_joins(cut.module, analysis, plan)
     for mode, graph in cut.module.graphs.items() if plan.changes else ():
-        replay = Replay(cut.module, analysis, mode, plan)
+        replay = Replay(cut, analysis, mode, plan)
         replay.run(graph, analysis.inputs)
         replay.check_couplings()
     cut.module.recompile()

@@ -87,7 +87,8 @@ class SizeFlow:
 
     def misuse(self, node: fx.Node, result: object, steps: Sequence[Step]) -> str:
         """Why a changed size must not be used as ``node`` uses it; "" if it may."""
-        moved = set(self.moved(node)) - set(_size_arguments(node))
+        moved = set(self.moved(node))
+        moved -= set(_size_arguments(node)) if moved else set()
         if not moved or node.target in {check, check_argument, shape_of}:
             return ""
         labelled = find(LabelTensor, result) or any(self._labelled(used) for used in node.all_input_nodes)

@@ -279,8 +279,8 @@ def test_what_is_written_over_may_be_something_else() -> None:
 class Standardised(nn.Conv2d):
     """A convolution whose weight has mean 0 and variance 1 for each output."""
 
-    def __init__(self, inputs: int, outputs: int, how: str) -> None:
-        super().__init__(inputs, outputs, 3)
+    def __init__(self, inputs: int, outputs: int, how: str, kernel: int = 3) -> None:
+        super().__init__(inputs, outputs, kernel)
         self.how, self.gain = how, nn.Parameter(torch.rand(outputs, 1, 1, 1) + 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -320,6 +320,20 @@ def test_outputs_of_standardised_convolutions_go(how: str, way: str) -> None:
     module = fxc.prune(net, x).module
     assert module.get_parameter("0.weight").shape == (6, 3, 3, 3)
     assert module.get_parameter("2.weight").shape == (2, 6, 1, 1)
+    assert difference(net(x), module(x)) <= 1e-12
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("how", STANDARDS)
+def test_inputs_of_standardised_convolutions_count(how: str, kernel: int) -> None:
+    """A dead input has kernels that are not zero: without them, the others would be scaled in another way."""
+    torch.manual_seed(0)
+    first, second = nn.Conv2d(3, 8, 3), Standardised(8, 4, how, kernel)
+    net, x = nn.Sequential(first, nn.ReLU(), second).double().eval(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    with torch.no_grad():
+        first.weight[[1, 4]], first.bias[[1, 4]] = 0, 0  # type: ignore[index]
+    module = fxc.prune(net, x).module
+    assert module.get_parameter("2.weight").shape == (4, 8, kernel, kernel)
     assert difference(net(x), module(x)) <= 1e-12
 
 

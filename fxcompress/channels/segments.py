@@ -63,7 +63,7 @@ def trace_segments(trail: Trail, sites: list[SiteAtoms]) -> Segments:
             position += 1
             continue
         for value, found in zip(step.outputs, _carried(step, known, result), strict=True):
-            if found is not None and (found.numel() > 1 or not bool(found.isnan())):
+            if found is not None and (found.numel() != 1 or not bool(found.isnan())):
                 result.maps[value.key] = found
     return result
 

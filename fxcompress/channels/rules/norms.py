@@ -17,6 +17,8 @@ def _labels(call: Call, space: Space) -> tuple[Layers, ...]:
     for own in call.args[1:5]:
         if isinstance(own, Value):
             meet(channels, take(own, 0, space), space)
+    for layer in (x for x in source.layers if not support(x) & {1}):
+        space.pin(layer, "norm", "in training a batch norm mixes all entries of this dim")
     others = tuple(layer for layer in source.layers if layer.shape[1] == 1)
     kept = others if channels is None else (vector(channels, source.rank, 1), *others)
     statistics = () if channels is None else (vector(channels, 1, 0),)

@@ -2,7 +2,7 @@
 
 What such a layer does is one ATen op on its input and its parameters. It goes to the dispatcher of labels at once; by
 way of the module's call, the functions of torch.nn and torch's own dispatcher the same op would arrive there, later. A
-layer that is used in another way than its op allows (other dims, other sizes) takes the long way; so do subclasses.
+layer that is used in another way than its op allows (other dims, sizes, types) takes the long way; so do subclasses.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,9 @@ def aten_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], 
     rule = KNOWN.get(type(module))
     if rule is None or kwargs or len(args) != 1 or type(args[0]) is not LabelTensor:
         return None
-    return rule(module, args[0].fxc_value, own)
+    known = rule(module, args[0].fxc_value, own)
+    mixed = known is not None and any(isinstance(a, torch.Tensor) and a.dtype != args[0].dtype for a in known[1])
+    return None if mixed else known
 
 
 def _convolution(module: Any, x: Value, own: Own) -> AtenCall | None:  # noqa: ANN401 - a convolution

@@ -28,6 +28,11 @@ from fxcompress.trace.kinds import Kinds
 from fxcompress.trace.places import place
 
 _LIBRARIES = tuple(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(__file__).parents[1]))
+_NOT_OF_RUNS = {
+    "__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__hash__", "__repr__", "__str__", "__format__", "__new__",
+    "__copy__", "__deepcopy__", "__replace__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__",
+}  # fmt: skip
+"""Methods that ask for types by nature, such as those that a dataclass gets, and that no forward calls on tensors."""
 _isinstance, _hasattr, _callable = builtins.isinstance, builtins.hasattr, builtins.callable
 
 
@@ -87,7 +92,8 @@ def _is_users_file(name: str) -> bool:
 
 def asking_type(model: nn.Module) -> FunctionType | None:
     """A function in the code of a model that asks for the type of a value, or None; it need not be called."""
-    return next((function for function in code_around(model.modules()) if _asks(function.__code__)), None)
+    found = (f for f in code_around(model.modules()) if f.__name__ not in _NOT_OF_RUNS and _asks(f.__code__))
+    return next(found, None)
 
 
 @functools.cache

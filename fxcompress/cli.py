@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import nn
@@ -45,8 +46,13 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0, help="of weights and data order (default 0)")
     demo.add_argument("--epochs", type=int, default=None, help="of each network; fewer are faster and worse")
     look = commands.add_parser("inspect", help="show which channels of a network hang together")
-    look.add_argument("model", help="torchvision:resnet18, or package.module:function_that_builds_it")
-    look.add_argument("--input", default=None, help="shape of the input, such as 1,3,224,224; inferred by default")
+    look.add_argument(
+        "model", help="torchvision:resnet18, or what builds it: package.module:function, or path/to/file.py:function"
+    )
+    look.add_argument(
+        "--input", action="append", metavar="SHAPE", help="of the input, such as 1,3,224,224, or 1,16:int64 where it "
+        "is not float32; once for each argument of forward; inferred by default",
+    )  # fmt: skip
     look.add_argument("--explain", nargs=2, metavar=("LAYER", "CHANNEL"), help="what keeps one channel, in words")
     look.add_argument("--html", metavar="FILE", help="write the graph as a page for the browser, too")
     return parser
@@ -61,7 +67,8 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    graphs = _graphs(_model(options.model), _input(options.input))
+    inputs = None if options.input is None else tuple(_input(text) for text in options.input)
+    graphs = _graphs(_model(options.model), inputs)
     if options.html:
         _save(graphs, Path(options.html))
     if options.explain:
@@ -76,7 +83,7 @@ def _inspect(options: argparse.Namespace) -> None:
         print("\n\n".join(f"{name}: {graph}" if name else str(graph) for name, graph in graphs.items()))
 
 
-def _graphs(model: nn.Module, example: torch.Tensor | None) -> dict[str, ChannelGraph]:
+def _graphs(model: nn.Module, example: tuple[torch.Tensor, ...] | None) -> dict[str, ChannelGraph]:
     """The graph of a model, or those of its pieces by their names where it has none as a whole."""
     try:
         return {"": ChannelGraph.of(model, example)}
@@ -92,29 +99,44 @@ def _save(graphs: dict[str, ChannelGraph], path: Path) -> None:
         graph.save_html(path.with_name(f"{path.stem}.{name}{path.suffix}") if name else path)
 
 
-def _input(text: str | None) -> torch.Tensor | None:
-    if text is None:
-        return None
+def _input(text: str) -> torch.Tensor:
+    shape, _, kind = text.partition(":")
+    dtype = getattr(torch, kind or "float32", None)
+    if not isinstance(dtype, torch.dtype):
+        raise FxCompressError(f"--input {text!r}: torch has no dtype {kind!r}; write int64, say, or float32")
     try:
-        return torch.zeros([int(n) for n in text.split(",")])
-    except ValueError as error:
-        raise FxCompressError(f"--input {text!r} is no shape; write it as 1,3,224,224") from error
+        return torch.zeros([int(n) for n in shape.split(",")], dtype=dtype)
+    except (ValueError, RuntimeError) as error:
+        raise FxCompressError(
+            f"--input {text!r} is no shape; write it as 1,3,224,224, or with a dtype as 1,16:int64"
+        ) from error
 
 
 def _model(name: str) -> nn.Module:
     """Build a model by name, with random weights."""
-    place, _, what = name.partition(":")
-    if not what:
-        raise FxCompressError(f"{name!r} names no model; write torchvision:resnet18 or package.module:function")
+    place, _, what = name.rpartition(":")
+    if not place or not what:
+        raise FxCompressError(
+            f"{name!r} names no model; write torchvision:resnet18, package.module:function or file.py:function"
+        )
     if place == "torchvision":
         return _torchvision(what)
     try:
-        built = getattr(importlib.import_module(place), what)()
+        built = getattr(_module(place), what)()
     except (ImportError, AttributeError, TypeError) as error:
         raise FxCompressError(f"cannot build {name}: {error}") from error
     if not isinstance(built, nn.Module):
         raise FxCompressError(f"{name}() is a {type(built).__name__}, not a torch.nn.Module")
     return built
+
+
+def _module(place: str) -> ModuleType:
+    """A module by its name or its file; one in the folder where the command is called is found as by ``python -m``."""
+    file = Path(place)
+    folder = str(file.parent.resolve()) if file.suffix == ".py" else str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    return importlib.import_module(file.stem if file.suffix == ".py" else place)
 
 
 def _torchvision(name: str) -> nn.Module:

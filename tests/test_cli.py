@@ -1,9 +1,15 @@
 """The command line: what it prints, and what it says when it cannot."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from fxcompress.cli import main
 
+ROOT = Path(__file__).resolve().parents[1]
 NET = "tests.nets:ResidualNet"
 
 
@@ -35,6 +41,8 @@ def test_explain(capsys: pytest.CaptureFixture[str]) -> None:
         (["inspect", "nowhere:Net"], "cannot build nowhere:Net"),
         (["inspect", "tests.nets:batch"], "not a torch.nn.Module"),
         (["inspect", NET, "--input", "1,3,x"], "write it as 1,3,224,224"),
+        (["inspect", NET, "--input", "1,-3,4"], "write it as 1,3,224,224"),
+        (["inspect", NET, "--input", "1,3,9,9:int65"], "torch has no dtype 'int65'"),
         (["inspect", NET, "--input", "1,4,10,10"], "does not run on the example inputs"),
         (["inspect", NET, "--input", "2,3,10,10", "--explain", "block9", "3"], "no module or parameter 'block9'"),
         (["inspect", NET, "--input", "2,3,10,10", "--explain", "fc", "77"], "no channel 77"),
@@ -53,3 +61,31 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--version"])
     assert exit_.value.code == 0
     assert capsys.readouterr().out.startswith("fxcompress 0.")
+
+
+OWN = """
+import torch
+from torch import nn
+
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.out = nn.Embedding(10, 8), nn.Linear(8, 3)
+
+    def forward(self, ids, scale):
+        return self.out(self.table(ids) * scale)
+"""
+
+
+@pytest.mark.parametrize("name", ["own_words", "own_words.py", "{folder}/own_words.py"])
+def test_a_model_of_ones_own(name: str, tmp_path: Path) -> None:
+    """A command does not look for modules where it is called, as ``python -m`` does."""
+    (tmp_path / "own_words.py").write_text(OWN, "utf-8")
+    command = [sys.executable, "-c", "import sys; sys.path.pop(0); from fxcompress.cli import main; sys.exit(main())"]
+    inputs = ["--input", "2,5:int64", "--input", "2,5,8"]
+    run = subprocess.run(
+        [*command, "inspect", f"{name.format(folder=tmp_path)}:Words", *inputs],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert "Words on (2, 5) int64, (2, 5, 8) float32" in run.stdout

@@ -26,7 +26,7 @@ LAYERS: tuple[tuple[frozenset[str], str], ...] = (
     (frozenset({"trace"}), "from a model to its graph: the analysis needs a graph"),
     (frozenset({"channels"}), "what a graph's channels are: read only, so below all that rewrites"),
     (frozenset({"passes"}), "rewrites, driven by the analysis; they know nothing of training"),
-    (frozenset({"export", "objectives", "report", "storage", "training"}), "what is done with a rewritten network"),
+    (frozenset({"objectives", "report", "storage", "training"}), "what is done with a rewritten network"),
     (frozenset({"checkpoint", "compress", "loading", "pruning"}), "each puts the layers together for one public call"),
     (frozenset({"fitting"}), "compresses, then trains"),
     (frozenset({"__init__"}), "hands the names on"),

@@ -1,0 +1,104 @@
+"""The documentation says what is so: its examples run as pasted, and what it names is there."""
+
+import ast
+import importlib
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import fxcompress as fxc
+import fxcompress.passes
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = {page.name: page.read_text("utf-8") for page in PAGES}
+BLOCKS = [
+    pytest.param(code, id=f"{name}-{number}")
+    for name, text in TEXTS.items()
+    for number, code in enumerate(re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
+]
+RUN_ELSEWHERE = ("init_process_group", "load_checkpoint", "LatencyTable", "half is brighter")
+"""In other tests, with several processes, say, or more than once."""
+
+
+@pytest.mark.parametrize("code", BLOCKS)
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning", "ignore:.*:FutureWarning")
+def test_examples_run_as_pasted(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that import what they use; the others are parts of one, and are Python at least."""
+    tree = ast.parse(code)
+    if not isinstance(tree.body[0], ast.Import | ast.ImportFrom) or any(mark in code for mark in RUN_ELSEWHERE):
+        return
+    if "onnx" in code:
+        pytest.importorskip("onnxscript")
+        pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    exec(compile(tree, "example", "exec"), {})
+
+
+def _anchors(text: str) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", TEXTS[page.name]):
+        if "://" in link:
+            continue
+        place, _, anchor = link.partition("#")
+        target = (page.parent / place).resolve() if place else page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in _anchors(target.read_text("utf-8")), link
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_files_that_are_named_are_there(name: str) -> None:
+    for path in re.findall(r"`((?:\w+/)*\w+\.py)`", TEXTS[name]):
+        if "/" in path and not path.startswith("path/"):
+            assert (ROOT / path).exists() or (ROOT / "fxcompress" / path).exists(), path
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_names_are_there(name: str) -> None:
+    text = TEXTS[name]
+    for public in re.findall(r"\bfxc\.([A-Za-z_]\w*)", text):
+        assert hasattr(fxc, public), public
+    for dotted in re.findall(r"`(fxcompress(?:\.\w+)+)", text):
+        module, _, leaf = dotted.rpartition(".")
+        assert importlib.util.find_spec(dotted) or hasattr(importlib.import_module(module), leaf), dotted
+    for module in re.findall(r"python -m (benchmarks\.\w+)", text):
+        assert importlib.util.find_spec(module), module
+
+
+def test_layers_and_passes_of_the_architecture_are_there() -> None:
+    text = TEXTS["architecture.md"]
+    table = text[text.index("| layer |") : text.index("**Why the analysis")]
+    for cell in re.findall(r"^\| (`[^|]+`) \|", table, re.MULTILINE):
+        for layer in re.findall(r"`(\w+)`", cell):
+            assert importlib.util.find_spec("fxcompress" if layer == "fxcompress" else f"fxcompress.{layer}"), layer
+    rewrites = text[text.index("## The link `passes`") :]
+    for cell in re.findall(r"^\| (`[A-Z][^|]+`) \|", rewrites, re.MULTILINE):
+        for rewrite in re.findall(r"`(\w+)`", cell):
+            assert hasattr(fxcompress.passes, rewrite), rewrite
+
+
+def test_extras_that_are_named_are_there() -> None:
+    declared = (ROOT / "pyproject.toml").read_text("utf-8")
+    for text in TEXTS.values():
+        for extra in re.findall(r"pip install \"(?:fxcompress|\.)\[(\w+)\]\"", text):
+            assert re.search(rf"^{extra} = \[", declared, re.MULTILINE), extra
+
+
+@pytest.mark.parametrize("name", fxc.__all__)
+def test_public_names_say_what_they_are(name: str) -> None:
+    found = getattr(fxc, name)
+    assert found.__doc__
+    if not isinstance(found, type):
+        assert "Raises:" in found.__doc__
+        for argument in re.findall(r"\b(\w+)\b", " ".join(found.__annotations__)):
+            assert argument == "return" or f"{argument}:" in found.__doc__ or argument == "extra", argument

@@ -1,7 +1,8 @@
 """``fxcompress.fit``: compress, train, shrink and finalize in one call."""
 
+import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from numbers import Integral
 from pathlib import Path
@@ -28,6 +29,9 @@ from fxcompress.training.trainer import Gamma, Loss, Scheduler
 
 DEATH_LIMIT = 0.1
 """Share of the channels that may lose their last bit in one step, where :func:`fit` compresses the model."""
+_MISSED = 1.25
+"""How many times its target a run may end at without a word."""
+_LOG = logging.getLogger("fxcompress")
 Resume = Literal[True, False, "auto"]
 
 
@@ -131,7 +135,7 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
             own_scheduler=scheduler is not None,
         )  # fmt: skip
         keeper = _keeper(Path(checkpoint), net, chosen, schedule, check, resume=going_on)
-    return train(
+    result = train(
         net,
         loader,
         loss_fn,
@@ -147,6 +151,22 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
         average=average,
         keeper=keeper,
     )
+    _tell_of_target(target_size, result.history)
+    return result
+
+
+def _tell_of_target(target_size: float | None, history: Sequence[EpochRecord]) -> None:
+    """Warn where a run has ended well above its target, and of what is to blame as far as the record shows it."""
+    if target_size is None or history[-1].size <= _MISSED * target_size:
+        return
+    held = sum(record.gamma == 0 for record in history)
+    why = f"; there was no pressure at the end of {held} of {len(history)} epochs" if held else ""
+    _LOG.warning(
+        "fxcompress: the target of %.3g of the bits was not reached: %.3g are left%s\n"
+        "  take more epochs, or a target nearer to this; min_accuracy= and max_loss_increase= hold the pressure off "
+        "while the network is worse than they allow, as many are in their first epochs alone",
+        target_size, history[-1].size, why,
+    )  # fmt: skip
 
 
 def _check_kinds(model: object, epochs: object) -> None:

@@ -117,6 +117,26 @@ def test_no_pressure_while_the_accuracy_is_too_low() -> None:
         fxc.fit(Digits(), loader, F.cross_entropy, epochs=1, gamma=0.5, min_accuracy=0.9)
 
 
+@pytest.mark.parametrize("held", [False, True])
+def test_a_target_that_was_missed_is_told(caplog: pytest.LogCaptureFixture, *, held: bool) -> None:
+    loader, _, _ = digits()
+    result = fxc.fit(
+        Digits(), loader, F.cross_entropy, epochs=2, target_size=0.001, validate=lambda net: 0.5,
+        min_accuracy=0.9 if held else None, progress=False,
+    )  # fmt: skip
+    (record,) = caplog.records
+    text = record.getMessage()
+    assert f"the target of 0.001 of the bits was not reached: {result.history[-1].size:.3g} are left" in text
+    assert ("no pressure at the end of 1 of 2 epochs" in text) is held
+
+
+def test_nothing_is_told_of_a_target_that_was_reached(caplog: pytest.LogCaptureFixture) -> None:
+    loader, _, _ = digits()
+    result = fxc.fit(Digits(), loader, F.cross_entropy, epochs=1, target_size=0.249, progress=False)
+    assert result.history[-1].size < 0.3
+    assert not caplog.records
+
+
 def test_a_target_above_eight_bits_begins_with_more_and_one_above_the_present_size_is_refused() -> None:
     torch.manual_seed(0)
     loader, x, _ = digits()

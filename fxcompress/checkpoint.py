@@ -94,6 +94,14 @@ def load_checkpoint(
     Raises:
         CheckpointError: there is no such file, it is damaged, or it does not fit. Nothing has changed then.
         OptimizerError: the optimizer holds parameters that are not the network's.
+
+    >>> import tempfile, torch, fxcompress as fxc
+    >>> build = lambda: fxc.compress(torch.nn.Linear(8, 4), torch.zeros(1, 8))
+    >>> net = build()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = fxc.save_checkpoint(f"{folder}/run.pt", net, epoch=3)
+    ...     fxc.load_checkpoint(f"{folder}/run.pt", build())
+    {'epoch': 3}
     """
     check_arguments("load_checkpoint(path, net, optimizer)", path, net)
     return take_up(read_states(path), path, net, optimizer, scheduler, random=random)

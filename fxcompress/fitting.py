@@ -109,6 +109,12 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
             was before it, the checkpoint the run after the last epoch.
         FxCompressError: see :func:`compress`.
         DistributedError: processes have different numbers of batches, disagree, or have died.
+
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> loader = [(torch.randn(16, 4), torch.arange(16) % 2) for _ in range(3)]  # or a DataLoader
+    >>> result = fit(model, loader, nn.functional.cross_entropy, epochs=2, gamma=0.01, progress=False)
+    >>> result.module(torch.zeros(5, 4)).shape, len(result.history)
+    (torch.Size([5, 2]), 2)
     """
     control = gamma_of(gamma, target_size)
     _check_kinds(model, epochs)

@@ -41,6 +41,15 @@ def load(path: str | os.PathLike[str], model: nn.Module, example_inputs: Any = N
         TypeError: the arguments are swapped, or of another kind.
         StorageError: the file is no such file, is damaged, or does not fit ``model``.
         TraceError, UnsupportedModelError: the model cannot be traced.
+
+    >>> import tempfile, fxcompress as fxc
+    >>> build = lambda: nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    >>> final = fxc.compress(build(), torch.zeros(1, 8)).finalize().eval()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = fxc.save(final, f"{folder}/net.fxc")
+    ...     loaded = fxc.load(f"{folder}/net.fxc", build())
+    >>> torch.equal(loaded(torch.ones(1, 8)), final(torch.ones(1, 8)))
+    True
     """
     check_arguments("load(path, model)", path, model)
     saved, model = read(path), with_plain_weights(model)

@@ -460,6 +460,20 @@ def test_arguments_of_fit(arguments: dict[str, object], error: Kind, text: str) 
     visit.check()
 
 
+@pytest.mark.parametrize("path", ["", ".", Path()])
+def test_a_path_that_names_no_file(path: str | Path) -> None:
+    net = fxc.compress(SMALL, BATCH[0])
+    calls: list[Callable[[], object]] = [
+        lambda: fxc.save(net.finalize(), path),
+        lambda: fxc.load(path, SMALL),
+        lambda: fxc.save_checkpoint(path, net),
+        lambda: fxc.load_checkpoint(path, net),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=r"the path .* names no file: call it as \w+\("):
+            call()
+
+
 def test_what_is_no_optimizer() -> None:
     net = fxc.compress(SMALL, BATCH[0])
     adam = torch.optim.Adam(net.param_groups())

@@ -20,6 +20,7 @@ def per_channel(values: Tensor, rank: int, channel_dim: int = 0, groups: int = 1
 
     ``rank`` is the weight's; the result has one dim more if the weight is a grouped transposed convolution's.
 
+    >>> import torch
     >>> per_channel(torch.zeros(6), 4).shape, per_channel(torch.zeros(6), 4, channel_dim=1, groups=2).shape
     (torch.Size([6, 1, 1, 1]), torch.Size([2, 1, 3, 1, 1]))
     """
@@ -31,6 +32,7 @@ def per_channel(values: Tensor, rank: int, channel_dim: int = 0, groups: int = 1
 def split_groups(weight: Tensor, channel_dim: int = 0, groups: int = 1) -> Tensor:
     """View the weight (I, O/g, *k) of a grouped transposed convolution as (g, I/g, O/g, *k); any other stays as it is.
 
+    >>> import torch
     >>> split_groups(torch.zeros(4, 3, 5), channel_dim=1, groups=2).shape
     torch.Size([2, 2, 3, 5])
     """
@@ -40,6 +42,7 @@ def split_groups(weight: Tensor, channel_dim: int = 0, groups: int = 1) -> Tenso
 def rows(weight: Tensor, channel_dim: int = 0, groups: int = 1) -> Tensor:
     """The weight with one row for each output channel: (O, M).
 
+    >>> import torch
     >>> rows(torch.zeros(4, 3, 5), channel_dim=1, groups=2).shape
     torch.Size([6, 10])
     """
@@ -51,6 +54,7 @@ def rows(weight: Tensor, channel_dim: int = 0, groups: int = 1) -> Tensor:
 def from_rows(matrix: Tensor, shape: Sequence[int], channel_dim: int = 0, groups: int = 1) -> Tensor:
     """The contiguous weight of ``shape`` that :func:`rows` made the matrix (O, M) of.
 
+    >>> import torch
     >>> weight = torch.arange(60).reshape(4, 3, 5)
     >>> torch.equal(from_rows(rows(weight, 1, 2), (4, 3, 5), 1, 2), weight)
     True

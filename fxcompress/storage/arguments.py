@@ -16,8 +16,11 @@ def check_arguments(call: str, path: object, module: object) -> Path:
 
     Raises:
         TypeError: it is not.
+        ValueError: the path is empty.
     """
     if isinstance(path, str | os.PathLike) and isinstance(module, nn.Module):
+        if not Path(path).name:
+            raise ValueError(f"the path {os.fspath(path)!r} names no file: call it as {call}")
         return Path(path)
     kinds = f"the path is a {type(path).__name__} and the network a {type(module).__name__}"
     swapped = isinstance(path, nn.Module) and isinstance(module, str | os.PathLike)

@@ -84,7 +84,7 @@ def save(module: nn.Module, path: str | os.PathLike[str]) -> int:
 
     >>> import tempfile
     >>> from fxcompress.provenance import attach
-    >>> net = fx.symbolic_trace(torch.nn.Linear(8, 4))
+    >>> net = torch.fx.symbolic_trace(torch.nn.Linear(8, 4))
     >>> attach(net, Provenance({"weight": (4, 8), "bias": (4,)}))
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     size = save(net, Path(folder, "net.fxc"))

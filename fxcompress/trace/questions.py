@@ -29,8 +29,8 @@ from fxcompress.trace.places import place
 
 _LIBRARIES = tuple(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(__file__).parents[1]))
 _NOT_OF_RUNS = {
-    "__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__hash__", "__repr__", "__str__", "__format__", "__new__",
-    "__copy__", "__deepcopy__", "__replace__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__",
+    "__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__hash__", "__repr__", "__str__", "__format__",
+    "__new__", "__copy__", "__deepcopy__", "__replace__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__",
 }  # fmt: skip
 """Methods that ask for types by nature, such as those that a dataclass gets, and that no forward calls on tensors."""
 _isinstance, _hasattr, _callable = builtins.isinstance, builtins.hasattr, builtins.callable

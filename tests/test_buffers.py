@@ -81,6 +81,15 @@ def counted(net: Net, h: Tensor) -> Tensor:
     return y
 
 
+def by_operators(net: Net, h: Tensor) -> Tensor:
+    """Each writes to the tensor, and puts it where it is already."""
+    y = h * net.mean
+    net.mean += h.detach().mean(0)
+    net.twin *= 0.5
+    net.calls += 1
+    return y
+
+
 def flagged(net: Net, h: Tensor) -> Tensor:
     y = h * net.seen
     net.seen.logical_or_(h.detach().mean(0) != 0)
@@ -99,7 +108,7 @@ def in_training(net: Net, h: Tensor) -> Tensor:
     return h * net.mean
 
 
-FOLLOWED = [averaged, read_first, copied_on, through_an_alias, through_data, counted, in_training]
+FOLLOWED = [averaged, read_first, copied_on, through_an_alias, through_data, counted, by_operators, in_training]
 REMEMBERING = [*FOLLOWED, through_a_view, flagged, queued]
 
 
@@ -129,9 +138,7 @@ def test_what_a_buffer_holds_at_first_is_not_taken_for_a_constant(between: Step)
     assert module.get_parameter("first.weight").shape == (WIDTH, 4)
 
 
-@pytest.mark.parametrize(
-    "between", [averaged, read_first, copied_on, through_an_alias, through_data, counted, in_training]
-)
+@pytest.mark.parametrize("between", FOLLOWED)
 def test_entries_that_no_run_changes_go(between: Step) -> None:
     """A channel that is zero keeps its average at zero."""
     net, x = built(between)
@@ -143,7 +150,7 @@ def test_entries_that_no_run_changes_go(between: Step) -> None:
     assert difference(run(net), run(module)) <= TOLERANCE
 
 
-@pytest.mark.parametrize("between", [averaged, copied_on, counted, in_training])
+@pytest.mark.parametrize("between", [averaged, copied_on, counted, by_operators, in_training])
 def test_networks_that_remember_compress_themselves(between: Step) -> None:
     net, x = built(between)
     compressed = fxc.compress(net, x, death_limit=1.0)

@@ -26,10 +26,13 @@ def values_known(module: TracedModule, trail: Trail) -> dict[int, Tensor]:
     return {value.key: tensors[name].detach() for name, value in trail.parameters.items()}
 
 
-def knowns_of(analysis: Analysis, seeds: Seeds, modes: tuple[bool, ...] = (False, True)) -> dict[str, list[Known]]:
+def knowns_of(
+    analysis: Analysis, seeds: Seeds, modes: tuple[bool | None, ...] = (False, True)
+) -> dict[str, list[Known]]:
     """What is known in each graph, for batch norm in evaluation (False) and in training (True).
 
-    Each graph may meet both: batch norm is often in another mode than the rest of the network.
+    Each graph may meet both: batch norm is often in another mode than the rest of the network. None stands for what
+    is the same in both.
 
     Of a buffer that the network writes to, as a moving average, we know the entries that no run of any graph changes:
     they are found by running with all that it holds at the start, and then with ever less, until nothing changes.
@@ -56,7 +59,7 @@ def _knowns(
     analysis: Analysis,
     trail: Trail,
     seeds: Seeds,
-    modes: tuple[bool, ...],
+    modes: tuple[bool | None, ...],
     lasting: dict[int, Tensor],
     shared: Shared,
 ) -> list[Known]:
@@ -67,7 +70,7 @@ def _knowns(
     return [_propagate(trail, Known(maps, nonzero, shared, training=training)) for training in modes]
 
 
-def propagate(trail: Trail, maps: dict[int, Tensor], *, training: bool) -> Known:
+def propagate(trail: Trail, maps: dict[int, Tensor], *, training: bool | None) -> Known:
     """Run the constant rules over a tape.
 
     Args:

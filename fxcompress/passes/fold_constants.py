@@ -84,7 +84,9 @@ def fold_constants(module: TracedModule, inputs: ExampleInputs, analysis: Analys
         while True:
             analysis = analysis or analyse(module, inputs)
             provenance = provenance_of(module) or original_provenance(module, inputs)
-            plan = FoldPlan(analysis, knowns_of(analysis, values_known), provenance.grids)
+            # After ``eval()`` some batch norms may still go by their batch, where the model says so.
+            evaluation = None if module.other_modes[False] else False
+            plan = FoldPlan(analysis, knowns_of(analysis, values_known, (evaluation, True)), provenance.grids)
             done = _Folding(module)
             for fold in plan.folds:
                 if done.fold(fold):

@@ -18,7 +18,7 @@ _OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
 _OF_EVERY_GRAPH = (
     frozenset(fx.GraphModule(nn.Module(), fx.Graph()).__dict__)
     | frozenset(dir(fx.GraphModule))
-    | {"train_graph", "mode_readers"}
+    | {"train_graph", "mode_readers", "other_modes"}
 )
 
 

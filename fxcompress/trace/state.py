@@ -18,6 +18,7 @@ class State:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
+        self._held = [table[key] for _, table, key in _attributes(model)]  # or another object may get the same id
         self._before = self._read()
 
     def _read(self) -> dict[str, object]:
@@ -75,6 +76,10 @@ def _stamp(value: object) -> object:
         return type(value), value
     if isinstance(value, list | tuple | dict | set):
         return id(value), len(value)
+    if isinstance(value, torch.Tensor) and value.layout == torch.strided:
+        # ``self.count += 1`` writes to the tensor, and then puts it in its own place under another name for the memory.
+        memory = value.untyped_storage()._cdata  # noqa: SLF001 - the only name of memory that holds no data
+        return memory, value.dtype, value.shape, value.stride(), value.storage_offset(), value.requires_grad
     return id(value)
 
 

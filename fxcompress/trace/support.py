@@ -9,6 +9,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from fxcompress.errors import UnsupportedModelError
+from fxcompress.trace.own_modes import own_modes
 from fxcompress.trace.weight_norm import is_weight_norm, is_weight_norm_hook
 
 _HOOKS = {
@@ -25,7 +26,7 @@ def check_supported(model: nn.Module) -> None:
     Raises:
         TypeError: it is no nn.Module.
         UnsupportedModelError: meta tensors, lazy or quantized parameters, NaN or infinite weights, parametrizations and
-            hooks (but for weight norm), ScriptModules.
+            hooks (but for weight norm), ScriptModules, a ``train()`` that changes weights.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
@@ -38,6 +39,7 @@ def check_supported(model: nn.Module) -> None:
         reason = _tensor_reason(tensor)
         if reason:
             raise UnsupportedModelError(f"tensor {name!r} {tuple(tensor.shape)}: {reason}")
+    own_modes(model)
     check_finite(model)
 
 

@@ -10,6 +10,7 @@ from torch import fx, nn
 from fxcompress.errors import TraceError
 from fxcompress.trace.checkpoints import with_checkpoints
 from fxcompress.trace.names import any_names
+from fxcompress.trace.own_modes import Modes
 from fxcompress.trace.pickling import PackedGraph, pack, unpack
 from fxcompress.trace.skeleton import POSTPONE
 from fxcompress.trace.weight_norm import pass_on_hooks
@@ -34,6 +35,7 @@ class TracedModule(fx.GraphModule):
         graph: the graph of evaluation, and of training where that is the same.
         train_graph: the graph of training, or None when it is the same.
         mode_readers: names of the modules whose ``training`` the original's code reads; they choose the graph.
+        other_modes: names of the modules that are in the other mode after ``eval()``, and after ``train()``.
     """
 
     __jit_unused_properties__ = [  # noqa: RUF012 - as torch.fx has it
@@ -41,9 +43,10 @@ class TracedModule(fx.GraphModule):
         "graphs",
         "is_compiled",
     ]
-    __jit_ignored_attributes__ = ("train_graph", "mode_readers")
+    __jit_ignored_attributes__ = ("train_graph", "mode_readers", "other_modes")
     train_graph: fx.Graph | None = None
     mode_readers: tuple[str, ...] = ("",)
+    other_modes: Modes = ((), ())
 
     def __init__(
         self,
@@ -117,6 +120,15 @@ class TracedModule(fx.GraphModule):
     def fxc_kind(cls) -> Any:  # noqa: ANN401
         """What makes an object of this class, that pickle can find: torch.fx makes a class for each instance."""
         return next(kind for kind in cls.__mro__ if not kind.__qualname__.endswith("GraphModuleImpl"))
+
+    def train(self, mode: bool = True) -> Any:  # noqa: ANN401, FBT001, FBT002 - the signature of nn.Module
+        """Change the mode of what the original changes the mode of: it may leave some modules in the other one."""
+        super().train(mode)
+        other = frozenset(self.other_modes[mode])
+        for path, module in self.named_modules() if other else ():
+            if path in other:
+                module.training = not mode
+        return self
 
     def reads_training(self) -> bool:
         """Whether the modules that choose the graph are in training.

@@ -21,6 +21,7 @@ from fxcompress.trace.heap import without_collections
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.lowering import lower, sweep
 from fxcompress.trace.memory import carried_over
+from fxcompress.trace.own_modes import own_modes
 from fxcompress.trace.questions import asking_type
 from fxcompress.trace.skeleton import skeleton
 from fxcompress.trace.state import same_randomness, unchanged_buffers
@@ -185,6 +186,8 @@ def _traced(model: nn.Module, graph_of: GraphOf) -> TracedModule:
     traced = TracedModule(root, graph, train_graph, type(model).__name__, compiled=False)
     if readers:
         traced.mode_readers = tuple(name for name, module in root.named_modules() if id(module) in readers)
+    if not isinstance(model, TracedModule):  # which has those that it was made with
+        traced.other_modes = own_modes(model)
     traced.meta = dict(model.meta) if isinstance(model, fx.GraphModule) else {}
     return traced
 

@@ -30,7 +30,7 @@ def _labels(call: Call, space: Space) -> tuple[Layers, ...]:
 def _constants(step: Step, known: Known) -> list[Tensor]:
     value, keeps_zero = step.call.args
     found = known.of(value)
-    if not known.training:
+    if known.training is False:
         return [found]
     return [torch.where(found == 0, found, torch.nan) if keeps_zero else torch.full_like(found, torch.nan)]
 

@@ -35,12 +35,12 @@ def _constants(step: Step, known: Known) -> list[Tensor]:
     x = channels.double().cpu().numpy().reshape(-1)
     gamma, beta = _vector(weight, 1.0, known), _vector(bias, 0.0, known)
     with np.errstate(all="ignore"):  # numpy, as these are small: a line of it takes a third of the time of torch's
-        if known.training or training:
-            # A constant that is not zero leaves the rounding of its own mean behind.
-            value = np.where((x == 0) | (gamma == 0), beta, np.nan)
-        else:
+        # Of the batch: a constant that is not zero leaves the rounding of its own mean behind.
+        value = np.where((x == 0) | (gamma == 0), beta, np.nan)
+        if not (known.training or training):
             means, variances = _vector(mean, torch.nan, known), _vector(var, torch.nan, known)
-            value = np.where(gamma == 0, beta, (x - means) * (gamma / np.sqrt(variances + eps)) + beta)
+            running = np.where(gamma == 0, beta, (x - means) * (gamma / np.sqrt(variances + eps)) + beta)
+            value = running if known.training is False else np.where(value == running, value, np.nan)
     out = step.outputs[0]
     return [vector(torch.from_numpy(value), out.rank, 1), *nothing_known(step, known)[1:]]
 

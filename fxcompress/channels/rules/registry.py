@@ -26,7 +26,7 @@ class Known:
     """What is known of each value: a map of the tensor's rank, size 1 where it does not vary, NaN = varies.
 
     Attributes:
-        training: batch norm normalises by the batch, as in training.
+        training: batch norm normalises by the batch, as in training; None where some of them may and others not.
         maps: the map of each value, by its key; float64 on the CPU, except that parameters stand as they are.
         nonzero: for each weight, which entries may be other than zero; found once, shared between modes.
         shared: what :meth:`once` has found, shared between modes and graphs.
@@ -38,7 +38,7 @@ class Known:
         nonzero: dict[int, Tensor] | None = None,
         shared: Shared | None = None,
         *,
-        training: bool,
+        training: bool | None,
     ) -> None:
         self.training = training
         self.maps = dict(maps)

@@ -1,0 +1,47 @@
+"""Models with a ``train`` of their own, which leave some of their modules in the other mode: a frozen batch norm."""
+
+import torch
+from torch import nn
+
+from fxcompress.errors import UnsupportedModelError
+from fxcompress.trace.skeleton import own_tensors, skeleton
+
+Modes = tuple[tuple[str, ...], tuple[str, ...]]
+"""The modules that are in training after ``eval()``, and those that are in evaluation after ``train()``, by name."""
+
+
+def chooses_modes(module: nn.Module) -> bool:
+    """Whether the class of a module, and no class of torch, says what ``train`` and ``eval`` do."""
+    kind = type(module)
+    found = [next((c for c in kind.__mro__ if name in c.__dict__), nn.Module) for name in ("train", "eval")]
+    return any(not c.__module__.startswith(("torch.", "fxcompress.")) for c in found)
+
+
+def own_modes(model: nn.Module) -> Modes:
+    """Which modules ``model`` leaves in the other mode, found on a copy.
+
+    Raises:
+        UnsupportedModelError: changing the mode changes weights, too.
+    """
+    if not any(chooses_modes(module) for module in model.modules()):
+        return (), ()
+    copy = skeleton(model)
+    own_tensors(copy, set())
+    before = {name: tensor.detach().clone() for name, tensor in copy.state_dict().items() if torch.is_tensor(tensor)}
+    other = []
+    for mode in (False, True, model.training):
+        copy.train() if mode else copy.eval()
+        other.append(tuple(name for name, module in copy.named_modules() if module.training != mode))
+        changed = [n for n, t in copy.state_dict().items() if n not in before or not _same(before[n], t)]
+        changed += before.keys() - copy.state_dict().keys()
+        if changed:
+            raise UnsupportedModelError(
+                f"{'train' if mode else 'eval'}() of {type(model).__name__} changes {min(changed)}, as where adapters "
+                "are merged into weights; a graph has the same weights in both modes: merge them for good, or switch "
+                "that off, first"
+            )
+    return other[0], other[1]
+
+
+def _same(a: torch.Tensor, b: object) -> bool:
+    return isinstance(b, torch.Tensor) and a.shape == b.shape and torch.equal(a, b)

@@ -32,8 +32,9 @@ def aten_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], 
     rule = KNOWN.get(type(module))
     if rule is None or kwargs or len(args) != 1 or type(args[0]) is not LabelTensor:
         return None
-    known = rule(module, args[0].fxc_value, own)
-    mixed = known is not None and any(isinstance(a, torch.Tensor) and a.dtype != args[0].dtype for a in known[1])
+    x = args[0].fxc_value
+    known = rule(module, x, own)
+    mixed = known is not None and any(isinstance(a, Value) and a.meta.dtype != x.meta.dtype for a in known[1])
     return None if mixed else known
 
 

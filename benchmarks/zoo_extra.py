@@ -78,9 +78,18 @@ _DEEP: dict[str, tuple[int, dict[str, Any]]] = {
 _TINY = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 99}
 _SEQUENCE = _TINY | {"intermediate_size": 128, "max_position_embeddings": 40}
 _DECODER = _SEQUENCE | {"num_key_value_heads": 2, "use_cache": False, "head_dim": 16}
-_SEQ2SEQ = {"d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "use_cache": False} | {
-    "decoder_attention_heads": 4, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128, "vocab_size": 99, "pad_token_id": 0
-}  # fmt: skip
+_SEQ2SEQ = {
+    "d_model": 64,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 128,
+    "decoder_ffn_dim": 128,
+    "vocab_size": 99,
+    "pad_token_id": 0,
+    "use_cache": False,
+}
 _VISION = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128} | {
     "image_size": 64, "patch_size": 16
 }  # fmt: skip
@@ -91,12 +100,32 @@ _TRANSFORMERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "roberta": ("MaskedLM", "roberta", _SEQUENCE),
     "electra": ("TokenClassification", "electra", _SEQUENCE | {"embedding_size": 32}),
     "albert": ("SequenceClassification", "albert", _SEQUENCE | {"embedding_size": 32}),
-    "deberta-v2": ("SequenceClassification", "deberta-v2", _SEQUENCE | {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}),
-    "distilbert": ("SequenceClassification", "distilbert", {"dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 128, "vocab_size": 99, "max_position_embeddings": 40}),
-    "gpt2": ("CausalLM", "gpt2", {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 99, "n_positions": 40, "use_cache": False} | _IDS),
+    "deberta-v2": (
+        "SequenceClassification",
+        "deberta-v2",
+        _SEQUENCE | {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
+    ),
+    "distilbert": (
+        "SequenceClassification",
+        "distilbert",
+        {"dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 128, "vocab_size": 99, "max_position_embeddings": 40},
+    ),
+    "gpt2": (
+        "CausalLM",
+        "gpt2",
+        {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 99, "n_positions": 40, "use_cache": False} | _IDS,
+    ),
     "gpt_neox": ("CausalLM", "gpt_neox", _SEQUENCE | {"use_cache": False}),
-    "bloom": ("CausalLM", "bloom", {"hidden_size": 64, "n_layer": 2, "n_head": 4, "vocab_size": 99, "use_cache": False}),
-    "opt": ("CausalLM", "opt", _TINY | {"ffn_dim": 128, "word_embed_proj_dim": 64, "max_position_embeddings": 40, "use_cache": False}),
+    "bloom": (
+        "CausalLM",
+        "bloom",
+        {"hidden_size": 64, "n_layer": 2, "n_head": 4, "vocab_size": 99, "use_cache": False},
+    ),
+    "opt": (
+        "CausalLM",
+        "opt",
+        _TINY | {"ffn_dim": 128, "word_embed_proj_dim": 64, "max_position_embeddings": 40, "use_cache": False},
+    ),
     "llama": ("CausalLM", "llama", _DECODER),
     "qwen2": ("CausalLM", "qwen2", _DECODER),
     "qwen3": ("CausalLM", "qwen3", _DECODER),
@@ -105,19 +134,80 @@ _TRANSFORMERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gemma2": ("CausalLM", "gemma2", _DECODER | {"pad_token_id": 0, "query_pre_attn_scalar": 16, "sliding_window": 8}),
     "phi": ("CausalLM", "phi", _DECODER),
     "mixtral": ("CausalLM", "mixtral", _DECODER | {"num_local_experts": 4, "experts_implementation": "eager"}),
-    "mamba": ("CausalLM", "mamba", {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 99, "state_size": 8, "use_cache": False}),
-    "t5": ("Seq2SeqLM", "t5", {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4, "vocab_size": 99, "use_cache": False, "decoder_start_token_id": 0}),
+    "mamba": (
+        "CausalLM",
+        "mamba",
+        {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 99, "state_size": 8, "use_cache": False},
+    ),
+    "t5": (
+        "Seq2SeqLM",
+        "t5",
+        {
+            "d_model": 64,
+            "d_kv": 16,
+            "d_ff": 128,
+            "num_layers": 2,
+            "num_heads": 4,
+            "vocab_size": 99,
+            "use_cache": False,
+            "decoder_start_token_id": 0,
+        },
+    ),
     "bart": ("Seq2SeqLM", "bart", _SEQ2SEQ | {"decoder_start_token_id": 2, "max_position_embeddings": 40}),
-    "whisper": ("SpeechSeq2Seq", "whisper", _SEQ2SEQ | {"num_mel_bins": 8, "max_source_positions": 32, "max_target_positions": 40, "decoder_start_token_id": 2} | _IDS),
-    "wav2vec2": ("CTC", "wav2vec2", _TINY | {"intermediate_size": 128, "conv_dim": (16, 16), "conv_kernel": (10, 3), "conv_stride": (5, 2), "num_feat_extract_layers": 2, "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 4}),
+    "whisper": (
+        "SpeechSeq2Seq",
+        "whisper",
+        _SEQ2SEQ
+        | {"num_mel_bins": 8, "max_source_positions": 32, "max_target_positions": 40, "decoder_start_token_id": 2}
+        | _IDS,
+    ),
+    "wav2vec2": (
+        "CTC",
+        "wav2vec2",
+        _TINY
+        | {
+            "intermediate_size": 128,
+            "conv_dim": (16, 16),
+            "conv_kernel": (10, 3),
+            "conv_stride": (5, 2),
+            "num_feat_extract_layers": 2,
+            "num_conv_pos_embeddings": 8,
+            "num_conv_pos_embedding_groups": 4,
+        },
+    ),
     "vit": ("ImageClassification", "vit", _VISION),
     "dinov2": ("ImageClassification", "dinov2", _VISION),
-    "clip": ("", "clip", {"text_config": _SEQUENCE | {"eos_token_id": 2}, "vision_config": _VISION, "projection_dim": 48}),
-    "segformer": ("SemanticSegmentation", "segformer", {"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1], "decoder_hidden_size": 32}),
-    "detr": ("ObjectDetection", "detr", {"d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128, "num_queries": 10}),
+    "clip": (
+        "",
+        "clip",
+        {"text_config": _SEQUENCE | {"eos_token_id": 2}, "vision_config": _VISION, "projection_dim": 48},
+    ),
+    "segformer": (
+        "SemanticSegmentation",
+        "segformer",
+        {"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1], "decoder_hidden_size": 32},
+    ),
+    "detr": (
+        "ObjectDetection",
+        "detr",
+        {
+            "d_model": 64,
+            "encoder_layers": 2,
+            "decoder_layers": 2,
+            "encoder_attention_heads": 4,
+            "decoder_attention_heads": 4,
+            "encoder_ffn_dim": 128,
+            "decoder_ffn_dim": 128,
+            "num_queries": 10,
+        },
+    ),
     "convnext": ("ImageClassification", "convnext", {"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 2, 1]}),
-    "swinv2": ("ImageClassification", "swinv2", {"embed_dim": 24, "depths": [1, 2], "num_heads": [2, 4], "image_size": 64, "window_size": 4}),
-}  # fmt: skip
+    "swinv2": (
+        "ImageClassification",
+        "swinv2",
+        {"embed_dim": 24, "depths": [1, 2], "num_heads": [2, 4], "image_size": 64, "window_size": 4},
+    ),
+}
 
 
 def extra_cases(library: str) -> list[Case]:
@@ -147,6 +237,11 @@ def _transformer(task: str, kind: str, options: dict[str, Any]) -> Callable[[], 
             sizes = {"embedding_size": 16, "hidden_sizes": [16, 32], "depths": [1, 1], "out_features": ["stage2"]}
             more = {"backbone_config": transformers.ResNetConfig(**sizes), "use_timm_backbone": False}
         config = transformers.AutoConfig.for_model(kind, **options | more)
+        for part in (config, *(own for own in vars(config).values() if isinstance(own, transformers.PreTrainedConfig))):
+            rates = [
+                k for k, v in vars(part).items() if isinstance(v, float) and ("drop" in k or k == "mask_time_prob")
+            ]
+            vars(part).update(dict.fromkeys(rates, 0.0))  # removing channels moves the random numbers that hit others
         net: nn.Module = getattr(transformers, f"AutoModelFor{task}" if task else "AutoModel").from_config(config)
         return net
 

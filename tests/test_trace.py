@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+import fxcompress as fxc
 from fxcompress.errors import ExampleInputError, TraceError
 from fxcompress.trace.inputs import ExampleInputs, infer_inputs
 from fxcompress.trace.skeleton import skeleton
@@ -310,3 +311,27 @@ def test_a_tensor_that_is_made_and_written_to_is_made_in_each_run() -> None:
         assert torch.allclose(module(x), net(x))
     with pytest.raises(TraceError, match=r"makes a tensor and writes to it \(mul_\)"):
         trace(net)
+
+
+class ReadyForQuantization(nn.Module):
+    """Sums and products by modules, which observe them later; the numbers are floats still."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.take, self.give = torch.ao.quantization.QuantStub(), torch.ao.quantization.DeQuantStub()
+        self.first, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(16, 2, 1)
+        self.sums = torch.ao.nn.quantized.FloatFunctional()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(self.take(x))
+        y = self.sums.add_relu(self.sums.mul(h, self.sums.add_scalar(h, 2.0)), self.sums.mul_scalar(h, 0.5))
+        return self.give(self.last(self.sums.cat([y, self.sums.add(y, h)], 1)))  # type: ignore[no-any-return]
+
+
+def test_models_that_are_to_be_quantized_are_float_models() -> None:
+    net, x = ReadyForQuantization().double().eval(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    with torch.no_grad():
+        net.first.weight[[1, 4]], net.first.bias[[1, 4]] = 0, 0  # type: ignore[index]
+    module = fxc.prune(net, x).module
+    assert module.get_parameter("first.weight").shape == (6, 3, 3, 3)
+    assert difference(net(x), module(x)) <= 1e-12

@@ -57,6 +57,9 @@ def check_finite(model: nn.Module) -> None:
         )
 
 
+_QUANTIZED = ("torch.ao.nn.quantized.", "torch.ao.nn.intrinsic.quantized.")  # but for sums in float numbers
+
+
 def _is_of(*prefixes: str) -> Callable[[nn.Module], bool]:
     return lambda module: f"{type(module).__module__}.{type(module).__name__}".startswith(prefixes)
 
@@ -67,7 +70,7 @@ _REFUSED: tuple[tuple[Callable[[nn.Module], bool], str], ...] = (
         "it is lazy and has no shape yet; run the model once on an input",
     ),
     (
-        _is_of("torch.ao.nn.quantized.", "torch.ao.nn.intrinsic.quantized."),
+        lambda module: _is_of(*_QUANTIZED)(module) and "FloatFunctional" not in type(module).__name__,
         "it is quantized already; pass the float model",
     ),
     (

@@ -3,9 +3,10 @@
 import copy
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import fx, nn
+from typing_extensions import Self
 
 from fxcompress.errors import TraceError
 from fxcompress.trace.checkpoints import with_checkpoints
@@ -15,6 +16,7 @@ from fxcompress.trace.pickling import PackedGraph, pack, unpack
 from fxcompress.trace.skeleton import POSTPONE
 from fxcompress.trace.weight_norm import pass_on_hooks
 
+_Self = TypeVar("_Self", bound="TracedModule")
 _FROM_COMPILING = ("_code", "_lineno_map", "_prologue_start")
 _OF_MODULE = frozenset(nn.Module().__dict__)
 _SKIP = _OF_MODULE | frozenset(dir(fx.GraphModule)) | {"_graph", "meta", "train_graph"}
@@ -121,7 +123,7 @@ class TracedModule(fx.GraphModule):
         """What makes an object of this class, that pickle can find: torch.fx makes a class for each instance."""
         return next(kind for kind in cls.__mro__ if not kind.__qualname__.endswith("GraphModuleImpl"))
 
-    def train(self, mode: bool = True) -> Any:  # noqa: ANN401, FBT001, FBT002 - the signature of nn.Module
+    def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002 - the signature of nn.Module
         """Change the mode of what the original changes the mode of: it may leave some modules in the other one."""
         super().train(mode)
         other = frozenset(self.other_modes[mode])

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from torch import fx, nn
-from typing_extensions import Self
 
 from fxcompress.errors import TraceError
 from fxcompress.trace.checkpoints import with_checkpoints
@@ -123,7 +122,7 @@ class TracedModule(fx.GraphModule):
         """What makes an object of this class, that pickle can find: torch.fx makes a class for each instance."""
         return next(kind for kind in cls.__mro__ if not kind.__qualname__.endswith("GraphModuleImpl"))
 
-    def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002 - the signature of nn.Module
+    def train(self: _Self, mode: bool = True) -> _Self:  # noqa: FBT001, FBT002, PYI019 - as nn.Module; 3.10 has no Self
         """Change the mode of what the original changes the mode of: it may leave some modules in the other one."""
         super().train(mode)
         other = frozenset(self.other_modes[mode])

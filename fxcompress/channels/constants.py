@@ -6,6 +6,7 @@ Labels prove that shapes agree after a removal; constants prove that the output 
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -86,6 +87,14 @@ def _propagate(trail: Trail, known: Known) -> Known:
     with torch.no_grad():
         for step in trail.tape:
             for value, found in zip(step.outputs, step.op.constants(step, known), strict=True):
-                if found.numel() != 1 or not bool(found.isnan()):
+                if not _says_nothing(found):
                     known.maps[value.key] = found
     return known
+
+
+def _says_nothing(found: Tensor) -> bool:
+    """Whether all entries of a map vary. What such a map meets later would have to be as large as it."""
+    if found.dtype is not torch.float64 or not found.is_cpu or not found.numel():
+        return False  # a parameter as it stands, or one without entries
+    entries = found.numpy()
+    return bool(np.isnan(entries.flat[0])) and bool(np.isnan(entries).all())

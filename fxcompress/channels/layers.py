@@ -42,11 +42,13 @@ def compress(full: Tensor) -> Tensor:
         flat = full.reshape(-1).numpy()
         if flat[0] != flat[-1]:
             return full
+    for dim, size in enumerate(full.shape):  # at first what is plain to see, so that there is less to look at
+        if size > 1 and full.stride(dim) == 0:
+            full = full.narrow(dim, 0, 1)
     for dim, size in enumerate(full.shape):
-        if size > 1:
-            first = full.narrow(dim, 0, 1)
-            if full.stride(dim) == 0 or bool((full == first).all()):
-                full = first
+        first = full.narrow(dim, 0, 1) if size > 1 else full
+        if size > 1 and torch.equal(first, full.narrow(dim, size - 1, 1)) and bool((full == first).all()):
+            full = first
     return full
 
 

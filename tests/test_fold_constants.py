@@ -401,3 +401,21 @@ def test_mobilenet() -> None:
     assert folded < 0.59 * before
     assert list(result.module.state_dict()) == list(net.state_dict())
     assert difference(outputs(net, (image(96, 1),)), outputs(result.module, (image(96, 1),))) <= 1e-9
+
+
+def test_a_norm_that_was_left_in_training_goes_by_its_batch() -> None:
+    """In an evaluated network, by hand: what its running statistics make of a constant does not count."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Sigmoid(), nn.Conv2d(8, 4, 1)).double().eval()
+    norm = net.get_submodule("1")
+    assert isinstance(norm, nn.BatchNorm2d)
+    with torch.no_grad():
+        net.get_parameter("0.weight")[[1, 5]] = 0
+        norm.running_mean.normal_()  # type: ignore[union-attr]
+        norm.bias.normal_()
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    assert fxc.prune(net, x, fold=True).report.modified
+    norm.train()
+    kept = copy.deepcopy(net)
+    module = fxc.prune(net, x, fold=True).module
+    assert difference(kept(x), module(x)) <= 1e-9

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from fxcompress.channels.analysis import Analysis, analyse
 from fxcompress.channels.constants import knowns_of, values_known
@@ -84,8 +86,8 @@ def fold_constants(module: TracedModule, inputs: ExampleInputs, analysis: Analys
         while True:
             analysis = analysis or analyse(module, inputs)
             provenance = provenance_of(module) or original_provenance(module, inputs)
-            # After ``eval()`` some batch norms may still go by their batch, where the model says so.
-            evaluation = None if module.other_modes[False] else False
+            # After ``eval()`` some layers may still be in training, where the model or its user says so.
+            evaluation = None if module.other_modes[False] or _trains_in_part(module) else False
             plan = FoldPlan(analysis, knowns_of(analysis, values_known, (evaluation, True)), provenance.grids)
             done = _Folding(module)
             for fold in plan.folds:
@@ -98,6 +100,12 @@ def fold_constants(module: TracedModule, inputs: ExampleInputs, analysis: Analys
             if done.biases:
                 attach(done.module, replace(provenance, biases=(*provenance.biases, *done.biases)))
             module, analysis = done.module, None
+
+
+def _trains_in_part(module: nn.Module) -> bool:
+    """Whether a network in evaluation has a batch norm or a dropout that was left in training."""
+    moved = (m for m in module.modules() if isinstance(m, _BatchNorm | _DropoutNd))
+    return not module.training and any(m.training for m in moved)
 
 
 class _Folding:

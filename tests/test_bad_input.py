@@ -402,7 +402,7 @@ def test_numbers_of_compress(name: str, value: object) -> None:
         fxc.compress(SMALL, BATCH[0], **{name: torch.nan})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["lr", "weight_decay", "bits_lr", "bits_eps"])
+@pytest.mark.parametrize("name", ["lr", "weight_decay", "bits_lr", "bits_eps", "exponents_lr"])
 def test_numbers_of_parameter_groups(name: str) -> None:
     net = fxc.compress(SMALL, BATCH[0])
     for value in NOT_NUMBERS:

@@ -62,7 +62,7 @@ def test_removal_as_they_die_is_removal_at_the_end_under_a_limit() -> None:
     def trained(*, removing: bool) -> fxc.CompressedModule:
         net = limited(0.04)
         optimizer = torch.optim.SGD(net.param_groups(2e-3, bits_lr=3.0, bits_eps=0.0)[:2], lr=1e-2)
-        optimizer.add_param_group({"params": net.param_groups()[2]["params"], "lr": 7.0})
+        optimizer.add_param_group({"params": [p for g in net.param_groups()[2:] for p in g["params"]], "lr": 7.0})
         for step in range(60):
             x, target = batch(seed=step)
             optimizer.zero_grad()

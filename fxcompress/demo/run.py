@@ -140,7 +140,7 @@ def _baseline(
 def _compressed(recipe: Recipe, data: Digits, model: nn.Module, teacher: nn.Module, console: Console) -> FitResult:
     torch.manual_seed(recipe.seed)
     net = fxc.compress(model, data.x[:2])
-    optimizer = torch.optim.Adam(net.param_groups(recipe.lr), betas=recipe.betas)
+    optimizer = torch.optim.Adam(net.param_groups(recipe.lr, exponents_lr=0.5), betas=recipe.betas)
     return fxc.fit(
         net, Taught(Batches(data.x, data.y), teacher), recipe.loss, epochs=recipe.epochs, optimizer=optimizer,
         validate=data.accuracy, gamma=lambda progress, _: recipe.gamma * (1 - progress), progress=console.is_terminal,

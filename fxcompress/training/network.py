@@ -197,36 +197,49 @@ class SizedNetwork(nn.Module):
         weight_decay: float = 0.0,
         bits_lr: float = 0.5,
         bits_eps: float = 1e-3,
+        exponents_lr: float | None = None,
         **options: Any,  # noqa: ANN401
     ) -> list[dict[str, Any]]:
-        """Parameter groups for an optimizer of the Adam family, with the paper's setting for bits and exponents.
+        """Parameter groups for an optimizer of the Adam family, with the paper's setting for bits.
 
         Args:
             lr: of weights, biases and norms.
             weight_decay: of weights alone.
-            bits_lr: of bits and exponents.
-            bits_eps: the same. The large eps matters: it makes their step proportional to their
+            bits_lr: of bits.
+            bits_eps: of bits and exponents. The large eps matters: it makes the step of bits proportional to their
                 gradient, so that layers shrink by what they cost, not all at the same speed.
+            exponents_lr: of exponents; a tenth of ``bits_lr`` by default. The paper has the same for both. But while
+                bits move by their size alone, exponents follow the task, whose gradient is far above the eps: at 0.5
+                they move by half a power of two in a step, which a trained network does not survive.
             options: further entries of the first two groups, such as ``eps``.
 
         Raises:
-            TypeError, ValueError: one of the first four is no number, or negative. Optimizers do not check what is set
+            TypeError, ValueError: one of the first five is no number, or negative. Optimizers do not check what is set
                 for a group.
         """
         numbers = {"lr": lr, "weight_decay": weight_decay, "bits_lr": bits_lr, "bits_eps": bits_eps}
+        numbers |= {} if exponents_lr is None else {"exponents_lr": exponents_lr}
         check_number(**numbers)
         for name, value in numbers.items():
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name}={value} is out of range: at least 0, and finite")
-        quantizers = [p for q in self.modules() if isinstance(q, Quantizer) for p in (q.bits, q.exponent)]
-        special = {id(p) for p in quantizers}
+        quantizers = [q for q in self.modules() if isinstance(q, Quantizer)]
+        bits, exponents = [q.bits for q in quantizers], [q.exponent for q in quantizers]
+        special = {id(p) for p in (*bits, *exponents)}
+        own = {"eps": bits_eps, "weight_decay": 0.0}
         others = [p for p in self.parameters() if id(p) not in special and p.requires_grad]
         weights = [p for p in others if p.ndim > 1]
         rest = [p for p in others if p.ndim <= 1]
         groups: list[dict[str, Any]] = [
             {"params": weights, "lr": lr, "weight_decay": weight_decay, **options, "name": "weights"},
             {"params": rest, "lr": lr, "weight_decay": 0.0, **options, "name": "biases and norms"},
-            {"params": quantizers, "lr": bits_lr, "eps": bits_eps, "weight_decay": 0.0, "name": "bits"},
+            {"params": bits, "lr": bits_lr, **own, "name": "bits"},
+            {
+                "params": exponents,
+                "lr": bits_lr / 10 if exponents_lr is None else exponents_lr,
+                **own,
+                "name": "exponents",
+            },
         ]
         return [group for group in groups if group["params"] or group["name"] in self.settings.groups]
 

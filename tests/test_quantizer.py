@@ -8,7 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch._dynamo.backends.common import aot_autograd
 
 from fxcompress.errors import UnsupportedModelError
 from fxcompress.quantizer import (
@@ -16,6 +17,7 @@ from fxcompress.quantizer import (
     code_bounds,
     code_count,
     from_rows,
+    function,
     per_channel,
     quantize,
     quantize_reference,
@@ -171,7 +173,8 @@ LARGE: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {
 
 
 @pytest.mark.parametrize("name", LARGE)
-def test_large_weights_are_the_same_block_by_block(name: str) -> None:
+def test_large_weights_are_the_same_block_by_block(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(function, "_BLOCK", 2**16)
     shape, bits, exponent = LARGE[name]
     torch.manual_seed(0)
     x = torch.randn(shape, dtype=torch.float64)
@@ -180,7 +183,9 @@ def test_large_weights_are_the_same_block_by_block(name: str) -> None:
     )
 
 
-def test_layouts_in_memory_are_kept() -> None:
+@pytest.mark.parametrize("block", [2**16, 2**19])
+def test_layouts_in_memory_are_kept(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(function, "_BLOCK", block)
     x = torch.randn(64, 300, 3, 3).contiguous(memory_format=torch.channels_last).requires_grad_()
     bits, exponent = torch.full((64, 1, 1, 1), 3.0), torch.full((64, 1, 1, 1), -1.0)
     result = quantize(x, bits, exponent)
@@ -202,6 +207,31 @@ def test_compiles_without_a_graph_break() -> None:
         strict=True,
     ):
         torch.testing.assert_close(mine, other)
+
+
+@pytest.mark.filterwarnings("ignore:Your compiler for AOTAutograd")
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_passes_over_a_weight_compute_nothing_of_a_channel(*, dynamic: bool) -> None:
+    """What belongs to a channel reaches them by views that a compiler puts into memory, forward and backward."""
+    graphs: list[fx.GraphModule] = []
+
+    def keep(graph: fx.GraphModule, _: object) -> object:
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(quantize, backend=aot_autograd(fw_compiler=keep), fullgraph=True, dynamic=dynamic)
+    value_and_grads(compiled, torch.randn(5, 40), torch.rand(5, 1), torch.rand(5, 1), torch.randn(5, 40))
+    assert len(graphs) == 2
+    for graph in graphs:
+        passes = [n for n in graph.graph.nodes if n.op == "call_function" and _entries(n) == 200]
+        read = [n for node in passes for n in node.all_input_nodes if _entries(n) == 5]
+        assert read
+        assert {str(n.target) for n in read} == {"aten.as_strided.default"}
+
+
+def _entries(node: fx.Node) -> int:
+    value = node.meta.get("val")
+    return int(value.numel()) if isinstance(value, Tensor) else 0
 
 
 def test_only_asked_gradients_are_computed() -> None:

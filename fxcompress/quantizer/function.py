@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 __all__ = ["clip_range", "codes_of", "quantize", "quantize_reference", "wide"]
 
 _LN2 = math.log(2.0)
-_BLOCK = 2**18
+_BLOCK = 2**19
 """Entries of a block: its passes stay in the cache, and each still pays for its call."""
 
 Span = tuple[int, int] | None
@@ -70,10 +70,9 @@ class _Format:
         low, high = (bound.to(dtype) for bound in clip_range(bits))
         traced = torch.compiler.is_compiling() or _is_wrapped(x)
         inverse = torch.exp2(-exponent).to(dtype)
-        values = (scale, inverse, low * scale, high * scale, low.round(), high.round())
-        if torch.compiler.is_compiling():
-            values = tuple([v.as_strided(v.size(), v.stride()) for v in values])
-        return cls(*values, traced)
+        values = [scale, inverse, low * scale, high * scale, low.round(), high.round()]
+        scale, inverse, low, high, low_code, high_code = [_computed(value) for value in values]
+        return cls(scale, inverse, low, high, low_code, high_code, traced)
 
     def block(self, ndim: int, span: Span) -> "_Format":
         if span is None:
@@ -101,24 +100,37 @@ class _Format:
         zero = codes.new_zeros(() if self.traced else (1, *codes.shape[1:])[: codes.ndim])
         return torch.addcmul(zero, codes, self.scale, out=out)
 
-    def clipped(self, x: Tensor) -> Tensor:
+    def clipped(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """1 where a block is clipped high, -1 where low, 0 inside."""
-        bounded = torch.maximum(x, self.low)
+        bounded = torch.maximum(x, self.low, out=out)
         out = None if self.traced else bounded
         bounded = torch.minimum(bounded, self.high, out=out)
         return torch.sign(torch.sub(x, bounded, out=out), out=out)
 
-    def gradients(self, grad: Tensor, x: Tensor, q: Tensor, out: Tensor | None = None) -> tuple[Tensor, ...]:
+    def gradients(
+        self, grad: Tensor, x: Tensor, q: Tensor, out: Tensor | None = None, spare: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
         """dq/dx of a block, and over each channel the sums that dq/db and dq/de are multiples of."""
-        side = self.clipped(x)
+        side = self.clipped(x, spare)
         outside = torch.mul(grad, side, out=out)
-        to_bits = outside.sum_to_size(self.scale.shape)
+        to_bits = self.summed(outside)
         into, spare = (None, None) if self.traced else (outside, side)
-        if to_bits.numel() == outside.numel():  # a format for each entry: the same memory, which is written to below
-            to_bits = to_bits.clone()
         grad_x = torch.addcmul(grad, outside, side, value=-1, out=into)
         change = torch.addcmul(torch.mul(grad, q, out=spare), grad_x, x, value=-1, out=spare)
-        return grad_x, to_bits, change.sum_to_size(self.scale.shape)
+        return grad_x, to_bits, self.summed(change)
+
+    def summed(self, values: Tensor) -> Tensor:
+        """Over each channel; never the same memory, which is written to again."""
+        total = values.sum_to_size(self.scale.shape)
+        return total.clone() if not self.traced and total.numel() == values.numel() else total
+
+
+def _computed(value: Tensor) -> Tensor:
+    """The same, for a compiler to put into memory, as this view needs its strides.
+
+    It would otherwise work it out where it is read: powers of 2 for every few entries of a weight.
+    """
+    return value.as_strided(value.size(), value.stride()) if torch.compiler.is_compiling() else value
 
 
 def _is_wrapped(x: Tensor) -> bool:
@@ -147,10 +159,12 @@ def _gradients(form: _Format, grad: Tensor, x: Tensor, q: Tensor) -> tuple[Tenso
     if len(spans) == 1:
         return form.gradients(grad, x, q)
     result = torch.empty_like(x)
+    # Memory that is asked for again in each block may be handed out as fresh pages, which cost more than all passes.
+    spare = torch.empty_like(_cut(x, x.ndim, spans[0]))
     parts: list[tuple[Tensor, ...]] = []
     for span in spans:
-        tensors = (_cut(tensor, x.ndim, span) for tensor in (grad, x, q, result))
-        parts.append(form.block(x.ndim, span).gradients(*tensors)[1:])
+        g, of_x, of_q, out = (_cut(tensor, x.ndim, span) for tensor in (grad, x, q, result))
+        parts.append(form.block(x.ndim, span).gradients(g, of_x, of_q, out, spare[: len(out)])[1:])
     shape = form.scale.shape
     by_block = len(shape) == x.ndim and shape[0] != 1
     sums = (torch.cat(part) if by_block else torch.stack(part).sum(0) for part in zip(*parts, strict=True))

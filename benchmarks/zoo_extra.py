@@ -78,7 +78,7 @@ _DEEP: dict[str, tuple[int, dict[str, Any]]] = {
 _TINY = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 99}
 _SEQUENCE = _TINY | {"intermediate_size": 128, "max_position_embeddings": 40}
 _DECODER = _SEQUENCE | {"num_key_value_heads": 2, "use_cache": False, "head_dim": 16}
-_SEQ2SEQ = {
+_HALVES = {
     "d_model": 64,
     "encoder_layers": 2,
     "decoder_layers": 2,
@@ -86,10 +86,8 @@ _SEQ2SEQ = {
     "decoder_attention_heads": 4,
     "encoder_ffn_dim": 128,
     "decoder_ffn_dim": 128,
-    "vocab_size": 99,
-    "pad_token_id": 0,
-    "use_cache": False,
 }
+_SEQ2SEQ = _HALVES | {"vocab_size": 99, "pad_token_id": 0, "use_cache": False}
 _VISION = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128} | {
     "image_size": 64, "patch_size": 16
 }  # fmt: skip
@@ -187,20 +185,7 @@ _TRANSFORMERS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "segformer",
         {"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1], "decoder_hidden_size": 32},
     ),
-    "detr": (
-        "ObjectDetection",
-        "detr",
-        {
-            "d_model": 64,
-            "encoder_layers": 2,
-            "decoder_layers": 2,
-            "encoder_attention_heads": 4,
-            "decoder_attention_heads": 4,
-            "encoder_ffn_dim": 128,
-            "decoder_ffn_dim": 128,
-            "num_queries": 10,
-        },
-    ),
+    "detr": ("ObjectDetection", "detr", _HALVES | {"num_queries": 10}),
     "convnext": ("ImageClassification", "convnext", {"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 2, 1]}),
     "swinv2": (
         "ImageClassification",

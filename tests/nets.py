@@ -1,11 +1,24 @@
 """Small networks for the tests of training."""
 
+from typing import TypeVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxcompress.quantizer import Quantizer
 from fxcompress.training.compressed import CompressedModule
+
+N = TypeVar("N", bound=nn.Module)
+
+
+def made_dead(net: N) -> N:
+    """``net`` in float64, in evaluation, with channel 1 of its layer ``first`` at zero."""
+    net = net.double().eval()
+    with torch.no_grad():
+        for parameter in net.get_submodule("first").parameters():
+            parameter[1] = 0
+    return net
 
 
 class Block(nn.Module):

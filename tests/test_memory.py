@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import fxcompress as fxc
 from fxcompress.errors import TraceError
 from tests.exactness import TOLERANCE, Fingerprint, difference
+from tests.nets import made_dead
 
 D = 6
 X = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -95,19 +96,10 @@ HARMFUL: dict[str, Callable[[Any, Tensor], Any]] = {
 }
 
 
-def made_dead(between: Callable[[Any, Tensor], Any]) -> Net:
-    torch.manual_seed(0)
-    net = Net(between).double().eval()
-    with torch.no_grad():
-        for parameter in net.first.parameters():
-            parameter[1] = 0
-    return net
-
-
 @pytest.mark.parametrize("given", [True, False])
 @pytest.mark.parametrize("name", HARMLESS)
 def test_what_is_only_kept_does_no_harm(name: str, *, given: bool) -> None:
-    net = made_dead(HARMLESS[name])
+    net = made_dead(Net(HARMLESS[name]))
     visit = Fingerprint(net)
     module = fxc.prune(net, X if given else None).module
     visit.check()
@@ -118,7 +110,7 @@ def test_what_is_only_kept_does_no_harm(name: str, *, given: bool) -> None:
 
 @pytest.mark.parametrize("name", HARMFUL)
 def test_what_reaches_the_next_run_is_refused(name: str) -> None:
-    net = made_dead(HARMFUL[name])
+    net = made_dead(Net(HARMFUL[name]))
     visit = Fingerprint(net)
     with pytest.raises(TraceError, match=r"it sets its attribute (count|rate|list|dict|kept) while it runs"):
         fxc.prune(net, X)

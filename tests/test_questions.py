@@ -11,6 +11,7 @@ from torch import Tensor, is_tensor, nn
 import fxcompress as fxc
 from fxcompress.errors import TraceError
 from tests.exactness import TOLERANCE, Fingerprint, difference, outputs
+from tests.nets import made_dead
 
 D = 6
 
@@ -71,19 +72,10 @@ ANSWERED: dict[str, Callable[[Net, Any], Any]] = {
 }
 
 
-def made_dead(between: Callable[[Net, Any], Any]) -> Net:
-    torch.manual_seed(0)
-    net = Net(between).double().eval()
-    with torch.no_grad():
-        for parameter in net.first.parameters():
-            parameter[1] = 0
-    return net
-
-
 @pytest.mark.parametrize("given", [True, False])
 @pytest.mark.parametrize("name", ANSWERED)
 def test_questions_are_answered(name: str, *, given: bool) -> None:
-    net, x = made_dead(ANSWERED[name]), torch.randn(5, 4, dtype=torch.float64)
+    net, x = made_dead(Net(ANSWERED[name])), torch.randn(5, 4, dtype=torch.float64)
     visit = Fingerprint(net)
     module = fxc.prune(net, x if given else None).module
     visit.check()
@@ -97,7 +89,7 @@ def test_questions_are_answered(name: str, *, given: bool) -> None:
 )
 def test_what_cannot_be_answered_is_refused(condition: Callable[[Net, Any], bool]) -> None:
     """Neither a stand-in nor a fake tensor has the type of a tensor."""
-    net, x = made_dead(twice_if(condition)), torch.randn(5, 4, dtype=torch.float64)
+    net, x = made_dead(Net(twice_if(condition))), torch.randn(5, 4, dtype=torch.float64)
     with pytest.raises(TraceError, match=r"asks for the type of a value \(type\(x\) or x.__class__, .*test_questions"):
         fxc.prune(net, x)
 
@@ -125,5 +117,5 @@ def test_questions_outside_of_a_trace_are_pythons_own() -> None:
 
     before = builtins.isinstance, builtins.hasattr, builtins.callable
     with pytest.raises(TraceError):
-        fxc.prune(made_dead(lambda net, h: h * 2 if h.sum() > 0 else h))
+        fxc.prune(made_dead(Net(lambda net, h: h * 2 if h.sum() > 0 else h)))
     assert (builtins.isinstance, builtins.hasattr, builtins.callable) == before

@@ -324,7 +324,7 @@ def of_fewer(net: fxc.CompressedModule) -> torch.optim.Optimizer:
     ("make", "message"),
     [
         (sgd, r"run\.pt does not fit: its optimizer is Adam, not SGD"),
-        (of_half, r"its optimizer has 3 parameter groups, this Adam 2"),
+        (of_half, r"its optimizer has 4 parameter groups, this Adam 2"),
         (of_fewer, r"fc\.weight is in param_groups\[0\] of one optimizer and not of the other"),
     ],
 )

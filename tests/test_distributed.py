@@ -69,7 +69,7 @@ def compressed(model: Callable[[], nn.Module] = Plain, seed: int = 0) -> fxc.Com
 
 
 def adam(net: fxc.CompressedModule, bits_lr: float = 0.06) -> Adam:
-    return Adam(net.param_groups(2e-3, bits_lr=bits_lr))
+    return Adam(net.param_groups(2e-3, bits_lr=bits_lr, exponents_lr=bits_lr))
 
 
 def share(step: int) -> tuple[Tensor, Tensor]:

@@ -54,9 +54,12 @@ def zero_share(model: nn.Module, example: Tensor, share: float) -> int:
 
 
 def randomise(model: nn.Module, seed: int) -> None:
-    """Random statistics and affine parameters for batch norm, so that what is compared is not trivial."""
+    """Random statistics and affine parameters of batch norm, and in place of zeros: what is compared is not trivial."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
+        for parameter in model.parameters():
+            if not bool(parameter.any()):  # a bias, or the head of a vision transformer
+                parameter.normal_(std=0.02, generator=generator)
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 for tensor, low, high in (

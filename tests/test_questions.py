@@ -10,6 +10,7 @@ from torch import Tensor, is_tensor, nn
 
 import fxcompress as fxc
 from fxcompress.errors import TraceError
+from fxcompress.trace.questions import asking_type
 from tests.exactness import TOLERANCE, Fingerprint, difference, outputs
 from tests.nets import made_dead
 
@@ -110,6 +111,13 @@ def test_inputs_are_what_they_are(*, many: bool) -> None:
     argument = (x, x + 1) if many else x
     module = fxc.prune(net, (argument,)).module
     assert difference(net(argument), module(argument)) <= TOLERANCE
+
+
+def test_what_torch_asks_itself_is_no_question_of_the_model() -> None:
+    """A function of torch as an attribute leads to code of torch that asks for types."""
+    layer = nn.TransformerEncoderLayer(D, 2, 8, activation=F.gelu, batch_first=True)
+    net = nn.Sequential(nn.Linear(4, D), layer, nn.Linear(D, 2)).double().eval()
+    assert asking_type(net) is None
 
 
 def test_questions_outside_of_a_trace_are_pythons_own() -> None:

@@ -92,8 +92,8 @@ def _is_users_file(name: str) -> bool:
 
 def asking_type(model: nn.Module) -> FunctionType | None:
     """A function in the code of a model that asks for the type of a value, or None; it need not be called."""
-    found = (f for f in code_around(model.modules()) if f.__name__ not in _NOT_OF_RUNS and _asks(f.__code__))
-    return next(found, None)
+    of_user = (f for f in code_around(model.modules()) if _is_users_file(f.__code__.co_filename))
+    return next((f for f in of_user if f.__name__ not in _NOT_OF_RUNS and _asks(f.__code__)), None)
 
 
 @functools.cache

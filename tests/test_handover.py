@@ -1,5 +1,7 @@
 """A removal may come at any point of a step, and takes what hangs on parameters along."""
 
+import gc
+import weakref
 from collections.abc import Callable
 from functools import partial
 
@@ -168,3 +170,18 @@ def test_under_a_wrapper_a_late_gradient_is_an_error() -> None:
     hand_over([slice_parameter(parameter, {0: torch.tensor([1])})], wrapped=True)
     with pytest.raises(OptimizerError, match=r"shape \(4,\) as it was before prune.*call prune\(\) after backward"):
         loss.backward()
+
+
+@pytest.mark.parametrize("waiting", [False, True])
+def test_what_was_cut_is_freed(*, waiting: bool) -> None:
+    """Parameters, gradients and the optimizer's state, once no backward pass is to come to them."""
+    net, optimizer = dying()
+    held = [p for p in net.parameters() if p.ndim > 1]
+    old = [weakref.ref(p) for p in held] + [weakref.ref(optimizer.state[p]["exp_avg"]) for p in held]
+    loss = loss_of(net) if waiting else None
+    assert net.prune(optimizer).modified
+    del held, loss
+    kept = {id(p) for p in net.parameters()} | {id(optimizer.state[p]["exp_avg"]) for p in net.parameters()}
+    gc.collect()
+    assert len([ref for ref in old if id(ref()) in kept]) < len(old)
+    assert [ref for ref in old if ref() is not None and id(ref()) not in kept] == []

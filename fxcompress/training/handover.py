@@ -36,10 +36,12 @@ def hand_over(changes: Iterable[Replacement], *, wrapped: bool) -> None:
 
 
 def _handing_on(change: Replacement) -> Callable[[Tensor], None]:
+    new, indices = change.new, change.indices  # not the change: a hook that holds its own tensor keeps it for ever
+
     def hand_on(old: Tensor) -> None:
         grad, old.grad = old.grad, None
-        if change.new is not None and grad is not None:
-            _accumulate(change.new, kept_entries(grad.detach(), change.indices))
+        if new is not None and grad is not None:
+            _accumulate(new, kept_entries(grad.detach(), indices))
 
     return hand_on
 

@@ -113,7 +113,7 @@ def wrong_optimizers(net: fxc.CompressedModule) -> dict[str, list[torch.optim.Op
         ],
         "lacks the bits of 3 of 3 weights": [torch.optim.Adam(groups[:2])],
         r"param_groups\[0\] of the optimizer holds bits together with weights": [torch.optim.Adam(net.parameters())],
-        "lacks the bits of 2 of 3 weights": [torch.optim.Adam([*groups[:2], {"params": bits[:2]}])],
+        "lacks the bits of 2 of 3 weights": [torch.optim.Adam([*groups[:2], {"params": bits[:1]}])],
     }
 
 

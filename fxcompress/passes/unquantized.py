@@ -75,11 +75,11 @@ def coverage(found: Iterable[Unquantized], quantized: int) -> str:
 def _reason(module: TracedModule, weight: nn.Parameter) -> str:
     if not weight.requires_grad:
         return "it is frozen; set requires_grad=True before compress() to train its bits"
-    readers = {mode: list(_readers(module, graph, weight)) for mode, graph in module.graphs.items()}
-    nodes = [node for found in readers.values() for node in found]
+    nodes = [node for graph in module.graphs.values() for node in _readers(module, graph, weight)]
     if not nodes:
         return "nothing in the graph reads it"
-    others = [node for node in nodes if node not in layer_reads(module, weight)]
+    layers = set(layer_reads(module, weight))
+    others = [node for node in nodes if node not in layers]
     if not others:
         return "the layers that share it take its outputs along different dims, or in different groups"
     tied = " beside a layer" if len(others) < len(nodes) else ""

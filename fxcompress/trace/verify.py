@@ -1,5 +1,7 @@
 """Whether a graph computes what its model does, asked where code could have taken another path without being seen."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +18,8 @@ _NEAR = {torch.float64: 1e-9, torch.float32: 1e-3}
 def computes_the_same(model: nn.Module, traced: TracedModule, inputs: ExampleInputs) -> bool:
     """Whether copies of both return the same in three calls, in evaluation and in training; neither is touched.
 
-    The second call is on other values, so that what a call leaves behind for the next one shows. What cannot be
+    The second call is on other values, so that what a call leaves behind for the next one shows, and then on the same
+    ones, as the model may not take those. What cannot be
     compared, because the model itself does not run in that mode on these inputs, is taken for the same.
 
     Args:
@@ -24,13 +27,13 @@ def computes_the_same(model: nn.Module, traced: TracedModule, inputs: ExampleInp
         traced: what was made of it.
         inputs: to run on.
     """
-    for training in (False, True):
+    for training, second in ((False, _others), (True, _others), (False, Tensor.clone), (True, Tensor.clone)):
         try:
-            expected = _results(model, inputs, training=training)
+            expected = _results(model, inputs, second, training=training)
         except Exception:  # noqa: BLE001, S112 - a batch of one in training, values that do not fit: not ours to judge
             continue
         try:
-            found = _results(traced, inputs, training=training)
+            found = _results(traced, inputs, second, training=training)
         except Exception:  # noqa: BLE001 - it does not run where the model does
             return False
         if len(expected) != len(found) or not all(map(_same, expected, found)):
@@ -38,14 +41,16 @@ def computes_the_same(model: nn.Module, traced: TracedModule, inputs: ExampleInp
     return True
 
 
-def _results(module: nn.Module, inputs: ExampleInputs, *, training: bool) -> list[Tensor]:
+def _results(
+    module: nn.Module, inputs: ExampleInputs, second: Callable[[Tensor], Tensor], *, training: bool
+) -> list[Tensor]:
     own = skeleton(module)
     own_tensors(own, set())
     own.train(training)
     found: list[Tensor] = []
     with torch.no_grad(), same_randomness(allowed=True):
         torch.manual_seed(0)
-        for values in (Tensor.clone, _others, Tensor.clone):
+        for values in (Tensor.clone, second, Tensor.clone):
             given = inputs.converted(values)
             found += tensors_in(own(*given.args, **given.kwargs))
     return found

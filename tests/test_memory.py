@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 import fxcompress as fxc
 from fxcompress.errors import TraceError
+from fxcompress.trace.inputs import ExampleInputs
+from fxcompress.trace.tracer import trace
+from fxcompress.trace.verify import computes_the_same
 from tests.exactness import TOLERANCE, Fingerprint, difference
 from tests.nets import made_dead
 
@@ -116,3 +119,20 @@ def test_what_reaches_the_next_run_is_refused(name: str) -> None:
         fxc.prune(net, X)
     visit.check()
     assert (net.count, net.kept, net.list, net.dict) == (0, None, [1.0], {"a": 1})
+
+
+class Picky(nn.Module):
+    """Takes no values but those of the example, and counts its calls."""
+
+    count = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if float(x[0, 0]) != float(X[0, 0]):
+            raise ValueError("other values")
+        self.count += 1
+        return x * self.count
+
+
+def test_a_model_that_takes_no_other_values_is_compared_on_those_of_the_example() -> None:
+    inputs = ExampleInputs.of(X)
+    assert not computes_the_same(Picky(), trace(nn.Sequential(nn.Identity())), inputs)

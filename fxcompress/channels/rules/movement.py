@@ -124,17 +124,15 @@ def _parts(tensors: Any, out: Tensor) -> list[tuple[torch.Size, Layers]]:  # noq
 
 
 def _cat_constants(step: Step, known: Known) -> list[Tensor]:
-    tensors = step.call.args[0]
     out = step.outputs[0]
     dim = step.call.arg(1, "dim", 0) % out.rank
-    if not all(isinstance(t, Value) and t.rank == out.rank for t in tensors):
-        return nothing_known(step, known)
-    maps = [known.of(t).double().cpu() for t in tensors]
+    # A tensor from outside, made of sizes or positions: other inputs give it other entries. Empty ones do not count.
+    parts = [t if isinstance(t, Value) else Value(t) for t in step.call.args[0]]
+    parts = [t for t in parts if t.rank == out.rank]
+    maps = [known.of(t).double().cpu() for t in parts]
     full = [max(m.shape[d] for m in maps) for d in range(out.rank)]
-    pieces = [
-        m.expand([t.shape[dim] if d == dim else n for d, n in enumerate(full)])
-        for m, t in zip(maps, tensors, strict=True)
-    ]
+    shapes = [[t.shape[dim] if d == dim else n for d, n in enumerate(full)] for t in parts]
+    pieces = [own.expand(shape) for own, shape in zip(maps, shapes, strict=True)]
     return [compress(torch.cat(pieces, dim).view(torch.int64)).view(torch.float64)]
 
 

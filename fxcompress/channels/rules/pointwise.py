@@ -188,12 +188,32 @@ def _choice(leaf: object, known: Known) -> Tensor | None:
 
 
 def _overwritten(step: Step, known: Known) -> list[Tensor]:
-    """Each entry is what it was, or one of those that were written: where both are the same number, it is that."""
-    before, written = (known.of(value).double().cpu() for value in step.call.args)
-    first = written.reshape(-1)[:1]
-    if not bool((written == first).all()):
-        return nothing_known(step, known)
-    return [torch.where(before == first, before, torch.nan)]
+    """Each entry is what it was, or one of those that may have been written there: the same number, if all are."""
+    whole, part = step.call.args
+    before, written = (known.of(value).double().cpu() for value in (whole, part))
+    if not written.numel():
+        return [before]
+    places = _places(whole, part)
+    others = [d for d in range(written.ndim) if d not in places]
+    first = written
+    for d in others:
+        first = first.narrow(d, 0, 1)
+    same = (written == first).amin(others, keepdim=True) if others else written == first
+    number = torch.where(same, first, torch.nan).permute(*sorted(places, key=places.__getitem__), *others)
+    sizes = {places[d]: written.shape[d] for d in places}
+    number = number.reshape([sizes.get(d, 1) for d in range(whole.rank)])
+    return [torch.where(before == number, before, torch.nan)]
+
+
+def _places(whole: Value, part: Value) -> dict[int, int]:
+    """Dims of a part, and those of the whole that hold the same labels, each once: they say where an entry lies."""
+    found = {}
+    for layer in whole.layers:
+        atoms, dims = layer.reshape(-1), support(layer)
+        if len(dims) == 1 and atoms.all() and len(atoms.unique()) == len(atoms):
+            same = [support(own) for own in part.layers if torch.equal(own.reshape(-1), atoms)]
+            found |= {min(own): min(dims) for own in same if len(own) == 1}
+    return found
 
 
 OVERWRITTEN = OpClass("overwritten", lambda call, space: (call.args[0].layers,), _overwritten)

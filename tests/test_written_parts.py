@@ -1,0 +1,101 @@
+"""Dead channels beside what has no channels of its own: positions, and parts of a tensor that are written to."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fxcompress as fxc
+from tests.exactness import difference
+
+WIDTH, DEAD = 8, [1, 4, 6]
+
+
+def grid(h: Tensor) -> Tensor:
+    """Where each pixel is, as CoordConv adds it: (N, 2, H, W)."""
+    rows = torch.linspace(-1, 1, h.shape[2], dtype=torch.float64)
+    columns = torch.linspace(0, 1, h.shape[3], dtype=torch.float64)
+    places = torch.stack([rows[:, None].expand(-1, h.shape[3]), columns.expand(h.shape[2], -1)])
+    return places.expand(h.shape[0], -1, -1, -1)
+
+
+def written(h: Tensor, write: Callable[[Tensor], object]) -> Tensor:
+    """A copy of ``h`` after ``write``."""
+    h = h.clone()
+    write(h)
+    return h
+
+
+def read_later(h: Tensor, g: Tensor) -> Tensor:
+    """A part that was taken before the whole is written to."""
+    part = h[:, :, 1:]
+    return h.add_(g) + F.pad(part, (0, 0, 1, 0))
+
+
+WAYS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "joined with positions": lambda h, g: torch.cat([h, grid(h), g], 1)[:, :WIDTH],
+    "positions first": lambda h, g: torch.cat([grid(h), h], 1)[:, 2:] + g,
+    "times a position": lambda h, g: h * grid(h)[:, :1] + g,
+    "chosen by position": lambda h, g: torch.where(grid(h)[:, 1:] > 0.5, h, g),
+    "a part is added to": lambda h, g: written(h, lambda y: y[:, :, 1:].add_(g[:, :, 1:])),
+    "a part is replaced": lambda h, g: written(h, lambda y: y[:, :, :2].copy_(g[:, :, 2:4])),
+    "a part of a part": lambda h, g: written(h, lambda y: y[:, :, 1:][..., 1:].mul_(g[:, :, 1:, 1:])),
+    "by an index": lambda h, g: written(h, lambda y: y.__setitem__((slice(None), slice(None), 0), g[:, :, 1])),
+    "the whole, and a part is read": lambda h, g: read_later(h.clone(), g),
+}
+
+
+class Net(nn.Module):
+    def __init__(self, way: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.last = nn.Conv2d(3, WIDTH, 1), nn.Conv2d(3, WIDTH, 3, padding=1), nn.Conv2d(WIDTH, 2, 1)
+        self.way = way
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.way(torch.tanh(self.a(x)), torch.tanh(self.b(x))))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_dead_channels_go(name: str) -> None:
+    torch.manual_seed(0)
+    net, x = Net(WAYS[name]).double().eval(), torch.randn(2, 3, 5, 6, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in (*net.a.parameters(), *net.b.parameters()):
+            parameter[DEAD] = 0
+    module = fxc.prune(net, x).module
+    assert module.get_parameter("last.weight").shape[1] == WIDTH - len(DEAD)
+    assert module.get_parameter("a.weight").shape[0] == WIDTH - len(DEAD)
+    for size in ((2, 3, 5, 6), (1, 3, 7, 9)):
+        other = torch.randn(size, dtype=torch.float64)
+        assert difference(net(other), module(other)) <= 1e-9
+
+
+@pytest.mark.parametrize("name", ["a part is added to", "a part is replaced", "a part of a part", "by an index"])
+@pytest.mark.parametrize("alive", ["a", "b"])
+def test_what_one_of_both_makes_stays(name: str, alive: str) -> None:
+    """Unless both are zero: what is written is read, or what was there before is."""
+    torch.manual_seed(0)
+    net, x = Net(WAYS[name]).double().eval(), torch.randn(2, 3, 5, 6, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in (net.b if alive == "a" else net.a).parameters():
+            parameter[DEAD] = 0
+    module = fxc.prune(net, x).module
+    assert difference(net(x), module(x)) <= 1e-12
+
+
+@pytest.mark.parametrize("other", [0, 3])
+def test_a_part_that_is_written_elsewhere(other: int) -> None:
+    """Of channels that lie elsewhere nothing is known by the place alone."""
+    torch.manual_seed(0)
+
+    def way(h: Tensor, g: Tensor) -> Tensor:
+        return written(h, lambda y: y[:, other : other + 4].copy_(g[:, 4:].flip(1)))
+
+    net, x = Net(way).double().eval(), torch.randn(2, 3, 5, 6, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in (*net.a.parameters(), *net.b.parameters()):
+            parameter[DEAD] = 0
+    module = fxc.prune(net, x).module
+    assert difference(net(x), module(x)) <= 1e-12

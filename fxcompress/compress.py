@@ -41,6 +41,7 @@ def compress(
     objective: str | Objective = "eq5",
     bias_shrink: float = 0.01,
     death_limit: float = 1.0,
+    keep_range: bool = True,
 ) -> CompressedModule:
     """Give every output channel of every weight a quantizer with a trained bit depth and exponent.
 
@@ -62,6 +63,9 @@ def compress(
             should be above the step that the optimizer makes, or the bias never lands on zero.
         death_limit: at most this share of the channels lose their last bit in one step; a guard against pressure that
             takes more away than the network can learn to do without. 1 sets no limit.
+        keep_range: each step moves the exponent of a channel by as much as its bits have fallen, or risen: the range
+            of its weights stays, and the grid gets coarser. False leaves both to the optimizer, as the paper does: then
+            a bit less halves the range at first, and clips the largest weights until their exponent has caught up.
 
     Raises:
         ExampleInputError: the inputs are missing and cannot be inferred, or do not fit.
@@ -87,7 +91,7 @@ def compress(
         raise UnsupportedModelError(
             "the model is compressed already: go on training it, or call finalize() and compress the result"
         )
-    settings = Settings(ExampleInputs(), objective, bias_shrink, death_limit)
+    settings = Settings(ExampleInputs(), objective, bias_shrink, death_limit, keep_range)
     try:
         with progress(f"analysing {type(model).__name__}"):
             analysis = prepare(model, example_inputs)

@@ -49,7 +49,8 @@ class CompressedModule(SizedModule):
         free = free_entries(analysis)
         sizes = {name: len(may) for name, may in free.items()}
         sizes |= {n: b.numel() for n, b in self.named_buffers() if b.ndim == 1 and b.is_floating_point()}
-        self.add_module(LIVENESS, Liveness(sizes, free, next(self.parameters()).device))
+        bits = {f"{name}.bits": quantizer.bits for name, quantizer in self._quantizers().items()}
+        self.add_module(LIVENESS, Liveness(sizes, free, bits, next(self.parameters()).device))
 
     def get_extra_state(self) -> Tensor:
         """What was cut out, as a part of the state_dict: see :meth:`plan_load`; uint8 (n,)."""
@@ -92,9 +93,10 @@ class CompressedModule(SizedModule):
     def step(self) -> None:
         """To be called after each ``optimizer.step()``.
 
-        Projects bits to >= 0, shrinks the biases of channels without bits by a proximal step, sets the running
-        statistics of batch norm right at the moment when a channel dies, keeps one channel of a layer that the network
-        cannot do without, and holds at zero what is dead.
+        Projects bits to [0, 24], lets exponents follow (see ``keep_range`` of :func:`fxcompress.compress`), shrinks the
+        biases of channels without bits by a proximal step, sets the running statistics of batch norm right at the
+        moment when a channel dies, keeps one channel of a layer that the network cannot do without, and holds at zero
+        what is dead.
         """
         self.liveness.step()
 

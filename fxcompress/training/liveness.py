@@ -4,7 +4,7 @@ A channel may recover until its bits and its biases are both zero. From then on 
 :meth:`Liveness.step`, so that training goes the same way whether it is removed at once, later, or never.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -16,9 +16,11 @@ from fxcompress.trace.modes import ordinary
 from fxcompress.trace.traced import TracedModule
 from fxcompress.training.census import Census, Span, Zeros
 
-_SHRINKS, _FREE, _ZERO = "!shrinks", "!free", "!zero"
+_SHRINKS, _FREE, _ZERO, _LAST = "!shrinks", "!free", "!zero", "!last"
 _RESPITE = 0.05
 """Bits of a channel whose death is put off."""
+_FINEST = 24.0
+"""Bits that no channel needs more of: its grid is as fine as float32. Far above, powers of 2 overflow."""
 
 
 class Liveness(nn.Module):
@@ -26,15 +28,17 @@ class Liveness(nn.Module):
 
     For bits and biases: what is dead for good, and what may die at all (a layer that is down to one channel has no
     labels that would tell). For biases as well: what is being shrunk, which the next step needs before it has looked
-    at anything. For bits: what was zero after the last step. For running means: what has been reset.
+    at anything. For bits: what was zero after the last step, and how many there were. For running means: what has been
+    reset.
 
     Args:
         sizes: the size of each parameter or buffer, by its name.
         free: for bits and biases, which entries may die, bool (K,).
+        bits: all parameters that hold bits, by their names; (K,) each.
         device: of the network.
     """
 
-    def __init__(self, sizes: dict[str, int], free: Zeros, device: torch.device) -> None:
+    def __init__(self, sizes: dict[str, int], free: Zeros, bits: Mapping[str, Tensor], device: torch.device) -> None:
         super().__init__()
         for name, size in sizes.items():
             self._add(name, torch.zeros(size, dtype=torch.bool, device=device))
@@ -43,6 +47,8 @@ class Liveness(nn.Module):
             self._add(name + _FREE, torch.from_numpy(may).to(device))
             if name.endswith(".bits"):
                 self._add(name + _ZERO, torch.zeros(len(may), dtype=torch.bool, device=device))
+        for name, depths in bits.items():
+            self._add(name + _LAST, depths.detach().clone())
 
     def _add(self, name: str, flags: Tensor) -> None:
         self.register_buffer(name.replace(".", ":"), flags)
@@ -58,6 +64,10 @@ class Liveness(nn.Module):
     def zero(self, name: str) -> Tensor:
         """Which entries of a bits parameter were zero after the last step."""
         return self.flags(name + _ZERO)
+
+    def last(self, name: str) -> Tensor:
+        """The bits of a bits parameter after the last step; (K,)."""
+        return self.flags(name + _LAST)
 
     def free(self) -> Zeros:
         """Which entries of each bits parameter and bias may die."""
@@ -75,7 +85,7 @@ class Liveness(nn.Module):
 
     def keep(self, name: str, indices: Tensor | None) -> None:
         """Cut what belongs to a tensor that was cut; drop it where ``indices`` is None."""
-        for suffix in ("", _SHRINKS, _FREE, _ZERO):
+        for suffix in ("", _SHRINKS, _FREE, _ZERO, _LAST):
             key = name.replace(".", ":") + suffix
             flags = self._buffers.get(key)
             if flags is None:
@@ -97,15 +107,24 @@ class LivenessUpdate:
         inputs: that it runs on.
         shrink: what is taken off the absolute value of a bias in each step, once all that it is added to is zero.
         deaths: channels that may lose their last bit in one step; the others get :data:`_RESPITE`.
+        keep_range: whether exponents follow the bits.
     """
 
     def __init__(
-        self, module: TracedModule, flags: Liveness, inputs: ExampleInputs, shrink: float, deaths: int
+        self,
+        module: TracedModule,
+        flags: Liveness,
+        inputs: ExampleInputs,
+        shrink: float,
+        deaths: int,
+        *,
+        keep_range: bool,
     ) -> None:
         self.module = module
         self.flags = flags
         self.shrink = shrink
         self.deaths = deaths
+        self.keep_range = keep_range
         self.census = Census(module, inputs, flags.free())
         self.accepted: set[str] = set()
         self.version = 0
@@ -119,7 +138,12 @@ class LivenessUpdate:
         self.biases: list[Tensor] = [self.module.get_parameter(name) for name in self.census.biases]
         held = self.flags.free()
         self._held = [(name, self.module.get_parameter(name)) for name in held]
-        self._projected: list[Tensor] = [p for name, p in self._held if name.endswith("_quantizer.bits")]
+        depths = [name for name, _ in self._held if name.endswith("_quantizer.bits")]
+        self._projected: list[Tensor] = [self.module.get_parameter(name) for name in depths]
+        self._last = [self.flags.last(name) for name in depths] if self.keep_range else []
+        self._exponents: list[Tensor] = [
+            self.module.get_parameter(name.removesuffix("bits") + "exponent") for name in depths
+        ]
         self._limits = [
             self.flags.shrinks(n).to(b) * self.shrink for n, b in zip(self.census.biases, self.biases, strict=True)
         ]
@@ -128,11 +152,14 @@ class LivenessUpdate:
     @ordinary
     @torch.no_grad()
     def step(self) -> None:
-        """Project bits to >= 0, hold what is dead at zero, shrink biases of dead channels, and flag what has died."""
+        """Project bits to [0, 24], hold at zero what is dead, shrink biases of dead channels, and flag what has died."""
         if self._projected:
             torch._foreach_clamp_min_(self._projected, 0.0)
+            torch._foreach_clamp_max_(self._projected, _FINEST)
         if self._held:
             torch._foreach_mul_([p for _, p in self._held], self._keep)
+        if self._last:
+            self._follow()
         if not self.bits:  # all that is left is in branches that are dead
             return
         if self.biases:
@@ -140,6 +167,14 @@ class LivenessUpdate:
         zero = self._zero()
         if self._seen is None or not torch.equal(zero, self._seen):
             self._refresh(zero)
+            if self._last:  # those that were given a bit back
+                self._follow()
+
+    def _follow(self) -> None:
+        """Let exponents rise by as much as bits have fallen: the range 2^(e+b-1) stays, and the grid gets coarser."""
+        torch._foreach_add_(self._exponents, self._last)
+        torch._foreach_sub_(self._exponents, self._projected)
+        torch._foreach_copy_(self._last, self._projected)
 
     def _soft_threshold(self) -> None:
         size = torch._foreach_abs(self.biases)

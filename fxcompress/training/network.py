@@ -26,6 +26,7 @@ class Settings:
         objective: what :meth:`SizedNetwork.size` counts.
         bias_shrink: what each step takes off the bias of a channel without bits.
         death_limit: share of the starting channels that may lose their last bit in one step.
+        keep_range: whether exponents follow the bits.
         channels: how many channels there were at the start.
         groups: names of the parameter groups that there were at the start. One that has lost all of its parameters
             stays, as it does in an optimizer, so that the optimizer's checkpoint fits one that is built later.
@@ -36,6 +37,7 @@ class Settings:
     objective: str | Objective
     bias_shrink: float
     death_limit: float = 1.0
+    keep_range: bool = True
     channels: int = 0
     groups: tuple[str, ...] = ()
     start_costs: Start = field(default_factory=Start)

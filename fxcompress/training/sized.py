@@ -26,8 +26,17 @@ class SizedModule(SizedNetwork, TracedModule):
         """Itself."""
         return {"": self}
 
+    @torch.no_grad()
     def refresh(self) -> None:
         """Find anew what is dead, for when tensors were set from outside, by a broadcast for instance."""
+        self.fxc_forget()
+        flags = self.get_submodule(LIVENESS)
+        assert isinstance(flags, Liveness)
+        for name, quantizer in self._quantizers().items():
+            flags.last(f"{name}.bits").copy_(quantizer.bits)
+
+    def fxc_forget(self) -> None:
+        """Find anew what is dead when it is asked for, after a removal; training goes on as if there had been none."""
         for key in (_UPDATE, _TERMS, _REMOVABLE):
             self.__dict__.pop(key, None)
 
@@ -44,7 +53,10 @@ class SizedModule(SizedNetwork, TracedModule):
             assert isinstance(flags, Liveness)
             settings = self.settings
             with torch.inference_mode(mode=False):
-                update = LivenessUpdate(self, flags, settings.inputs, settings.bias_shrink, settings.deaths)
+                update = LivenessUpdate(
+                    self, flags, settings.inputs, settings.bias_shrink, settings.deaths,
+                    keep_range=settings.keep_range,
+                )  # fmt: skip
             self.__dict__[_UPDATE] = update
         assert isinstance(update, LivenessUpdate)
         return update

@@ -27,7 +27,7 @@ def take_over(net: SizedModule, pruned: Pruned, provenance: Provenance) -> None:
     del new[LIVENESS]
     _transplant(net, new)
     net.set_graphs(pruned.module.graph, pruned.module.train_graph)
-    net.refresh()
+    net.fxc_forget()
 
 
 def _transplant(old: nn.Module, new: dict[str, nn.Module], prefix: str = "") -> None:

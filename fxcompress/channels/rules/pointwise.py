@@ -207,7 +207,7 @@ def _overwritten(step: Step, known: Known) -> list[Tensor]:
 
 def _places(whole: Value, part: Value) -> dict[int, int]:
     """Dims of a part, and those of the whole that hold the same labels, each once: they say where an entry lies."""
-    found = {}
+    found: dict[int, int] = {}
     for layer in whole.layers:
         atoms, dims = layer.reshape(-1), support(layer)
         if len(dims) == 1 and atoms.all() and len(atoms.unique()) == len(atoms):

@@ -81,3 +81,30 @@ def test_the_channels_go(name: str, *, decides: bool) -> None:
     module = fxc.prune(net, image(2, 3, 9, 9)).module
     assert module.get_parameter("first.weight").shape[0] == 6
     assert difference(net(image(3, 3, 8, 9)), module(image(3, 3, 8, 9))) <= 1e-12
+
+
+class Groups(nn.Module):
+    """A group norm as a function, with the number of its groups written into the graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Conv2d(3, 64, 1), nn.GroupNorm(4, 64), nn.Conv2d(64, 2, 1)
+        self.double().eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = nn.functional.group_norm(self.first(x), 4, self.norm.weight, self.norm.bias)
+        return self.last(y.relu())  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("dead", [1, 2])
+def test_a_number_of_groups_that_still_divides_what_is_left(dead: int) -> None:
+    """The call would run on 48 or 32 channels as it stands, in 4 groups, and mix those of different ones."""
+    net, x = Groups(), torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    with torch.no_grad():
+        net.norm.bias.uniform_(-1, 1)
+        for tensor in (net.first.weight, net.first.bias, net.norm.bias):
+            assert tensor is not None
+            tensor[16 : 16 + 16 * dead] = 0
+    module = fxc.prune(net, x).module
+    assert module.get_parameter("first.weight").shape == (64 - 16 * dead, 3, 1, 1)
+    assert difference(net(x), module(x)) <= 1e-12

@@ -16,6 +16,7 @@ from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.interpret import Atoms, Interpreter, Trail
 from fxcompress.channels.layers import Layers, support
 from fxcompress.channels.plan import Plan
+from fxcompress.channels.rules.norms import per_group
 from fxcompress.channels.space import FIXED, Reason
 from fxcompress.channels.survivors import Survivors
 from fxcompress.channels.values import LabelTensor, Step, Value, find
@@ -185,6 +186,8 @@ class Replay(Interpreter):
             return "it takes another path on fewer channels"
         if not all(same_entries(before, after, self.alive) for before, after in pairs):
             return "it would move other entries"
+        if not all(per_group(before.call) == per_group(after.call) for before, after in pairs):
+            return "it would normalise over groups of another size"
         doubtful = [(before, step) for before, step in pairs if not same_call(before, step)]
         deep = node.op == "call_module" or not _is_torch(node.target)  # it may make tensors of sizes itself
         if not all(_same_numbers(numbers(before), numbers(step), deep=deep) for before, step in doubtful):

@@ -72,6 +72,18 @@ def _group_labels(call: Call, space: Space) -> tuple[Layers, ...]:
     return (first, (), ())
 
 
+def per_group(call: Call) -> int:
+    """How many channels each group of a group norm has; 0 for all other calls.
+
+    A number of groups that is written into a graph may divide what is left of the channels as well, in groups that are
+    parts of the old ones: no labels tell.
+    """
+    if call.func is not torch.ops.aten.native_group_norm.default:
+        return 0
+    channels, groups = call.args[4], call.args[6]
+    return int(channels) // int(groups)
+
+
 def _group_constants(step: Step, known: Known) -> list[Tensor]:
     """A group of zeros is the bias; other constants leave the rounding of their mean behind."""
     source, _, bias, *_ = step.call.args

@@ -17,6 +17,7 @@ from fxcompress.passes.unquantized import coverage
 from fxcompress.progress import progress
 from fxcompress.provenance import attach
 from fxcompress.quantizer import Quantizer
+from fxcompress.trace.computed_weights import computed_weights
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.modes import ordinary
 from fxcompress.trace.skeleton import own_tensors, skeleton
@@ -103,8 +104,22 @@ def compress(
         return cast("CompressedModule", pieces)
     traced = _quantized(analysis, bits)
     net = new_compressed(traced, replace(settings, inputs=analysis.inputs))
+    _tell_of_plain_weights(model, net)
     _warn_of_the_rest(net)
     return net
+
+
+def _tell_of_plain_weights(model: nn.Module, net: nn.Module) -> None:
+    """Say which weights the model computes and the network trains: names and training are not what they were."""
+    found = computed_weights(net, model)
+    if found:
+        name, sources = next(iter(found.items()))
+        _LOG.warning(
+            "fxcompress: %s computes %d of its weights from parameters (it standardises them, say). They are plain "
+            "parameters of the copy from now on, and trained as such: %s, which was %s%s. A state_dict of the original "
+            "still loads", type(model).__name__, len(found), name, ", ".join(sources),
+            "" if len(found) == 1 else ", and so on",
+        )  # fmt: skip
 
 
 def _warn_of_the_rest(net: Compressed) -> None:
@@ -151,6 +166,7 @@ def _in_pieces(model: nn.Module, settings: Settings, bits: float, why: FxCompres
         become_compressed(own.get_submodule(path), traced, replace(settings, inputs=analysis.inputs))
     net = become_pieces(own, tuple(analyses), settings, outside)
     _take_modes(net, model)
+    _tell_of_plain_weights(model, net)
     _warn_of_the_rest(net)
     _LOG.warning(
         "fxcompress: %s has no graph as a whole (%s); %d modules of it compress themselves, each on its own: %s",

@@ -15,6 +15,7 @@ from fxcompress.provenance import Provenance, attach
 from fxcompress.quantizer import Quantizer
 from fxcompress.storage.arguments import check_arguments
 from fxcompress.storage.file import SavedNetwork, read
+from fxcompress.trace.computed_weights import SUFFIX
 from fxcompress.trace.graph_forward import install
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.modes import ordinary
@@ -54,20 +55,33 @@ def load(path: str | os.PathLike[str], model: nn.Module, example_inputs: Any = N
     check_arguments("load(path, model)", path, model)
     saved, model = read(path), with_plain_weights(model)
     provenance = saved.provenance
-    _check_shapes(model, provenance, path)
+    plain = _has_computed_weights(model, provenance)
+    if not plain:
+        _check_shapes(model, provenance, path)
     try:
         if provenance.pieces:
-            result = _in_pieces(model, example_inputs, provenance, path)
+            result = _in_pieces(model, example_inputs, provenance, path, plain=plain)
         else:
             inputs = example_inputs if example_inputs is not None else _inputs(provenance, model)
-            result = _cut(prepare(model, inputs), provenance, path)
+            analysis = prepare(model, inputs, plain=plain)
+            if plain:
+                _check_shapes(analysis.module, provenance, path)
+            result = _cut(analysis, provenance, path)
     except ExampleInputError as error:
         raise StorageError(f"{path} does not fit the model: {error}") from error
     _fill(result, saved, path)
     return result.eval()
 
 
-def _in_pieces(model: nn.Module, example_inputs: object, provenance: Provenance, path: object) -> nn.Module:
+def _has_computed_weights(model: nn.Module, provenance: Provenance) -> bool:
+    """Whether the saved network holds a weight that the model computes; not where it was pruned with its optimizer."""
+    own = model.state_dict(keep_vars=True)
+    return any(SUFFIX in name and name not in own for name in provenance.shapes)
+
+
+def _in_pieces(
+    model: nn.Module, example_inputs: object, provenance: Provenance, path: object, *, plain: bool
+) -> nn.Module:
     """A copy of a model without a graph as a whole, the pieces of which are cut as they were in the saved network."""
     wanted = provenance.pieces.keys()
     if example_inputs is None:
@@ -81,7 +95,7 @@ def _in_pieces(model: nn.Module, example_inputs: object, provenance: Provenance,
             raise TraceError("it is not saved as a piece")
 
     why = TraceError(f"no piece of {path} was found in the model; pass the example inputs that it was made with")
-    _, analyses = prepare_pieces(model, ExampleInputs.of(example_inputs), why, check=check, layers=1)
+    _, analyses = prepare_pieces(model, ExampleInputs.of(example_inputs), why, check=check, layers=1, plain=plain)
     missing = wanted - analyses.keys()
     if missing:
         raise StorageError(
@@ -90,6 +104,8 @@ def _in_pieces(model: nn.Module, example_inputs: object, provenance: Provenance,
         )
     result = skeleton(model)
     for name, analysis in analyses.items():
+        if plain:
+            _check_shapes(analysis.module, provenance.of_piece(name), path)
         install(result.get_submodule(name), _cut(analysis, provenance.of_piece(name), path))
     return result
 

@@ -115,6 +115,11 @@ def provenance_of(module: nn.Module) -> Provenance | None:
     return _joined(module, pieces) if pieces else None
 
 
+def has_record(module: nn.Module) -> bool:
+    """Whether ``module`` itself, and not only a part of it, was made by a rewrite."""
+    return _recorded(module) is not None
+
+
 def _recorded(module: nn.Module) -> Provenance | None:
     meta = module.meta if isinstance(module, fx.GraphModule) else getattr(type(module), "fxc_meta", {})
     found = meta.get(_KEY)

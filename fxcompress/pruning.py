@@ -15,10 +15,12 @@ from fxcompress.passes.prune_channels import Pruned
 from fxcompress.passes.prune_report import PruneReport, make_report
 from fxcompress.passes.shrink import Narrow, check_narrow, shrink
 from fxcompress.progress import progress
+from fxcompress.trace.computed_weights import computed_weights
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.modes import ordinary
+from fxcompress.trace.plain_weights import plain_weights
 from fxcompress.trace.skeleton import own_tensors
-from fxcompress.trace.weight_norm import has_weight_norm, plain_weights
+from fxcompress.trace.weight_norm import PlainWeight, has_weight_norm
 from fxcompress.training.in_pieces import Compressed
 from fxcompress.training.optimizer import Replacement, check_optimizer, prepare_resize
 
@@ -60,7 +62,8 @@ def prune(
         example_inputs: what the model can be called with: a tensor, a tuple of positional arguments or a dict of
             keyword arguments. Inferred from the first layer where it is left out.
         optimizer: of the model's parameters. It then holds those of the new network, and its state is cut with them.
-            Not for a model with weight norm, in whose place the result has plain weights.
+            Not for a model with weight norm, in whose place the result has plain weights. Weights that the model
+            computes in another way, such as standardised ones, go on being computed then, and keep their channels.
         fold: also remove channels that are constant, and not zero, in evaluation. What they add is folded into the
             layers that read them: into the bias, which a layer may get for that, or behind zero padding into one of
             the constant channels. Then only evaluation stays the same: in training, batch norm and dropout may make
@@ -90,20 +93,30 @@ def prune(
             own = copy.deepcopy(model)
             return PruneResult(own, own.prune())
         result = _prune(model, example_inputs, optimizer, fold=fold, narrow=narrow)
-    if not has_weight_norm(model):
-        return result
-    return PruneResult(result.module, replace(result.report, plain_weights=plain_weights(result.module)))
+    return PruneResult(result.module, _with_plain_weights(result, model))
+
+
+def _with_plain_weights(result: PruneResult, model: nn.Module) -> PruneReport:
+    """The report, with the weights that have become parameters in this run."""
+    known = plain_weights(model)
+    made = {name: hook for name, hook in plain_weights(result.module).items() if name not in known}
+    return replace(
+        result.report,
+        plain_weights=tuple(name for name, hook in made.items() if isinstance(hook, PlainWeight)),
+        computed_weights=computed_weights(result.module, model),
+    )
 
 
 def _prune(
     model: nn.Module, example_inputs: object, optimizer: torch.optim.Optimizer | None, *, fold: bool, narrow: Narrow
 ) -> PruneResult:
+    plain = optimizer is None  # which holds the parameters that weights are computed from, and their state
     try:
-        analysis = prepare(model, example_inputs)
+        analysis = prepare(model, example_inputs, plain=plain)
     except NO_GRAPH as error:
         if example_inputs is None:
             raise
-        pieces, analyses = prepare_pieces(model, ExampleInputs.of(example_inputs), error)
+        pieces, analyses = prepare_pieces(model, ExampleInputs.of(example_inputs), error, plain=plain)
         pruned = prune_pieces(pieces, analyses, fold=fold, narrow=narrow)
         _own(pieces.model, pruned.module, list(pruned.removals.values()), optimizer)
         return PruneResult(pruned.module, pruned.report)

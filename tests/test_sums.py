@@ -311,13 +311,14 @@ STANDARDS = {"batch norm": by_batch_norm, "moments": by_moments, "deviation": by
 @pytest.mark.parametrize("way", ["weight", "gain"])
 @pytest.mark.parametrize("how", STANDARDS)
 def test_outputs_of_standardised_convolutions_go(how: str, way: str) -> None:
+    """Where the weight goes on being computed, as the optimizer holds what it is computed from."""
     torch.manual_seed(0)
     first, last = Standardised(3, 8, how), nn.Conv2d(8, 2, 1)
     net, x = nn.Sequential(first, nn.ReLU(), last).double().eval(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
     with torch.no_grad():
         (first.weight if way == "weight" else first.gain)[[1, 4]] = 0
         net.get_parameter("0.bias")[[1, 4]] = 0
-    module = fxc.prune(net, x).module
+    module = fxc.prune(net, x, torch.optim.SGD(net.parameters(), lr=0.1)).module
     assert module.get_parameter("0.weight").shape == (6, 3, 3, 3)
     assert module.get_parameter("2.weight").shape == (2, 6, 1, 1)
     assert difference(net(x), module(x)) <= 1e-12
@@ -332,8 +333,11 @@ def test_inputs_of_standardised_convolutions_count(how: str, kernel: int) -> Non
     net, x = nn.Sequential(first, nn.ReLU(), second).double().eval(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
     with torch.no_grad():
         first.weight[[1, 4]], first.bias[[1, 4]] = 0, 0  # type: ignore[index]
-    module = fxc.prune(net, x).module
+    module = fxc.prune(net, x, torch.optim.SGD(net.parameters(), lr=0.1)).module
     assert module.get_parameter("2.weight").shape == (4, 8, kernel, kernel)
+    assert difference(net(x), module(x)) <= 1e-12
+    module = fxc.prune(net, x).module
+    assert module.get_parameter("2.weight_plain").shape == (4, 6, kernel, kernel)
     assert difference(net(x), module(x)) <= 1e-12
 
 

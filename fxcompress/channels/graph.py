@@ -15,6 +15,7 @@ from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.coverage import Uncovered, uncovered
 from fxcompress.channels.prepare import NO_GRAPH, prepare, prepare_pieces
 from fxcompress.channels.space import FIXED, Block, Reason
+from fxcompress.trace.computed_weights import SUFFIX
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.modes import ordinary
 
@@ -267,7 +268,9 @@ class ChannelGraph:
             IndexError: it has no such channel.
         """
         atoms = self.analysis.atoms
-        tensor = next((n for n in (name, f"{name}.weight", f"{name}.bias") if n in atoms), None)
+        tensor = next(
+            (n for n in (name, f"{name}.weight", f"{name}.weight{SUFFIX}", f"{name}.bias") if n in atoms), None
+        )
         if tensor is None:
             raise KeyError(self._without_channels(name))
         group = self._by_channel.get((tensor, self._row_dim(tensor), channel))

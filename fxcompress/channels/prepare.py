@@ -16,12 +16,13 @@ NO_GRAPH = (TraceError, ValueReadError)
 """What :func:`prepare` raises for a model that has no graph as a whole, and may have pieces that do."""
 
 
-def prepare(model: nn.Module, example_inputs: object = None) -> Analysis:
+def prepare(model: nn.Module, example_inputs: object = None, *, plain: bool = True) -> Analysis:
     """Trace and analyse a model, inferring its inputs where none are given.
 
     Args:
         model: any network that can be traced.
         example_inputs: a tensor, a tuple of positional arguments, a dict of keyword arguments, or None.
+        plain: as for :func:`fxcompress.trace.tracer.trace`.
 
     Raises:
         ExampleInputError: the inputs do not fit, or are missing and cannot be inferred.
@@ -30,16 +31,16 @@ def prepare(model: nn.Module, example_inputs: object = None) -> Analysis:
     stage("trace")
     if example_inputs is not None:
         inputs = ExampleInputs.of(example_inputs)
-        return analyse(trace(model, inputs), inputs)
+        return analyse(trace(model, inputs, plain=plain), inputs)
     found: list[Analysis] = []
     try:
-        traced = trace(model)
+        traced = trace(model, plain=plain)
     except TraceError as error:
         why, traced = error, None
 
     def works(guess: ExampleInputs) -> bool:
         try:
-            found.append(analyse(traced or _traced_on(model, guess, why), guess))
+            found.append(analyse(traced or _traced_on(model, guess, why, plain=plain), guess))
         except ExampleInputError:
             return False
         return True
@@ -53,12 +54,12 @@ def prepare(model: nn.Module, example_inputs: object = None) -> Analysis:
     return found[-1]
 
 
-def _traced_on(model: nn.Module, guess: ExampleInputs, why: TraceError) -> TracedModule:
+def _traced_on(model: nn.Module, guess: ExampleInputs, why: TraceError, *, plain: bool) -> TracedModule:
     """Trace a model on inputs, which could not be traced without any."""
     try:
-        return trace(model, guess)
+        return trace(model, guess, plain=plain)
     except TraceError:
-        return trace_by_running(model, guess, why)
+        return trace_by_running(model, guess, why, plain=plain)
 
 
 def prepare_pieces(
@@ -68,6 +69,7 @@ def prepare_pieces(
     *,
     check: Callable[[str, TracedModule], None] = lambda _path, _traced: None,
     layers: int = 2,
+    plain: bool = True,
 ) -> tuple[Pieces, dict[str, Analysis]]:
     """Trace and analyse the pieces of a model that has no graph as a whole; the analyses by the names of the pieces.
 
@@ -77,6 +79,7 @@ def prepare_pieces(
         why: :func:`prepare` has failed.
         check: raises an FxCompressError for what is no use as a piece, from its name and its graphs.
         layers: that a piece must hold at least. Between two of them something can be removed.
+        plain: as for :func:`prepare`.
 
     Raises:
         ExampleInputError: the model does not run on the inputs.
@@ -88,5 +91,5 @@ def prepare_pieces(
         check(path, traced)
         analyses[path] = analyse(traced, call)
 
-    found = find_pieces(model, inputs, why, accept, layers=layers)
+    found = find_pieces(model, inputs, why, accept, layers=layers, plain=plain)
     return found, {piece.path: analyses[piece.path] for piece in found.pieces}

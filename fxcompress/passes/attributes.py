@@ -1,10 +1,11 @@
 """What modules remember of the shapes of their parameters."""
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from fxcompress.quantizer import Quantizer
+from fxcompress.trace.computed_weights import SUFFIX
 
 
 def update_attributes(module: nn.Module, original: nn.Module) -> None:
@@ -14,12 +15,12 @@ def update_attributes(module: nn.Module, original: nn.Module) -> None:
         module: a part of the cut network.
         original: the same part of the network as it was.
     """
-    if isinstance(module, _ConvNd):
-        _convolution(module, original)
+    if isinstance(module, _ConvNd | nn.Linear):
+        weight, before = _weight(module), _weight(original)
+        if weight is not None and before is not None:
+            _layer(module, weight, before)
     elif isinstance(module, Quantizer):
         _quantizer(module, original)
-    elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, _NormBase):
         sized = next((t for t in (module.weight, module.running_mean) if t is not None), None)
         module.num_features = module.num_features if sized is None else sized.numel()
@@ -53,10 +54,20 @@ def _recurrent(module: nn.RNNBase | nn.RNNCellBase, original: nn.Module) -> None
     module.proj_size = columns if module.proj_size else 0
 
 
-def _convolution(module: _ConvNd, original: nn.Module) -> None:
-    first, second = module.weight.shape[:2]
+def _weight(layer: nn.Module) -> Tensor | None:
+    """That of a layer, whose own code may have computed it; None where it goes by a name that only that code knew."""
+    found = getattr(layer, "weight", None)
+    found = getattr(layer, f"weight{SUFFIX}", None) if found is None else found
+    return found if isinstance(found, Tensor) else None
+
+
+def _layer(module: _ConvNd | nn.Linear, weight: Tensor, before: Tensor) -> None:
+    first, second = weight.shape[:2]
+    if isinstance(module, nn.Linear):
+        module.out_features, module.in_features = first, second
+        return
     if module.groups > 1:
-        module.groups = module.groups * first // original.get_parameter("weight").shape[0]
+        module.groups = module.groups * first // before.shape[0]
     if isinstance(module, _ConvTransposeNd):
         module.in_channels, module.out_channels = first, second * module.groups
     else:

@@ -6,12 +6,10 @@ x ------------------------------> F.conv2d
 """
 
 import copy
-import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
@@ -19,6 +17,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from fxcompress.passes.base import Pass, PassResult, traced
 from fxcompress.quantizer import Quantizer
 from fxcompress.trace.traced import TracedModule
+from fxcompress.trace.weight_reads import FUNCTIONS, PRODUCTS
 
 MODULE_KEY = "fxcompress_module"
 """In a node's meta: the module that the node computes, with the quantized weight in the place of its own."""
@@ -32,13 +31,6 @@ MODULES: dict[type[nn.Module], Callable[..., Any]] = {
 }  # fmt: skip
 """Layers with a weight and a bias, and the function that each of them calls."""
 _TRANSPOSED = {F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
-FUNCTIONS = {*MODULES.values(), torch.conv1d, torch.conv2d, torch.conv3d}
-"""The functions that take a weight as their second argument, or as ``weight``, and a bias as their third."""
-PRODUCTS: dict[Any, int] = {
-    torch.matmul: 1, torch.mm: 1, operator.matmul: 1, torch.addmm: 2,
-    "matmul": 1, "mm": 1, "__matmul__": 1, "addmm": 2,
-}  # fmt: skip
-"""Matrix products, as functions and as methods, and the position of the weight (inputs, outputs)."""
 
 
 @dataclass(frozen=True, slots=True)

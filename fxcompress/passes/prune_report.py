@@ -56,6 +56,8 @@ class PruneReport:
         why_pieces: why it has none.
         outside: parameters that lie in none of the pieces, with the reason.
         plain_weights: weights that weight norm computed, and which are parameters from now on.
+        computed_weights: parameters from now on that the model computed, from those of its own that are named; it
+            standardised them, say.
     """
 
     removed: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
@@ -73,6 +75,7 @@ class PruneReport:
     why_pieces: str = ""
     outside: dict[str, str] = field(default_factory=dict)
     plain_weights: tuple[str, ...] = ()
+    computed_weights: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def modified(self) -> bool:
@@ -101,11 +104,18 @@ class PruneReport:
         lines += [f"  {path}" for path in self.narrowed]
         lines += [f"  left wide: {name}: {reason}" for name, reason in self.left_wide.items()]
         lines += [f"  {name} was computed by weight norm and is a plain parameter now" for name in self.plain_weights]
+        lines += self._on_computed_weights()
         lines += [f"  {kept}" for kept in self.kept[:_SHOWN]]
         if len(self.kept) > _SHOWN:
             lines.append(f"  and {len(self.kept) - _SHOWN} more channels that are zero and stay (report.kept)")
         lines += [f"  {line}" for op in self.uncovered for line in str(op).splitlines()]
         return "\n".join(lines) if self.modified else "\n".join(["nothing to remove", *lines])
+
+    def _on_computed_weights(self) -> list[str]:
+        computed = list(self.computed_weights.items())
+        lines = [f"  {name} is a plain parameter now; it was computed from {', '.join(s)}" for name, s in computed]
+        more = len(lines) - _SHOWN
+        return lines[:_SHOWN] + ([f"  and {more} more such parameters (report.computed_weights)"] if more > 0 else [])
 
     def _on_pieces(self) -> list[str]:
         if not self.pieces:

@@ -8,8 +8,9 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from fxcompress.passes.inject_quantizers import FUNCTIONS, MODULES
+from fxcompress.passes.inject_quantizers import MODULES
 from fxcompress.trace.traced import TracedModule
+from fxcompress.trace.weight_reads import FUNCTIONS
 
 Place = tuple[str, fx.Node]
 """The mode of a graph, and a node of it."""

@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from fxcompress.trace.checkpoints import with_checkpoints
 from fxcompress.trace.names import any_names
+from fxcompress.trace.plain_weights import pass_on_hooks
 from fxcompress.trace.skeleton import skeleton
 from fxcompress.trace.traced import TracedModule, copy_graph
 
@@ -106,6 +107,7 @@ def _take_over(old: nn.Module, new: nn.Module) -> None:
         old.__dict__[table] = new.__dict__[table]
     torchs = _OF_EVERY_GRAPH if isinstance(new, fx.GraphModule) else _OF_EVERY_MODULE  # the mode among them
     old.__dict__.update({key: value for key, value in new.__dict__.items() if key not in torchs})
+    pass_on_hooks(new, old)
     known = dict(old._modules)
     old._modules.clear()
     for name, child in new._modules.items():

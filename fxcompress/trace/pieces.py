@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses import FakeTensorMode
 
 from fxcompress.errors import ExampleInputError, FxCompressError, TraceError
+from fxcompress.trace.computed_weights import sources
 from fxcompress.trace.glue import code_around, methods, names_in, opened_in, with_called
 from fxcompress.trace.graph_forward import GraphForward, own_class, traced_of
 from fxcompress.trace.inputs import ExampleInputs
@@ -62,7 +63,9 @@ class Pieces:
     def parameters_outside(self) -> dict[str, str]:
         """The parameters that lie in no piece, each with the reason."""
         inside = {id(p) for piece in self.pieces for p in piece.traced.parameters()}
-        return {n: self._reason(n) for n, p in self.model.named_parameters() if id(p) not in inside}
+        computed = {f"{piece.path}.{name}" for piece in self.pieces for name in sources(piece.traced)}
+        found = {n: p for n, p in self.model.named_parameters() if n not in computed}
+        return {n: self._reason(n) for n, p in found.items() if id(p) not in inside}
 
     def _reason(self, name: str) -> str:
         """Why the module of a parameter is no piece; of the last ones that hold two layers, if any does."""
@@ -77,7 +80,13 @@ Accept = Callable[[str, TracedModule, ExampleInputs], None]
 
 
 def find_pieces(
-    model: nn.Module, inputs: ExampleInputs, why: FxCompressError, accept: Accept, *, layers: int = 2
+    model: nn.Module,
+    inputs: ExampleInputs,
+    why: FxCompressError,
+    accept: Accept,
+    *,
+    layers: int = 2,
+    plain: bool = True,
 ) -> Pieces:
     """Find the outermost modules of ``model`` that can be traced; the model is left as it is.
 
@@ -87,6 +96,7 @@ def find_pieces(
         why: it cannot be traced.
         accept: see :data:`Accept`.
         layers: that a piece must hold at least.
+        plain: as for :func:`fxcompress.trace.tracer.trace`.
 
     Raises:
         ExampleInputError: the model does not run on the inputs.
@@ -99,7 +109,7 @@ def find_pieces(
         if model is given:
             raise
         raise why from error  # perhaps its code reads the lengths or directions of weight norm
-    search = _Search(own_buffers(model), seen, _short(why), accept, layers)
+    search = _Search(own_buffers(model), seen, _short(why), accept, layers, plain=plain)
     search.go()
     if not search.pieces:
         reasons = [
@@ -116,8 +126,9 @@ def find_pieces(
 class _Search:
     """Looks for pieces, from the top down."""
 
-    def __init__(self, model: nn.Module, seen: Seen, why: str, accept: Accept, layers: int) -> None:
+    def __init__(self, model: nn.Module, seen: Seen, why: str, accept: Accept, layers: int, *, plain: bool) -> None:
         self.model = model
+        self.plain = plain
         self.layers = layers
         self.no_work = _NO_WORK if layers > 1 else _NO_LAYER
         self.seen = seen
@@ -195,7 +206,7 @@ class _Search:
         module.eval()
         with torch.no_grad(), same_randomness(allowed=True), unchanged_buffers(module):
             first = _without_empty(module, calls[0])
-            traced = traced_of(module) if isinstance(module, GraphForward) else trace(module, first)
+            traced = traced_of(module) if isinstance(module, GraphForward) else trace(module, first, plain=self.plain)
             traced.eval()
             for call in (first, *calls):
                 _check_call(module, traced, call)

@@ -12,11 +12,12 @@ from fxcompress.trace.checkpoints import with_checkpoints
 from fxcompress.trace.names import any_names
 from fxcompress.trace.own_modes import Modes
 from fxcompress.trace.pickling import PackedGraph, pack, unpack
+from fxcompress.trace.plain_weights import Plain, hooks_of, pass_on_hooks
 from fxcompress.trace.skeleton import POSTPONE
-from fxcompress.trace.weight_norm import pass_on_hooks
 
 _Self = TypeVar("_Self", bound="TracedModule")
 _FROM_COMPILING = ("_code", "_lineno_map", "_prologue_start")
+_LOADING = "_load_state_dict_pre_hooks"
 _OF_MODULE = frozenset(nn.Module().__dict__)
 _SKIP = _OF_MODULE | frozenset(dir(fx.GraphModule)) | {"_graph", "meta", "train_graph"}
 
@@ -114,8 +115,9 @@ class TracedModule(fx.GraphModule):
     def __reduce__(self) -> Any:  # noqa: ANN401
         """By its graphs, node by node; torch.fx would trace its code again."""
         state = {key: value for key, value in self.__dict__.items() if key in _OF_MODULE or _is_own(key)}
+        state.pop(_LOADING)  # its entries hold the module itself
         graphs = pack(self.graph), None if self.train_graph is None else pack(self.train_graph)
-        return restored_module, (self.fxc_kind(), type(self).__name__, state, self.meta, *graphs)
+        return restored_module, (self.fxc_kind(), type(self).__name__, state, self.meta, *graphs, tuple(hooks_of(self)))
 
     @classmethod
     def fxc_kind(cls) -> Any:  # noqa: ANN401
@@ -171,10 +173,13 @@ def restored_module(
     meta: dict[str, Any],
     graph: PackedGraph,
     train_graph: PackedGraph | None,
+    hooks: tuple[Plain, ...] = (),
 ) -> TracedModule:
-    """What was pickled, from its class, name, attributes and graphs."""
+    """What was pickled, from its class, name, attributes, graphs and what it does to a state_dict."""
     held = nn.Module()
     held.__dict__.update(state)
+    for hook in hooks:
+        held.register_load_state_dict_pre_hook(hook)
     own: Any = kind if isinstance(kind, type) else kind()
     result: TracedModule = own.__new__(own)
     TracedModule.__init__(result, held, unpack(graph), None if train_graph is None else unpack(train_graph), name)

@@ -15,7 +15,9 @@ import torch
 from torch import fx, nn
 
 from fxcompress.errors import TraceError
+from fxcompress.provenance import has_record
 from fxcompress.trace.checkpoints import copy_marks, marked_checkpoints
+from fxcompress.trace.computed_weights import make_computed_plain
 from fxcompress.trace.concrete import check_runs, run_model
 from fxcompress.trace.heap import without_collections
 from fxcompress.trace.inputs import ExampleInputs
@@ -42,7 +44,7 @@ class GraphOf(Protocol):
 
 
 @without_collections
-def trace(model: nn.Module, inputs: ExampleInputs | None = None) -> TracedModule:
+def trace(model: nn.Module, inputs: ExampleInputs | None = None, *, plain: bool = True) -> TracedModule:
     """Trace ``model`` in both modes; the model itself is not touched, and the result shares its tensors.
 
     Symbolic tracing comes first. Where it fails, and there are inputs, the model is traced by running it on them, see
@@ -51,11 +53,20 @@ def trace(model: nn.Module, inputs: ExampleInputs | None = None) -> TracedModule
     Args:
         model: any module, a GraphModule among them.
         inputs: arguments of ``forward`` that have a default and are not given here keep that default.
+        plain: put a parameter in the place of each weight that the model computes from parameters in a way that keeps
+            its channels, see :mod:`fxcompress.trace.computed_weights`. A network that was rewritten without keeps them.
 
     Raises:
         TraceError: neither way works.
         UnsupportedModelError: see :func:`fxcompress.trace.support.check_supported`.
     """
+    traced = _trace(model, inputs)
+    if plain and not has_record(model):
+        make_computed_plain(traced)
+    return traced
+
+
+def _trace(model: nn.Module, inputs: ExampleInputs | None) -> TracedModule:
     check_supported(model)
     _refuse_names(model)
     try:
@@ -63,7 +74,7 @@ def trace(model: nn.Module, inputs: ExampleInputs | None = None) -> TracedModule
     except TraceError as error:
         if inputs is None:
             raise TraceError(f"{error}\n  or pass example_inputs: it is then traced by running it on them") from error
-        return trace_by_running(model, inputs, error)
+        return _trace_by_running(model, inputs, error)
     if inputs is None or not _hides_parameters(traced):
         return traced
     try:
@@ -138,18 +149,26 @@ def _trace_symbolically(model: nn.Module, inputs: ExampleInputs | None, kept: se
 
 
 @without_collections
-def trace_by_running(model: nn.Module, inputs: ExampleInputs, why: TraceError) -> TracedModule:
+def trace_by_running(model: nn.Module, inputs: ExampleInputs, why: TraceError, *, plain: bool = True) -> TracedModule:
     """Trace ``model`` by running it on ``inputs``, first with arithmetic on sizes, then with each size as it is.
 
     Args:
         model: as for :func:`trace`.
         inputs: to run on.
         why: symbolic tracing has failed.
+        plain: as for :func:`trace`.
 
     Raises:
         TraceError: with both reasons.
         ExampleInputError: the model does not run on them, traced or not.
     """
+    traced = _trace_by_running(model, inputs, why)
+    if plain and not has_record(model):
+        make_computed_plain(traced)
+    return traced
+
+
+def _trace_by_running(model: nn.Module, inputs: ExampleInputs, why: TraceError) -> TracedModule:
     by_running = _by_running(inputs)
     try:
         return _checked(model, inputs, lambda kept: _traced(model, partial(by_running, keep_sizes=True, kept=kept)))

@@ -11,7 +11,7 @@ The function is the same; training goes on in the weight. A state_dict of the or
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch.nn.utils.parametrizations import _WeightNorm
 
 from fxcompress.errors import UnsupportedModelError
 from fxcompress.trace.flat_weights import renew_weights
+from fxcompress.trace.plain_weights import Plain
 from fxcompress.trace.skeleton import skeleton
 
 _HOOK = "WeightNorm"  # the class of the hook of torch.nn.utils.weight_norm, whose module the function of its name hides
@@ -44,7 +45,7 @@ class _Computed:
 
 
 @dataclass(frozen=True)
-class PlainWeight:
+class PlainWeight(Plain):
     """Before a state_dict is loaded into a module: turn a length and a direction in it into the weight.
 
     Attributes:
@@ -109,32 +110,6 @@ def with_plain_weights(model: nn.Module) -> nn.Module:
 def has_weight_norm(model: nn.Module) -> bool:
     """Whether weight norm computes a weight of ``model``."""
     return any(True for module in model.modules() for _ in _computed(module))
-
-
-def plain_weights(model: nn.Module) -> tuple[str, ...]:
-    """The names of the weights that the original computed by weight norm, and which are parameters of ``model``."""
-    named = model.named_modules()
-    return tuple(f"{path}.{hook.name}".lstrip(".") for path, module in named for hook in _hooks(module))
-
-
-def plain_state(model: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
-    """A state_dict for ``model`` with each length and direction in it turned into the weight."""
-    result = dict(state)
-    for path, module in model.named_modules():
-        for hook in _hooks(module):
-            hook(module, result, f"{path}." if path else "")
-    return result
-
-
-def pass_on_hooks(source: nn.Module, target: nn.Module) -> None:
-    """Let ``target``, which takes the tensors of ``source`` over, load the same state_dicts."""
-    for hook in _hooks(source):
-        target.register_load_state_dict_pre_hook(hook)
-
-
-def _hooks(module: nn.Module) -> Iterator[PlainWeight]:
-    wrapped = (getattr(hook, "hook", None) for hook in module._load_state_dict_pre_hooks.values())
-    yield from (hook for hook in wrapped if isinstance(hook, PlainWeight))
 
 
 def _computed(module: nn.Module) -> Iterator[_Computed]:

@@ -45,6 +45,7 @@ def run_model(
     keep_sizes: bool,
     kept: set[str],
     open_wrapped: bool = False,
+    gradients: bool | None = None,
 ) -> fx.Graph:
     """The graph that running ``root`` on the inputs leaves. ``root`` itself does not run: a copy on fake tensors does.
 
@@ -57,11 +58,15 @@ def run_model(
         keep_sizes: see :class:`fxcompress.trace.recorder.Recorder`.
         kept: filled with the attributes that the run sets; those that it seems to set before it reads them.
         open_wrapped: look into functions marked by torch.fx.wrap.
+        gradients: whether all parameters require gradients, or none; None leaves them as they are.
 
     Raises:
         TraceError: the run fails, or does what no graph can do.
     """
-    new = partial(_Run, root, is_leaf, readers, training=training, keep_sizes=keep_sizes, open_wrapped=open_wrapped)
+    new = partial(
+        _Run, root, is_leaf, readers, training=training, keep_sizes=keep_sizes, open_wrapped=open_wrapped,
+        gradients=gradients,
+    )  # fmt: skip
     run = new()
     changed = _go(run, inputs)
     if changed:
@@ -120,12 +125,14 @@ class _Run:
         training: bool,
         keep_sizes: bool,
         open_wrapped: bool = False,
+        gradients: bool | None = None,
         unset: frozenset[str] = frozenset(),
     ) -> None:
         self.root = root
         self.is_leaf = is_leaf
         self.readers = readers
         self.open_wrapped = open_wrapped
+        self.gradients = gradients
         self.kept: set[str] = set()
         self.model = skeleton(root).train(training)
         self.writer = Writer(self._constant)
@@ -176,6 +183,8 @@ class _Run:
                         leaf = tensor if tensor.is_leaf else tensor.detach()  # the weight of a hook may be none
                         table[name] = self.fakes.from_tensor(leaf)  # the same one for a tensor of several names
                         self.writer.name(table[name], f"{prefix}{name}")
+                        if self.gradients is not None and isinstance(tensor, nn.Parameter):
+                            table[name].requires_grad_(self.gradients and tensor.is_floating_point())
             renew_weights(module)
 
     def _constant(self, tensor: Tensor) -> str:

@@ -31,10 +31,12 @@ def check(decision: object, outcome: object, sizes: tuple[object, ...], where: s
     if isinstance(decision, Tensor):  # as sizes are while torch.jit.trace or the old exporter of torch.onnx look on
         decision = decision.item()
     if decision != outcome:
+        only_sizes = all(type(size) is int for size in sizes)
         raise PathError(
             f"this input takes another path through the network than the one that was traced{where}: a decision on "
-            f"sizes {sizes} came out as {decision}, and was {outcome} in the trace\n"
-            "  trace the network again with example inputs of this size, or keep to sizes that take the same path"
+            f"{'sizes' if only_sizes else 'what it reads off tensors,'} {sizes} came out as {decision}, and was "
+            f"{outcome} in the trace\n  trace the network again with example inputs "
+            + ("of this size, or keep to sizes that take the same path" if only_sizes else "like this one")
         )
 
 

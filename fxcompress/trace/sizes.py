@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeGuard
 
 import torch
 
-__all__ = ["Number", "Recipe", "Size", "number", "plain"]
+__all__ = ["FUNCTIONS", "Number", "Recipe", "Size", "number", "plain"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -132,6 +132,11 @@ _UNARY: dict[str, Callable[..., Any]] = {
     "neg": operator.neg, "pos": operator.pos, "abs": operator.abs, "invert": operator.invert,
     "floor": math.floor, "ceil": math.ceil, "trunc": math.trunc, "round": round,
 }  # fmt: skip
+
+FUNCTIONS: frozenset[Callable[..., Any]] = frozenset(
+    {bool, float, int, *_UNARY.values(), *(getattr(operator, name) for name in (*_ARITHMETIC, *_COMPARISONS))}
+)
+"""All that recipes compute numbers by; what reads them off tensors is not among it."""
 
 
 def _methods() -> dict[str, Callable[..., Any]]:

@@ -18,12 +18,13 @@ from fxcompress.errors import TraceError
 from fxcompress.provenance import has_record
 from fxcompress.trace.checkpoints import copy_marks, marked_checkpoints
 from fxcompress.trace.computed_weights import make_computed_plain
-from fxcompress.trace.concrete import check_runs, run_model
+from fxcompress.trace.concrete import check_runs
 from fxcompress.trace.heap import without_collections
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.lowering import lower, sweep
 from fxcompress.trace.memory import carried_over
 from fxcompress.trace.own_modes import own_modes
+from fxcompress.trace.paths import run_paths
 from fxcompress.trace.questions import asking_type
 from fxcompress.trace.skeleton import skeleton
 from fxcompress.trace.state import same_randomness, unchanged_buffers
@@ -182,7 +183,7 @@ def _trace_by_running(model: nn.Module, inputs: ExampleInputs, why: TraceError) 
 
 
 def _by_running(inputs: ExampleInputs) -> "partial[fx.Graph]":
-    return partial(run_model, inputs=inputs, is_leaf=Tracer().is_leaf_module)
+    return partial(run_paths, inputs=inputs, is_leaf=Tracer().is_leaf_module)
 
 
 def _traced(model: nn.Module, graph_of: GraphOf) -> TracedModule:

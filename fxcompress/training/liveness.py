@@ -152,7 +152,7 @@ class LivenessUpdate:
     @ordinary
     @torch.no_grad()
     def step(self) -> None:
-        """Project bits to [0, 24], hold at zero what is dead, shrink biases of dead channels, and flag what has died."""
+        """Project bits to [0, 24], hold at zero what is dead, shrink biases of dead channels, flag what has died."""
         if self._projected:
             torch._foreach_clamp_min_(self._projected, 0.0)
             torch._foreach_clamp_max_(self._projected, _FINEST)

@@ -1,0 +1,107 @@
+"""Tracing by running, more than once where another batch or other gradients would take another path.
+
+Code that asks for the size of the batch often does so for nothing: it expands what has one row, and leaves it alone
+where the batch has one row as well. A model that is traced with two images should take one, and the other way round. So
+where a decision compares sizes, the model runs a second time with another batch, and where one of the two graphs
+computes what both do (same_path.py), it stands for both. The same goes for code that asks whether a tensor requires
+gradients, which it may do under ``torch.no_grad()`` and may not in training.
+"""
+
+import operator
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor, fx, nn
+
+from fxcompress.errors import TraceError
+from fxcompress.trace.concrete import run_model
+from fxcompress.trace.guards import check
+from fxcompress.trace.inputs import ExampleInputs
+from fxcompress.trace.same_path import joined
+from fxcompress.trace.trees import tensors_in
+from fxcompress.trace.watch import IsLeaf
+
+_Run = Callable[[set[int], set[str]], fx.Graph]
+"""Runs the model; told where to note the modules that read their mode, and the attributes that the run sets."""
+
+
+def run_paths(
+    root: nn.Module,
+    readers: set[int],
+    *,
+    training: bool,
+    inputs: ExampleInputs,
+    is_leaf: IsLeaf,
+    keep_sizes: bool,
+    kept: set[str],
+    open_wrapped: bool = False,
+) -> fx.Graph:
+    """The graph of :func:`run_model`, without those checks on the size of the batch and on gradients that it can spare.
+
+    The arguments are those of :func:`run_model`.
+
+    Raises:
+        TraceError: as there.
+    """
+    run = partial(run_model, root, training=training, is_leaf=is_leaf, keep_sizes=keep_sizes, open_wrapped=open_wrapped)
+
+    def for_batches(more: set[int], changed: set[str], gradients: bool | None = None) -> fx.Graph:  # noqa: FBT001
+        graph = run(more, inputs=inputs, kept=changed, gradients=gradients)
+        other = _another_batch(inputs) if keep_sizes and any(map(_compares, _checks(graph))) else None
+        if other is None:
+            return graph
+        again = partial(run, inputs=other, gradients=gradients)
+        return _for_both(graph, lambda more, changed: again(more, kept=changed), root, more, changed)
+
+    before = set(vars(root))
+    graph = for_batches(readers, kept)
+    asked = next((node.args[1] for node in _checks(graph) if _asks_for_gradients(node)), None)
+    if asked is not None:
+        graph = _for_both(graph, partial(for_batches, gradients=not asked), root, readers, kept)
+    used = {str(node.target) for node in graph.find_nodes(op="get_attr")}
+    for name in vars(root).keys() - before - used:  # constants of a run that is not kept
+        del vars(root)[name]
+    return graph
+
+
+def _for_both(graph: fx.Graph, run: _Run, root: nn.Module, readers: set[int], kept: set[str]) -> fx.Graph:
+    """A graph that stands for what ``graph`` does and for what a second run leaves; ``graph`` where none does."""
+    more, changed = set(readers), set(kept)
+    try:
+        other = run(more, changed)
+    except TraceError:
+        return graph
+    for long, short in ((graph, other), (other, graph)):
+        if joined(long, short, root):
+            readers |= more
+            kept |= changed
+            return long
+    return graph
+
+
+def _checks(graph: fx.Graph) -> list[fx.Node]:
+    return list(graph.find_nodes(op="call_function", target=check))
+
+
+def _compares(node: fx.Node) -> bool:
+    decision = node.args[0]
+    return isinstance(decision, fx.Node) and decision.target in {operator.eq, operator.ne}
+
+
+def _asks_for_gradients(node: fx.Node) -> bool:
+    decision = node.args[0]
+    return isinstance(decision, fx.Node) and decision.target is getattr and str(decision.args[1]) == "requires_grad"
+
+
+def _another_batch(inputs: ExampleInputs) -> ExampleInputs | None:
+    """The same inputs with one row, or with two where there is one; None where they have no rows in common."""
+    sizes = [tensor.shape[0] for tensor in tensors_in([inputs.args, inputs.kwargs]) if tensor.dim()]
+    if not sizes or min(sizes) < 1:
+        return None
+
+    def resized(tensor: Tensor) -> Tensor:
+        if not tensor.dim() or tensor.shape[0] != sizes[0]:
+            return tensor
+        return tensor[:1] if sizes[0] > 1 else tensor.expand(2, *tensor.shape[1:])
+
+    return inputs.converted(resized)

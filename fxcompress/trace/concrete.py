@@ -22,11 +22,13 @@ from fxcompress.errors import ExampleInputError, TraceError
 from fxcompress.trace.arguments import Arguments
 from fxcompress.trace.fakes import Fakes
 from fxcompress.trace.flat_weights import renew_weights
+from fxcompress.trace.hooks import TABLES
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.memory import Memory
 from fxcompress.trace.objects import objects_in
 from fxcompress.trace.places import place_of
 from fxcompress.trace.recorder import Recorder
+from fxcompress.trace.same_graph import same_graph
 from fxcompress.trace.skeleton import skeleton
 from fxcompress.trace.state import State, carries_over, same_randomness
 from fxcompress.trace.state import unset as forget
@@ -71,17 +73,40 @@ def run_model(
     changed = _go(run, inputs)
     if changed:
         # What a run sets before it reads it is nothing but a scratch pad. So: does it run without the old values?
-        run = new(unset=changed)
+        again = new(unset=changed)
         try:
-            again = _go(run, inputs)
+            more = _go(again, inputs)
+            if more - changed:
+                raise carries_over(more - changed)
         except TraceError as error:
-            raise carries_over(changed) from error
-        if again - changed:
-            raise carries_over(again - changed)
-        kept |= changed
+            if not (_is_settled(run, changed) and _repeats(run, new(), inputs)):
+                raise carries_over(changed) from error
+        else:
+            run = again
+            kept |= changed
     kept |= run.kept
     run.writer.graph.lint()
     return run.writer.graph
+
+
+def _is_settled(run: "_Run", changed: frozenset[str]) -> bool:
+    """Whether all that a run has set are flags and the like, and forward hooks; then the next one may set nothing."""
+    for name in changed:
+        path, _, key = name.rpartition(".")
+        found = vars(run.model.get_submodule(path)).get(key)
+        if key not in TABLES and type(found) not in {bool, int, str, type(None)}:  # a size has a type of its own
+            return False
+    return True
+
+
+def _repeats(run: "_Run", second: "_Run", inputs: ExampleInputs) -> bool:
+    """Whether a run that follows another one sets nothing, and leaves the graph that the first one has left."""
+    if second.fails(inputs) is not None:
+        return False
+    try:
+        return not _go(second, inputs) and same_graph(run.writer.graph, second.writer.graph)
+    except TraceError:
+        return False
 
 
 def check_runs(root: nn.Module, inputs: ExampleInputs) -> None:

@@ -19,6 +19,7 @@ from fxcompress.errors import ExampleInputError, FxCompressError, TraceError
 from fxcompress.trace.computed_weights import sources
 from fxcompress.trace.glue import code_around, methods, names_in, opened_in, with_called
 from fxcompress.trace.graph_forward import GraphForward, own_class, traced_of
+from fxcompress.trace.hooks import hooks_of
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.seen import Seen, form, own_buffers, run_and_see, tensor_names
 from fxcompress.trace.state import same_randomness, unchanged_buffers
@@ -177,6 +178,9 @@ class _Search:
         """Why a module is no piece, whether it can be traced or not."""
         if path not in self.seen.calls:
             return "it is not called on the example inputs"
+        hooked = [inner for inner in sorted(self.seen.hooked) if inner.startswith(f"{path}.")]
+        if hooked or hooks_of(module):
+            return f"there are hooks on {hooked[0] if hooked else path}"
         own = {id(m) for m in module.modules()}
         tensors = {id(t): self.names[id(t)] for t in (*module.parameters(), *module.buffers())}
         for held, holder in self._held_outside(own):

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from fxcompress.errors import ExampleInputError
 from fxcompress.trace.calls import property_of
+from fxcompress.trace.hooks import hooks_of
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.places import place_of
 from fxcompress.trace.skeleton import skeleton
@@ -29,10 +30,12 @@ class Seen:
     Attributes:
         calls: the arguments of each module, once for each form that they came in; the largest first.
         inside: the modules that were running whenever a tensor was read.
+        hooked: the modules that had forward hooks after a run.
     """
 
     calls: dict[str, dict[object, ExampleInputs]] = field(default_factory=dict)
     inside: dict[str, frozenset[str]] = field(default_factory=dict)
+    hooked: set[str] = field(default_factory=set)
 
     def inputs(self, path: str) -> list[ExampleInputs]:
         """What a module was called with, the call with the most elements first."""
@@ -97,6 +100,7 @@ def _run(model: nn.Module, inputs: ExampleInputs, seen: Seen) -> None:
     args, kwargs = replace(lambda t: t.detach().clone(), (inputs.args, inputs.kwargs))
     with same_randomness(allowed=True), torch.no_grad(), _watched(model, seen):
         model(*args, **kwargs)
+    seen.hooked |= {path for path, module in model.named_modules(remove_duplicate=False) if hooks_of(module)}
 
 
 @contextmanager

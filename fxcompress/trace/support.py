@@ -9,6 +9,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from fxcompress.errors import UnsupportedModelError
+from fxcompress.trace.hooks import hooks_of_its_own
 from fxcompress.trace.own_modes import own_modes
 from fxcompress.trace.weight_norm import is_weight_norm, is_weight_norm_hook
 
@@ -26,12 +27,14 @@ def check_supported(model: nn.Module) -> None:
     Raises:
         TypeError: it is no nn.Module.
         UnsupportedModelError: meta tensors, lazy or quantized parameters, NaN or infinite weights, parametrizations and
-            hooks (but for weight norm), ScriptModules, a ``train()`` that changes weights.
+            hooks (but for weight norm, and forward hooks that the model's own code registers), ScriptModules, a
+            ``train()`` that changes weights.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    own = hooks_of_its_own(model)
     for name, module in model.named_modules():
-        reason = _module_reason(module)
+        reason = _module_reason(module, own)
         if reason:
             raise UnsupportedModelError(f"module {name or '<root>'!r} ({type(module).__name__}): {reason}")
     named = [*model.named_parameters(), *model.named_buffers()]
@@ -99,9 +102,9 @@ _REFUSED: tuple[tuple[Callable[[nn.Module], bool], str], ...] = (
 )
 
 
-def _module_reason(module: nn.Module) -> str | None:
+def _module_reason(module: nn.Module, own: frozenset[int]) -> str | None:
     hooks = ((kind, hook) for name, kind in _HOOKS.items() for hook in getattr(module, name).values())
-    reasons = (_hook_reason(kind, hook) for kind, hook in hooks if not is_weight_norm_hook(hook))
+    reasons = (_hook_reason(kind, hook) for kind, hook in hooks if not (id(hook) in own or is_weight_norm_hook(hook)))
     return next((reason for applies, reason in _REFUSED if applies(module)), next(reasons, None))
 
 

@@ -11,7 +11,6 @@ from functools import partial
 from typing import Protocol
 from unittest.mock import patch
 
-import torch
 from torch import fx, nn
 
 from fxcompress.errors import TraceError
@@ -20,12 +19,14 @@ from fxcompress.trace.checkpoints import copy_marks, marked_checkpoints
 from fxcompress.trace.computed_weights import make_computed_plain
 from fxcompress.trace.concrete import check_runs
 from fxcompress.trace.heap import without_collections
+from fxcompress.trace.hooks import hooked, hooks_of, remove_hooks
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.lowering import lower, sweep
 from fxcompress.trace.memory import carried_over
 from fxcompress.trace.own_modes import own_modes
 from fxcompress.trace.paths import run_paths
 from fxcompress.trace.questions import asking_type
+from fxcompress.trace.same_graph import same_graph
 from fxcompress.trace.skeleton import skeleton
 from fxcompress.trace.state import same_randomness, unchanged_buffers
 from fxcompress.trace.support import check_supported
@@ -71,6 +72,7 @@ def _trace(model: nn.Module, inputs: ExampleInputs | None) -> TracedModule:
     check_supported(model)
     _refuse_names(model)
     try:
+        _refuse_hooks(model)
         traced = _checked(model, inputs, partial(_trace_symbolically, model, inputs))
     except TraceError as error:
         if inputs is None:
@@ -107,6 +109,11 @@ def _checked(model: nn.Module, inputs: ExampleInputs | None, make: Callable[[set
         + ("cannot be compared with the model without inputs" if inputs is None else "computes something else")
         + "\n  ask isinstance(x, ...) instead"
     )
+
+
+def _refuse_hooks(model: nn.Module) -> None:
+    if hooked(model):
+        raise TraceError(f"{type(model).__name__} has forward hooks of its own, which torch.fx does not look into")
 
 
 def _refuse_names(model: nn.Module) -> None:
@@ -183,7 +190,10 @@ def _trace_by_running(model: nn.Module, inputs: ExampleInputs, why: TraceError) 
 
 
 def _by_running(inputs: ExampleInputs) -> "partial[fx.Graph]":
-    return partial(run_paths, inputs=inputs, is_leaf=Tracer().is_leaf_module)
+    is_leaf = Tracer().is_leaf_module
+    return partial(
+        run_paths, inputs=inputs, is_leaf=lambda module, path: is_leaf(module, path) and not hooks_of(module)
+    )
 
 
 def _traced(model: nn.Module, graph_of: GraphOf) -> TracedModule:
@@ -200,7 +210,8 @@ def _traced(model: nn.Module, graph_of: GraphOf) -> TracedModule:
             sweep(train_graph)
     for module, training in modes:
         module.training = training
-    if train_graph is not None and _same(graph, train_graph):
+    remove_hooks(root)  # what they do is in the graph
+    if train_graph is not None and same_graph(graph, train_graph):
         copy_marks(train_graph, graph)
         train_graph = None
     traced = TracedModule(root, graph, train_graph, type(model).__name__, compiled=False)
@@ -236,32 +247,3 @@ def _reads_of_mode() -> Iterator[set[int]]:
 
     with patch.object(nn.Module, "training", property(read, write), create=True):
         yield readers
-
-
-def _same(a: fx.Graph, b: fx.Graph) -> bool:
-    return len(a.nodes) == len(b.nodes) and all(map(_same_node, a.nodes, b.nodes))
-
-
-def _same_node(a: fx.Node, b: fx.Node) -> bool:
-    def key(node: fx.Node) -> tuple[object, ...]:
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: _Name(n.name))
-        return node.op, node.target, _plain(args), _plain(kwargs)
-
-    return a.name == b.name and key(a) == key(b)
-
-
-class _Name(str):
-    """The name of a node, standing in for it."""
-
-    __slots__ = ()
-
-
-def _plain(value: object) -> object:
-    """``value`` in a form that compares with ==, whatever it holds."""
-    if isinstance(value, tuple | list):
-        return tuple(_plain(v) for v in value)
-    if isinstance(value, dict):
-        return tuple((k, _plain(v)) for k, v in value.items())
-    if isinstance(value, slice):
-        return ("slice", _plain(value.start), _plain(value.stop), _plain(value.step))
-    return (id(value),) if isinstance(value, torch.Tensor) else value

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxcompress as fxc
-from fxcompress.errors import PathError
+from fxcompress.errors import PathError, TraceError
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.traced import TracedModule
 from fxcompress.trace.tracer import trace
@@ -199,3 +199,46 @@ def test_runs_leave_nothing_behind() -> None:
     _, graph = traced(constant, 2)
     held: list[Any] = [value for value in vars(graph).values() if isinstance(value, Tensor)]
     assert len(held) <= 1
+
+
+def wakes(net: Net, x: Tensor) -> Tensor:
+    """Lets its input have gradients in training, as a checkpoint needs it."""
+    x = x.detach()
+    if net.training:
+        x.requires_grad = True
+    return x * net.one
+
+
+@pytest.mark.parametrize("symbolic", [False, True])
+def test_setting_requires_grad(*, symbolic: bool) -> None:
+    class Plain(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.last(self.body(self, self.first(x)).relu())
+            return result
+
+    net = (Plain if symbolic else Net)(wakes)
+    with torch.no_grad():
+        net.first.weight[2], net.first.bias[2] = 0, 0
+    small = fxc.prune(net, features(2)).module
+    assert small.get_parameter("last.weight").shape == (4, 11)
+    for training in (False, True):
+        torch.testing.assert_close(small.train(training)(features(2)), net.train(training)(features(2)))
+    assert isinstance(small, TracedModule)
+    assert small.train_graph is not None
+    (asked,) = small.train_graph.find_nodes(op="call_method", target="requires_grad_")
+    assert asked.args[1] is True
+
+
+def test_setting_data_has_no_graph() -> None:
+    class Sets(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.fc(x)
+            y.data = y.data * 2
+            return y
+
+    with pytest.raises(TraceError, match="it sets data of a tensor"):
+        trace(Sets(), ExampleInputs.of(torch.zeros(2, 8)))

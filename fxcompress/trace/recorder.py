@@ -1,5 +1,6 @@
 """Sees what a model does with tensors, while it does it on fake ones."""
 
+import inspect
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from fxcompress.trace.trees import rebuild
 from fxcompress.trace.writer import Writer
 
 _ASSERT = torch._assert  # noqa: SLF001
+_REQUIRES_GRAD = inspect.getattr_static(Tensor, "requires_grad")
 _UNSEEN = {
     torch.device,
     torch.is_tensor,
@@ -81,6 +83,8 @@ class Recorder(TorchFunctionMode):
             if not args[0]:
                 raise AssertionError(*args[1:])
             return None
+        if getattr(func, "__name__", "") == "__set__" and func.__self__ is _REQUIRES_GRAD:
+            return self._seen(Tensor.requires_grad_, args, {})
         if getattr(func, "__name__", "") in {"__set__", "__delete__"}:
             raise TraceError(f"it sets {func.__self__.__name__} of a tensor{place()}, which a graph cannot do")
         target = target_of(func, args, kwargs)

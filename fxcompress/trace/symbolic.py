@@ -36,6 +36,19 @@ class _Proxy(fx.Proxy):
             raise AttributeError(f"{kind.__name__!r} object has no attribute {k!r}")
         return super().__getattr__(k)
 
+    def __setattr__(self, name: str, value: object) -> None:
+        """Set an attribute of what it stands for.
+
+        Raises:
+            TraceError: a graph cannot do that.
+        """
+        if name == "requires_grad":
+            self.tracer.create_proxy("call_method", "requires_grad_", (self, value), {})
+        elif hasattr(Tensor, name):
+            raise TraceError(f"it sets {name} of a tensor{place()}, which a graph cannot do")
+        else:
+            super().__setattr__(name, value)
+
 
 def _in_place(function: Callable[..., object]) -> Callable[[fx.Proxy, object], fx.Proxy]:
     def record(self: fx.Proxy, other: object) -> fx.Proxy:

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import fxcompress as fxc
 from fxcompress.cli import main
 from fxcompress.errors import PathError, StorageError, TraceError, UnsupportedModelError
 from fxcompress.passes.rewrite import carry_out
+from fxcompress.trace.glue import opened_in
 from fxcompress.trace.graph_forward import install
 from fxcompress.trace.skeleton import skeleton
 from fxcompress.trace.traced import TracedModule
@@ -382,3 +384,94 @@ def raw_outputs(net: nn.Module, path: str, images: list[Tensor]) -> list[Any]:
         net(copy.deepcopy(images))
     handle.remove()
     return found
+
+
+class OfALibrary(nn.Module):
+    """What the base classes of a library hold: code that names attributes of anything, and does not reach a piece."""
+
+    @classmethod
+    def from_checkpoint(cls, state: dict[str, Tensor]) -> "OfALibrary":
+        """Makes one."""
+        made: Any = cls()
+        made.head.first.weight.data = state["head.first.weight"]
+        return made  # type: ignore[no-any-return]
+
+    def named(self, name: str) -> object:
+        """The layer of that name, such as ``head.first.weight``."""
+        return getattr(self, name)
+
+
+class WithOptions(OfALibrary):
+    """Decides by values, and hands options on, as the models of Hugging Face do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = block(), Head()
+        self.first = nn.Linear(3, 4)  # of the same name as a layer of the head
+
+    def forward(self, x: Tensor, **options: Any) -> Tensor:  # noqa: ANN401
+        rows = branch(self.body(*(x,), **options)).mean((2, 3))
+        y: Tensor = self.head(
+            rows + self.first(x.mean((2, 3))), **{key: value for key, value in options.items() if value}
+        )
+        return y
+
+
+class HandsOver(WithOptions):
+    """The same, with a head that is handed over with the options."""
+
+    def forward(self, x: Tensor, **options: Any) -> Tensor:  # noqa: ANN401
+        y: Tensor = apply(*(self.head, branch(self.body(x)).mean((2, 3))), **options)
+        return y
+
+
+def apply(layer: nn.Module, x: Tensor) -> Tensor:
+    y: Tensor = layer(x)
+    return y
+
+
+def test_names_on_self_and_options_reach_no_piece() -> None:
+    net = WithOptions().double().eval()
+    make_dead(net, image())
+    result = fxc.prune(net, image())
+    assert result.report.pieces == ("body", "head")
+    assert result.module.get_parameter("head.second.weight").shape == (5, 8)
+    for x in (image(), -image(2)):
+        assert difference(result_of(net, x), result_of(result.module, x)) <= 1e-9
+    assert kept_of(HandsOver().double(), image())["head.first.weight"] == "code outside of it may take head apart"
+
+
+class Renames(Reading):
+    """A method that goes on with another object under the name of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = super().forward(x)
+        if x.mean() > 99:
+            self = getattr(self, "head", None)  # type: ignore[assignment]  # noqa: PLW0642
+            return self.first(x[:, :4, 0, 0])  # type: ignore[operator,no-any-return]
+        return y
+
+
+def test_self_may_be_another_object() -> None:
+    assert kept_of(Renames(branch).double(), image())["head.first.weight"].startswith("code outside of it names first")
+
+
+CALLS: dict[str, tuple[Callable[..., Any], bool]] = {
+    "called": (lambda self, x, **more: self.part(x, **more), False),
+    "called with all": (lambda self, x, **more: self.part(*x, a=[x, 1], b={"c": -x[1:2]}, **more), False),
+    "called for parts": (lambda self, x, **more: self.part(x.y(1), **more)[0], False),
+    "called for a method": (lambda self, x, **more: self.part.forward(x, **more), False),
+    "an item of it called": (lambda self, x, **more: self.part[0](x, **more), True),
+    "given": (lambda self, x, **more: x(self.part, **more), True),
+    "given with others": (lambda self, x, **more: x(*self.part, **more), True),
+    "given in a list": (lambda self, x, **more: x(1, [self.part], **more), True),
+    "given by name": (lambda self, x, **more: x(1, a=self.part, **more), True),
+    "called, by what is decided there": (lambda self, x, **more: self.part(1 if x else 2, **more), True),
+}
+
+
+@pytest.mark.parametrize("case", CALLS)
+def test_calls_with_options_take_nothing_apart(case: str) -> None:
+    function, opened = CALLS[case]
+    assert isinstance(function, FunctionType)
+    assert ("part" in opened_in([function])) is opened

@@ -6,6 +6,7 @@ counts is the byte code, used or not.
 
 import dis
 import inspect
+import sys
 from collections.abc import Iterable, Iterator
 from types import CodeType, FunctionType
 from typing import Any
@@ -17,13 +18,34 @@ _NOT_AT_WORK = {"__init__", "__repr__", "extra_repr", "_load_from_state_dict", "
 _TELLS_ALL = {"children", "named_children", "modules", "named_modules", "parameters", "named_parameters", "state_dict"}
 _BY_STRING = {"getattr", "get_submodule", "get_parameter", "get_buffer", "attrgetter"}
 
+_OF_OBJECTS = {"LOAD_ATTR", "LOAD_METHOD", "STORE_ATTR", "DELETE_ATTR"}
+_JUMPS = frozenset({*dis.hasjrel, *dis.hasjabs})
+_PUSHING = ("LOAD_FAST", "LOAD_CONST", "LOAD_GLOBAL", "LOAD_DEREF", "LOAD_CLOSURE", "LOAD_SMALL_INT", "PUSH_")
+"""Instructions that push a value and read none; an empty container is made by one that counts what it takes."""
+
 
 def code_around(modules: Iterable[nn.Module]) -> frozenset[FunctionType]:
-    """The functions of the classes of ``modules``, and of the objects on them, with those that they call."""
+    """The functions of the classes of ``modules``, and of the objects on them, with those that they call.
+
+    Class methods make models, and get hold of none: they count where something names them.
+    """
     held = [value for module in modules for value in module.__dict__.values()]
     kinds = {type(value) for value in (*modules, *held)}
-    own = {f for kind in kinds for name, f in methods(kind) if name not in _NOT_AT_WORK}
-    return with_called(own | {value for value in held if isinstance(value, FunctionType)})
+    own = {f: name for kind in kinds for name, f in methods(kind) if name not in _NOT_AT_WORK}
+    makers = {f for kind in kinds for f in _class_methods(kind)}
+    found = with_called({*(own.keys() - makers), *(value for value in held if isinstance(value, FunctionType))})
+    while True:
+        names = names_in(found)
+        more = {f for f in makers & own.keys() if own[f] in names}
+        if not more:
+            return found
+        makers -= more
+        found |= with_called(more)
+
+
+def _class_methods(kind: type) -> Iterator[FunctionType]:
+    found = (value for base in kind.__mro__ for value in vars(base).values() if isinstance(value, classmethod))
+    return (value.__func__ for value in found if isinstance(value.__func__, FunctionType))
 
 
 def methods(kind: type) -> Iterator[tuple[str, FunctionType]]:
@@ -76,15 +98,55 @@ def names_in(functions: Iterable[FunctionType]) -> frozenset[str]:
     return frozenset(name for function in functions for name in _names(function.__code__))
 
 
-def _names(code: CodeType) -> Iterator[str]:
-    """The names of attributes and globals; strings too, where the code finds attributes by them."""
-    yield from code.co_names
-    by_string = not _BY_STRING.isdisjoint(code.co_names)
+def names_beyond_self(functions: Iterable[FunctionType]) -> frozenset[str]:
+    """The attributes that some functions name of anything but ``self``.
+
+    A piece is ``self`` in its own methods alone: in others it would have to be handed over, which takes it apart.
+    """
+    return frozenset(name for function in functions for name in _beyond_self(function.__code__))
+
+
+def _beyond_self(code: CodeType) -> Iterator[str]:
+    if code.co_varnames[:1] != ("self",) or not code.co_argcount:
+        yield from _names(code)
+        return
+    steps = _steps(code)
+    if any("self" in _words(step) for step in steps if step.opname.startswith(("STORE_F", "STORE_D", "DELETE"))):
+        yield from _names(code)
+        return
+    of_self = [step.argval == "self" and step.opname.startswith(("LOAD_FAST", "LOAD_DEREF")) for step in steps]
+    on_self = {i for i in range(1, len(steps)) if of_self[i - 1] and steps[i].opname in _OF_OBJECTS}
+    named = {step.argval for i, step in enumerate(steps) if i not in on_self and isinstance(step.argval, str)}
+    yield from named.intersection(code.co_names)
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _names(constant)
-        elif isinstance(constant, str) and by_string:
-            yield from constant.split(".")
+    yield from _strings(code)
+
+
+def _words(step: dis.Instruction) -> tuple[object, ...]:
+    """The variables of an instruction; those that do two things at once have two."""
+    return step.argval if isinstance(step.argval, tuple) else (step.argval,)
+
+
+def _steps(code: CodeType) -> list[dis.Instruction]:
+    return [step for step in dis.get_instructions(code) if step.opname not in {"CACHE", "EXTENDED_ARG"}]
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    """The names of attributes and globals; strings too, where the code finds attributes by them."""
+    yield from code.co_names
+    yield from _strings(code)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
+
+
+def _strings(code: CodeType) -> Iterator[str]:
+    """The names in strings, where code finds attributes by them; no name has a space in it, as docstrings have."""
+    if not _BY_STRING.isdisjoint(code.co_names):
+        found = (value for value in code.co_consts if isinstance(value, str) and len(value.split()) == 1)
+        yield from (name for value in found for name in value.split("."))
 
 
 def opened_in(functions: Iterable[FunctionType]) -> frozenset[str]:
@@ -96,14 +158,33 @@ def opened_in(functions: Iterable[FunctionType]) -> frozenset[str]:
 
 
 def _opened(code: CodeType) -> Iterator[str]:
-    steps = [step for step in dis.get_instructions(code) if step.opname not in {"CACHE", "EXTENDED_ARG"}]
+    steps = _steps(code)
     for i, step in enumerate(steps):
         asked = i > 1 and steps[i - 2].argval in {"isinstance", "hasattr"}
-        if step.opname == "LOAD_ATTR" and not (asked or _is_method(step) or _is_shut(steps[i + 1 : i + 3])):
+        if step.opname != "LOAD_ATTR" or asked or _is_method(step):
+            continue
+        if not _is_shut(steps[i + 1 : i + 3]) and not _is_called(steps[i + 1 :]):
             yield str(step.argval)
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _opened(constant)
+
+
+def _is_called(after: list[dis.Instruction]) -> bool:
+    """Whether what lies on top of the stack is called with ``*args`` or ``**kwargs``, and that is all."""
+    above = 0  # how many values lie on top of it
+    for step in after:
+        if step.opname == "CALL_FUNCTION_EX":
+            keywords = (step.arg or 0) & 1 or sys.version_info >= (3, 14)
+            if above == 1 + keywords + (sys.version_info >= (3, 13)):
+                return True
+        if step.opname.startswith(("RETURN", "YIELD", "SWAP", "ROT")) or step.opcode in _JUMPS:
+            return False
+        change = dis.stack_effect(step.opcode, step.arg if step.opcode >= dis.HAVE_ARGUMENT else None, jump=False)
+        if not step.opname.startswith(_PUSHING) and max(1, 1 - change) > above:
+            return False
+        above += change
+    return False
 
 
 def _is_method(step: dis.Instruction) -> bool:

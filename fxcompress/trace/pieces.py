@@ -17,7 +17,7 @@ from torch._subclasses import FakeTensorMode
 
 from fxcompress.errors import ExampleInputError, FxCompressError, TraceError
 from fxcompress.trace.computed_weights import sources
-from fxcompress.trace.glue import code_around, methods, names_in, opened_in, with_called
+from fxcompress.trace.glue import code_around, methods, names_beyond_self, names_in, opened_in, with_called
 from fxcompress.trace.graph_forward import GraphForward, own_class, traced_of
 from fxcompress.trace.hooks import hooks_of
 from fxcompress.trace.inputs import ExampleInputs
@@ -145,7 +145,7 @@ class _Search:
         while True:
             glue = [m for m in self.model.modules() if id(m) not in self._in_pieces()]
             around = code_around(glue)
-            names, opened = names_in(around), opened_in(around)
+            names, opened = names_beyond_self(around), opened_in(around)
             reached = {path: why for path in self.pieces if (why := self._reached(path, names, opened))}
             if not reached:
                 return

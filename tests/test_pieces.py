@@ -475,3 +475,25 @@ def test_calls_with_options_take_nothing_apart(case: str) -> None:
     function, opened = CALLS[case]
     assert isinstance(function, FunctionType)
     assert ("part" in opened_in([function])) is opened
+
+
+@torch.library.custom_op("fxcompress_test::strict", mutates_args=())
+def strict(x: Tensor) -> Tensor:
+    """Takes any numbers."""
+    return x.clone()
+
+
+@strict.register_fake
+def _(x: Tensor) -> Tensor:
+    if x.dtype != torch.bfloat16:
+        raise RuntimeError("expected x to be bfloat16")
+    return torch.empty_like(x)
+
+
+def test_an_op_that_takes_less_on_fake_tensors(capfd: pytest.CaptureFixture[str]) -> None:
+    net = reading(lambda y: strict(y))
+    result = fxc.prune(net, image())
+    assert result.report.pieces == ("body", "head")
+    assert "expected x to be bfloat16" in result.report.why_pieces
+    assert difference(result_of(net, image()), result_of(result.module, image())) <= 1e-9
+    assert not capfd.readouterr().err

@@ -1,6 +1,10 @@
 """Tensors with a shape, a dtype and a device, and no values."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch._subclasses import FakeTensorMode
@@ -30,3 +34,10 @@ class Fakes(FakeTensorMode):
             raise self.recorder.refusal
         self.recorder.writer.keep(result, *args)  # torch.from_numpy and the like: a constant
         return result
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep torch from logging ops that fail on fake tensors: an error of ours says so, or there is another way."""
+    with patch.object(logging.getLogger("torch._subclasses.fake_tensor"), "disabled", new=True):
+        yield

@@ -7,6 +7,7 @@ from torch import nn
 from fxcompress.channels.analysis import Analysis, analyse
 from fxcompress.errors import ExampleInputError, FxCompressError, TraceError, ValueReadError
 from fxcompress.progress import stage
+from fxcompress.trace.concrete import runs
 from fxcompress.trace.inputs import ExampleInputs, infer_inputs
 from fxcompress.trace.pieces import Pieces, find_pieces
 from fxcompress.trace.traced import TracedModule
@@ -30,8 +31,7 @@ def prepare(model: nn.Module, example_inputs: object = None, *, plain: bool = Tr
     """
     stage("trace")
     if example_inputs is not None:
-        inputs = ExampleInputs.of(example_inputs)
-        return analyse(trace(model, inputs, plain=plain), inputs)
+        return _analysed(model, ExampleInputs.of(example_inputs), plain=plain)
     found: list[Analysis] = []
     try:
         traced = trace(model, plain=plain)
@@ -52,6 +52,18 @@ def prepare(model: nn.Module, example_inputs: object = None, *, plain: bool = Tr
             raise why from error
         raise
     return found[-1]
+
+
+def _analysed(model: nn.Module, inputs: ExampleInputs, *, plain: bool) -> Analysis:
+    """Trace and analyse a model on inputs that were given."""
+    traced = trace(model, inputs, plain=plain)
+    try:
+        return analyse(traced, inputs)
+    except ExampleInputError as error:
+        if not all(runs(model, inputs, training=mode) for mode in (False, True)):
+            raise
+        what = " ".join(str(error).removeprefix("the model does not run on the example inputs: ").split())
+        raise TraceError(f"it runs on the example inputs, and not on tensors without values: {what}") from error
 
 
 def _traced_on(model: nn.Module, guess: ExampleInputs, why: TraceError, *, plain: bool) -> TracedModule:

@@ -119,18 +119,18 @@ def check_runs(root: nn.Module, inputs: ExampleInputs) -> None:
         ExampleInputError: saying how it fails.
     """
     error = _Run(root, lambda *_: True, set(), training=False, keep_sizes=False).fails(inputs)
-    if error is not None and not _runs(root, inputs):
+    if error is not None and not runs(root, inputs):
         raise ExampleInputError(
             f"the model does not run on the example inputs {inputs}: {type(error).__name__}: {error}{place_of(error)}"
         ) from error
 
 
-def _runs(root: nn.Module, inputs: ExampleInputs) -> bool:
-    """Whether the model runs on the values of the inputs."""
+def runs(root: nn.Module, inputs: ExampleInputs, *, training: bool = False) -> bool:
+    """Whether a copy of the model runs on the values of the inputs."""
     given = inputs.converted(lambda tensor: tensor.detach().clone())
     try:
         with torch.no_grad(), same_randomness(allowed=True):
-            own_buffers(root).eval()(*given.args, **given.kwargs)
+            own_buffers(root).train(training)(*given.args, **given.kwargs)
     except Exception:  # noqa: BLE001 - any failure is what was asked for
         return False
     return True

@@ -242,3 +242,11 @@ def test_setting_data_has_no_graph() -> None:
 
     with pytest.raises(TraceError, match="it sets data of a tensor"):
         trace(Sets(), ExampleInputs.of(torch.zeros(2, 8)))
+
+
+def test_example_with_gradients() -> None:
+    net = Net(expanded).eval()
+    example = (features(2) * 1.0).requires_grad_()
+    graph = trace(net, ExampleInputs.of(example * 1.0)).eval()  # no leaf
+    assert torch.equal(graph(features(1)), net(features(1)))
+    assert example.grad is None

@@ -11,6 +11,7 @@ import operator
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import Tensor, fx, nn
 
 from fxcompress.errors import TraceError
@@ -100,8 +101,10 @@ def _another_batch(inputs: ExampleInputs) -> ExampleInputs | None:
         return None
 
     def resized(tensor: Tensor) -> Tensor:
-        if not tensor.dim() or tensor.shape[0] != sizes[0]:
+        if not tensor.dim() or tensor.shape[0] != sizes[0] or tensor.layout != torch.strided:
             return tensor
-        return tensor[:1] if sizes[0] > 1 else tensor.expand(2, *tensor.shape[1:])
+        rows = tensor.detach()
+        rows = rows[:1] if sizes[0] > 1 else rows.expand(2, *tensor.shape[1:])
+        return rows.requires_grad_(tensor.requires_grad)
 
     return inputs.converted(resized)

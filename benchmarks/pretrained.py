@@ -29,6 +29,7 @@ COLUMNS = (
     Column("agree", "same answers", ".1%"),
 )
 TUNED = (
+    Column("target", "target", ".0%"),
     Column("bits", "bits left", ".2%"),
     Column("weights", "weights left", ".1%"),
     Column("before", "float accuracy", ".1%"),
@@ -75,15 +76,15 @@ def tune(net: nn.Module, root: Path, target: float, epochs: int) -> dict[str, An
     last = result.history[-1]
     with torch.no_grad():
         before, after = accuracy(net.eval(), x, y), accuracy(result.module, x, y)
-    return {"bits": last.size, "weights": last.weights, "before": before, "after": after}
+    return {"target": target, "bits": last.size, "weights": last.weights, "before": before, "after": after}
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.pretrained", description=__doc__)
     parser.add_argument("--data", help="the data folder (or the environment variable FXCOMPRESS_DATA)")
     parser.add_argument("--out", type=Path, help="folder for the results (benchmarks/results and docs/results)")
-    parser.add_argument("--target", type=float, default=0.08)
-    parser.add_argument("--epochs", type=int, default=4, help="of fine-tuning resnet20; 0 for none")
+    parser.add_argument("--targets", type=float, nargs="+", default=[0.15, 0.08], help="to fine-tune resnet20 to")
+    parser.add_argument("--epochs", type=int, default=6, help="of fine-tuning; 0 for none")
     options = parser.parse_args(arguments)
     root = folder(options.data)
     sys.path.insert(0, str(root))  # its models.py and load.py import each other
@@ -100,11 +101,12 @@ def main(arguments: list[str] | None = None) -> None:
         Claim("nats a token lost at 8 bits", rows[-1]["change"], 0.005),
     ]
     if options.epochs:
-        tuned = tune(models.pretrained("resnet20"), root, options.target, options.epochs)
+        tuned = [tune(models.pretrained("resnet20"), root, target, options.epochs) for target in options.targets]
         title = f"resnet20, fine-tuned for {options.epochs} epochs of 10,000 images"
-        tables.append(Table(title, TUNED, [tuned]))
-    chosen = {"target": options.target, "epochs": options.epochs}
-    command = f"python -m benchmarks.pretrained --target {options.target} --epochs {options.epochs}"
+        tables.append(Table(title, TUNED, tuned))
+    chosen = {"targets": options.targets, "epochs": options.epochs}
+    targets = " ".join(map(str, options.targets))
+    command = f"python -m benchmarks.pretrained --targets {targets} --epochs {options.epochs}"
     print(write(Record("pretrained", "From pretrained weights", command, chosen, tables, claims), options.out))
 
 

@@ -21,10 +21,11 @@ from typing import Any
 import torch
 
 from benchmarks.record import ROOT, Record, write
-from benchmarks.zoo_checks import TOLERANCE, all_cases
+from benchmarks.zoo_checks import all_cases
 from benchmarks.zoo_groups import SHARE
 from benchmarks.zoo_models import Case
 from benchmarks.zoo_page import claims, tables
+from benchmarks.zoo_subject import TOLERANCE
 from benchmarks.zoo_uses import BACKEND
 
 LINES = ROOT / "out" / "zoo.jsonl"
@@ -35,9 +36,10 @@ Row = dict[str, Any]
 def code() -> str:
     """A digest of all code that a result depends on, and of the versions of torch and torchvision."""
     digest = hashlib.sha256(f"{torch.__version__} {version('torchvision')}".encode())
-    names = ("zoo_checks", "zoo_groups", "zoo_report", "zoo_uses", "zoo_models", "zoo_pieces", "zoo_extra", "timing")
-    files = [*sorted((ROOT / "fxcompress").rglob("*.py")), ROOT / "tests" / "exactness.py"]
-    for path in [*files, *(ROOT / "benchmarks" / f"{name}.py" for name in names)]:
+    own = ROOT / "benchmarks"
+    checks = [path for path in sorted(own.glob("zoo_*.py")) if path.stem != "zoo_page"]
+    library = sorted((ROOT / "fxcompress").rglob("*.py"))
+    for path in [*library, ROOT / "tests" / "exactness.py", *checks, own / "timing.py"]:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 

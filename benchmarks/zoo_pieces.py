@@ -11,10 +11,10 @@ from torch import nn
 
 import fxcompress as fxc
 from benchmarks.timing import Stopwatch, settle
-from benchmarks.zoo_checks import CONTROL, Subject, build, outputs, timed_prune
 from benchmarks.zoo_groups import chosen_units, forced_rewrite
 from benchmarks.zoo_models import Arguments, Case
 from benchmarks.zoo_report import Report
+from benchmarks.zoo_subject import CONTROL, Subject, build, outputs, timed_prune
 from fxcompress.channels.analysis import Analysis
 from fxcompress.trace.graph_forward import install
 from fxcompress.trace.skeleton import skeleton

@@ -6,9 +6,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from benchmarks.zoo_checks import TOLERANCE, Subject, outputs
 from benchmarks.zoo_models import Arguments, Case
 from benchmarks.zoo_report import Report, reason_of
+from benchmarks.zoo_subject import TOLERANCE, Subject, outputs
 from tests.exactness import difference, tensors
 
 BACKEND = "aot_eager"

@@ -11,9 +11,9 @@ from torch import nn
 
 from benchmarks import zoo, zoo_page
 from benchmarks.record import ROOT, Record, render
-from benchmarks.zoo_checks import build, randomise
 from benchmarks.zoo_models import Case, Shape, torchvision_cases
 from benchmarks.zoo_report import reason_of
+from benchmarks.zoo_subject import build, randomise
 from tests.nets import ResidualNet
 
 GOOD: dict[str, Any] = {

@@ -30,26 +30,26 @@ def spread(size: int, share: float) -> list[int]:
 def zero_share(model: nn.Module, example: Tensor, share: float) -> int:
     """Make the same share of each layer's removable groups dead, by zeroing what makes them; never what reads them.
 
-    That is: rows of weights (for a convolution without groups and a linear layer the outputs lie along dim 0),
-    biases, and the affine parameters of batch norm.
+    That is: rows of weights, biases, the affine parameters of norms, position embeddings and the like.
 
     Returns:
         how many groups are dead now.
     """
     graph = fxc.ChannelGraph.of(model, example)
-    parameters = dict(model.named_parameters())
-    found: dict[str, set[int]] = {}
+    analysis, parameters = graph.analysis, dict(model.named_parameters())
+    rows = {s.weight_name: s.dims(analysis.atoms[s.weight_name])[0] for s in analysis.sites if s.weight_name}
+    found: dict[tuple[str, int], set[int]] = {}
     count = 0
     for bundle in graph.bundles:
         if bundle.removable:
             for position in spread(len(bundle.groups), share):
                 count += 1
                 for name, dim, index in graph.groups[bundle.groups[position]].members:
-                    if dim == 0 and name in parameters:
-                        found.setdefault(name, set()).add(index)
+                    if name in parameters and dim == rows.get(name, dim):
+                        found.setdefault((name, dim), set()).add(index)
     with torch.no_grad():
-        for name, indices in found.items():
-            parameters[name].index_fill_(0, torch.tensor(sorted(indices)), 0.0)
+        for (name, dim), indices in found.items():
+            parameters[name].index_fill_(dim, torch.tensor(sorted(indices)), 0.0)
     return count
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.interpret import Trail
-from fxcompress.channels.rules.registry import Known, Shared
+from fxcompress.channels.layers import compress
+from fxcompress.channels.rules.registry import Known, Patterns, Shared
 from fxcompress.trace.heap import without_collections
 from fxcompress.trace.traced import TracedModule
 
@@ -64,11 +65,12 @@ def _knowns(
     lasting: dict[int, Tensor],
     shared: Shared,
 ) -> list[Known]:
-    maps, nonzero = seeds(analysis.module, trail), dict[int, Tensor]()
+    maps = seeds(analysis.module, trail)
+    patterns: Patterns = {}
     for name, value in trail.parameters.items():
         if id(analysis.atoms.get(name)) in lasting:
             maps[value.key] = lasting[id(analysis.atoms[name])]
-    return [_propagate(trail, Known(maps, nonzero, shared, training=training)) for training in modes]
+    return [_propagate(trail, Known(maps, patterns, shared, training=training)) for training in modes]
 
 
 def propagate(trail: Trail, maps: dict[int, Tensor], *, training: bool | None) -> Known:
@@ -88,7 +90,7 @@ def _propagate(trail: Trail, known: Known) -> Known:
         for step in trail.tape:
             for value, found in zip(step.outputs, step.op.constants(step, known), strict=True):
                 if not _says_nothing(found):
-                    known.maps[value.key] = found
+                    known.maps[value.key] = _compact(found)
     return known
 
 
@@ -98,3 +100,16 @@ def _says_nothing(found: Tensor) -> bool:
         return False  # a parameter as it stands, or one without entries
     entries = found.numpy()
     return bool(np.isnan(entries.flat[0])) and bool(np.isnan(entries).all())
+
+
+def _compact(found: Tensor) -> Tensor:
+    """A map without the dims along which it does not vary any more, as they come from position embeddings."""
+    if found.numel() < _LARGE or found.dtype is not torch.float64 or not found.is_cpu:
+        return found
+    if sum(size > 1 for size in found.shape) < 2:
+        return found
+    return compress(found.view(torch.int64)).view(torch.float64)
+
+
+_LARGE = 1 << 14
+"""Entries of a map which it pays to look at once more."""

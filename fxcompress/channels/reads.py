@@ -5,7 +5,7 @@ from typing import Protocol
 import numpy as np
 
 from fxcompress.channels.analysis import ProductAtoms, SiteAtoms, SumAtoms
-from fxcompress.channels.rules.contraction import may_read, nonzero_weight
+from fxcompress.channels.rules.contraction import may_read, pattern_of
 from fxcompress.channels.rules.products import may_multiply
 from fxcompress.channels.rules.registry import Known
 from fxcompress.channels.space import Reason
@@ -34,8 +34,7 @@ class SiteCheck:
 
     def equals(self, other: "SiteCheck") -> bool:
         """Whether another check of the same site asks for the same atoms, whatever is dead."""
-        weight, own = (nonzero_weight(self.sites.site, known) for known in (other.known, self.known))
-        same_weight = weight.data_ptr() == own.data_ptr() and weight.shape == own.shape
+        same_weight = pattern_of(self.sites.site, other.known) is pattern_of(self.sites.site, self.known)
         return same_weight and np.array_equal(self.may_read, other.may_read)
 
     def broken(self, dead: np.ndarray) -> np.ndarray:
@@ -49,14 +48,14 @@ class SiteCheck:
     def _read(self, surviving: np.ndarray) -> np.ndarray:
         """Which entries a surviving row multiplies by something that may not be zero: bool (K,)."""
         site = self.sites.site
-        weight: np.ndarray = nonzero_weight(site, self.known).numpy()
-        g = site.groups
+        weights, g = pattern_of(site, self.known), site.groups
         if g == 1:
-            read: np.ndarray = weight[surviving].any(axis=0)
-        elif site.transposed:
-            read = (weight & np.repeat(surviving.reshape(g, -1).T, site.entries // g, axis=1)).any(axis=0)
+            return weights.columns_of(surviving)
+        may = weights.dense()
+        if site.transposed:
+            read: np.ndarray = (may & np.repeat(surviving.reshape(g, -1).T, site.entries // g, axis=1)).any(axis=0)
         else:
-            read = (weight & surviving[:, None]).reshape(g, -1, weight.shape[1]).any(axis=1).reshape(-1)
+            read = (may & surviving[:, None]).reshape(g, -1, may.shape[1]).any(axis=1).reshape(-1)
         return read
 
 

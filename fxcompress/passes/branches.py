@@ -132,7 +132,7 @@ def unread_branches(analysis: Analysis, knowns: dict[str, list[Known]], alive: n
     if not dead_branches(analysis, knowns, ~alive):
         return []
     # With nothing known but which weights are zero, what may go is what is multiplied by zero everywhere.
-    weights = {mode: [Known({}, k.nonzero, training=k.training) for k in known] for mode, known in knowns.items()}
+    weights = {mode: [Known({}, k.patterns, training=k.training) for k in known] for mode, known in knowns.items()}
     return dead_branches(analysis, knowns, ~make_plan(analysis, weights).alive)
 
 

@@ -5,11 +5,10 @@ from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.plan import Plan, make_plan
-from fxcompress.channels.rules.contraction import nonzero_weight
+from fxcompress.channels.rules.contraction import pattern_of
 from fxcompress.channels.rules.registry import Known
 from fxcompress.passes.fold_sites import Foldable, Knowns, foldable
 from fxcompress.passes.rewrite import rewrite
@@ -75,12 +74,14 @@ class FoldPlan:
         zero = {id(sites): layer.may for layer in self.layers for sites in layer.sites}
         result: Knowns = {}
         for mode, knowns in self.knowns.items():
-            nonzero = dict(knowns[0].nonzero)
+            patterns = dict(knowns[0].patterns)
             for sites in self.analysis.sites:
                 if sites.mode == mode and id(sites) in zero:
-                    weight = nonzero_weight(sites.site, knowns[0]) & torch.from_numpy(~zero[id(sites)])
-                    nonzero[sites.site.weight.key] = weight.t() if sites.site.row > sites.site.column else weight
-            result[mode] = [Known(known.maps, nonzero, training=known.training) for known in knowns]
+                    site = sites.site
+                    patterns[site.weight.key, site.row, site.column] = pattern_of(site, knowns[0]).without(
+                        zero[id(sites)]
+                    )
+            result[mode] = [Known(known.maps, patterns, training=known.training) for known in knowns]
         return result
 
     def _plan(self) -> Plan:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from fxcompress.channels.analysis import Analysis, SiteAtoms
-from fxcompress.channels.rules.contraction import CONTRACTIONS, Site, may_read, nonzero_weight, site_of
+from fxcompress.channels.rules.contraction import CONTRACTIONS, Site, may_read, pattern_of, site_of
 from fxcompress.channels.rules.registry import Known
 from fxcompress.channels.values import Call, Step
 from fxcompress.passes.fold_sizes import sized_values
@@ -56,8 +56,8 @@ class Foldable:
         found = np.zeros(len(self.constants), dtype=bool)
         for sites in self.sites:
             for known in knowns[sites.mode]:
-                weight = nonzero_weight(sites.site, known).numpy()[alive[sites.rows]]
-                found |= may_read(sites.site, known).numpy() & weight.any(axis=0)
+                weights = pattern_of(sites.site, known)
+                found |= may_read(sites.site, known).numpy() & weights.columns_of(alive[sites.rows])
         return found
 
 

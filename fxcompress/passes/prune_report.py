@@ -9,7 +9,7 @@ from torch import nn
 from fxcompress.channels.analysis import Analysis, SiteAtoms
 from fxcompress.channels.coverage import Uncovered, uncovered
 from fxcompress.channels.plan import Plan
-from fxcompress.channels.rules.contraction import may_read, nonzero_weight
+from fxcompress.channels.rules.contraction import may_read, pattern_of
 from fxcompress.channels.rules.registry import Known
 from fxcompress.passes.fold_constants import Folded
 from fxcompress.passes.narrow_branches import Narrowed, NarrowedPath
@@ -188,7 +188,8 @@ def _kept(analysis: Analysis, plan: Plan, knowns: dict[str, list[Known]]) -> lis
     for sites in analysis.sites:
         if not sites.weight_name or sites.site.groups > 1:
             continue
-        zero = ~nonzero_weight(sites.site, knowns[sites.mode][0]).any(dim=1).numpy()
+        weights = pattern_of(sites.site, knowns[sites.mode][0])
+        zero = ~weights.rows_with(np.ones(weights.columns, dtype=bool))
         for row in np.flatnonzero(zero & plan.alive[sites.rows]).tolist():
             kept = KeptChannel(sites.weight_name, row, why(int(sites.rows[row])))
             found.setdefault((sites.weight_name, row), kept)

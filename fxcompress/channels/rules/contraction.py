@@ -4,20 +4,17 @@ The entries that are contracted are coupled. Each contraction is also a **site**
 where a channel may be left out when what is read, or what it is multiplied with, is zero.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fxcompress.channels.layers import Layers, along, support, vector
+from fxcompress.channels.rules.patterns import Pattern, pattern
 from fxcompress.channels.rules.pointwise import couple_aligned
 from fxcompress.channels.rules.registry import Known, OpClass, nothing_known, register
 from fxcompress.channels.space import Space
 from fxcompress.channels.values import Call, Step, Value
-
-_CHUNK = 1 << 17  # entries that are looked at together: they stay in the cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,58 +174,15 @@ def _matmul_labels(call: Call, space: Space) -> tuple[Layers, ...]:
     return (couple_aligned([(out.shape, tuple(kept)), (site.bias.shape, site.bias.layers)], 2, space),)
 
 
-def nonzero_weight(site: Site, known: Known) -> Tensor:
-    """Which weights may be other than zero: bool (R, K/G), or (O/G, K) where ``transposed`` with groups."""
-    key = site.weight.key
-    if key not in known.nonzero:
-        weight = known.of(site.weight)
-        other = [d for d in range(weight.ndim) if d not in (site.row, site.column)]
-        known.nonzero[key] = known.once_in_memory(weight, tuple(other), lambda: nonzero_anywhere(weight, other))
-    may = known.nonzero[key]
-    if may.ndim == 2 and site.row > site.column:
-        may = may.t()
-    return may.expand(site.weight.shape[site.row], site.weight.shape[site.column])
-
-
-def nonzero_anywhere(tensor: Tensor, dims: Sequence[int]) -> Tensor:
-    """Which entries are other than zero anywhere along ``dims``: bool, without those dims, on the CPU.
-
-    Once for each weight of a network, so it is numpy where it can be: that takes a third of the time of torch's
-    reduction over a small inner dim, and one thread, not as many as there are cores.
-    """
-    if tensor.device.type != "cpu" or tensor.dtype not in {torch.float16, torch.float32, torch.float64}:
-        may = tensor != 0
-        return (may.any(dim=list(dims)) if dims else may).cpu()
-    array = np.moveaxis(tensor.detach().numpy(), tuple(dims), range(-len(dims), 0))
-    kept = array.shape[: array.ndim - len(dims)]
-    transposed = array.ndim == 2 and array.flags.f_contiguous
-    if transposed:  # the weight of a linear layer
-        array, kept = array.T, kept[::-1]
-    result = np.zeros(kept, dtype=bool)
-    rows = max(1, _CHUNK * len(array) // max(1, array.size))
-    for start in range(0, len(array), rows):
-        _mark_nonzero(array[start : start + rows], result[start : start + rows])
-    return torch.from_numpy(result.T if transposed else result)
-
-
-def _mark_nonzero(array: np.ndarray, result: np.ndarray) -> None:
-    """Set ``result`` where ``array``, which may have more dims, is other than zero anywhere along the further ones.
-
-    In a row that is in use the first entry of each kernel is, as a rule; a row that is not, is zero as a whole.
-    """
-    first = array
-    while first.ndim > result.ndim:
-        first = first[..., 0]
-    result[...] = first != 0
-    if result.size == array.size:
-        return
-    open_ = np.flatnonzero(~result.reshape(len(result), -1).all(axis=1))
-    rest = array[open_] != 0
-    if rest.any():
-        found = result[open_]
-        for part in np.moveaxis(rest.reshape(*rest.shape[: result.ndim], -1), -1, 0):
-            found |= part
-        result[open_] = found
+def pattern_of(site: Site, known: Known) -> Pattern:
+    """Which weights may be other than zero: (R, K/G), or (O/G, K) where ``transposed`` with groups."""
+    key = site.weight.key, site.row, site.column
+    if key not in known.patterns:
+        weight, shape = known.of(site.weight), site.weight.shape
+        known.patterns[key] = known.once_in_memory(
+            weight, (*key[1:], shape), lambda: pattern(weight, site.row, site.column, shape)
+        )
+    return known.patterns[key]
 
 
 def may_read(site: Site, known: Known) -> Tensor:
@@ -241,22 +195,15 @@ def may_read(site: Site, known: Known) -> Tensor:
 
 def live_rows(site: Site, known: Known) -> Tensor:
     """Which outputs may depend on the input: bool (R,)."""
-    weight, read = nonzero_weight(site, known), may_read(site, known)
+    weights, read = pattern_of(site, known), may_read(site, known).numpy()
     g = site.groups
     if g == 1:
-        rows: Tensor = known.once_in_memory(
-            weight, read.numpy().tobytes(), lambda: _with_any(weight.numpy(), read.numpy())
-        )
+        rows: Tensor = known.once(weights, read.tobytes(), lambda: torch.from_numpy(weights.rows_with(read)))
         return rows
+    may = weights.dense()
     if site.transposed:
-        return (weight & read).reshape(-1, g, site.entries // g).any(-1).t().reshape(-1)
-    return (weight.reshape(g, -1, weight.shape[1]) & read.reshape(g, 1, -1)).any(-1).reshape(-1)
-
-
-def _with_any(weight: np.ndarray, read: np.ndarray) -> Tensor:
-    """Which rows of ``weight`` hold an entry in a column that is read: bool (R,)."""
-    packed = np.packbits(weight, axis=1) & np.packbits(read)
-    return torch.from_numpy(packed.any(1))
+        return torch.from_numpy((may & read).reshape(-1, g, site.entries // g).any(-1).T.reshape(-1))
+    return torch.from_numpy((may.reshape(g, -1, may.shape[1]) & read.reshape(g, 1, -1)).any(-1).reshape(-1))
 
 
 def _constants(step: Step, known: Known) -> list[Tensor]:

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from fxcompress.channels.layers import Layers, vector
-from fxcompress.channels.rules.contraction import meet, nonzero_anywhere, take
+from fxcompress.channels.rules.contraction import meet, take
+from fxcompress.channels.rules.patterns import nonzero_anywhere
 from fxcompress.channels.rules.registry import Known, OpClass
 from fxcompress.channels.space import Space
 from fxcompress.channels.values import Call, Step, Value

@@ -14,11 +14,14 @@ import torch
 from torch import Tensor
 
 from fxcompress.channels.layers import Layers
+from fxcompress.channels.rules.patterns import Pattern
 from fxcompress.channels.space import Space
 from fxcompress.channels.values import Call, Step, Value
 
 LabelRule = Callable[[Call, Space], tuple[Layers, ...]]
-Shared = dict[Hashable, tuple[Tensor, Any]]
+Shared = dict[Hashable, tuple[object, Any]]
+Patterns = dict[tuple[int, int, int], Pattern]
+"""Patterns of weights, by the key of the value and the dims of rows and columns."""
 ConstantRule = Callable[[Step, "Known"], list[Tensor]]
 
 
@@ -28,29 +31,29 @@ class Known:
     Attributes:
         training: batch norm normalises by the batch, as in training; None where some of them may and others not.
         maps: the map of each value, by its key; float64 on the CPU, except that parameters stand as they are.
-        nonzero: for each weight, which entries may be other than zero; found once, shared between modes.
+        patterns: for each weight, which entries may be other than zero; found once, shared between modes.
         shared: what :meth:`once` has found, shared between modes and graphs.
     """
 
     def __init__(
         self,
         maps: dict[int, Tensor],
-        nonzero: dict[int, Tensor] | None = None,
+        patterns: Patterns | None = None,
         shared: Shared | None = None,
         *,
         training: bool | None,
     ) -> None:
         self.training = training
         self.maps = dict(maps)
-        self.nonzero: dict[int, Tensor] = {} if nonzero is None else nonzero
+        self.patterns: Patterns = {} if patterns is None else patterns
         self.shared: Shared = {} if shared is None else shared
 
-    def once(self, tensor: Tensor, what: Hashable, make: Callable[[], Any]) -> Any:  # noqa: ANN401 - what it makes
-        """What ``make`` returns, once for each tensor and key of one's own."""
-        key = (id(tensor), what)
+    def once(self, of: object, what: Hashable, make: Callable[[], Any]) -> Any:  # noqa: ANN401 - what it makes
+        """What ``make`` returns, once for each object and key of one's own."""
+        key = (id(of), what)
         found = self.shared.get(key)
         if found is None:
-            found = self.shared[key] = tensor, make()  # the tensor as well: so that no other one gets its place
+            found = self.shared[key] = of, make()  # the object as well: so that no other one gets its place
         return found[1]
 
     def once_in_memory(self, tensor: Tensor, what: Hashable, make: Callable[[], Any]) -> Any:  # noqa: ANN401

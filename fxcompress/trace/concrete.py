@@ -24,6 +24,7 @@ from fxcompress.trace.fakes import Fakes, quiet
 from fxcompress.trace.flat_weights import renew_weights
 from fxcompress.trace.hooks import TABLES
 from fxcompress.trace.inputs import ExampleInputs
+from fxcompress.trace.made_tables import are_tables
 from fxcompress.trace.memory import Memory
 from fxcompress.trace.objects import objects_in
 from fxcompress.trace.places import place_of
@@ -70,6 +71,7 @@ def run_model(
         _Run, root, is_leaf, readers, training=training, keep_sizes=keep_sizes, open_wrapped=open_wrapped,
         gradients=gradients,
     )  # fmt: skip
+    inputs = inputs.converted(_leaf)
     run = new()
     changed = _go(run, inputs)
     if changed:
@@ -80,7 +82,9 @@ def run_model(
             if more - changed:
                 raise carries_over(more - changed)
         except TraceError as error:
-            if not (_is_settled(run, changed) and _repeats(run, new(), inputs)):
+            if are_tables(changed, run.model, run.writer):
+                kept |= changed
+            elif not (_is_settled(run, changed) and _repeats(run, new(), inputs)):
                 raise carries_over(changed) from error
         else:
             run = again
@@ -219,8 +223,9 @@ class _Run:
             for table in (module._parameters, module._buffers, module.__dict__):
                 for name, tensor in table.items():
                     if isinstance(tensor, Tensor):
-                        leaf = tensor if tensor.is_leaf else tensor.detach()  # the weight of a hook may be none
-                        table[name] = self.fakes.from_tensor(leaf)  # the same one for a tensor of several names
+                        table[name] = self.fakes.from_tensor(
+                            _leaf(tensor)
+                        )  # the same one for a tensor of several names
                         self.writer.name(table[name], f"{prefix}{name}")
                         if self.gradients is not None and isinstance(tensor, nn.Parameter):
                             table[name].requires_grad_(self.gradients and tensor.is_floating_point())
@@ -233,6 +238,11 @@ class _Run:
         name = known or next(n for i in range(len(taken) + 1) if not hasattr(self.root, n := f"_tensor_constant{i}"))
         taken[name] = tensor
         return name
+
+
+def _leaf(tensor: Tensor) -> Tensor:
+    """A tensor without a history, which no fake tensor has; inputs and the weight of a hook may have one."""
+    return tensor if tensor.is_leaf else tensor.detach().requires_grad_(tensor.requires_grad)
 
 
 def _tidy(graph: fx.Graph) -> None:

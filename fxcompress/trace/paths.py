@@ -105,6 +105,6 @@ def _another_batch(inputs: ExampleInputs) -> ExampleInputs | None:
             return tensor
         rows = tensor.detach()
         rows = rows[:1] if sizes[0] > 1 else rows.expand(2, *tensor.shape[1:])
-        return rows.requires_grad_(tensor.requires_grad)
+        return rows.clone().requires_grad_(tensor.requires_grad)
 
     return inputs.converted(resized)

@@ -112,7 +112,7 @@ class _Match:
         self.unmet = dict.fromkeys(short.find_nodes(op="call_function", target=check))
         for node in short.find_nodes(op="get_attr"):
             self._learn_sizes(node)
-        self.writes = any(_writes(node) for graph in (long, short) for node in graph.nodes)
+        self.writes = any(writes(node) for graph in (long, short) for node in graph.nodes)
         self._list()
 
     def _list(self) -> None:
@@ -274,7 +274,8 @@ def _steps(graph: fx.Graph) -> Iterator[fx.Node]:
     return (n for n in graph.nodes if n.target not in {check, check_argument} and not is_number(n))
 
 
-def _writes(node: fx.Node) -> bool:
+def writes(node: fx.Node) -> bool:
+    """Whether a node writes to a tensor in place."""
     name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
     return node.target in {operator.setitem, *_IN_PLACE} or (name.endswith("_") and not name.endswith("__"))
 

@@ -1,0 +1,64 @@
+"""Tables that a model makes of sizes when it first needs them, and keeps for the next run.
+
+    if self.table.shape[0] != length:
+        self.table = positions(length)          # of sizes and constants alone
+
+A graph cannot keep anything, and makes the table anew in each run. That is the same as long as nothing else goes into
+it: no value of an input, no parameter, and nothing that a run has left behind.
+"""
+
+from torch import Tensor, fx, nn
+
+from fxcompress.trace.same_path import is_number, writes
+from fxcompress.trace.sizes import Number
+from fxcompress.trace.writer import Writer
+
+_PLAIN = (bool, str, type(None))
+
+
+def are_tables(changed: frozenset[str], model: nn.Module, writer: Writer) -> bool:
+    """Whether all that a run has set is made of sizes, constants and buffers that it leaves alone.
+
+    Args:
+        changed: the names of the attributes that it has set.
+        model: that has run.
+        writer: of the graph of the run.
+    """
+    found = [_attribute(model, name) for name in changed]
+    tensors = [value for value in found if isinstance(value, Tensor)]
+    others = [value for value in found if not isinstance(value, Tensor)]
+    if not tensors or not all(type(value) in _PLAIN or isinstance(value, Number) for value in others):
+        return False
+    if not all(writer.knows(tensor) for tensor in tensors):
+        return False
+    made = {writer.node_of(tensor) for tensor in tensors}
+    return made.isdisjoint(_of_values(writer.graph, changed | {name for name, _ in model.named_parameters()}))
+
+
+def _attribute(model: nn.Module, name: str) -> object:
+    path, _, key = name.rpartition(".")
+    module = model.get_submodule(path)
+    return next((t[key] for t in (module._parameters, module._buffers, vars(module)) if key in t), None)
+
+
+def _of_values(graph: fx.Graph, names: frozenset[str] | set[str]) -> set[fx.Node]:
+    """The nodes that depend on the values of inputs, or of the named attributes."""
+    found = {n for n in graph.nodes if n.op == "placeholder" or (n.op == "get_attr" and str(n.target) in names)}
+    while True:
+        before = len(found)
+        for node in graph.nodes:
+            if not is_number(node) and (node.op == "call_module" or not found.isdisjoint(node.all_input_nodes)):
+                found.add(node)
+                if writes(node):  # to what it is given, and so to all that shares memory with that
+                    _add_sources(node, found)
+        if len(found) == before:
+            return found
+
+
+def _add_sources(node: fx.Node, found: set[fx.Node]) -> None:
+    left = list(node.all_input_nodes)
+    while left:
+        source = left.pop()
+        if source not in found and not is_number(source):
+            found.add(source)
+            left += source.all_input_nodes

@@ -1,0 +1,105 @@
+"""Tables that a model makes when it first needs them: of sizes they may be made anew each time, of values not."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxcompress as fxc
+from fxcompress.errors import TraceError
+from fxcompress.trace.inputs import ExampleInputs
+from fxcompress.trace.tracer import trace
+from tests.exactness import Fingerprint
+
+
+class Keeping(nn.Module):
+    """Adds a table (1, T, 12) to features (N, T, 8), which it makes and keeps until T is another one."""
+
+    table: Tensor
+    rates: Tensor
+
+    def __init__(self, make: Callable[["Keeping", Tensor], Tensor], length: object = 0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(8, 12), nn.Linear(12, 4)
+        self.register_buffer("table", torch.zeros(1, 1, 12), persistent=False)
+        self.register_buffer("rates", torch.arange(12.0))
+        self.make, self.length = make, length
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        if self.length != x.shape[1] or self.table.device != x.device:
+            self.length = x.shape[1]
+            self.table = self.make(self, x)
+        result: Tensor = self.last((x + self.table).relu())
+        return result
+
+
+def angles(net: Keeping, x: Tensor) -> Tensor:
+    """As of rotary embeddings: of sizes, and of a buffer."""
+    return torch.outer(torch.arange(x.shape[1], device=x.device), net.rates).cos()[None]
+
+
+def written(_: Keeping, x: Tensor) -> Tensor:
+    """Made empty, and filled in place."""
+    table = torch.zeros(1, x.shape[1], 12)
+    table[:, :, 1] = torch.arange(x.shape[1])
+    return table
+
+
+def of_input(_: Keeping, x: Tensor) -> Tensor:
+    return x.mean(0, keepdim=True)
+
+
+def of_input_in_place(_: Keeping, x: Tensor) -> Tensor:
+    table = torch.zeros(1, x.shape[1], 12)
+    table.view(x.shape[1], 12)[:, 1] = x[0, :, 0]
+    return table
+
+
+def of_parameter(net: Keeping, x: Tensor) -> Tensor:
+    return net.first.bias.detach().expand(1, x.shape[1], -1)
+
+
+def of_before(net: Keeping, x: Tensor) -> Tensor:
+    return net.table[:, :1].expand(-1, x.shape[1], -1) + 1
+
+
+def of_chance(_: Keeping, x: Tensor) -> Tensor:
+    return torch.rand(1, x.shape[1], 12)
+
+
+def features(length: int = 5) -> Tensor:
+    return torch.randn(2, length, 8, generator=torch.Generator().manual_seed(length))
+
+
+@pytest.mark.parametrize("length", [0, None])
+@pytest.mark.parametrize("make", [angles, written])
+def test_table_of_sizes(make: Callable[[Keeping, Tensor], Tensor], length: object) -> None:
+    net = Keeping(make, length).eval()
+    with torch.no_grad():
+        net.first.weight[0], net.last.weight[:, 3] = 0, 0
+    visit = Fingerprint(net)
+    small = fxc.prune(net, features()).module
+    visit.check()
+    assert small.get_parameter("last.weight").shape == (4, 11)
+    for x in (features(), features(9), features(5), features(3)):
+        torch.testing.assert_close(small(x), net(x))
+
+
+@pytest.mark.parametrize("make", [of_input, of_input_in_place, of_parameter, of_before, of_chance])
+def test_table_of_values(make: Callable[[Keeping, Tensor], Tensor]) -> None:
+    with pytest.raises(TraceError):
+        trace(Keeping(make).eval(), ExampleInputs.of(features()))
+
+
+def test_count_beside_a_table() -> None:
+    class Counting(Keeping):
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls = getattr(self, "calls", 0) + 1
+            result = super().forward(x)
+            return result * 2 if self.calls > 1000 else result
+
+    with pytest.raises(TraceError, match="sets its attribute"):
+        trace(Counting(angles).eval(), ExampleInputs.of(features()))

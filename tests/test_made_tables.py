@@ -103,3 +103,45 @@ def test_count_beside_a_table() -> None:
 
     with pytest.raises(TraceError, match="sets its attribute"):
         trace(Counting(angles).eval(), ExampleInputs.of(features()))
+
+
+class Biased(nn.Module):
+    """Reads biases by an index, and keeps what it has read in a dict while it is in evaluation, as LeViT does."""
+
+    index: Tensor
+
+    def __init__(self, key: Callable[["Biased"], object]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(8, 12), nn.Linear(12, 4)
+        self.biases = nn.Parameter(torch.randn(12))
+        self.register_buffer("index", torch.arange(12).flip(0))
+        self.kept: dict[object, Tensor] = {}
+        self.key = key
+
+    def train(self, mode: bool = True) -> "Biased":  # noqa: FBT001, FBT002
+        self.kept.clear()
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != 8:  # symbolic tracing gives up here
+            raise ValueError("eight features")
+        x = self.first(x)
+        key = self.key(self)
+        if self.training or key not in self.kept:
+            self.kept[key] = self.biases[self.index]
+        result: Tensor = self.last((x + self.kept[key]).relu())
+        return result
+
+
+def test_dict_that_is_filled_once() -> None:
+    net = Biased(lambda _: "cpu").eval()
+    small = trace(net, ExampleInputs.of(features()))
+    for training in (False, True):
+        for x in (features(), features(9)):
+            torch.testing.assert_close(small.train(training)(x), net.train(training)(x))
+
+
+def test_dict_that_grows() -> None:
+    with pytest.raises(TraceError, match="sets its attribute kept"):
+        trace(Biased(lambda net: len(net.kept)).eval(), ExampleInputs.of(features()))

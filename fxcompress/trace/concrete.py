@@ -9,6 +9,7 @@ the graph, and each decision on them becomes a check in it (guards.py).
 import inspect
 import operator
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -82,7 +83,8 @@ def run_model(
             if more - changed:
                 raise carries_over(more - changed)
         except TraceError as error:
-            if are_tables(changed, run.model, run.writer):
+            rest = changed - _caches(run, new(), changed, inputs)
+            if not rest or are_tables(rest, run.model, run.writer):
                 kept |= changed
             elif not (_is_settled(run, changed) and _repeats(run, new(), inputs)):
                 raise carries_over(changed) from error
@@ -94,12 +96,27 @@ def run_model(
     return run.writer.graph
 
 
+def _caches(run: "_Run", second: "_Run", changed: frozenset[str], inputs: ExampleInputs) -> frozenset[str]:
+    """The dicts among what a run has set that get no more entries in the runs that follow."""
+    held = {name: value for name in changed if type(value := run.attribute(name)) is dict}
+    lengths = []
+    for _ in range(2 if held else 0):
+        if second.fails(inputs) is not None:
+            return frozenset()
+        lengths.append({name: len(second.attribute(name) or ()) for name in held})
+    return frozenset(name for name, value in held.items() if all(found[name] == len(value) for found in lengths))
+
+
 def _is_settled(run: "_Run", changed: frozenset[str]) -> bool:
     """Whether all that a run has set are flags and the like, and forward hooks; then the next one may set nothing."""
     for name in changed:
-        path, _, key = name.rpartition(".")
-        found = vars(run.model.get_submodule(path)).get(key)
-        if key not in TABLES and type(found) not in {bool, int, str, type(None)}:  # a size has a type of its own
+        found = run.attribute(name)
+        if name.rpartition(".")[2] not in TABLES and type(found) not in {
+            bool,
+            int,
+            str,
+            type(None),
+        }:  # a size has a type of its own
             return False
     return True
 
@@ -184,6 +201,11 @@ class _Run:
         with self.recorder.pause():
             self._fake_the_tensors()
         forget(self.model, unset)
+
+    def attribute(self, name: str) -> Any:  # noqa: ANN401 - whatever a module has
+        """What a plain attribute of a module is now; None where there is none."""
+        path, _, key = name.rpartition(".")
+        return vars(self.model.get_submodule(path)).get(key)
 
     def go(self, inputs: ExampleInputs) -> frozenset[str]:
         """Write the graph; names of the attributes that the run has set."""

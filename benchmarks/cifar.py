@@ -20,8 +20,8 @@ from benchmarks.record import Claim, Column, Record, Table, write
 from benchmarks.resnet9 import ResNet9, accuracy
 from benchmarks.timing import settle
 from fxcompress.training.controller import TargetSize
-from fxcompress.training.fit import cosine
 from fxcompress.training.history import EpochRecord
+from fxcompress.training.schedule import cosine
 from fxcompress.training.trainer import Trainer
 
 mpl.use("Agg")

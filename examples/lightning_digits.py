@@ -42,10 +42,9 @@ class Digits(L.LightningModule):
         self.log("val/accuracy", (self.net(x).argmax(1) == y).float().mean(), prog_bar=True)
 
     def configure_optimizers(self) -> dict[str, object]:
-        """Bits have a learning rate and an eps of their own, which falls to 0 like that of the weights."""
+        """Bits have a learning rate and an eps of their own; it falls to 0 before that of the weights does."""
         optimizer = torch.optim.Adam(self.net.param_groups(lr=5e-3))
-        steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        scheduler = fxc.cosine(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 

@@ -12,6 +12,7 @@ from fxcompress.storage.file import save
 from fxcompress.training.compressed import CompressedModule
 from fxcompress.training.in_pieces import CompressedPieces
 from fxcompress.training.policy import PrunePolicy
+from fxcompress.training.schedule import cosine
 
 __all__ = [
     "ChannelGraph",
@@ -22,6 +23,7 @@ __all__ = [
     "PrunePolicy",
     "PruneResult",
     "compress",
+    "cosine",
     "fit",
     "load",
     "load_checkpoint",

@@ -64,9 +64,10 @@ def compress(
             should be above the step that the optimizer makes, or the bias never lands on zero.
         death_limit: at most this share of the channels lose their last bit in one step; a guard against pressure that
             takes more away than the network can learn to do without. 1 sets no limit.
-        keep_range: each step moves the exponent of a channel by as much as its bits have fallen, or risen: the range
-            of its weights stays, and the grid gets coarser. False leaves both to the optimizer, as the paper does: then
-            a bit less halves the range at first, and clips the largest weights until their exponent has caught up.
+        keep_range: with more than two bits, a bit less makes the grid of a channel coarser and leaves its range as it
+            is: each step moves the exponent by as much as the bits have fallen, or risen, and bits get the gradient of
+            both. False leaves them to the optimizer as independent numbers, as the paper does: a bit less then halves
+            the range, and clips the largest weights until the exponent has caught up.
 
     Raises:
         ExampleInputError: the inputs are missing and cannot be inferred, or do not fit.

@@ -19,12 +19,13 @@ from fxcompress.errors import AverageError, CheckpointError
 from fxcompress.storage.states import read_states
 from fxcompress.training.averages import copies_of
 from fxcompress.training.batches import Batch, argument_names, check_callable, check_loss, count_batches, first_batch
-from fxcompress.training.fit import FitResult, Validate, cosine, gamma_of, train
+from fxcompress.training.fit import FitResult, Validate, gamma_of, train
 from fxcompress.training.guard import Guard
 from fxcompress.training.history import EpochRecord
 from fxcompress.training.in_pieces import Compressed
 from fxcompress.training.policy import PrunePolicy, prune_policy
 from fxcompress.training.resume import Keeper, check_run
+from fxcompress.training.schedule import cosine
 from fxcompress.training.trainer import Gamma, Loss, Scheduler
 
 DEATH_LIMIT = 0.1
@@ -75,7 +76,8 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
         lr: of the weights, for the default optimizer, Adam.
         weight_decay: the same.
         optimizer: of a compressed model's ``param_groups()``; only with a model from :func:`compress`.
-        scheduler: stepped after each batch; half a cosine down to 0 by default, for bits as well.
+        scheduler: stepped after each batch; :func:`fxcompress.cosine` by default: half a cosine down to 0, which bits
+            and exponents reach after 90 % of the training.
         example_inputs: taken from the first batch by default.
         validate: called with the network in evaluation mode after each epoch; its result, a number or None, is the
             record's metric.

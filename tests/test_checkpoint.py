@@ -26,8 +26,9 @@ from fxcompress.errors import CheckpointError, OptimizerError
 from fxcompress.storage.atomic import write_atomically
 from fxcompress.storage.states import read_states, write_states
 from fxcompress.training.controller import ConstantGamma, TargetSize
-from fxcompress.training.fit import FitResult, cosine
+from fxcompress.training.fit import FitResult
 from fxcompress.training.interrupt import Interrupt, TrainingInterrupted
+from fxcompress.training.schedule import cosine
 from tests.nets import Block, set_bits
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -299,7 +299,7 @@ def early_share(objective: str) -> float:
 
 def test_an_early_layer_pays_for_its_resolution() -> None:
     size = early_share("eq5")
-    assert size < 0.75
+    assert size < 0.85
     assert early_share("macs") > size + 0.1
     assert early_share("activations") > size + 0.1
 

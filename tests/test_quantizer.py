@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -37,14 +38,16 @@ def value_and_grads(function: Function, x: Tensor, bits: Tensor, exponent: Tenso
 
 
 def assert_same_as_reference(x: Tensor, bits: Tensor, exponent: Tensor) -> None:
+    """With the bits of the paper, and with those of a grid whose range is kept."""
     grad = torch.randn(torch.broadcast_shapes(x.shape, bits.shape, exponent.shape), dtype=x.dtype)
-    ours = value_and_grads(quantize, x, bits, exponent, grad)
-    theirs = value_and_grads(quantize_reference, x, bits, exponent, grad)
-    assert torch.equal(ours[0], theirs[0])
-    for mine, other, argument in zip(ours[1:], theirs[1:], (x, bits, exponent), strict=True):
-        assert mine.shape == argument.shape
-        assert mine.dtype == argument.dtype
-        torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-12)
+    for keep_range in (False, True):
+        ours = value_and_grads(partial(quantize, keep_range=keep_range), x, bits, exponent, grad)
+        theirs = value_and_grads(partial(quantize_reference, keep_range=keep_range), x, bits, exponent, grad)
+        assert torch.equal(ours[0], theirs[0])
+        for mine, other, argument in zip(ours[1:], theirs[1:], (x, bits, exponent), strict=True):
+            assert mine.shape == argument.shape
+            assert mine.dtype == argument.dtype
+            torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-12)
 
 
 @settings(max_examples=60)
@@ -90,6 +93,18 @@ def test_closed_forms_of_the_paper(b: float, e: float) -> None:
         arguments = [torch.tensor(v, dtype=torch.float64) for v in (x, b, e)]
         found = value_and_grads(quantize, *arguments, torch.ones((), dtype=torch.float64))  # type: ignore[call-arg]
         assert [float(v) for v in found] == pytest.approx(paper(x, b, e), rel=1e-12, abs=1e-14)
+
+
+@pytest.mark.parametrize("b", [0.7, 2.0, 2.2, 5.0, 8.0])
+def test_bits_at_a_fixed_range(b: float) -> None:
+    """The gradient is that of both changes: a bit more, and an exponent that is one less."""
+    for x in (-40.0, -1.0, -0.3, 0.25, 0.75, 3.0, 40.0):
+        arguments = [torch.tensor(v, dtype=torch.float64) for v in (x, b, -0.4)]
+        one = torch.ones((), dtype=torch.float64)
+        found = value_and_grads(partial(quantize, keep_range=True), *arguments, one)  # type: ignore[call-arg]
+        value, to_x, to_bits, to_exponent = paper(x, b, -0.4)
+        expected = (value, to_x, to_bits - to_exponent if b > 2 else to_bits, to_exponent)
+        assert [float(v) for v in found] == pytest.approx(expected, rel=1e-12, abs=1e-14)
 
 
 def test_known_values_and_ties_to_even() -> None:

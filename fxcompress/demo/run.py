@@ -22,8 +22,9 @@ from fxcompress.report.layers import layer_widths
 from fxcompress.report.measure import Sizes, compare_latency, multiply_adds, quantized_weights, sizes
 from fxcompress.report.summary import Comparison, Network, as_json
 from fxcompress.report.table import table
-from fxcompress.training.fit import FitResult, cosine, train_plain
+from fxcompress.training.fit import FitResult, train_plain
 from fxcompress.training.history import EpochRecord
+from fxcompress.training.schedule import cosine
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,12 @@ Source: S. Cséfalvay and J. Imber, "Self-Compressing Neural Networks", arXiv 23
 """
 
 from fxcompress.quantizer.codes import code_bounds, code_count, storage_bits
-from fxcompress.quantizer.function import quantize, quantize_reference
+from fxcompress.quantizer.function import RANGE_BITS, quantize, quantize_reference
 from fxcompress.quantizer.layout import from_rows, per_channel, rows, split_groups
 from fxcompress.quantizer.module import Quantizer, compile_quantizers
 
 __all__ = [
+    "RANGE_BITS",
     "Quantizer",
     "code_bounds",
     "code_count",

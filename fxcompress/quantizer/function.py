@@ -7,6 +7,7 @@ With s = 2^-e x, the bounds lo = -2^(b-1) and hi = 2^(b-1) - 1, and q the result
     dq/de = ln2 * (q - x) inside, ln2 * q where clipped
 
 so all that they need is x and q, which the layer that reads q keeps anyway.
+With ``keep_range`` the bits of a channel are those of its grid alone: the exponent follows them (see :func:`quantize`).
 On a CPU the passes over a weight are bound by memory: they go block by block, and a block stays in the cache.
 """
 
@@ -18,8 +19,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["clip_range", "codes_of", "quantize", "quantize_reference", "wide"]
+__all__ = ["RANGE_BITS", "clip_range", "codes_of", "quantize", "quantize_reference", "wide"]
 
+RANGE_BITS = 2.0
+"""Bits down to which ``keep_range`` keeps a range: with fewer, a range as wide as the weights leaves most of them 0."""
 _LN2 = math.log(2.0)
 _BLOCK = 2**19
 """Entries of a block: its passes stay in the cache, and each still pays for its call."""
@@ -175,32 +178,37 @@ class _Quantize(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, bits: Tensor, exponent: Tensor) -> Tensor:
+    def forward(x: Tensor, bits: Tensor, exponent: Tensor, keep_range: bool) -> Tensor:  # noqa: FBT001
         form = _Format.of(x, bits, exponent)
         return _quantized(form, x.to(form.scale.dtype)).to(x.dtype)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:  # noqa: ANN401
-        ctx.save_for_backward(*inputs, output)
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, bool], output: Tensor) -> None:  # noqa: ANN401
+        *tensors, ctx.keep_range = inputs
+        ctx.save_for_backward(*tensors, output)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # noqa: ANN401
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         x, bits, exponent, result = ctx.saved_tensors
         form = _Format.of(x, bits, exponent)
         exact = x.to(form.scale.dtype)
         q = result if exact.dtype == result.dtype else _quantized(form, exact)
         grad_x, outside, change = _gradients(form, grad.to(exact.dtype), exact, q)
         factor = _LN2 * 0.5 * torch.exp2(wide(bits)) * form.scale
-        need_x, need_bits, need_exponent = ctx.needs_input_grad
+        to_bits, to_exponent = outside * factor, change * _LN2
+        if ctx.keep_range:
+            to_bits = torch.where(bits > RANGE_BITS, to_bits - to_exponent, to_bits)
+        need_x, need_bits, need_exponent, _ = ctx.needs_input_grad
         return (
             grad_x.to(x.dtype) if need_x else None,
-            (outside * factor).sum_to_size(bits.shape).to(bits.dtype) if need_bits else None,
-            (change * _LN2).sum_to_size(exponent.shape).to(exponent.dtype) if need_exponent else None,
+            to_bits.sum_to_size(bits.shape).to(bits.dtype) if need_bits else None,
+            to_exponent.sum_to_size(exponent.shape).to(exponent.dtype) if need_exponent else None,
+            None,
         )
 
 
-def quantize(x: Tensor, bits: Tensor, exponent: Tensor) -> Tensor:
+def quantize(x: Tensor, bits: Tensor, exponent: Tensor, keep_range: bool = False) -> Tensor:  # noqa: FBT001, FBT002
     """Quantize ``x`` to signed fixed point (the paper, equation 1), with the closed-form gradients.
 
         q(x, b, e) = 2^e * round( min( max( 2^-e * x, -2^(b-1) ), 2^(b-1) - 1 ) )
@@ -210,11 +218,16 @@ def quantize(x: Tensor, bits: Tensor, exponent: Tensor) -> Tensor:
     included) and 0 where clipped; dq/db is 0 inside and +-ln2 * 2^e * 2^(b-1) where clipped high or low; dq/de is
     ln2 * 2^e * (round(c) - s) inside and ln2 * 2^e * round(c) where clipped.
 
+    In the paper b and e are independent: with a bit less at the same e, a channel covers half the range. With
+    ``keep_range``, b and the range 2^(e+b-1) are: whoever changes b by some amount takes the same off e, and the
+    gradient for b is that of both changes, dq/db - dq/de. Above two bits only; below, it is that of the paper.
+
     Args:
         x: float tensor of any shape and dtype; half and bfloat16 are computed in float32. Autocast changes nothing.
         bits: b >= 0, of a shape that broadcasts to ``x``'s. The caller keeps b >= 0, say by a projection after each
             step: below 0 every code would be -1. It is not checked, because a check would wait for the device.
         exponent: e, of a shape that broadcasts to ``x``'s.
+        keep_range: give b the gradient at a fixed range.
 
     Returns:
         Tensor of ``x``'s shape and dtype; never -0.0. The backward pass keeps the arguments and this result, which
@@ -226,11 +239,11 @@ def quantize(x: Tensor, bits: Tensor, exponent: Tensor) -> Tensor:
     >>> quantize(torch.tensor([-9.0, -0.5, 0.6, 9.0]), torch.tensor(3.0), torch.tensor(0.0))
     tensor([-4.,  0.,  1.,  3.])
     """
-    result: Tensor = _Quantize.apply(x, bits, exponent)
+    result: Tensor = _Quantize.apply(x, bits, exponent, keep_range)
     return result
 
 
-def quantize_reference(x: Tensor, bits: Tensor, exponent: Tensor) -> Tensor:
+def quantize_reference(x: Tensor, bits: Tensor, exponent: Tensor, keep_range: bool = False) -> Tensor:  # noqa: FBT001, FBT002
     """:func:`quantize` from plain torch operations: same arguments, same values, same gradients, more memory.
 
     The yardstick of the tests, and a fallback where a compiler cannot take autograd functions.
@@ -238,6 +251,8 @@ def quantize_reference(x: Tensor, bits: Tensor, exponent: Tensor) -> Tensor:
     >>> quantize_reference(torch.tensor([-9.0, -0.5, 0.6, 9.0]), torch.tensor(3.0), torch.tensor(0.0))
     tensor([-4.,  0.,  1.,  3.])
     """
+    if keep_range:  # e falls as b rises, in the gradient; its value is as it is
+        exponent = exponent + torch.where(bits > RANGE_BITS, bits.detach() - bits, 0.0)
     lo, hi = clip_range(bits)
     scaled = wide(x) * torch.exp2(-wide(exponent))
     # Not clamp, minimum or maximum: those share a tie's gradient between their arguments, or give it to none.

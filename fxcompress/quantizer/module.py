@@ -47,6 +47,8 @@ class Quantizer(nn.Module):
         bits: b, parameter of shape (O,), in float32 at least. To be kept >= 0 by whoever trains it.
         exponent: e, parameter of shape (O,).
         channel_dim: the dim of the weight that holds its output channels: 0, and 1 for transposed convolutions.
+        keep_range: whether the gradient of bits is that at a fixed range, see :func:`quantize`. Whoever trains it then
+            lets exponents follow.
         groups: with ``channel_dim == 1``, the groups that dim 0 is split into: the weight is (I, O/groups, *k), and
             channel c is entry c % (O/groups) of group c // (O/groups). Without meaning for ``channel_dim == 0``.
 
@@ -62,6 +64,7 @@ class Quantizer(nn.Module):
         self.exponent = nn.Parameter(exponent)
         self.channel_dim = channel_dim
         self.groups = groups
+        self.keep_range = False
 
     @classmethod
     def for_weight(cls, weight: Tensor, *, bits: float = 8.0, channel_dim: int = 0, groups: int = 1) -> "Quantizer":
@@ -99,14 +102,15 @@ class Quantizer(nn.Module):
             # Of one rank for all layers, so that a compiler makes one kernel for all; and a view, as the sizes of a
             # parameter itself would be taken for fixed.
             matrix = blocks.view(len(blocks), -1)
-            return self.function(matrix, self.bits[:, None], self.exponent[:, None]).reshape(weight.shape)
-        quantized = self.function(blocks, self._broadcast(self.bits, weight), self._broadcast(self.exponent, weight))
-        return quantized.reshape(weight.shape)
+            bits, exponent = self.bits[:, None], self.exponent[:, None]
+            return self.function(matrix, bits, exponent, self.keep_range).reshape(weight.shape)
+        bits, exponent = self._broadcast(self.bits, weight), self._broadcast(self.exponent, weight)
+        return self.function(blocks, bits, exponent, self.keep_range).reshape(weight.shape)
 
     @property
-    def function(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    def function(self) -> Callable[[Tensor, Tensor, Tensor, bool], Tensor]:
         """:func:`quantize`, or what it was compiled to; see :func:`compile_quantizers`."""
-        compiled: Callable[[Tensor, Tensor, Tensor], Tensor] = self.__dict__.get("_compiled", quantize)
+        compiled: Callable[[Tensor, Tensor, Tensor, bool], Tensor] = self.__dict__.get("_compiled", quantize)
         return compiled
 
     def codes(self, weight: Tensor) -> Tensor:

@@ -42,6 +42,8 @@ class CompressedModule(SizedModule):
     def start(self, settings: Settings) -> None:
         """Take up self-compression; called once, by :func:`fxcompress.compress`."""
         self.settings = settings
+        for quantizer in self._quantizers().values():
+            quantizer.keep_range = settings.keep_range
         settings.channels = sum(q.bits.numel() for q in self._quantizers().values())
         settings.groups = tuple(group["name"] for group in self.param_groups())
         analysis = analyse(self, settings.inputs)

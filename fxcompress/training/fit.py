@@ -47,20 +47,6 @@ class FitResult:
     reports: list[PruneReport] = field(default_factory=list)
 
 
-def cosine(optimizer: Optimizer, steps: int, warmup: int = 0) -> Scheduler:
-    """All learning rates from a linear warm-up down to 0 along half a cosine.
-
-    The learning rate of bits must fall to nearly 0 as well, or batch norm's statistics never settle.
-    """
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-
-
 def train(
     net: Compressed,
     loader: Iterable[Any],

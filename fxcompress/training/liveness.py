@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fxcompress.channels.plan import Plan
+from fxcompress.quantizer import RANGE_BITS
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.modes import ordinary
 from fxcompress.trace.traced import TracedModule
@@ -48,7 +49,7 @@ class Liveness(nn.Module):
             if name.endswith(".bits"):
                 self._add(name + _ZERO, torch.zeros(len(may), dtype=torch.bool, device=device))
         for name, depths in bits.items():
-            self._add(name + _LAST, depths.detach().clone())
+            self._add(name + _LAST, depths.detach().clamp(min=RANGE_BITS))
 
     def _add(self, name: str, flags: Tensor) -> None:
         self.register_buffer(name.replace(".", ":"), flags)
@@ -66,8 +67,12 @@ class Liveness(nn.Module):
         return self.flags(name + _ZERO)
 
     def last(self, name: str) -> Tensor:
-        """The bits of a bits parameter after the last step; (K,)."""
+        """The bits of a bits parameter after the last step, or :data:`RANGE_BITS` where there were fewer; (K,)."""
         return self.flags(name + _LAST)
+
+    def keep_last(self, name: str, bits: Tensor) -> None:
+        """Take these for the bits after the last step."""
+        self.last(name).copy_(bits.clamp(min=RANGE_BITS))
 
     def free(self) -> Zeros:
         """Which entries of each bits parameter and bias may die."""
@@ -172,9 +177,10 @@ class LivenessUpdate:
 
     def _follow(self) -> None:
         """Let exponents rise by as much as bits have fallen: the range 2^(e+b-1) stays, and the grid gets coarser."""
+        depths = torch._foreach_clamp_min(self._projected, RANGE_BITS)
         torch._foreach_add_(self._exponents, self._last)
-        torch._foreach_sub_(self._exponents, self._projected)
-        torch._foreach_copy_(self._last, self._projected)
+        torch._foreach_sub_(self._exponents, depths)
+        torch._foreach_copy_(self._last, depths)
 
     def _soft_threshold(self) -> None:
         size = torch._foreach_abs(self.biases)

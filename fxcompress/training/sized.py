@@ -33,7 +33,7 @@ class SizedModule(SizedNetwork, TracedModule):
         flags = self.get_submodule(LIVENESS)
         assert isinstance(flags, Liveness)
         for name, quantizer in self._quantizers().items():
-            flags.last(f"{name}.bits").copy_(quantizer.bits)
+            flags.keep_last(f"{name}.bits", quantizer.bits)
 
     def fxc_forget(self) -> None:
         """Find anew what is dead when it is asked for, after a removal; training goes on as if there had been none."""

@@ -1,0 +1,51 @@
+"""How learning rates fall over a training."""
+
+import math
+from functools import partial
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from fxcompress.errors import check_number
+
+_FORMATS = frozenset({"bits", "exponents"})
+"""Names of the parameter groups that decide on number formats."""
+
+
+def cosine(optimizer: Optimizer, steps: int, warmup: int = 0, *, settle: float = 0.1) -> LambdaLR:
+    """All learning rates from a linear warm-up down to 0 along half a cosine; those of bits and exponents come first.
+
+    While number formats move, the outputs of layers do, and the running statistics of batch norm lag behind: a network
+    may answer as it should in training and fail in evaluation. At the end of the training formats rest, and the weights
+    and the statistics settle on them.
+
+    Args:
+        optimizer: of the groups of ``net.param_groups()``, or of others.
+        steps: in which all of it has fallen; call ``step()`` of the result after each step of the optimizer.
+        warmup: how many of them the learning rates rise in.
+        settle: share of the steps, at the end, in which bits and exponents have a learning rate of 0.
+
+    Raises:
+        ValueError: ``settle`` is no share.
+
+    >>> import torch, fxcompress as fxc
+    >>> net = fxc.compress(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)))
+    >>> optimizer = torch.optim.Adam(net.param_groups(1e-3))
+    >>> schedule = fxc.cosine(optimizer, 100)
+    >>> for _ in range(90):
+    ...     optimizer.step()
+    ...     schedule.step()
+    >>> {group["name"]: round(group["lr"], 6) for group in optimizer.param_groups}
+    {'weights': 2.4e-05, 'biases and norms': 2.4e-05, 'bits': 0.0, 'exponents': 0.0}
+    """
+    check_number(settle=settle)
+    if not 0 <= settle < 1:
+        raise ValueError(f"settle={settle} must be a share of the training: at least 0, and below 1")
+    ends = [(1 - settle if group.get("name") in _FORMATS else 1) * steps for group in optimizer.param_groups]
+    return LambdaLR(optimizer, [partial(_factor, end, warmup) for end in ends])
+
+
+def _factor(end: float, warmup: int, step: int) -> float:
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, end - warmup))))

@@ -1,6 +1,7 @@
 """Numbers that a model computes from sizes: those of widths stay what they were, whatever is removed."""
 
 import math
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -108,3 +109,20 @@ def test_a_number_of_groups_that_still_divides_what_is_left(dead: int) -> None:
     module = fxc.prune(net, x).module
     assert module.get_parameter("first.weight").shape == (64 - 16 * dead, 3, 1, 1)
     assert difference(net(x), module(x)) <= 1e-12
+
+
+@pytest.mark.parametrize("make", [lambda: nn.InstanceNorm2d(8), lambda: nn.InstanceNorm2d(8, affine=True)])
+def test_a_norm_without_tensors_expects_what_is_left(make: Callable[[], nn.Module]) -> None:
+    """It would warn of another width in each call, and could not be compiled for that."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), make(), nn.ReLU(), nn.Conv2d(8, 2, 1)).double().eval()
+    x = torch.randn(2, 3, 9, 9, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in (*net[0].parameters(), *net[1].parameters()):
+            parameter[[1, 4, 6]] = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        module = fxc.prune(net, x).module
+        assert difference(net(x), module(x)) <= 1e-12
+    assert module.get_submodule("1").num_features == 5 == module.get_parameter("3.weight").shape[1]
+    assert net[1].num_features == 8

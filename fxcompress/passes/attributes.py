@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from fxcompress.quantizer import Quantizer
 from fxcompress.trace.computed_weights import SUFFIX
@@ -35,6 +36,19 @@ def update_attributes(module: nn.Module, original: nn.Module) -> None:
         module.num_parameters = module.weight.numel()
     elif isinstance(module, nn.RNNBase | nn.RNNCellBase):
         _recurrent(module, original)
+
+
+def fit_to_input(module: nn.Module, args: tuple[object, ...]) -> None:
+    """Let a module without tensors of its own, which warns of inputs of another width, expect what it gets now.
+
+    Args:
+        module: a part of the cut network.
+        args: that it is called with.
+    """
+    if isinstance(module, _InstanceNorm) and not module.affine and not module.track_running_stats:
+        for x in args[:1]:
+            if isinstance(x, Tensor):
+                module.num_features = x.shape[x.dim() - module._get_no_batch_dim()]
 
 
 def _quantizer(module: Quantizer, original: nn.Module) -> None:

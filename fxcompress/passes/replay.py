@@ -21,6 +21,7 @@ from fxcompress.channels.space import FIXED, Reason
 from fxcompress.channels.survivors import Survivors
 from fxcompress.channels.values import LabelTensor, Step, Value, find
 from fxcompress.errors import ExampleInputError
+from fxcompress.passes.attributes import fit_to_input
 from fxcompress.passes.cutting import Cut, CutModule
 from fxcompress.passes.literals import Proposal, propose
 from fxcompress.passes.positions import pair_up, same_entries
@@ -95,6 +96,8 @@ class Replay(Interpreter):
         """Run a node on what is left; patch its sizes where it does not agree with the original."""
         if node.target is check:
             args = self._decided(node, args)
+        if node.op == "call_module":
+            fit_to_input(self._submodule(str(node.target)), args)
         marks = len(self.dispatch.tape), len(self.space.edges), len(self.space.slots)
         try:
             result, why = self._run(node, args, kwargs), ""

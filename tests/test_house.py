@@ -52,6 +52,7 @@ PUBLIC = [
     "PrunePolicy",
     "PruneResult",
     "compress",
+    "cosine",
     "fit",
     "load",
     "load_checkpoint",

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxcompress as fxc
+from fxcompress.training.liveness import Liveness
 from tests.exactness import difference
 
 
@@ -42,3 +43,31 @@ def test_a_name_that_is_no_word_of_python(name: str, tmp_path: Path) -> None:
     final = net.finalize().eval()
     fxc.save(final, tmp_path / "net.fxc")
     assert difference(final(x), fxc.load(tmp_path / "net.fxc", Named(name).double())(x)) == 0
+
+
+class Taken(nn.Module):
+    """Tensors at the top of a network, by names that what watches over them has for itself."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.layer1, self.layer2 = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.tensor = name
+        self.register_parameter(name, nn.Parameter(torch.randn(4)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer2(self.layer1(x) + getattr(self, self.tensor))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("name", sorted(set(dir(Liveness)) - set(dir(nn.Module)) - {"__annotations__"}))
+def test_a_tensor_called_like_something_of_ours(name: str) -> None:
+    torch.manual_seed(0)
+    net, x = fxc.compress(Taken(name), torch.randn(5, 3)), torch.randn(5, 3)
+    optimizer = torch.optim.Adam(net.param_groups())
+    for _ in range(2):
+        (net(x).square().sum() + net.size()).backward()
+        optimizer.step()
+        net.step()
+    net.prune(optimizer)
+    other = fxc.compress(Taken(name), x)
+    other.load_state_dict(net.state_dict())
+    assert torch.equal(other(x), net(x))

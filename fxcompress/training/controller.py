@@ -45,7 +45,7 @@ class TargetSize:
 
     target: float
     warmup: float = 0.03
-    arrival: float = 0.7
+    arrival: float = 0.5
     gamma: float = 0.03
     proportional: float = 6.0
     braking: float = 60.0

@@ -52,11 +52,11 @@ class Liveness(nn.Module):
             self._add(name + _LAST, depths.detach().clamp(min=RANGE_BITS))
 
     def _add(self, name: str, flags: Tensor) -> None:
-        self.register_buffer(name.replace(".", ":"), flags)
+        self.register_buffer(_key(name), flags)
 
     def flags(self, name: str) -> Tensor:
         """The flags of a bits parameter, bias or running mean."""
-        return self.get_buffer(name.replace(".", ":"))
+        return self.get_buffer(_key(name))
 
     def shrinks(self, name: str) -> Tensor:
         """Which entries of a bias are being shrunk."""
@@ -86,12 +86,12 @@ class Liveness(nn.Module):
     def _named(self) -> Iterator[tuple[str, Tensor]]:
         for key, flags in self._buffers.items():
             if flags is not None:
-                yield key.replace(":", "."), flags
+                yield name_of(key), flags
 
     def keep(self, name: str, indices: Tensor | None) -> None:
         """Cut what belongs to a tensor that was cut; drop it where ``indices`` is None."""
         for suffix in ("", _SHRINKS, _FREE, _ZERO, _LAST):
-            key = name.replace(".", ":") + suffix
+            key = _key(name) + suffix
             flags = self._buffers.get(key)
             if flags is None:
                 continue
@@ -319,6 +319,16 @@ class LivenessUpdate:
     def _hold(self) -> None:
         """What each held parameter is multiplied with after a step: 0 where it is dead, in dead branches as well."""
         self._keep = [(~self.flags.flags(name)).to(parameter.dtype) for name, parameter in self._held]
+
+
+def _key(name: str) -> str:
+    """The name of the buffer that belongs to a tensor; none of an attribute, whatever the tensor is called."""
+    return ":" + name.replace(".", ":")
+
+
+def name_of(key: str) -> str:
+    """The name of the tensor that a buffer of :class:`Liveness` belongs to, with what it holds behind a "!"."""
+    return key.removeprefix(":").replace(":", ".")
 
 
 def _split(spans: dict[str, Span], values: np.ndarray) -> Zeros:

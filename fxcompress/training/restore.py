@@ -13,6 +13,7 @@ from fxcompress.passes.prune_channels import Pruned
 from fxcompress.passes.recut import ShapeError, missing_branches, recut
 from fxcompress.provenance import Provenance, provenance_of
 from fxcompress.trace.plain_weights import plain_state
+from fxcompress.training.liveness import name_of
 from fxcompress.training.record import decode
 from fxcompress.training.sized import LIVENESS, SizedModule
 from fxcompress.training.takeover import take_over
@@ -154,7 +155,7 @@ def _expected(module: nn.Module, gone: Collection[str]) -> dict[str, tuple[int, 
     expected, liveness = {}, f"{LIVENESS}."
     for name, value in module.state_dict(keep_vars=True).items():
         if name.startswith(liveness):
-            of = name.removeprefix(liveness).partition("!")[0].replace(":", ".")
+            of = name_of(name.removeprefix(liveness)).partition("!")[0]
             if of not in gone:
                 expected[name] = sizes[of]
         elif name != RECORD:

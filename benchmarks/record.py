@@ -143,7 +143,7 @@ def environment() -> dict[str, Any]:
         "default threads": DEFAULT_THREADS,
         "OpenMP settings": [f"{k}={v}" for k, v in sorted(os.environ.items()) if k.startswith(("OMP_", "GOMP_"))],
         "load average": load,
-        "commit": _commit(),
+        "commit": commit(),
     }
 
 
@@ -154,7 +154,9 @@ def _version(name: str) -> str:
         return "not installed"
 
 
-def _commit() -> str:
+def commit() -> str:
+    """The commit that the code is at, and whether the library was changed since."""
+
     def git(*args: str) -> str:
         done = subprocess.run(["git", "-C", str(ROOT), *args], capture_output=True, text=True, check=True)
         return done.stdout.strip()

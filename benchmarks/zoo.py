@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.record import ROOT, Record, write
+from benchmarks.record import ROOT, Record, commit, write
 from benchmarks.zoo_checks import all_cases
 from benchmarks.zoo_groups import SHARE
 from benchmarks.zoo_models import Case
@@ -114,11 +114,21 @@ def collect(cases: Iterable[Case], options: argparse.Namespace) -> dict[str, Row
         if time.perf_counter() - start > options.stop_after:
             break
         if options.fresh or case.name not in rows:
-            rows[case.name] = measure(case, options) | {"key": key}
+            rows[case.name] = measure(case, options) | {"key": key, "commit": commit()}
             with options.lines.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(rows[case.name]) + "\n")
             print(_line(rows[case.name]), flush=True)
     return rows
+
+
+def earlier(path: Path | None) -> dict[str, Row]:
+    """The rows of an earlier page that were measured, by model, each with the commit that it was measured at."""
+    if path is None:
+        return {}
+    record = json.loads(path.read_text("utf-8"))
+    return {
+        row["model"]: {"commit": record["environment"]["commit"]} | row for row in record["samples"] if "seconds" in row
+    }
 
 
 def _line(row: Row) -> str:
@@ -147,6 +157,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--stop-after", type=float, default=1e9, help="start no network after so many seconds")
     parser.add_argument("--resume", action="store_true", help="keep stored results of the same code; the default")
     parser.add_argument("--fresh", action="store_true", help="measure again what is stored")
+    parser.add_argument("--earlier", type=Path, help="results whose rows are shown for what is not measured now")
     return parser.parse_args(arguments)
 
 
@@ -160,7 +171,8 @@ def main(arguments: list[str] | None = None) -> None:
     chosen = [c for c in cases if not options.models or c.name in options.models]
     rows = collect((c for c in chosen if not options.family or c.family in options.family), options)
     missing = {"failures": {"start": "not measured yet"}, "exact": False}
-    listed = [{"model": c.name, "family": c.family} | rows.get(c.name, missing) for c in cases]
+    known = earlier(options.earlier) | rows
+    listed = [{"model": c.name, "family": c.family} | known.get(c.name, missing) for c in cases]
     settings = {
         "seeds": options.seeds,
         "dead": f"{SHARE:.0%} of the removable groups",

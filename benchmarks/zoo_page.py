@@ -23,7 +23,8 @@ _COLUMNS = (
     Column("model", "network"), Column("input", "input"), Column("millions", "parameters, 10^6", ".1f"),
     Column("traced", "traced"), Column("exact", "exact"), Column("error", "error", ".1e"),
     Column("share", "share", ".4f"), Column("removed", "removed", ".1%"), Column("cpu", "prune, CPU s", ".2f"),
-    Column("memory", "peak, MB", ",.0f"), *(Column(check, check) for check in CHECKS), Column("reason", "reason"),
+    Column("memory", "peak, MB", ",.0f"), *(Column(check, check) for check in CHECKS), Column("commit", "commit"),
+    Column("reason", "reason"),
 )  # fmt: skip
 _REASONS = (
     Column("count", "networks", "d"), Column("step", "step"), Column("reason", "reason"), Column("models", "which"),
@@ -38,7 +39,7 @@ _LEGEND = (
     "*batch*, *size*: the result also takes another batch and another image size (*refused*: it raises an error that "
     "says so). *trains*: in training mode it computes what the original does, and a step of SGD changes it. *-*: not "
     "reached, or the original cannot either. "
-    "*peak* is that of the whole process, with the checks, in float64."
+    "*peak* is that of the whole process, with the checks, in float64. *commit*: the code that was measured."
 )
 
 

@@ -17,12 +17,12 @@ from fxcompress.passes.unquantized import coverage
 from fxcompress.progress import progress
 from fxcompress.provenance import attach
 from fxcompress.quantizer import Quantizer
-from fxcompress.trace.computed_weights import computed_weights
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.modes import ordinary
 from fxcompress.trace.skeleton import own_tensors, skeleton
 from fxcompress.trace.support import check_supported
 from fxcompress.trace.traced import TracedModule
+from fxcompress.trace.weights.computed import computed_weights
 from fxcompress.training.compressed import CompressedModule, new_compressed
 from fxcompress.training.in_pieces import Compressed, CompressedPieces, Outside, become_pieces
 from fxcompress.training.network import Settings

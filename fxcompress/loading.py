@@ -15,13 +15,13 @@ from fxcompress.provenance import Provenance, attach
 from fxcompress.quantizer import Quantizer
 from fxcompress.storage.arguments import check_arguments
 from fxcompress.storage.file import SavedNetwork, read
-from fxcompress.trace.computed_weights import SUFFIX
 from fxcompress.trace.graph_forward import install
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.modes import ordinary
 from fxcompress.trace.skeleton import skeleton
 from fxcompress.trace.traced import TracedModule
-from fxcompress.trace.weight_norm import with_plain_weights
+from fxcompress.trace.weights.computed import SUFFIX
+from fxcompress.trace.weights.norm import with_plain_weights
 
 
 @ordinary

@@ -15,12 +15,12 @@ from fxcompress.passes.prune_channels import Pruned
 from fxcompress.passes.prune_report import PruneReport, make_report
 from fxcompress.passes.shrink import Narrow, check_narrow, shrink
 from fxcompress.progress import progress
-from fxcompress.trace.computed_weights import computed_weights
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.modes import ordinary
-from fxcompress.trace.plain_weights import plain_weights
 from fxcompress.trace.skeleton import own_tensors
-from fxcompress.trace.weight_norm import PlainWeight, has_weight_norm
+from fxcompress.trace.weights.computed import computed_weights
+from fxcompress.trace.weights.norm import PlainWeight, has_weight_norm
+from fxcompress.trace.weights.plain import plain_weights
 from fxcompress.training.in_pieces import Compressed
 from fxcompress.training.optimizer import Replacement, check_optimizer, prepare_resize
 

@@ -15,9 +15,9 @@ from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.coverage import Uncovered, uncovered
 from fxcompress.channels.prepare import NO_GRAPH, prepare, prepare_pieces
 from fxcompress.channels.space import FIXED, Block, Reason
-from fxcompress.trace.computed_weights import SUFFIX
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.modes import ordinary
+from fxcompress.trace.weights.computed import SUFFIX
 
 Channel = tuple[str, int, int]
 """A tensor's name, a dim of it, and an index along that dim."""

@@ -34,11 +34,11 @@ from fxcompress.channels.values import Call, LabelTensor, Step, Value, find, rep
 from fxcompress.errors import ExampleInputError, FxCompressError
 from fxcompress.progress import stage
 from fxcompress.quantizer import Quantizer
-from fxcompress.trace.flat_weights import renew_weights
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.objects import restored
 from fxcompress.trace.places import line_of
 from fxcompress.trace.skeleton import shallow
+from fxcompress.trace.weights.flat import renew_weights
 
 Atoms = dict[str, dict[int, Tensor]]
 

@@ -6,7 +6,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from fxcompress.quantizer import Quantizer
-from fxcompress.trace.computed_weights import SUFFIX
+from fxcompress.trace.weights.computed import SUFFIX
 
 
 def update_attributes(module: nn.Module, original: nn.Module) -> None:

@@ -17,7 +17,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from fxcompress.passes.base import Pass, PassResult, traced
 from fxcompress.quantizer import Quantizer
 from fxcompress.trace.traced import TracedModule
-from fxcompress.trace.weight_reads import FUNCTIONS, PRODUCTS
+from fxcompress.trace.weights.reads import FUNCTIONS, PRODUCTS
 
 MODULE_KEY = "fxcompress_module"
 """In a node's meta: the module that the node computes, with the quantized weight in the place of its own."""

@@ -10,7 +10,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from fxcompress.passes.inject_quantizers import MODULES
 from fxcompress.trace.traced import TracedModule
-from fxcompress.trace.weight_reads import FUNCTIONS
+from fxcompress.trace.weights.reads import FUNCTIONS
 
 Place = tuple[str, fx.Node]
 """The mode of a graph, and a node of it."""

@@ -22,7 +22,6 @@ from torch._subclasses.fake_tensor import (
 from fxcompress.errors import ExampleInputError, TraceError
 from fxcompress.trace.arguments import Arguments
 from fxcompress.trace.fakes import Fakes, quiet
-from fxcompress.trace.flat_weights import renew_weights
 from fxcompress.trace.hooks import TABLES
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.made_tables import are_tables
@@ -37,6 +36,7 @@ from fxcompress.trace.state import State, carries_over, same_randomness
 from fxcompress.trace.state import unset as forget
 from fxcompress.trace.trees import replace
 from fxcompress.trace.watch import IsLeaf, watch
+from fxcompress.trace.weights.flat import renew_weights
 from fxcompress.trace.writer import Writer
 
 

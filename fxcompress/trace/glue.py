@@ -75,7 +75,7 @@ def with_called(functions: Iterable[FunctionType]) -> frozenset[FunctionType]:
         if function in found:
             continue
         found.add(function)
-        cells = [cell.cell_contents for cell in function.__closure__ or () if _is_full(cell)]
+        cells = [cell.cell_contents for cell in function.__closure__ or () if is_full(cell)]
         named = [*(function.__globals__.get(name) for name in _names(function.__code__)), *cells]
         left += [inspect.unwrap(f) for f in named if isinstance(f, FunctionType) and _package(f) == _package(function)]
     return frozenset(found)
@@ -85,7 +85,8 @@ def _package(function: FunctionType) -> str:
     return str(function.__module__).split(".")[0]
 
 
-def _is_full(cell: Any) -> bool:  # noqa: ANN401 - a cell
+def is_full(cell: Any) -> bool:  # noqa: ANN401 - a cell
+    """Whether a variable of an enclosing function has a value yet."""
     try:
         cell.cell_contents  # noqa: B018 - raises where it is empty
     except ValueError:

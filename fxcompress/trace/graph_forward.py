@@ -11,9 +11,9 @@ from torch import fx, nn
 
 from fxcompress.trace.checkpoints import with_checkpoints
 from fxcompress.trace.names import any_names
-from fxcompress.trace.plain_weights import pass_on_hooks
 from fxcompress.trace.skeleton import skeleton
 from fxcompress.trace.traced import TracedModule, copy_graph
+from fxcompress.trace.weights.plain import pass_on_hooks
 
 _OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
 _OF_EVERY_GRAPH = (

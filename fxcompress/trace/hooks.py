@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import nn
 
-from fxcompress.trace.weight_norm import is_weight_norm_hook
+from fxcompress.trace.glue import is_full
+from fxcompress.trace.weights.norm import is_weight_norm_hook
 
 FORWARD = ("_forward_hooks", "_forward_pre_hooks")
 TABLES = frozenset(
@@ -67,7 +68,7 @@ def _codes(model: nn.Module) -> Iterator[CodeType]:
         for code in _nested(function.__code__):
             names.update(code.co_names)
             yield code
-        cells = [cell.cell_contents for cell in function.__closure__ or () if _is_full(cell)]
+        cells = [cell.cell_contents for cell in function.__closure__ or () if is_full(cell)]
         named = [*(function.__globals__.get(name) for name in names), *cells, getattr(function, "__wrapped__", None)]
         package = function.__module__.split(".")[0]
         left += [f for f in named if isinstance(f, FunctionType) and f.__module__.split(".")[0] == package]
@@ -78,11 +79,3 @@ def _nested(code: CodeType) -> Iterator[CodeType]:
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _nested(constant)
-
-
-def _is_full(cell: Any) -> bool:  # noqa: ANN401 - a cell
-    try:
-        cell.cell_contents  # noqa: B018 - raises where it is empty
-    except ValueError:
-        return False
-    return True

@@ -16,7 +16,6 @@ from torch import Tensor, fx, nn
 from torch._subclasses import FakeTensorMode
 
 from fxcompress.errors import ExampleInputError, FxCompressError, TraceError
-from fxcompress.trace.computed_weights import sources
 from fxcompress.trace.glue import code_around, methods, names_beyond_self, names_in, opened_in, with_called
 from fxcompress.trace.graph_forward import GraphForward, own_class, traced_of
 from fxcompress.trace.hooks import hooks_of
@@ -26,7 +25,8 @@ from fxcompress.trace.state import same_randomness, unchanged_buffers
 from fxcompress.trace.traced import TracedModule
 from fxcompress.trace.tracer import trace
 from fxcompress.trace.trees import replace
-from fxcompress.trace.weight_norm import with_plain_weights
+from fxcompress.trace.weights.computed import sources
+from fxcompress.trace.weights.norm import with_plain_weights
 
 _NO_WORK = "nothing lies between two of its layers"
 _NO_LAYER = "it holds no layer with a weight"

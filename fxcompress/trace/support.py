@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 from fxcompress.errors import UnsupportedModelError
 from fxcompress.trace.hooks import hooks_of_its_own
 from fxcompress.trace.own_modes import own_modes
-from fxcompress.trace.weight_norm import is_weight_norm, is_weight_norm_hook
+from fxcompress.trace.weights.norm import is_weight_norm, is_weight_norm_hook
 
 _HOOKS = {
     "_forward_hooks": "forward hook",

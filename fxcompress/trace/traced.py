@@ -12,8 +12,8 @@ from fxcompress.trace.checkpoints import with_checkpoints
 from fxcompress.trace.names import any_names
 from fxcompress.trace.own_modes import Modes
 from fxcompress.trace.pickling import PackedGraph, pack, unpack
-from fxcompress.trace.plain_weights import Plain, hooks_of, pass_on_hooks
 from fxcompress.trace.skeleton import POSTPONE
+from fxcompress.trace.weights.plain import Plain, hooks_of, pass_on_hooks
 
 _Self = TypeVar("_Self", bound="TracedModule")
 _FROM_COMPILING = ("_code", "_lineno_map", "_prologue_start")

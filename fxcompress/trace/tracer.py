@@ -16,7 +16,6 @@ from torch import fx, nn
 from fxcompress.errors import TraceError
 from fxcompress.provenance import has_record
 from fxcompress.trace.checkpoints import copy_marks, marked_checkpoints
-from fxcompress.trace.computed_weights import make_computed_plain
 from fxcompress.trace.concrete import check_runs
 from fxcompress.trace.heap import without_collections
 from fxcompress.trace.hooks import hooked, hooks_of, remove_hooks
@@ -34,7 +33,8 @@ from fxcompress.trace.symbolic import Tracer, symbolic_graph
 from fxcompress.trace.traced import TracedModule
 from fxcompress.trace.verify import computes_the_same
 from fxcompress.trace.watch import wrapped_functions
-from fxcompress.trace.weight_norm import make_weights_plain
+from fxcompress.trace.weights.computed import make_computed_plain
+from fxcompress.trace.weights.norm import make_weights_plain
 
 
 class GraphOf(Protocol):
@@ -56,7 +56,7 @@ def trace(model: nn.Module, inputs: ExampleInputs | None = None, *, plain: bool 
         model: any module, a GraphModule among them.
         inputs: arguments of ``forward`` that have a default and are not given here keep that default.
         plain: put a parameter in the place of each weight that the model computes from parameters in a way that keeps
-            its channels, see :mod:`fxcompress.trace.computed_weights`. A network that was rewritten without keeps them.
+            its channels, see :mod:`fxcompress.trace.weights.computed`. A network that was rewritten without keeps them.
 
     Raises:
         TraceError: neither way works.

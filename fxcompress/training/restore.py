@@ -12,7 +12,7 @@ from fxcompress.errors import CheckpointError
 from fxcompress.passes.prune_channels import Pruned
 from fxcompress.passes.recut import ShapeError, missing_branches, recut
 from fxcompress.provenance import Provenance, provenance_of
-from fxcompress.trace.plain_weights import plain_state
+from fxcompress.trace.weights.plain import plain_state
 from fxcompress.training.liveness import name_of
 from fxcompress.training.record import decode
 from fxcompress.training.sized import LIVENESS, SizedModule

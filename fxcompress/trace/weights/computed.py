@@ -24,10 +24,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxcompress.trace.guards import is_check
-from fxcompress.trace.plain_weights import Plain, plain_weights
 from fxcompress.trace.traced import TracedModule
-from fxcompress.trace.weight_programs import Computed, Program, computed, fixed_value, may_matter, mixes
-from fxcompress.trace.weight_reads import weight_of
+from fxcompress.trace.weights.plain import Plain, plain_weights
+from fxcompress.trace.weights.programs import Computed, Program, computed, fixed_value, may_matter, mixes
+from fxcompress.trace.weights.reads import weight_of
 
 _OF_NUMBERS = frozenset(
     {

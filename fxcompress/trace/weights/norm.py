@@ -21,9 +21,9 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _WeightNorm
 
 from fxcompress.errors import UnsupportedModelError
-from fxcompress.trace.flat_weights import renew_weights
-from fxcompress.trace.plain_weights import Plain
 from fxcompress.trace.skeleton import skeleton
+from fxcompress.trace.weights.flat import renew_weights
+from fxcompress.trace.weights.plain import Plain
 
 _HOOK = "WeightNorm"  # the class of the hook of torch.nn.utils.weight_norm, whose module the function of its name hides
 

@@ -182,13 +182,37 @@ def test_question_for_gradients_that_changes_nothing(*, frozen: bool) -> None:
 
 
 def test_question_for_gradients_that_matters() -> None:
+    """Evaluation is without gradients, as a rule, and training with them; anything else is said."""
+
     def doubled(_: Net, x: Tensor) -> Tensor:
         return x * 2 if x.requires_grad else x
 
     net, graph = traced(doubled, 2)
+    with torch.no_grad():
+        assert torch.equal(graph(features(2)), net(features(2)))
+    with pytest.raises(PathError, match=r"reads off tensors, \(True,\) came out as True"):
+        graph(features(2))
+    graph.train(), net.train()
     assert torch.equal(graph(features(2)), net(features(2)))
     with torch.no_grad(), pytest.raises(PathError, match=r"reads off tensors, \(False,\) came out as False"):
         graph(features(2))
+
+
+def test_networks_that_ask_for_gradients_are_compressed() -> None:
+    def doubled(net: Net, x: Tensor) -> Tensor:
+        return x.relu() * (2 if x.requires_grad else 3) * net.one
+
+    net = Net(doubled)
+    compressed = fxc.compress(net, features(2))
+    with torch.no_grad():
+        net.first.weight[[0, 3]] = 0
+        net.first.bias[[0, 3]] = 0
+    result = fxc.prune(net, features(2)).module
+    assert result.get_parameter("first.weight").shape[0] == 10
+    compressed(features(3)).sum().backward()
+    assert torch.allclose(result.train()(features(3)), net.train()(features(3)), atol=1e-5)
+    with torch.no_grad():
+        assert torch.allclose(result.eval()(features(3)), net.eval()(features(3)), atol=1e-5)
 
 
 def test_runs_leave_nothing_behind() -> None:

@@ -34,6 +34,7 @@ from fxcompress.channels.values import Call, LabelTensor, Step, Value, find, rep
 from fxcompress.errors import ExampleInputError, FxCompressError
 from fxcompress.progress import stage
 from fxcompress.quantizer import Quantizer
+from fxcompress.trace.guards import asks_for_gradients
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.objects import restored
 from fxcompress.trace.places import line_of
@@ -178,6 +179,8 @@ class Interpreter:
 
     def call(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         """Run a call node on its evaluated arguments."""
+        if asks_for_gradients(node):
+            return None  # labels have none: this is the path that was traced
         try:
             if node.op == "call_module":
                 module = self._submodule(str(node.target))

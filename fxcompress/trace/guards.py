@@ -83,6 +83,12 @@ def is_check(node: fx.Node) -> bool:
     return node.op == "call_function" and node.target in {check, shape_of, check_argument}
 
 
+def asks_for_gradients(node: fx.Node) -> bool:
+    """Whether a node checks whether a tensor requires gradients, which is so or not for the same input."""
+    decision = node.args[0] if node.target is check else None
+    return isinstance(decision, fx.Node) and decision.target is getattr and str(decision.args[1]) == "requires_grad"
+
+
 def is_plain(value: object) -> bool:
     """Whether a value can be written into a graph as it is."""
     return type(value) in _PLAIN or value is Ellipsis

@@ -4,7 +4,8 @@ Code that asks for the size of the batch often does so for nothing: it expands w
 where the batch has one row as well. A model that is traced with two images should take one, and the other way round. So
 where a decision compares sizes, the model runs a second time with another batch, and where one of the two graphs
 computes what both do (same_path.py), it stands for both. The same goes for code that asks whether a tensor requires
-gradients, which it may do under ``torch.no_grad()`` and may not in training.
+gradients, which it may do under ``torch.no_grad()`` and may not in training: where the two paths differ, the graph of
+evaluation takes that without gradients, and the graph of training the other.
 """
 
 import operator
@@ -16,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from fxcompress.errors import TraceError
 from fxcompress.trace.concrete import run_model
-from fxcompress.trace.guards import check
+from fxcompress.trace.guards import asks_for_gradients, check
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.same_path import joined
 from fxcompress.trace.trees import tensors_in
@@ -56,9 +57,11 @@ def run_paths(
 
     before = set(vars(root))
     graph = for_batches(readers, kept)
-    asked = next((node.args[1] for node in _checks(graph) if _asks_for_gradients(node)), None)
+    asked = next((node.args[1] for node in _checks(graph) if asks_for_gradients(node)), None)
     if asked is not None:
         graph = _for_both(graph, partial(for_batches, gradients=not asked), root, readers, kept)
+        if asked is not training and any(map(asks_for_gradients, _checks(graph))):
+            graph = _with_gradients_of_mode(graph, for_batches, readers, kept, training=training)
     used = {str(node.target) for node in graph.find_nodes(op="get_attr")}
     for name in vars(root).keys() - before - used:  # constants of a run that is not kept
         del vars(root)[name]
@@ -80,6 +83,20 @@ def _for_both(graph: fx.Graph, run: _Run, root: nn.Module, readers: set[int], ke
     return graph
 
 
+def _with_gradients_of_mode(
+    graph: fx.Graph, run: Callable[..., fx.Graph], readers: set[int], kept: set[str], *, training: bool
+) -> fx.Graph:
+    """The path that the model takes with gradients in training, and without in evaluation; ``graph`` if it cannot."""
+    more, changed = set(readers), set(kept)
+    try:
+        other = run(more, changed, gradients=training)
+    except TraceError:
+        return graph
+    readers |= more
+    kept |= changed
+    return other
+
+
 def _checks(graph: fx.Graph) -> list[fx.Node]:
     return list(graph.find_nodes(op="call_function", target=check))
 
@@ -87,11 +104,6 @@ def _checks(graph: fx.Graph) -> list[fx.Node]:
 def _compares(node: fx.Node) -> bool:
     decision = node.args[0]
     return isinstance(decision, fx.Node) and decision.target in {operator.eq, operator.ne}
-
-
-def _asks_for_gradients(node: fx.Node) -> bool:
-    decision = node.args[0]
-    return isinstance(decision, fx.Node) and decision.target is getattr and str(decision.args[1]) == "requires_grad"
 
 
 def _another_batch(inputs: ExampleInputs) -> ExampleInputs | None:

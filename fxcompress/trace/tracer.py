@@ -17,6 +17,7 @@ from fxcompress.errors import TraceError
 from fxcompress.provenance import has_record
 from fxcompress.trace.checkpoints import copy_marks, marked_checkpoints
 from fxcompress.trace.concrete import check_runs
+from fxcompress.trace.guards import asks_for_gradients
 from fxcompress.trace.heap import without_collections
 from fxcompress.trace.hooks import hooked, hooks_of, remove_hooks
 from fxcompress.trace.inputs import ExampleInputs
@@ -205,7 +206,8 @@ def _traced(model: nn.Module, graph_of: GraphOf) -> TracedModule:
     with _reads_of_mode() as readers, same_randomness(), marked_checkpoints():
         graph = graph_of(root, readers, training=False)
         sweep(graph)
-        if readers or any(_knows_its_mode(module) for module, _ in modes):
+        asked = any(map(asks_for_gradients, graph.nodes))
+        if readers or asked or any(_knows_its_mode(module) for module, _ in modes):
             train_graph = graph_of(root, readers, training=True)
             sweep(train_graph)
     for module, training in modes:

@@ -172,8 +172,6 @@ class LivenessUpdate:
         zero = self._zero()
         if self._seen is None or not torch.equal(zero, self._seen):
             self._refresh(zero)
-            if self._last:  # those that were given a bit back
-                self._follow()
 
     def _follow(self) -> None:
         """Let exponents rise by as much as bits have fallen: the range 2^(e+b-1) stays, and the grid gets coarser."""

@@ -51,7 +51,7 @@ class Pattern:
 
 
 def pattern(weight: Tensor, row: int, column: int, shape: Sequence[int]) -> Pattern:
-    """The pattern of a weight along two of its dims: an entry that is zero anywhere else along them is zero.
+    """The pattern of a weight along two of its dims: what is other than zero anywhere along the others, may be.
 
     Args:
         weight: or a map of it, whose dims have size 1 where it does not vary.

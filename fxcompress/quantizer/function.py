@@ -12,23 +12,28 @@ On a CPU the passes over a weight are bound by memory: they go block by block, a
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["RANGE_BITS", "clip_range", "codes_of", "quantize", "quantize_reference", "wide"]
+__all__ = [
+    "RANGE_BITS",
+    "clip_range",
+    "codes_of",
+    "quantize",
+    "quantize_reference",
+    "quantize_rows",
+    "wide",
+]
 
 RANGE_BITS = 2.0
 """Bits down to which ``keep_range`` keeps a range: with fewer, a range as wide as the weights leaves most of them 0."""
 _LN2 = math.log(2.0)
 _BLOCK = 2**19
 """Entries of a block: its passes stay in the cache, and each still pays for its call."""
-
-Span = tuple[int, int] | None
-"""Where a block starts along dim 0 and how long it is; None for all of a tensor."""
 
 
 def wide(x: Tensor) -> Tensor:
@@ -49,83 +54,102 @@ def codes_of(x: Tensor, bits: Tensor, exponent: Tensor) -> Tensor:
     return torch.clamp(wide(x) * torch.exp2(-wide(exponent)), lo, hi).round()
 
 
-@dataclass(frozen=True, slots=True)
-class _Format:
-    """The number format of each channel, in the dtype that is computed in; all of one shape.
+def _formats(x: Tensor, bits: Tensor, exponent: Tensor) -> tuple[Tensor, Tensor, torch.dtype]:
+    """Bits and exponents of one shape, and the dtype that is computed in."""
+    bits, exponent = wide(bits), wide(exponent)
+    if bits.shape != exponent.shape:
+        bits, exponent = torch.broadcast_tensors(bits, exponent)
+    dtype = torch.promote_types(torch.promote_types(x.dtype, bits.dtype), exponent.dtype)
+    return bits, exponent, dtype
 
-    ``traced`` is for compilers, which fuse the passes themselves, and for functional transforms: both want no tensors
-    to write to.
+
+def _grid(bits: Tensor, exponent: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Of each channel: 2^-e, the lowest and the highest code, 2^e."""
+    low, high = clip_range(bits)
+    return tuple(value.to(dtype) for value in (torch.exp2(-exponent), low.round(), high.round(), torch.exp2(exponent)))
+
+
+def _range(bits: Tensor, exponent: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Of each channel: the lowest and the highest x that is not clipped."""
+    scale = torch.exp2(exponent).to(dtype)
+    low, high = clip_range(bits)
+    return low.to(dtype) * scale, high.to(dtype) * scale
+
+
+def _round(x: Tensor, grid: Sequence[Tensor], zero: Tensor, out: Tensor | None = None) -> Tensor:
+    """The q of a block. Clipping comes after rounding, by rounded bounds: the same, as both are monotone."""
+    inverse, low, high, scale = grid
+    codes = torch.mul(x, inverse, out=out)
+    codes = torch.round(codes, out=out)
+    codes = torch.maximum(codes, low, out=out)
+    codes = torch.minimum(codes, high, out=out)
+    # 0 + code * scale in one pass: codes that round to -0.0 become 0.0, as integers have no negative zero.
+    return torch.addcmul(zero, codes, scale, out=out)
+
+
+def _distribute(
+    block: Sequence[Tensor], out: Tensor | None = None, spare: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradient for a block of x, and over each channel the sums that those for b and e are multiples of.
+
+    Args:
+        block: the gradient for q, x, q, and the range of each channel.
+        out: where to write the first result.
+        spare: memory to work in.
     """
+    grad, x, q, low, high = block
+    side = torch.maximum(x, low, out=spare)
+    side = torch.minimum(side, high, out=spare)
+    side = torch.sub(x, side, out=spare)
+    side = torch.sign(side, out=spare)  # 1 where clipped high, -1 where low, 0 inside
+    outside = torch.mul(grad, side, out=out)
+    to_bits = _summed(outside, low, out)
+    grad_x = torch.addcmul(grad, outside, side, value=-1, out=out)
+    change = torch.mul(grad, q, out=spare)
+    change = torch.addcmul(change, grad_x, x, value=-1, out=spare)
+    return grad_x, to_bits, _summed(change, low, spare)
 
-    scale: Tensor
-    inverse: Tensor
-    low: Tensor
-    high: Tensor
-    low_code: Tensor
-    high_code: Tensor
-    traced: bool
 
-    @classmethod
-    def of(cls, x: Tensor, bits: Tensor, exponent: Tensor) -> "_Format":
-        bits, exponent = torch.broadcast_tensors(wide(bits), wide(exponent))
-        dtype = torch.promote_types(torch.promote_types(x.dtype, bits.dtype), exponent.dtype)
-        scale = torch.exp2(exponent).to(dtype)
-        low, high = (bound.to(dtype) for bound in clip_range(bits))
-        traced = torch.compiler.is_compiling() or _is_wrapped(x)
-        inverse = torch.exp2(-exponent).to(dtype)
-        values = [scale, inverse, low * scale, high * scale, low.round(), high.round()]
-        scale, inverse, low, high, low_code, high_code = [_computed(value) for value in values]
-        return cls(scale, inverse, low, high, low_code, high_code, traced)
+def _summed(values: Tensor, channels: Tensor, out: Tensor | None) -> Tensor:
+    """Over each channel; never the memory ``out``, which is written to again."""
+    total = values.sum_to_size(channels.shape)
+    return total.clone() if out is not None and total.numel() == values.numel() else total
 
-    def block(self, ndim: int, span: Span) -> "_Format":
-        if span is None:
-            return self
-        low, high = (_cut(value, ndim, span) for value in (self.low, self.high))
-        low_code, high_code = (_cut(value, ndim, span) for value in (self.low_code, self.high_code))
-        scale, inverse = (_cut(value, ndim, span) for value in (self.scale, self.inverse))
-        return _Format(scale, inverse, low, high, low_code, high_code, self.traced)
 
-    def spans(self, x: Tensor) -> list[Span]:
-        """The blocks of a tensor."""
-        if self.traced or x.device.type != "cpu" or x.numel() <= _BLOCK:
-            return [None]
-        size = max(1, _BLOCK * x.shape[0] // x.numel())
-        return [(start, min(size, x.shape[0] - start)) for start in range(0, x.shape[0], size)]
+def _gradients_of_formats(
+    outside: Tensor,
+    change: Tensor,
+    bits: Tensor,
+    low: Tensor,
+    keep_range: bool,  # noqa: FBT001
+) -> tuple[Tensor, Tensor]:
+    """For b and e: -ln2 * low, which is ln2 * 2^e * 2^(b-1), and ln2 times the sums of :func:`_distribute`."""
+    to_bits, to_exponent = outside * (low * -_LN2), change * _LN2
+    return torch.where(bits > RANGE_BITS, to_bits - to_exponent, to_bits) if keep_range else to_bits, to_exponent
 
-    def quantized(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        """The q of a block. Clipping comes after rounding, by rounded bounds: the same, as both are monotone."""
-        codes = torch.mul(x, self.inverse, out=out)
-        out = None if self.traced else codes
-        codes = torch.round(codes, out=out)
-        codes = torch.maximum(codes, self.low_code, out=out)
-        codes = torch.minimum(codes, self.high_code, out=out)
-        # 0 + code * scale in one pass: codes that round to -0.0 become 0.0, as integers have no negative zero.
-        zero = codes.new_zeros(() if self.traced else (1, *codes.shape[1:])[: codes.ndim])
-        return torch.addcmul(zero, codes, self.scale, out=out)
 
-    def clipped(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        """1 where a block is clipped high, -1 where low, 0 inside."""
-        bounded = torch.maximum(x, self.low, out=out)
-        out = None if self.traced else bounded
-        bounded = torch.minimum(bounded, self.high, out=out)
-        return torch.sign(torch.sub(x, bounded, out=out), out=out)
+def _fused_forward(x: Tensor, bits: Tensor, exponent: Tensor) -> Tensor:
+    """For compilers, which fuse operations themselves, and functional transforms: both want no memory to write to."""
+    bits, exponent, dtype = _formats(x, bits, exponent)
+    grid = [_computed(value) for value in _grid(bits, exponent, dtype)]
+    exact = x.to(dtype)
+    return _round(exact, grid, exact.new_zeros(())).to(x.dtype)
 
-    def gradients(
-        self, grad: Tensor, x: Tensor, q: Tensor, out: Tensor | None = None, spare: Tensor | None = None
-    ) -> tuple[Tensor, ...]:
-        """dq/dx of a block, and over each channel the sums that dq/db and dq/de are multiples of."""
-        side = self.clipped(x, spare)
-        outside = torch.mul(grad, side, out=out)
-        to_bits = self.summed(outside)
-        into, spare = (None, None) if self.traced else (outside, side)
-        grad_x = torch.addcmul(grad, outside, side, value=-1, out=into)
-        change = torch.addcmul(torch.mul(grad, q, out=spare), grad_x, x, value=-1, out=spare)
-        return grad_x, to_bits, self.summed(change)
 
-    def summed(self, values: Tensor) -> Tensor:
-        """Over each channel; never the same memory, which is written to again."""
-        total = values.sum_to_size(self.scale.shape)
-        return total.clone() if not self.traced and total.numel() == values.numel() else total
+def _fused_backward(
+    grad: Tensor,
+    x: Tensor,
+    q: Tensor,
+    bits: Tensor,
+    exponent: Tensor,
+    keep_range: bool,  # noqa: FBT001
+) -> tuple[Tensor, Tensor, Tensor]:
+    bits, exponent, dtype = _formats(x, bits, exponent)
+    low, high = [_computed(value) for value in _range(bits, exponent, dtype)]
+    exact = x.to(dtype)
+    exact_q = q if q.dtype == dtype else _fused_forward(exact, bits, exponent)
+    grad_x, outside, change = _distribute((grad.to(dtype), exact, exact_q, low, high))
+    return grad_x.to(x.dtype), *_gradients_of_formats(outside, change, bits, low, keep_range)
 
 
 def _computed(value: Tensor) -> Tensor:
@@ -136,79 +160,110 @@ def _computed(value: Tensor) -> Tensor:
     return value.as_strided(value.size(), value.stride()) if torch.compiler.is_compiling() else value
 
 
-def _is_wrapped(x: Tensor) -> bool:
-    """Whether a functional transform such as ``torch.func.vmap`` is at work; torch has no public question for it."""
-    wrapped: bool = torch._C._functorch.is_functorch_wrapped_tensor(x)  # noqa: SLF001
-    return wrapped
+def _eager_forward(x: Tensor, bits: Tensor, exponent: Tensor) -> Tensor:
+    """Operation by operation; on a CPU block by block."""
+    bits, exponent, dtype = _formats(x, bits, exponent)
+    grid, exact = _grid(bits, exponent, dtype), x.to(dtype)
+    result = torch.empty_like(exact)
+    zero = exact.new_zeros((1, *exact.shape[1:])[: exact.ndim])
+    for out, part, *formats in _blocks(result, exact, *grid):
+        _round(part, formats, zero, out)
+    return result.to(x.dtype)
 
 
-def _cut(value: Tensor, ndim: int, span: Span) -> Tensor:
-    """The part of a tensor that belongs to a block; all of it where it is the same for all blocks."""
-    return value if span is None or value.ndim < ndim or value.shape[0] == 1 else value.narrow(0, *span)
+def _eager_backward(
+    grad: Tensor,
+    x: Tensor,
+    q: Tensor,
+    bits: Tensor,
+    exponent: Tensor,
+    keep_range: bool,  # noqa: FBT001
+) -> tuple[Tensor, Tensor, Tensor]:
+    bits, exponent, dtype = _formats(x, bits, exponent)
+    low, high = _range(bits, exponent, dtype)
+    exact = x.to(dtype)
+    exact_q = q if q.dtype == dtype else _eager_forward(exact, bits, exponent)
+    grad_x = torch.empty_like(exact)
+    spare: Tensor | None = None
+    sums: list[tuple[Tensor, ...]] = []
+    for out, *parts in _blocks(grad_x, grad.to(dtype), exact, exact_q, low, high):
+        # Memory asked for again in each block may be handed out as fresh pages, which cost more than all passes.
+        spare = torch.empty_like(out) if spare is None else spare[: len(out)]
+        sums.append(_distribute(parts, out, spare)[1:])
+    by_block = low.ndim == exact.ndim and low.ndim and low.shape[0] != 1
+    outside, change = (torch.cat(part) if by_block else torch.stack(part).sum(0) for part in zip(*sums, strict=True))
+    return grad_x.to(x.dtype), *_gradients_of_formats(outside, change, bits, low, keep_range)
 
 
-def _quantized(form: _Format, x: Tensor) -> Tensor:
-    spans = form.spans(x)
-    if len(spans) == 1:
-        return form.quantized(x)
-    result = torch.empty_like(x)
-    for span in spans:
-        form.block(x.ndim, span).quantized(_cut(x, x.ndim, span), _cut(result, x.ndim, span))
-    return result
-
-
-def _gradients(form: _Format, grad: Tensor, x: Tensor, q: Tensor) -> tuple[Tensor, ...]:
-    spans = form.spans(x)
-    if len(spans) == 1:
-        return form.gradients(grad, x, q)
-    result = torch.empty_like(x)
-    # Memory that is asked for again in each block may be handed out as fresh pages, which cost more than all passes.
-    spare = torch.empty_like(_cut(x, x.ndim, spans[0]))
-    parts: list[tuple[Tensor, ...]] = []
-    for span in spans:
-        g, of_x, of_q, out = (_cut(tensor, x.ndim, span) for tensor in (grad, x, q, result))
-        parts.append(form.block(x.ndim, span).gradients(g, of_x, of_q, out, spare[: len(out)])[1:])
-    shape = form.scale.shape
-    by_block = len(shape) == x.ndim and shape[0] != 1
-    sums = (torch.cat(part) if by_block else torch.stack(part).sum(0) for part in zip(*parts, strict=True))
-    return result, *sums
+def _blocks(result: Tensor, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Those parts of tensors along dim 0 that belong together; all of a tensor that is the same for all of them."""
+    if result.device.type != "cpu" or result.numel() <= _BLOCK:
+        return iter([(result, *tensors)])
+    size = max(1, _BLOCK * len(result) // result.numel())
+    count = -(-len(result) // size)
+    whole = [value.ndim < result.ndim or len(value) == 1 for value in tensors]
+    parts = [[value] * count if alike else value.split(size) for value, alike in zip(tensors, whole, strict=True)]
+    return zip(result.split(size), *parts, strict=True)
 
 
 class _Quantize(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, bits: Tensor, exponent: Tensor, keep_range: bool) -> Tensor:  # noqa: FBT001
-        form = _Format.of(x, bits, exponent)
-        return _quantized(form, x.to(form.scale.dtype)).to(x.dtype)
+    def forward(x: Tensor, bits: Tensor, exponent: Tensor, keep_range: bool, rows: bool) -> Tensor:  # noqa: FBT001
+        matrix, b, e = _as_rows(x, bits, exponent) if rows else (x, bits, exponent)
+        return (_fused_forward if _is_fused(x) else _eager_forward)(matrix, b, e).view_as(x)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, bool], output: Tensor) -> None:  # noqa: ANN401
-        *tensors, ctx.keep_range = inputs
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, bool, bool], output: Tensor) -> None:  # noqa: ANN401
+        *tensors, ctx.keep_range, ctx.rows = inputs
         ctx.save_for_backward(*tensors, output)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        x, bits, exponent, result = ctx.saved_tensors
-        form = _Format.of(x, bits, exponent)
-        exact = x.to(form.scale.dtype)
-        q = result if exact.dtype == result.dtype else _quantized(form, exact)
-        grad_x, outside, change = _gradients(form, grad.to(exact.dtype), exact, q)
-        factor = _LN2 * 0.5 * torch.exp2(wide(bits)) * form.scale
-        to_bits, to_exponent = outside * factor, change * _LN2
-        if ctx.keep_range:
-            to_bits = torch.where(bits > RANGE_BITS, to_bits - to_exponent, to_bits)
-        need_x, need_bits, need_exponent, _ = ctx.needs_input_grad
+        x, bits, exponent, q = ctx.saved_tensors
+        matrix, b, e = _as_rows(x, bits, exponent) if ctx.rows else (x, bits, exponent)
+        grad, q = grad.reshape(matrix.shape), q.view(matrix.shape)
+        gradients = _fused_backward if _is_fused(x) or _is_fused(grad) else _eager_backward
+        to_x, to_bits, to_exponent = gradients(grad, matrix, q, b, e, ctx.keep_range)
+        need_x, need_bits, need_exponent, *_ = ctx.needs_input_grad
         return (
-            grad_x.to(x.dtype) if need_x else None,
-            to_bits.sum_to_size(bits.shape).to(bits.dtype) if need_bits else None,
-            to_exponent.sum_to_size(exponent.shape).to(exponent.dtype) if need_exponent else None,
+            to_x.view(x.shape) if need_x else None,
+            to_bits.sum_to_size(b.shape).view(bits.shape).to(bits.dtype) if need_bits else None,
+            to_exponent.sum_to_size(e.shape).view(exponent.shape).to(exponent.dtype) if need_exponent else None,
+            None,
             None,
         )
 
 
-def quantize(x: Tensor, bits: Tensor, exponent: Tensor, keep_range: bool = False) -> Tensor:  # noqa: FBT001, FBT002
+def _as_rows(x: Tensor, bits: Tensor, exponent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Formats that broadcast along dim 0, and a matrix where the layout in memory allows."""
+    x = x.flatten(1) if x.is_contiguous() else x
+    shape = (-1, *[1] * (x.ndim - 1))
+    return x, bits.view(shape), exponent.view(shape)
+
+
+def _is_fused(x: Tensor) -> bool:
+    """Whether a compiler is at work, or a functional transform such as ``torch.func.vmap``."""
+    if torch.compiler.is_compiling():
+        return True
+    wrapped: bool = torch._C._functorch.is_functorch_wrapped_tensor(x)  # noqa: SLF001 -- there is no public question
+    return wrapped
+
+
+def quantize_rows(x: Tensor, bits: Tensor, exponent: Tensor, *, keep_range: bool = False) -> Tensor:
+    """:func:`quantize` with a format for each entry of dim 0: ``x`` is (O, ...), ``bits`` and ``exponent`` are (O,).
+
+    >>> quantize_rows(torch.tensor([[0.6, 9.0], [0.6, 9.0]]), torch.tensor([3.0, 2.0]), torch.zeros(2))
+    tensor([[1., 3.],
+            [1., 1.]])
+    """
+    result: Tensor = _Quantize.apply(x, bits, exponent, keep_range, True)
+    return result
+
+
+def quantize(x: Tensor, bits: Tensor, exponent: Tensor, *, keep_range: bool = False) -> Tensor:
     """Quantize ``x`` to signed fixed point (the paper, equation 1), with the closed-form gradients.
 
         q(x, b, e) = 2^e * round( min( max( 2^-e * x, -2^(b-1) ), 2^(b-1) - 1 ) )
@@ -239,11 +294,11 @@ def quantize(x: Tensor, bits: Tensor, exponent: Tensor, keep_range: bool = False
     >>> quantize(torch.tensor([-9.0, -0.5, 0.6, 9.0]), torch.tensor(3.0), torch.tensor(0.0))
     tensor([-4.,  0.,  1.,  3.])
     """
-    result: Tensor = _Quantize.apply(x, bits, exponent, keep_range)
+    result: Tensor = _Quantize.apply(x, bits, exponent, keep_range, False)
     return result
 
 
-def quantize_reference(x: Tensor, bits: Tensor, exponent: Tensor, keep_range: bool = False) -> Tensor:  # noqa: FBT001, FBT002
+def quantize_reference(x: Tensor, bits: Tensor, exponent: Tensor, *, keep_range: bool = False) -> Tensor:
     """:func:`quantize` from plain torch operations: same arguments, same values, same gradients, more memory.
 
     The yardstick of the tests, and a fallback where a compiler cannot take autograd functions.

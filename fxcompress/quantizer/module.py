@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fxcompress.errors import UnsupportedModelError
-from fxcompress.quantizer.function import codes_of, quantize, wide
+from fxcompress.quantizer.function import codes_of, quantize, quantize_rows, wide
 from fxcompress.quantizer.layout import is_grouped, per_channel, rows, split_groups
 
 __all__ = ["Quantizer", "compile_quantizers"]
@@ -98,20 +98,22 @@ class Quantizer(nn.Module):
             UnsupportedModelError: ``weight`` has another number of output channels than ``bits``.
         """
         blocks = self._blocks(weight)
+        compiled = self.compiled
+        if self.channel_dim == 0 and compiled is None:
+            return quantize_rows(blocks, self.bits, self.exponent, keep_range=self.keep_range)
         if self.channel_dim == 0 and blocks.ndim > 1 and blocks.is_contiguous():
-            # Of one rank for all layers, so that a compiler makes one kernel for all; and a view, as the sizes of a
+            # Of one rank for all layers, so that a compiler makes one kernel for all; and views, as the sizes of a
             # parameter itself would be taken for fixed.
-            matrix = blocks.view(len(blocks), -1)
-            bits, exponent = self.bits[:, None], self.exponent[:, None]
-            return self.function(matrix, bits, exponent, self.keep_range).reshape(weight.shape)
-        bits, exponent = self._broadcast(self.bits, weight), self._broadcast(self.exponent, weight)
-        return self.function(blocks, bits, exponent, self.keep_range).reshape(weight.shape)
+            blocks, bits, exponent = blocks.view(len(blocks), -1), self.bits[:, None], self.exponent[:, None]
+        else:
+            bits, exponent = self._broadcast(self.bits, weight), self._broadcast(self.exponent, weight)
+        return (compiled or quantize)(blocks, bits, exponent, keep_range=self.keep_range).reshape(weight.shape)
 
     @property
-    def function(self) -> Callable[[Tensor, Tensor, Tensor, bool], Tensor]:
-        """:func:`quantize`, or what it was compiled to; see :func:`compile_quantizers`."""
-        compiled: Callable[[Tensor, Tensor, Tensor, bool], Tensor] = self.__dict__.get("_compiled", quantize)
-        return compiled
+    def compiled(self) -> Callable[..., Tensor] | None:
+        """What :func:`quantize` was compiled to, if it was; see :func:`compile_quantizers`."""
+        function: Callable[..., Tensor] | None = self.__dict__.get("_compiled")
+        return function
 
     def codes(self, weight: Tensor) -> Tensor:
         """The integers that ``forward(weight)`` is the ``scale(weight)``-fold of; int32, of the weight's shape."""

@@ -6,6 +6,11 @@ from typing import Any
 
 from fxcompress.errors import check_number
 
+_SMOOTHING = 0.3
+"""Weight of the newest step in the speed at which a network shrinks."""
+_FORGETTING = 3.0
+"""How much faster the integral falls than it rises: what was needed to get under way is soon too much."""
+
 
 @dataclass(frozen=True, slots=True)
 class ConstantGamma:
@@ -29,8 +34,13 @@ class TargetSize:
     """Steers gamma so that training ends at a given share of the original bits.
 
     The wanted size falls geometrically from where it starts to the target, which it reaches at ``arrival``; gamma
-    follows by a proportional-integral rule on the logarithm of size over wanted size. It needs no tuning to the size of
-    the network, which a fixed gamma does: the pressure on b grows with the share of the weights that a channel holds.
+    follows the logarithm of size over wanted size by a proportional-integral-derivative rule. It needs no tuning to the
+    size of the network, which a fixed gamma does: the pressure on b grows with the share of the weights that a channel
+    holds.
+
+    A network that shrinks goes on shrinking for some steps after the pressure has ended, as optimizers average over
+    steps. So what is compared is where the size will be by then, and where it is wanted then. A network that is too
+    small all the same gets a negative gamma, as the task seldom makes it larger: what is alive gets bits back.
 
     Attributes:
         target: share of the original 32-bit weights, above 0 and below 1.
@@ -38,9 +48,9 @@ class TargetSize:
         arrival: share of the training after which the size should be at the target.
         gamma: what to begin with; adapted by the rule.
         proportional: how strongly gamma rises with the logarithm of size over wanted size.
-        braking: the same where the size is below what is wanted. It is much higher, as pressure makes a network
-            smaller and nothing makes it larger again but the task.
+        braking: how strongly it falls where the size is below what is wanted: to 0 at 1/braking.
         integral: what each step adds of that logarithm.
+        horizon: for how many steps a network goes on shrinking; 10 is the memory of Adam.
     """
 
     target: float
@@ -48,10 +58,13 @@ class TargetSize:
     arrival: float = 0.5
     gamma: float = 0.03
     proportional: float = 6.0
-    braking: float = 60.0
-    integral: float = 0.15
+    braking: float = 150.0
+    integral: float = 0.4
+    horizon: float = 10.0
     _start: float | None = field(default=None, repr=False)
     _sum: float = field(default=0.0, repr=False)
+    _last: tuple[float, float] | None = field(default=None, repr=False)
+    _speed: float = field(default=0.0, repr=False)
 
     def __post_init__(self) -> None:
         check_number(target_size=self.target)
@@ -73,17 +86,29 @@ class TargetSize:
         """
         if self._start is None:
             self._start = max(size, self.target)
+        error = self._coming(progress, math.log(max(size, 1e-9)))
         if progress < self.warmup:
             return 0.0
-        error = math.log(max(size, 1e-9) / self.wanted(progress))
-        self._sum = min(8.0, max(-8.0, self._sum + self.integral * error))
-        gain = self.proportional if error > 0 else self.braking
-        return self.gamma * math.exp(min(5.0, max(-30.0, gain * error + self._sum)))
+        added = self.integral * error * (1.0 if error > 0 else _FORGETTING)
+        self._sum = min(8.0, max(-8.0, self._sum + added))
+        above = math.exp(min(5.0, self.proportional * error))
+        return self.gamma * math.exp(self._sum) * (above if error > 0 else max(-1.0, 1 + self.braking * error))
+
+    def _coming(self, progress: float, log_size: float) -> float:
+        """How far above the path, in logarithms, the size will be when a network stops that is let go now."""
+        before, self._last = self._last, (progress, log_size)
+        if before is None:
+            return log_size - math.log(self.wanted(progress))
+        self._speed += _SMOOTHING * (log_size - before[1] - self._speed)
+        ahead = progress + self.horizon * (progress - before[0])
+        return log_size + self.horizon * min(self._speed, 0.0) - math.log(self.wanted(ahead))
 
     def state_dict(self) -> dict[str, Any]:
         """What has been adapted, for a checkpoint."""
-        return {"start": self._start, "sum": self._sum}
+        return {"start": self._start, "sum": self._sum, "last": self._last, "speed": self._speed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what :meth:`state_dict` gave."""
         self._start, self._sum = state["start"], state["sum"]
+        last = state.get("last")  # missing, as the speed, in files of earlier versions
+        self._last, self._speed = (float(last[0]), float(last[1])) if last else None, state.get("speed", 0.0)

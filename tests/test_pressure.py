@@ -160,6 +160,14 @@ def test_the_controller_gives_bits_back_below_the_wanted_size() -> None:
     assert found[0] > 1.5 * found[1] > 0 > found[2]
 
 
+def test_the_controller_presses_again_after_a_jump() -> None:
+    """Half of the network gone at once is not the speed at which it goes on."""
+    control = TargetSize(0.05)
+    for step in range(200):
+        control(0.6 + step / 1000, 0.2 if step < 100 else 0.052)
+    assert control(0.8, 0.052) > 0.01
+
+
 class Coasting:
     """A network as the controller sees it: log sizes with inertia, and learning rates that fall to 0."""
 

@@ -10,6 +10,8 @@ _SMOOTHING = 0.3
 """Weight of the newest step in the speed at which a network shrinks."""
 _FORGETTING = 3.0
 """How much faster the integral falls than it rises: what was needed to get under way is soon too much."""
+_JUMP = 0.3
+"""The integral sees no more of an error below the path: a network that loses a layer at once will not do so again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ class TargetSize:
         error = self._coming(progress, math.log(max(size, 1e-9)))
         if progress < self.warmup:
             return 0.0
-        added = self.integral * error * (1.0 if error > 0 else _FORGETTING)
+        added = self.integral * (error if error > 0 else _FORGETTING * max(error, -_JUMP))
         self._sum = min(8.0, max(-8.0, self._sum + added))
         above = math.exp(min(5.0, self.proportional * error))
         return self.gamma * math.exp(self._sum) * (above if error > 0 else max(-1.0, 1 + self.braking * error))

@@ -1,10 +1,11 @@
 """``fxcompress.load``: a file and a freshly built original give the compressed network back."""
 
 import os
+import warnings
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.prepare import prepare, prepare_pieces
@@ -15,6 +16,7 @@ from fxcompress.provenance import Provenance, attach
 from fxcompress.quantizer import Quantizer
 from fxcompress.storage.arguments import check_arguments
 from fxcompress.storage.file import SavedNetwork, read
+from fxcompress.trace.fingerprint import fingerprint
 from fxcompress.trace.graph_forward import install
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.modes import ordinary
@@ -70,6 +72,13 @@ def load(path: str | os.PathLike[str], model: nn.Module, example_inputs: Any = N
     except ExampleInputError as error:
         raise StorageError(f"{path} does not fit the model: {error}") from error
     _fill(result, saved, path)
+    if saved.fingerprint and isinstance(result, fx.GraphModule) and fingerprint(result) != saved.fingerprint:
+        warnings.warn(
+            f"{path} was saved from a network of the same shapes as this {type(model).__name__}, but its graph has "
+            "other operations, arguments or settings of layers: it may compute something else. Build the model with the "
+            "code and arguments that it was built with, by the same versions of its libraries, or compare the outputs",
+            stacklevel=3,  # the decorator lies between
+        )
     return result.eval()
 
 

@@ -1,6 +1,7 @@
 """Quantizers as visible nodes, finalize, save and load, for every kind of layer."""
 
 import copy
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -334,3 +335,28 @@ def test_a_weight_that_is_looked_at_and_not_used_gets_no_quantizer() -> None:
 
     net = fxc.compress(Unused(), torch.zeros(1, 4))
     assert not hasattr(net, "extra_quantizer")
+
+
+class Shaped(nn.Module):
+    """One of several networks of the same shapes."""
+
+    def __init__(self, activation: nn.Module, *, stride: int = 1, slope: float = 0.1) -> None:
+        super().__init__()
+        self.conv, self.activation, self.head = nn.Conv2d(3, 6, 3, stride=stride), activation, nn.Linear(6, 4)
+        self.slope = slope
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.nn.functional.leaky_relu(self.activation(self.conv(x)), self.slope)
+        result: Tensor = self.head(hidden.mean((2, 3)))
+        return result
+
+
+def test_load_tells_a_network_of_the_same_shapes_that_computes_something_else(tmp_path: Path) -> None:
+    final = fxc.compress(Shaped(nn.ReLU()), image()).finalize()
+    fxc.save(final, tmp_path / "net.fxc")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(fxc.load(tmp_path / "net.fxc", Shaped(nn.ReLU()))(image()), final.eval()(image()))
+    for other in (Shaped(nn.GELU()), Shaped(nn.ReLU(), stride=2), Shaped(nn.ReLU(), slope=0.2)):
+        with pytest.warns(UserWarning, match="same shapes as this Shaped, .* may compute something else"):
+            fxc.load(tmp_path / "net.fxc", other)

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fxcompress.errors import StorageError
 from fxcompress.provenance import Cuts, Grid, Inputs, Narrowing, PieceRecord, Provenance, provenance_of
@@ -39,6 +39,7 @@ from fxcompress.storage.streams import (
     open_streams,
     write_streams,
 )
+from fxcompress.trace.fingerprint import fingerprint
 
 __all__ = ["FORMAT", "SavedNetwork", "read", "save"]
 
@@ -60,10 +61,12 @@ class SavedNetwork:
             stored as integers, that is, not those that were edited after ``finalize()``. And bit depths are whole
             numbers, for each channel the smallest whose range holds the codes that are present: the trained fractions
             are not stored.
+        fingerprint: of its graph; empty where it has none, and in files of earlier versions.
     """
 
     tensors: dict[str, Tensor]
     provenance: Provenance
+    fingerprint: str = ""
 
 
 def save(module: nn.Module, path: str | os.PathLike[str]) -> int:
@@ -107,6 +110,8 @@ def save(module: nn.Module, path: str | os.PathLike[str]) -> int:
         )
     writer = Writer()
     index = _describe({name: _storable(name, value) for name, value in module.state_dict().items()}, provenance, writer)
+    if isinstance(module, fx.GraphModule):
+        index["o"] = fingerprint(module)
     streams, length = writer.finish(json.dumps(index, separators=(",", ":")))
     return write_streams(file, streams, f"{FORMAT} {length} {checksum(streams)}")
 
@@ -241,7 +246,7 @@ def _rebuild(reader: Reader, length: int) -> SavedNetwork:
         shapes, kept, _pairs(index["c"]), grids, index["w"], _inputs(index.get("i", ())),
         tuple(index.get("b", ())), _joins(index.get("j", ())), pieces,
     )  # fmt: skip
-    return SavedNetwork({name: tensors[name] for name in rows if name in tensors}, provenance)
+    return SavedNetwork({name: tensors[name] for name in rows if name in tensors}, provenance, index.get("o", ""))
 
 
 def _pairs(cuts: Iterable[list[str]]) -> Cuts:

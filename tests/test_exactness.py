@@ -40,6 +40,27 @@ CASES = settings(
 pytestmark = pytest.mark.filterwarnings("ignore:Using a non-full backward hook")
 
 
+class ScoresByNorm(nn.Module):
+    """The right operand of a product is an activation: which of its entries are zero is a matter of the mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.norm = nn.Linear(4, 6), nn.Linear(4, 6), nn.BatchNorm1d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.mm(self.left(x), torch.relu(self.norm(self.right(x))).t())
+
+
+def test_a_product_with_what_is_zero_in_evaluation_alone_stays() -> None:
+    net = ScoresByNorm().double()
+    with torch.no_grad():  # a constant, which evaluation makes negative, and training one
+        net.right.weight[2], net.right.bias[2], net.norm.running_mean[2], net.norm.bias[2] = 0, 1, 5, 1
+    x = torch.randn(8, 4, dtype=torch.float64)
+    result = fxc.prune(net, x).module
+    for training in (False, True):
+        assert difference(outputs(net, (x,), training=training), outputs(result, (x,), training=training)) < TOLERANCE
+
+
 def without_dropout(net: nn.Module) -> nn.Module:
     """A copy in which dropout drops nothing: removing channels moves the random numbers that hit the others."""
     net = copy.deepcopy(net)

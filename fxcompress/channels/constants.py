@@ -13,7 +13,7 @@ from torch import Tensor
 from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.interpret import Trail
 from fxcompress.channels.layers import compress
-from fxcompress.channels.rules.registry import Known, Patterns, Shared
+from fxcompress.channels.rules.registry import Known, Shared
 from fxcompress.trace.heap import without_collections
 from fxcompress.trace.traced import TracedModule
 
@@ -66,11 +66,10 @@ def _knowns(
     shared: Shared,
 ) -> list[Known]:
     maps = seeds(analysis.module, trail)
-    patterns: Patterns = {}
     for name, value in trail.parameters.items():
         if id(analysis.atoms.get(name)) in lasting:
             maps[value.key] = lasting[id(analysis.atoms[name])]
-    return [_propagate(trail, Known(maps, patterns, shared, training=training)) for training in modes]
+    return [_propagate(trail, Known(maps, shared=shared, training=training)) for training in modes]
 
 
 def propagate(trail: Trail, maps: dict[int, Tensor], *, training: bool | None) -> Known:

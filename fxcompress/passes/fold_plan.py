@@ -74,14 +74,15 @@ class FoldPlan:
         zero = {id(sites): layer.may for layer in self.layers for sites in layer.sites}
         result: Knowns = {}
         for mode, knowns in self.knowns.items():
-            patterns = dict(knowns[0].patterns)
-            for sites in self.analysis.sites:
-                if sites.mode == mode and id(sites) in zero:
+            here = [sites for sites in self.analysis.sites if sites.mode == mode and id(sites) in zero]
+            result[mode] = []
+            for known in knowns:
+                patterns = dict(known.patterns)
+                for sites in here:
                     site = sites.site
-                    patterns[site.weight.key, site.row, site.column] = pattern_of(site, knowns[0]).without(
-                        zero[id(sites)]
-                    )
-            result[mode] = [Known(known.maps, patterns, training=known.training) for known in knowns]
+                    without = pattern_of(site, known).without(zero[id(sites)])
+                    patterns[site.weight.key, site.row, site.column] = without
+                result[mode].append(Known(known.maps, patterns, training=known.training))
         return result
 
     def _plan(self) -> Plan:

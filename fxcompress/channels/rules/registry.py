@@ -31,7 +31,7 @@ class Known:
     Attributes:
         training: batch norm normalises by the batch, as in training; None where some of them may and others not.
         maps: the map of each value, by its key; float64 on the CPU, except that parameters stand as they are.
-        patterns: for each weight, which entries may be other than zero; found once, shared between modes.
+        patterns: for each weight, which entries may be other than zero.
         shared: what :meth:`once` has found, shared between modes and graphs.
     """
 

@@ -54,7 +54,8 @@ class ScoresByNorm(nn.Module):
 def test_a_product_with_what_is_zero_in_evaluation_alone_stays() -> None:
     net = ScoresByNorm().double()
     with torch.no_grad():  # a constant, which evaluation makes negative, and training one
-        net.right.weight[2], net.right.bias[2], net.norm.running_mean[2], net.norm.bias[2] = 0, 1, 5, 1
+        net.right.weight[2], net.right.bias[2], net.norm.bias[2] = 0, 1, 1
+        net.norm.get_buffer("running_mean")[2] = 5
     x = torch.randn(8, 4, dtype=torch.float64)
     result = fxc.prune(net, x).module
     for training in (False, True):

@@ -5,6 +5,7 @@ Labels prove that shapes agree after a removal; constants prove that the output 
 
 from collections.abc import Callable
 from functools import partial
+from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -13,7 +14,9 @@ from torch import Tensor
 from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.interpret import Trail
 from fxcompress.channels.layers import compress
+from fxcompress.channels.noted import Answer, Noted
 from fxcompress.channels.rules.registry import Known, Shared
+from fxcompress.channels.values import Step
 from fxcompress.trace.heap import without_collections
 from fxcompress.trace.traced import TracedModule
 
@@ -69,7 +72,11 @@ def _knowns(
     for name, value in trail.parameters.items():
         if id(analysis.atoms.get(name)) in lasting:
             maps[value.key] = lasting[id(analysis.atoms[name])]
-    return [_propagate(trail, Known(maps, shared=shared, training=training)) for training in modes]
+    found, answers = [], list[Answer]()
+    for training in modes:
+        found.append(Known(dict(maps), shared=shared, training=training))
+        answers = _propagate(trail, found[-1], answers)
+    return found
 
 
 def propagate(trail: Trail, maps: dict[int, Tensor], *, training: bool | None) -> Known:
@@ -80,25 +87,57 @@ def propagate(trail: Trail, maps: dict[int, Tensor], *, training: bool | None) -
         maps: what is known at the start, by the key of each value; see :class:`Known`.
         training: batch norm takes the statistics of the batch.
     """
-    return _propagate(trail, Known(maps, training=training))
+    known = Known(dict(maps), training=training)
+    _propagate(trail, known, [])
+    return known
 
 
 @without_collections
-def _propagate(trail: Trail, known: Known) -> Known:
+def _propagate(trail: Trail, known: Known, earlier: list[Answer]) -> list[Answer]:
+    """Enter in ``known`` what is known of each value.
+
+    Args:
+        trail: the interpretation of one graph.
+        known: at the start.
+        earlier: for each step what was found in another mode, or nothing.
+
+    Returns:
+        for each step what was found.
+    """
+    answers, noted = [], Noted(known)
     with torch.no_grad():
-        for step in trail.tape:
-            for value, found in zip(step.outputs, step.op.constants(step, known), strict=True):
-                if not _says_nothing(found):
-                    known.maps[value.key] = _compact(found)
-    return known
+        for step, before in zip_longest(trail.tape, earlier):
+            answer = before if before is not None and before.holds(known) else _ask(step, noted, before)
+            answers.append(answer)
+            for value, found in zip(step.outputs, answer.found, strict=True):
+                if found is not None:
+                    known.maps[value.key] = found
+    return answers
+
+
+def _ask(step: Step, noted: Noted, before: Answer | None) -> Answer:
+    """What a rule finds; a map that is as it was in the other mode is that one, so that the rules behind see so."""
+    noted.begin()
+    found = [None if _says_nothing(x) else _compact(x) for x in step.op.constants(step, noted)]
+    if before is not None:
+        found = [old if _same(new, old) else new for new, old in zip(found, before.found, strict=True)]
+    return Answer(found, noted.asked, noted.private)
+
+
+def _same(a: Tensor | None, b: Tensor | None) -> bool:
+    """Whether two maps are the same, bit by bit."""
+    if a is b or a is None or b is None:
+        return a is b
+    plain = a.dtype is b.dtype is torch.float64 and a.is_cpu and b.is_cpu  # others are parameters as they stand
+    return plain and a.shape == b.shape and torch.equal(a.view(torch.int64), b.view(torch.int64))
 
 
 def _says_nothing(found: Tensor) -> bool:
     """Whether all entries of a map vary. What such a map meets later would have to be as large as it."""
     if found.dtype is not torch.float64 or not found.is_cpu or not found.numel():
         return False  # a parameter as it stands, or one without entries
-    entries = found.numpy()
-    return bool(np.isnan(entries.flat[0])) and bool(np.isnan(entries).all())
+    largest = np.fmax.reduce(found.numpy(), axis=None)  # NaN only where there is nothing else
+    return bool(largest != largest)  # noqa: PLR0124
 
 
 def _compact(found: Tensor) -> Tensor:

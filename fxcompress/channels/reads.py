@@ -28,7 +28,7 @@ class SiteCheck:
     def __init__(self, sites: SiteAtoms, known: Known) -> None:
         self.sites = sites
         self.known = known
-        self.may_read = may_read(sites.site, known).numpy()
+        self.may_read = may_read(sites.site, known)
         self.reason = _not_zero(known, sites.node)
         self.reads: tuple[np.ndarray, ...] = (sites.entries, sites.rows)
 

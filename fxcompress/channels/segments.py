@@ -55,7 +55,6 @@ def trace_segments(trail: Trail, sites: list[SiteAtoms]) -> Segments:
     """
     result = Segments()
     known = Known(result.maps, training=False)
-    known.maps = result.maps
     position = 0
     for step in trail.tape:
         if step.op in CONTRACTIONS and site_of(step.call) is not None:

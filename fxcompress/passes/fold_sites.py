@@ -57,7 +57,7 @@ class Foldable:
         for sites in self.sites:
             for known in knowns[sites.mode]:
                 weights = pattern_of(sites.site, known)
-                found |= may_read(sites.site, known).numpy() & weights.columns_of(alive[sites.rows])
+                found |= may_read(sites.site, known) & weights.columns_of(alive[sites.rows])
         return found
 
 

@@ -216,7 +216,7 @@ class WhyKept:
         for i, (atoms, _) in reversed(list(enumerate(analysis.space.pins))):
             self._pin[component[atoms]] = i
         for i, (sites, known) in reversed(list(enumerate(self._places))):
-            read = np.flatnonzero(may_read(sites.site, known).numpy())[::-1]
+            read = np.flatnonzero(may_read(sites.site, known))[::-1]
             roots = component[sites.entries[read]]
             self._place[roots], self._entry[roots] = i, read
 

@@ -6,6 +6,7 @@ where a channel may be left out when what is read, or what it is multiplied with
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -77,7 +78,7 @@ def take(value: Value, dim: int, space: Space) -> Tensor | None:
         layer = space.hold(
             layer, support(layer) - {dim}, "crossing", "a contraction reads a dim that is labelled together with others"
         )
-    return None if layer is None else layer.reshape(-1)
+    return layer if layer is None or layer.ndim == 1 else layer.reshape(-1)
 
 
 def meet(a: Tensor | None, b: Tensor | None, space: Space) -> None:
@@ -102,7 +103,7 @@ def _conv_labels(call: Call, space: Space) -> tuple[Layers, ...]:
     else:
         rows = _grouped(site, read, columns, rows, space)
     result = [] if rows is None else [vector(rows, rank, 1)]
-    result += [layer for layer in site.source.layers if support(layer) == {0}]
+    result += [layer for layer in site.source.layers if layer.numel() == layer.shape[0] > 1]
     if site.bias is not None and site.bias.layers:
         bias = site.bias.layers[0].reshape(-1)
         meet(rows, bias, space)
@@ -177,25 +178,31 @@ def _matmul_labels(call: Call, space: Space) -> tuple[Layers, ...]:
 def pattern_of(site: Site, known: Known) -> Pattern:
     """Which weights may be other than zero: (R, K/G), or (O/G, K) where ``transposed`` with groups."""
     key = site.weight.key, site.row, site.column
+    weight, shape = known.of(site.weight), site.weight.shape
     if key not in known.patterns:
-        weight, shape = known.of(site.weight), site.weight.shape
         known.patterns[key] = known.once_in_memory(
             weight, (*key[1:], shape), lambda: pattern(weight, site.row, site.column, shape)
         )
     return known.patterns[key]
 
 
-def may_read(site: Site, known: Known) -> Tensor:
+def may_read(site: Site, known: Known) -> np.ndarray:
     """Which entries of the source may be other than zero: bool (K,)."""
-    source = known.of(site.source)
+    source, dim, size = known.of(site.source), site.source_dim, site.entries
+    found: np.ndarray = known.once(source, ("may read", dim, size), lambda: _nonzero_along(source, dim, size))
+    return found
+
+
+def _nonzero_along(source: Tensor, dim: int, size: int) -> np.ndarray:
     may = (source != 0).cpu().numpy()
-    others = tuple(d for d, n in enumerate(may.shape) if n > 1 and d != site.source_dim)
-    return torch.from_numpy((may.any(axis=others) if others else may).reshape(-1)).expand(site.entries)
+    others = tuple(d for d, n in enumerate(may.shape) if n > 1 and d != dim)
+    entries = (may.any(axis=others) if others else may).reshape(-1)
+    return entries if len(entries) == size else np.repeat(entries, size)
 
 
 def live_rows(site: Site, known: Known) -> Tensor:
     """Which outputs may depend on the input: bool (R,)."""
-    weights, read = pattern_of(site, known), may_read(site, known).numpy()
+    weights, read = pattern_of(site, known), may_read(site, known)
     g = site.groups
     if g == 1:
         rows: Tensor = known.once(weights, read.tobytes(), lambda: torch.from_numpy(weights.rows_with(read)))

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fxcompress.channels.layers import Layers, support, vector
+from fxcompress.channels.layers import Layers, along, support, vector
 from fxcompress.channels.rules.contraction import meet, take
 from fxcompress.channels.rules.registry import Known, OpClass, nothing_known, register
 from fxcompress.channels.space import Space
@@ -20,19 +20,17 @@ def _labels(call: Call, space: Space) -> tuple[Layers, ...]:
     for layer in (x for x in source.layers if not support(x) & {1}):
         space.pin(layer, "norm", "in training a batch norm mixes all entries of this dim")
     others = tuple(layer for layer in source.layers if layer.shape[1] == 1)
-    kept = others if channels is None else (vector(channels, source.rank, 1), *others)
-    statistics = () if channels is None else (vector(channels, 1, 0),)
-    return (kept, *(statistics for _ in call.metas[1:]))
+    if channels is None:
+        return (others, *(() for _ in call.metas[1:]))
+    own = along(source.layers, 1)
+    own = own if own is not None and own.numel() == channels.numel() else vector(channels, source.rank, 1)
+    return ((own, *others), *((channels,) for _ in call.metas[1:]))
 
 
 def _constants(step: Step, known: Known) -> list[Tensor]:
     source, weight, bias, mean, var, *flags, _, eps = step.call.args
     training = any(flags)  # the op for evaluation alone has no such flag
-    channels = known.of(source)
-    others = [d for d, n in enumerate(channels.shape) if n > 1 and d != 1]
-    if others:  # a weight, perhaps, that is standardised: its rows of zeros are known
-        channels = torch.where((channels == 0).all(dim=others, keepdim=True), 0.0, torch.nan).double().cpu()
-    x = channels.double().cpu().numpy().reshape(-1)
+    x = _channels(known.of(source))
     gamma, beta = _vector(weight, 1.0, known), _vector(bias, 0.0, known)
     with np.errstate(all="ignore"):  # numpy, as these are small: a line of it takes a third of the time of torch's
         # Of the batch: a constant that is not zero leaves the rounding of its own mean behind.
@@ -43,6 +41,14 @@ def _constants(step: Step, known: Known) -> list[Tensor]:
             value = running if known.training is False else np.where(value == running, value, np.nan)
     out = step.outputs[0]
     return [vector(torch.from_numpy(value), out.rank, 1), *nothing_known(step, known)[1:]]
+
+
+def _channels(source: Tensor) -> np.ndarray:
+    """What is known of each channel: float64 (C,) or (1,)."""
+    others = [d for d, n in enumerate(source.shape) if n > 1 and d != 1]
+    if others:  # a weight, perhaps, that is standardised: its rows of zeros are known
+        source = torch.where((source == 0).all(dim=others, keepdim=True), 0.0, torch.nan)
+    return source.double().cpu().numpy().reshape(-1)
 
 
 def _vector(value: Value | None, default: float, known: Known) -> np.ndarray:

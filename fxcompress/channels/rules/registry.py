@@ -30,7 +30,8 @@ class Known:
 
     Attributes:
         training: batch norm normalises by the batch, as in training; None where some of them may and others not.
-        maps: the map of each value, by its key; float64 on the CPU, except that parameters stand as they are.
+        maps: the map of each value, by its key; float64 on the CPU, except that parameters stand as they are. Rules ask
+            for one with :meth:`of`.
         patterns: for each weight, which entries may be other than zero.
         shared: what :meth:`once` has found, shared between modes and graphs.
     """
@@ -43,10 +44,20 @@ class Known:
         *,
         training: bool | None,
     ) -> None:
-        self.training = training
-        self.maps = dict(maps)
+        self._training = training
+        self._maps = maps
         self.patterns: Patterns = {} if patterns is None else patterns
         self.shared: Shared = {} if shared is None else shared
+
+    @property
+    def training(self) -> bool | None:
+        """See above."""
+        return self._training
+
+    @property
+    def maps(self) -> dict[int, Tensor]:
+        """See above."""
+        return self._maps
 
     def once(self, of: object, what: Hashable, make: Callable[[], Any]) -> Any:  # noqa: ANN401 - what it makes
         """What ``make`` returns, once for each object and key of one's own."""
@@ -66,7 +77,7 @@ class Known:
 
     def of(self, value: Value) -> Tensor:
         """The map of a value."""
-        found = self.maps.get(value.key)
+        found = self._maps.get(value.key)
         return unknown(value) if found is None else found
 
     def small(self, value: Value) -> Tensor:
@@ -137,7 +148,11 @@ def register(op_class: OpClass, ops: Iterable[str | Any]) -> OpClass:
 
 def rule_of(func: Any) -> OpClass | None:  # noqa: ANN401 - an OpOverload
     """The rule of an op overload, or None."""
-    return next((_RULES[key] for key in _keys(func) if key in _RULES), None)
+    for key in _keys(func):
+        found = _RULES.get(key)
+        if found is not None:
+            return found
+    return None
 
 
 @functools.cache

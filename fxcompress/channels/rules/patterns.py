@@ -1,5 +1,6 @@
 """Which weights of a layer may be other than zero: all that matters of them, in a bit for each."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -74,16 +75,16 @@ def nonzero_anywhere(tensor: Tensor, dims: Sequence[int]) -> Tensor:
     if tensor.device.type != "cpu" or tensor.dtype not in {torch.float16, torch.float32, torch.float64}:
         may = tensor != 0
         return (may.any(dim=list(dims)) if dims else may).cpu()
-    array = np.moveaxis(tensor.detach().numpy(), tuple(dims), range(-len(dims), 0))
-    kept = array.shape[: array.ndim - len(dims)]
-    transposed = array.ndim == 2 and array.flags.f_contiguous
-    if transposed:  # the weight of a linear layer
-        array, kept = array.T, kept[::-1]
+    array = tensor.detach().numpy()
+    kept = [n for d, n in enumerate(array.shape) if d not in dims]
+    if array.size == math.prod(kept):  # a linear layer, a kernel of one entry
+        return torch.from_numpy(array.reshape(kept) != 0)
+    array = np.moveaxis(array, tuple(dims), range(-len(dims), 0))
     result = np.zeros(kept, dtype=bool)
     rows = max(1, _CHUNK * len(array) // max(1, array.size))
     for start in range(0, len(array), rows):
         _mark_nonzero(array[start : start + rows], result[start : start + rows])
-    return torch.from_numpy(result.T if transposed else result)
+    return torch.from_numpy(result)
 
 
 def _mark_nonzero(array: np.ndarray, result: np.ndarray) -> None:
@@ -91,16 +92,12 @@ def _mark_nonzero(array: np.ndarray, result: np.ndarray) -> None:
 
     In a row that is in use the first entry of each kernel is, as a rule; a row that is not, is zero as a whole.
     """
-    first = array
-    while first.ndim > result.ndim:
-        first = first[..., 0]
-    result[...] = first != 0
-    if result.size == array.size:
-        return
+    may = (array != 0).reshape(*result.shape, -1)
+    result[...] = may[..., 0]
     open_ = np.flatnonzero(~result.reshape(len(result), -1).all(axis=1))
-    rest = array[open_] != 0
+    rest = may[open_]
     if rest.any():
         found = result[open_]
-        for part in np.moveaxis(rest.reshape(*rest.shape[: result.ndim], -1), -1, 0):
+        for part in np.moveaxis(rest, -1, 0):
             found |= part
         result[open_] = found

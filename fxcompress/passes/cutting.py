@@ -64,11 +64,12 @@ def cut_module(analysis: Analysis, plan: Plan) -> CutModule:
 
 
 def _sliced(tensor: Tensor, indices: dict[int, Tensor]) -> Tensor:
-    with torch.no_grad():
-        data = tensor.detach()
-        data = _picked(data, {dim: index.to(data.device) for dim, index in indices.items()})
-        if data.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
-            data = data.contiguous(memory_format=torch.channels_last)
+    data = tensor.detach()
+    if not data.is_cpu:
+        indices = {dim: index.to(data.device) for dim, index in indices.items()}
+    data = _picked(data, indices)
+    if data.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
+        data = data.contiguous(memory_format=torch.channels_last)
     if not isinstance(tensor, nn.Parameter):
         return data
     new = nn.Parameter(data, requires_grad=tensor.requires_grad)
@@ -78,26 +79,38 @@ def _sliced(tensor: Tensor, indices: dict[int, Tensor]) -> Tensor:
 
 
 def _picked(data: Tensor, indices: dict[int, Tensor]) -> Tensor:
-    """What stays along each of some dims.
+    """What stays along each of some dims."""
+    if len(indices) > 1 and 0 in indices and data.numel() > _BLOCK and _is_array(data):
+        return _picked_in_blocks(data, indices)
+    for dim, index in indices.items():
+        data = data.index_select(dim, index)
+    return data
 
-    Of a large tensor a few rows at a time, which stay in the cache: no copy is made that lacks the rows alone. Memory
-    that is new to a process is what takes longest, more than to read and write it.
+
+def _is_array(data: Tensor) -> bool:
+    return data.device.type == "cpu" and data.is_contiguous() and data.dtype in _OF_NUMPY
+
+
+_OF_NUMPY = frozenset({torch.float16, torch.float32, torch.float64})
+
+
+def _picked_in_blocks(data: Tensor, indices: dict[int, Tensor]) -> Tensor:
+    """The same of a large tensor, a few rows at a time, which stay in the cache.
+
+    No copy is made that lacks the rows alone: memory that is new to a process is what takes longest, more than to read
+    and write it. By numpy, which takes a third of the time of torch where single entries are picked out of a row.
     """
-    (first, rows), *others = indices.items()
-    if not others or first != 0 or data.numel() <= _BLOCK or data.device.type != "cpu":
-        for dim, index in indices.items():
-            data = data.index_select(dim, index)
-        return data
     result = data.new_empty([len(indices[d]) if d in indices else n for d, n in enumerate(data.shape)])
-    *middle, (last, columns) = others
+    source, target = data.numpy(), result.numpy()
+    rows, *others = (indices[d].numpy() for d in sorted(indices))
+    *middle, last = zip(sorted(indices)[1:], others, strict=True)
     step = max(1, _BLOCK * len(data) // data.numel())
-    buffer = data.new_empty([step, *data.shape[1:]])
     for start in range(0, len(rows), step):
-        here = rows[start : start + step]
-        block = torch.index_select(data, 0, here, out=buffer[: len(here)])
+        block = source.take(rows[start : start + step], axis=0)
         for dim, index in middle:
-            block = block.index_select(dim, index)
-        torch.index_select(block, last, columns, out=result[start : start + step])
+            block = block.take(index, axis=dim)
+        # Clip: numpy would copy its result once more, to be able to raise an error for an index that is too large.
+        block.take(last[1], axis=last[0], out=target[start : start + step], mode="clip")
     return result
 
 

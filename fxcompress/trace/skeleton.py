@@ -7,7 +7,6 @@ caller's model, and no weight is copied before it must be.
 import copy
 import functools
 from collections import OrderedDict
-from collections.abc import Iterator
 from typing import Any, TypeVar, cast
 
 import torch
@@ -36,11 +35,12 @@ def skeleton(module: _M, *, compiled: bool = True) -> _M:
     Raises:
         UnsupportedModelError: something in the module refuses to be copied.
     """
-    memo: dict[Any, Any] = {id(tensor): tensor for tensor in _tensors(module)}
+    modules = list(module.modules())
+    memo: dict[Any, Any] = {id(tensor): tensor for tensor in _tensors(modules)}
     if not compiled:
         memo[POSTPONE] = True
     try:
-        for child in reversed(list(module.modules())):
+        for child in reversed(modules):
             if id(child) not in memo and _is_plain(cast(Any, type(child))):
                 _copy_module(child, memo)
         return copy.deepcopy(module, memo)
@@ -66,7 +66,7 @@ def _copy_module(module: nn.Module, memo: dict[Any, Any]) -> None:
     apart as any object.
     """
     memo[id(module)] = new = type(module).__new__(type(module))
-    new.__setstate__({key: _copied(value, memo) for key, value in _state(module).items()})
+    new.__setstate__(_copied_table(_state(module), {}, memo))
 
 
 def _state(module: nn.Module) -> dict[str, Any]:
@@ -83,26 +83,42 @@ def shallow(module: nn.Module) -> nn.Module:
     return new
 
 
-def _copied(value: Any, memo: dict[Any, Any]) -> Any:  # noqa: ANN401 - whatever a module holds
-    kind = type(value)
-    if kind in _ATOMS or (kind is tuple and all(type(item) in _ATOMS for item in value)):
-        return value
-    if id(value) in memo:
-        return memo[id(value)]
-    if kind is not dict and (value or kind not in _CONTAINERS):
-        return copy.deepcopy(value, memo)
-    memo[id(value)] = new = kind()
-    for key, item in value.items() if kind is dict else ():
-        new[_copied(key, memo)] = _copied(item, memo)
+def _copied_table(table: dict[Any, Any], new: dict[Any, Any], memo: dict[Any, Any]) -> dict[Any, Any]:
+    """The empty dict ``new`` with copies of the entries of ``table``: numbers, names, and empty tables as a rule."""
+    for key, item in table.items():
+        kind = type(item)
+        if kind in _ATOMS:
+            copied = item
+        elif id(item) in memo:
+            copied = memo[id(item)]
+        elif not item and kind in _CONTAINERS:
+            copied = memo[id(item)] = kind()
+        else:
+            copied = _copied(item, memo)
+        new[key if type(key) is str else _copied(key, memo)] = copied
     return new
 
 
-def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:
-    for child in module.modules():
-        yield from (p for p in child._parameters.values() if p is not None)
-        yield from (b for b in child._buffers.values() if b is not None)
-        yield from (v for v in child.__dict__.values() if isinstance(v, torch.Tensor))
-        yield from (w for w in child.__dict__.get("_flat_weights", ()) if w is not None)  # of a recurrent module
+def _copied(value: Any, memo: dict[Any, Any]) -> Any:  # noqa: ANN401 - whatever a module holds
+    kind = type(value)
+    if kind is tuple and all(type(item) in _ATOMS for item in value):
+        return value
+    if kind is not dict or id(value) in memo:
+        return copy.deepcopy(value, memo)
+    new: dict[Any, Any] = {}
+    memo[id(value)] = new
+    return _copied_table(value, new, memo)
+
+
+def _tensors(modules: list[nn.Module]) -> list[torch.Tensor]:
+    found: list[torch.Tensor] = []
+    for child in modules:
+        own = child.__dict__
+        for table in (own["_parameters"], own["_buffers"]):
+            found += [tensor for tensor in table.values() if tensor is not None]
+        found += [value for value in own.values() if isinstance(value, torch.Tensor)]
+        found += [weight for weight in own.get("_flat_weights", ()) if weight is not None]  # of a recurrent module
+    return found
 
 
 def own_tensors(result: nn.Module, fresh: set[int]) -> dict[int, torch.Tensor]:

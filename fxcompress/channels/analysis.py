@@ -158,7 +158,7 @@ class Analysis:
         """Layers with two or more labelled dims, squeezed: what is kept must be a product of rows and columns."""
         found: dict[int, np.ndarray] = {}
         for layer in self._layers():
-            if len(support(layer)) > 1:
+            if layer.numel() > max(layer.shape, default=1):
                 found[id(layer)] = layer.squeeze().numpy()
         return list(found.values())
 
@@ -234,7 +234,7 @@ class Analysis:
     def layers(self) -> list[np.ndarray]:
         """The layers of the results of all nodes, each once."""
         found = {id(x): x for trail in self.trails.values() for v in find(Value, trail.values) for x in v.layers}
-        return [layer.reshape(-1).numpy() for layer in found.values()]
+        return [layer.numpy().reshape(-1) for layer in found.values()]
 
     def weight_names(self, mode: str) -> dict[int, str]:
         """The parameter that each value holds, also behind a quantizer or a view, by the key of the value."""
@@ -296,6 +296,6 @@ def _entries(site: Site) -> np.ndarray:
 def _vector(value: Value, dim: int, size: int) -> np.ndarray:
     """The atoms of a value along one dim, FIXED where there are none, shape (size,)."""
     for layer in value.layers:
-        if support(layer) == {dim}:
-            return layer.reshape(-1).numpy()
+        if layer.numel() == layer.shape[dim] > 1:
+            return layer.numpy().reshape(-1)
     return np.zeros(size, dtype=np.int64)

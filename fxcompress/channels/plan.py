@@ -35,8 +35,8 @@ class Plan:
 
     def indices(self, atoms: Tensor) -> Tensor | None:
         """The indices that stay along a dim with these atoms, int64; None when all do."""
-        keep = self.alive[atoms.numpy()]
-        return None if keep.all() else torch.from_numpy(np.flatnonzero(keep))
+        kept = np.flatnonzero(self.alive[atoms.numpy()])
+        return None if len(kept) == len(atoms) else torch.from_numpy(kept)
 
 
 @without_collections
@@ -106,6 +106,8 @@ class _Fixpoint:
         one step or in two, would not be the same.
         """
         groups = sites.site.groups
+        if groups == 1 and not self.dead[atoms].all():
+            return
         reason = Reason("last-channel", "a layer keeps at least one channel", sites.node)
         if groups > 1:
             reason = Reason("last-group", "a grouped convolution keeps at least two groups", sites.node)

@@ -62,7 +62,8 @@ class Worklist:
 
     def reopen(self, roots: np.ndarray) -> None:
         """The components of these atoms (n,) have come back."""
-        self._open[self._rule[self._index.of(roots)]] = True
+        if self.rules:
+            self._open[self._rule[self._index.of(roots)]] = True
 
     def sweep(self, restore: Callable[[np.ndarray, Reason], None], dead: np.ndarray) -> bool:
         """Look once at each rule that may be broken, in order; whether there was one.

@@ -28,6 +28,7 @@ from fxcompress.channels.packed import with_lengths
 from fxcompress.channels.recurrent import as_given, is_recurrent, whole
 from fxcompress.channels.rules.noise import NOISE, noise_of
 from fxcompress.channels.rules.quantize import QUANTIZE
+from fxcompress.channels.shapes import like
 from fxcompress.channels.space import Space
 from fxcompress.channels.tables import follow, pin_rows, reads_a_size
 from fxcompress.channels.values import Call, LabelTensor, Step, Value, find, replace
@@ -72,20 +73,20 @@ class Trail:
 def fresh_atoms(module: nn.Module, space: Space) -> Atoms:
     """Atoms for each dim of size > 1 of each floating parameter and buffer, by name; a shared tensor gets them once."""
     atoms: Atoms = {}
-    seen: dict[int, str] = {}
+    seen: dict[int, dict[int, Tensor]] = {}
+    dims: list[tuple[str, int, int, bool]] = []
     named: list[tuple[str, Tensor, bool]]
     named = [(n, p, True) for n, p in module.named_parameters(remove_duplicate=False)]
     named += [(n, b, False) for n, b in module.named_buffers(remove_duplicate=False)]
     for name, tensor, is_parameter in named:
         if not tensor.is_floating_point():
             continue
-        if id(tensor) in seen:
-            atoms[name] = atoms[seen[id(tensor)]]
-            continue
-        seen[id(tensor)] = name
-        atoms[name] = {
-            d: space.fresh(name, d, n, is_parameter=is_parameter) for d, n in enumerate(tensor.shape) if n > 1
-        }
+        if id(tensor) not in seen:
+            seen[id(tensor)] = {}
+            dims += [(name, d, n, is_parameter) for d, n in enumerate(tensor.shape) if n > 1]
+        atoms[name] = seen[id(tensor)]
+    for (name, dim, _, _), fresh in zip(dims, space.fresh_all(dims), strict=True):
+        atoms[name][dim] = fresh
     return atoms
 
 
@@ -135,7 +136,7 @@ class Interpreter:
                 self.space.node = node.name
                 result = self._run_node(node, bound)
                 self.trail.values[node.name] = _values(result)
-                self.trail.storages[node.name] = frozenset(t.fxc_storage.key for t in find(LabelTensor, result))
+                self.trail.storages[node.name] = _storages(result)
                 env[node] = result
                 del result
                 for dead in last_use.get(node, ()):
@@ -261,7 +262,7 @@ class Interpreter:
         return as_given(self._input, (args, kwargs)) if is_recurrent(callee) else (args, kwargs)
 
     def _input(self, tensor: Tensor) -> LabelTensor:
-        return LabelTensor(Value(torch.empty_like(tensor, device="meta")), self.dispatch, tensor.device)
+        return LabelTensor(Value(like(tensor)), self.dispatch, tensor.device)
 
     def _attribute(self, target: str) -> Any:  # noqa: ANN401
         owner, _, name = target.rpartition(".")
@@ -292,7 +293,7 @@ class Interpreter:
         key = id(tensor)
         if key not in self._first:
             layers = tuple(vector(a, tensor.ndim, d) for d, a in self.atoms[name].items())
-            self._first[key] = value = Value(torch.empty_like(tensor, device="meta"), layers)
+            self._first[key] = value = Value(like(tensor), layers)
             self._tables.add(value.key)
         self.trail.parameters.setdefault(name, self._first[key])
         return self._now(key)
@@ -308,7 +309,7 @@ class Interpreter:
         if tensor is None:
             return None
         full = f"{path}.{name}"
-        return self._held(full, tensor) if full in self.atoms else Value(tensor.to("meta"))
+        return self._held(full, tensor) if full in self.atoms else Value(like(tensor))
 
     def _shadow(self, path: str, module: nn.Module) -> nn.Module:
         """A stand-in for a leaf module, with labels for parameters, in evaluation mode."""
@@ -355,7 +356,15 @@ class Interpreter:
 
 
 def _values(tree: Any) -> Any:  # noqa: ANN401 - a tree of anything
+    if type(tree) is LabelTensor:
+        return tree.fxc_value
     return replace(lambda t: t.fxc_value, LabelTensor, tree)
+
+
+def _storages(tree: Any) -> frozenset[int]:  # noqa: ANN401 - a tree of anything
+    if type(tree) is LabelTensor:
+        return frozenset((tree.fxc_storage.key,))
+    return frozenset(tensor.fxc_storage.key for tensor in find(LabelTensor, tree))
 
 
 def _last_use(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:

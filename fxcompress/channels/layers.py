@@ -31,6 +31,8 @@ def along(layers: Layers, dim: int) -> Tensor | None:
 
 def vector(atoms: Tensor, rank: int, dim: int) -> Tensor:
     """The layer of ``rank`` that varies along ``dim`` alone, from atoms of shape (K,)."""
+    if rank == 1:
+        return atoms
     shape = [1] * rank
     shape[dim] = atoms.numel()
     return atoms.reshape(shape)

@@ -32,6 +32,18 @@ _LIKE_OPERANDS = frozenset(
 )
 
 
+def like(tensor: Tensor) -> Tensor:
+    """A tensor on the meta device with the shape, strides and dtype of another; nobody writes to one."""
+    if tensor.layout is not torch.strided:
+        return torch.empty_like(tensor, device="meta")
+    return _strided(tensor.shape, tensor.stride(), tensor.dtype)
+
+
+@functools.lru_cache(maxsize=4096)
+def _strided(shape: torch.Size, stride: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.empty_like(torch.empty_strided(shape, stride, dtype=dtype, device="meta"))
+
+
 def shapes(op: OpClass, func: Any, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
     """The outputs of an ATen call on the meta device.
 
@@ -43,7 +55,7 @@ def shapes(op: OpClass, func: Any, args: Any, kwargs: Any) -> Any:  # noqa: ANN4
     """
     if op is BATCH_NORM:
         source = args[0].meta
-        statistics = source.new_empty(source.shape[1])
+        statistics = _strided(source.shape[1:2], (1,), source.dtype)
         return (source, *[statistics] * (len(func._schema.returns) - 1))
     if func.overloadpacket in _LIKE_OPERANDS and (like := _like(args)) is not None:
         return like

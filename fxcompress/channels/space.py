@@ -6,7 +6,7 @@ cannot be removed. A **slot** is an atom for a whole slice of labels, such as a 
 last of its members does.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,10 +74,16 @@ class Space:
 
     def fresh(self, name: str, dim: int, size: int, *, is_parameter: bool) -> Tensor:
         """New atoms for one dim of a tensor, shape (size,)."""
-        block = Block(name, dim, self.size, size, is_parameter)
-        self.blocks.append(block)
-        self.size += size
-        return torch.arange(block.start, block.start + size, device="cpu")
+        return self.fresh_all([(name, dim, size, is_parameter)])[0]
+
+    def fresh_all(self, dims: Sequence[tuple[str, int, int, bool]]) -> Sequence[Tensor]:
+        """The same for many dims: name, dim, size, and whether it is one of a parameter."""
+        first = self.size
+        for name, dim, size, is_parameter in dims:
+            self.blocks.append(Block(name, dim, self.size, size, is_parameter))
+            self.size += size
+        fresh: Sequence[Tensor] = torch.arange(first, self.size, device="cpu").split([size for _, _, size, _ in dims])
+        return fresh
 
     def couple(self, a: Tensor, b: Tensor) -> None:
         """The atoms of ``a`` and ``b`` (broadcast against each other) go together or not at all."""

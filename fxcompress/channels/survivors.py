@@ -77,14 +77,14 @@ class Survivors:
         self.alive = alive
         self._packed: dict[int, tuple[Tensor, Tensor]] = {}  # beside each layer, which must outlive its id
         self._small: dict[int, tuple[Tensor, Tensor]] = {}
+        self._sizes: dict[int, tuple[Tensor, list[tuple[int, int]]]] = {}
 
     def shape(self, value: Value) -> tuple[int, ...]:
         """The shape that is left."""
         shape = list(value.shape)
         for layer in value.layers:
-            for dim, size in enumerate(self._left(layer).shape):
-                if layer.shape[dim] > 1:
-                    shape[dim] = size
+            for dim, size in self._left_sizes(layer):
+                shape[dim] = size
         return tuple(shape)
 
     def layers(self, value: Value) -> Layers:
@@ -93,9 +93,15 @@ class Survivors:
 
     def canonical(self, layers: Layers | list[Tensor]) -> Layers:
         """Layers without those that no longer vary, in the order of their dims."""
-        small = [self._compressed(layer) for layer in layers]
-        left = [layer for layer in small if layer.numel() > 1]
+        left = [small for layer in layers if (small := self._compressed(layer)).numel() > 1]
         return tuple(left if len(left) < 2 else sorted(left, key=lambda x: sorted(support(x))))
+
+    def _left_sizes(self, layer: Tensor) -> list[tuple[int, int]]:
+        """The dims along which a layer varies, and the size that is left of each."""
+        if id(layer) not in self._sizes:
+            sizes = zip(layer.shape, self._left(layer).shape, strict=True)
+            self._sizes[id(layer)] = layer, [(d, new) for d, (old, new) in enumerate(sizes) if old > 1]
+        return self._sizes[id(layer)][1]
 
     def _left(self, layer: Tensor) -> Tensor:
         if id(layer) not in self._packed:

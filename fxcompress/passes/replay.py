@@ -198,7 +198,7 @@ class Replay(Interpreter):
         return self.flow.misuse(node, result, self.dispatch.tape[start:])
 
     def _same(self, expected: Value, found: Value) -> bool:
-        if tuple(found.shape) != self.left.shape(expected):
+        if found.shape != self.left.shape(expected):
             return False
         a, b = self.left.layers(expected), self.left.canonical(found.layers)
         if len(a) == len(b):
@@ -245,7 +245,7 @@ def packed_atoms(analysis: Analysis, cuts: Mapping[str, Cut]) -> Atoms:
     packed: Atoms = {}
     for name, dims in analysis.atoms.items():
         indices = cuts[name].indices if name in cuts else {}
-        left = {dim: atoms[indices[dim]] if dim in indices else atoms for dim, atoms in dims.items()}
+        left = {dim: atoms.index_select(0, indices[dim]) if dim in indices else atoms for dim, atoms in dims.items()}
         packed[name] = {dim: atoms for dim, atoms in left.items() if atoms.numel() > 1}
     return packed
 

@@ -95,6 +95,25 @@ def test_what_cannot_be_answered_is_refused(condition: Callable[[Net, Any], bool
         fxc.prune(net, x)
 
 
+class Asks(Net):
+    """Asks in its own forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        return self.last(h * 2 if type(h) is Tensor else h)  # type: ignore[no-any-return]
+
+
+def test_what_a_forward_asks_is_refused_as_well() -> None:
+    net, x = made_dead(Asks(lambda net, h: h)), torch.randn(5, 4, dtype=torch.float64)
+    with pytest.raises(TraceError, match=r"forward asks for the type of a value"):
+        fxc.prune(net, x)
+
+
+def test_what_a_leaf_asks_is_no_question_of_the_model() -> None:
+    depth = pytest.importorskip("torchvision").ops.StochasticDepth(0.1, "row")
+    assert asking_type(nn.Sequential(nn.Linear(4, 4), depth)) is None
+
+
 class Takes(Net):
     """Takes a tensor or several."""
 

@@ -29,6 +29,7 @@ def code_around(modules: Iterable[nn.Module]) -> frozenset[FunctionType]:
 
     Class methods make models, and get hold of none: they count where something names them.
     """
+    modules = list(modules)
     held = [value for module in modules for value in module.__dict__.values()]
     kinds = {type(value) for value in (*modules, *held)}
     own = {f: name for kind in kinds for name, f in methods(kind) if name not in _NOT_AT_WORK}

@@ -23,6 +23,7 @@ import torch
 from torch import fx, nn
 
 from fxcompress.errors import TraceError
+from fxcompress.trace.depth import is_stochastic_depth
 from fxcompress.trace.glue import code_around
 from fxcompress.trace.kinds import Kinds
 from fxcompress.trace.places import place
@@ -92,7 +93,9 @@ def _is_users_file(name: str) -> bool:
 
 def asking_type(model: nn.Module) -> FunctionType | None:
     """A function in the code of a model that asks for the type of a value, or None; it need not be called."""
-    of_user = (f for f in code_around(model.modules()) if _is_users_file(f.__code__.co_filename))
+    # A layer of stochastic depth is one node of a graph, whatever its code does.
+    traced = [module for module in model.modules() if not is_stochastic_depth(module)]
+    of_user = (f for f in code_around(traced) if _is_users_file(f.__code__.co_filename))
     return next((f for f in of_user if f.__name__ not in _NOT_OF_RUNS and _asks(f.__code__)), None)
 
 

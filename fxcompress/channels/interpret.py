@@ -40,6 +40,7 @@ from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.objects import restored
 from fxcompress.trace.places import line_of
 from fxcompress.trace.skeleton import shallow
+from fxcompress.trace.walk import named_modules_in
 from fxcompress.trace.weights.flat import renew_weights
 
 Atoms = dict[str, dict[int, Tensor]]
@@ -115,7 +116,7 @@ class Interpreter:
         self._copies: dict[int, Tensor] = {}
         self._plain: dict[str, int] = {}
         self._shadows: dict[str, nn.Module] = {}
-        self._modules = dict(module.named_modules(remove_duplicate=False))
+        self._modules = named_modules_in(module)
         self._tables: set[int] = set()
         self._constant: set[fx.Node] = set()  # made of parameters and numbers alone
 

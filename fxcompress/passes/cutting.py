@@ -10,6 +10,7 @@ from fxcompress.channels.plan import Plan
 from fxcompress.passes.attributes import update_attributes
 from fxcompress.trace.skeleton import skeleton
 from fxcompress.trace.traced import TracedModule
+from fxcompress.trace.walk import named_modules_in
 
 _BLOCK = 1 << 16  # entries that are looked at together: they stay in the cache
 
@@ -45,7 +46,7 @@ def cut_module(analysis: Analysis, plan: Plan) -> CutModule:
     """
     result = CutModule(skeleton(analysis.module, compiled=False))
     made: dict[int, Cut] = {}
-    before, after = (dict(m.named_modules(remove_duplicate=False)) for m in (analysis.module, result.module))
+    before, after = map(named_modules_in, (analysis.module, result.module))
     for name, dims in analysis.atoms.items():
         indices = {d: index for d, atoms in dims.items() if (index := plan.indices(atoms)) is not None}
         if not indices:

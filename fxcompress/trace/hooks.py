@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from fxcompress.trace.glue import is_full
+from fxcompress.trace.walk import modules_in
 from fxcompress.trace.weights.norm import is_weight_norm_hook
 
 FORWARD = ("_forward_hooks", "_forward_pre_hooks")
@@ -29,7 +30,7 @@ def hooks_of(module: nn.Module) -> list[Any]:
 
 def hooked(model: nn.Module) -> bool:
     """Whether any module of a model has a forward hook."""
-    return any(hooks_of(module) for module in model.modules())
+    return any(hooks_of(module) for module in modules_in(model))
 
 
 def remove_hooks(model: nn.Module) -> None:
@@ -41,7 +42,7 @@ def remove_hooks(model: nn.Module) -> None:
 
 def hooks_of_its_own(model: nn.Module) -> frozenset[int]:
     """The ids of those forward hooks of a model that its own code registers."""
-    found = [hook for module in model.modules() for hook in hooks_of(module)]
+    found = [hook for module in modules_in(model) for hook in hooks_of(module)]
     codes = set(_codes(model)) if found else set()
     return frozenset(id(hook) for hook in found if _code(hook) in codes)
 

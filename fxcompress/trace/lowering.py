@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from fxcompress.trace.walk import modules_in
+
 
 class Lowered(nn.Module):
     """Mark of the classes below: torch.fx traces into them."""
@@ -21,7 +23,7 @@ class Lowered(nn.Module):
 
 def lower(root: nn.Module) -> None:
     """Give the modules in ``root``, a skeleton, their lowered classes, in place."""
-    for module in root.modules():
+    for module in modules_in(root):
         found = _LOWERED.get(type(module))
         if found is not None and not _is_odd(module):
             module.__class__ = found

@@ -31,6 +31,8 @@ class Memory:
             for key in _plain({**before, **table}):
                 value, content = before.get(key, (None, None))
                 now = table.get(key)
+                if now is value and content is None and key in before:  # nothing that something could be put into
+                    continue
                 same = now == value if _is_simple(now) and type(now) is type(value) else now is value
                 if not same or not _alike(content, _content(now)):
                     found[f"{path}.{key}".lstrip(".")] = value

@@ -5,14 +5,14 @@ from torch import nn
 
 from fxcompress.errors import UnsupportedModelError
 from fxcompress.trace.skeleton import own_tensors, skeleton
+from fxcompress.trace.walk import modules_in
 
 Modes = tuple[tuple[str, ...], tuple[str, ...]]
 """The modules that are in training after ``eval()``, and those that are in evaluation after ``train()``, by name."""
 
 
-def chooses_modes(module: nn.Module) -> bool:
-    """Whether the class of a module, and no class of torch, says what ``train`` and ``eval`` do."""
-    kind = type(module)
+def _chooses_modes(kind: type[nn.Module]) -> bool:
+    """Whether a class of modules, and no class of torch, says what ``train`` and ``eval`` do."""
     found = [next((c for c in kind.__mro__ if name in c.__dict__), nn.Module) for name in ("train", "eval")]
     return any(not c.__module__.startswith(("torch.", "fxcompress.")) for c in found)
 
@@ -23,7 +23,7 @@ def own_modes(model: nn.Module) -> Modes:
     Raises:
         UnsupportedModelError: changing the mode changes weights, too.
     """
-    if not any(chooses_modes(module) for module in model.modules()):
+    if not any(map(_chooses_modes, {type(module) for module in modules_in(model)})):
         return (), ()
     copy = skeleton(model)
     own_tensors(copy, set())

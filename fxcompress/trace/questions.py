@@ -27,6 +27,7 @@ from fxcompress.trace.depth import is_stochastic_depth
 from fxcompress.trace.glue import code_around
 from fxcompress.trace.kinds import Kinds
 from fxcompress.trace.places import place
+from fxcompress.trace.walk import modules_in
 
 _LIBRARIES = tuple(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(__file__).parents[1]))
 _NOT_OF_RUNS = {
@@ -35,6 +36,7 @@ _NOT_OF_RUNS = {
 }  # fmt: skip
 """Methods that ask for types by nature, such as those that a dataclass gets, and that no forward calls on tensors."""
 _isinstance, _hasattr, _callable = builtins.isinstance, builtins.hasattr, builtins.callable
+_Proxy = fx.Proxy  # torch.fx itself asks some thousand times in a trace
 
 
 @contextmanager
@@ -56,7 +58,7 @@ def answered(kinds: Kinds) -> Iterator[None]:
 
     def is_instance(value: Any, classes: Any) -> bool:  # noqa: ANN401 - as of builtins
         result = _isinstance(value, classes)
-        if result or not _isinstance(value, fx.Proxy) or not _is_users(sys._getframe(1)):  # noqa: SLF001
+        if result or not _isinstance(value, _Proxy) or not _is_users(sys._getframe(1)):  # noqa: SLF001
             return result
         return issubclass(kind(value), classes)
 
@@ -94,7 +96,7 @@ def _is_users_file(name: str) -> bool:
 def asking_type(model: nn.Module) -> FunctionType | None:
     """A function in the code of a model that asks for the type of a value, or None; it need not be called."""
     # A layer of stochastic depth is one node of a graph, whatever its code does.
-    traced = [module for module in model.modules() if not is_stochastic_depth(module)]
+    traced = [module for module in modules_in(model) if not is_stochastic_depth(module)]
     of_user = (f for f in code_around(traced) if _is_users_file(f.__code__.co_filename))
     return next((f for f in of_user if f.__name__ not in _NOT_OF_RUNS and _asks(f.__code__)), None)
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from fxcompress.errors import UnsupportedModelError
+from fxcompress.trace.walk import modules_in
 
 _M = TypeVar("_M", bound=nn.Module)
 
@@ -35,7 +36,7 @@ def skeleton(module: _M, *, compiled: bool = True) -> _M:
     Raises:
         UnsupportedModelError: something in the module refuses to be copied.
     """
-    modules = list(module.modules())
+    modules = modules_in(module)
     memo: dict[Any, Any] = {id(tensor): tensor for tensor in _tensors(modules)}
     if not compiled:
         memo[POSTPONE] = True

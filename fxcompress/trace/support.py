@@ -89,7 +89,9 @@ _REFUSED: tuple[tuple[Callable[[nn.Module], bool], str], ...] = (
         "pass the wrapped model (model.module), and wrap the result again",
     ),
     (
-        lambda module: parametrize.is_parametrized(module) and not is_weight_norm(module),
+        lambda module: (
+            "parametrizations" in module._modules and parametrize.is_parametrized(module) and not is_weight_norm(module)
+        ),
         (
             "it computes its parameters (spectral_norm or another parametrization, not weight_norm alone); call "
             "torch.nn.utils.parametrize.remove_parametrizations(module, 'weight') first"

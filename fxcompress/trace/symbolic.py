@@ -22,6 +22,7 @@ from fxcompress.trace.places import place, stack_trace
 from fxcompress.trace.questions import answered, has
 from fxcompress.trace.state import unset
 from fxcompress.trace.traced import TracedModule, copy_graph
+from fxcompress.trace.walk import modules_in
 
 
 class _Proxy(fx.Proxy):
@@ -61,6 +62,8 @@ for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow"):
     setattr(_Proxy, f"__{_name}__", _in_place(getattr(operator, _name)))
 
 
+_PLAIN = frozenset({type(None), bool, int, float, str})
+"""Classes of arguments that stand for themselves."""
 _WHOLE = (rnn.pack_padded_sequence, rnn.pad_packed_sequence)
 
 
@@ -107,13 +110,20 @@ class Tracer(fx.Tracer):
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:  # noqa: ANN401
         """A node of the graph that knows the lines of the user's code that made it."""
         node = super().create_node(*args, **kwargs)
-        node.stack_trace = stack_trace()
+        node.meta["stack_trace"] = stack_trace()
         mark(node)
         return node
 
     def create_arg(self, a: Any) -> Any:  # noqa: ANN401 - whatever code gives to a call
-        """What stands for an argument in the graph; for a proxy, as most of them are, without torch.fx's search."""
-        return a.node if type(a) is _Proxy else super().create_arg(a)
+        """What stands for an argument in the graph; for proxies and numbers, as most are, without torch.fx's search."""
+        kind = type(a)
+        if kind is _Proxy:
+            return a.node
+        if kind is tuple:
+            return tuple([self.create_arg(item) for item in a])
+        if kind in _PLAIN or (kind is dict and not a):
+            return a
+        return super().create_arg(a)
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **options: Any) -> fx.Proxy:  # noqa: ANN401
         """What stands for the result of a call.
@@ -183,7 +193,7 @@ def symbolic_graph(
         train_graph = root.train_graph if isinstance(root, TracedModule) and training else None
         return copy_graph(train_graph or root.graph)
     root.train(training)
-    before = [(module, dict(module._buffers)) for module in root.modules()]
+    before = [(module, dict(module._buffers)) for module in modules_in(root)]
     memory = Memory(root)
     go = partial(_go, root, constants or None, inputs, symbols=symbols)
     graph, changed = go(), memory.changed()

@@ -33,6 +33,7 @@ from fxcompress.trace.support import check_supported
 from fxcompress.trace.symbolic import Tracer, symbolic_graph
 from fxcompress.trace.traced import TracedModule
 from fxcompress.trace.verify import computes_the_same
+from fxcompress.trace.walk import modules_in
 from fxcompress.trace.watch import wrapped_functions
 from fxcompress.trace.weights.computed import make_computed_plain
 from fxcompress.trace.weights.norm import make_weights_plain
@@ -201,7 +202,7 @@ def _traced(model: nn.Module, graph_of: GraphOf) -> TracedModule:
     root = skeleton(model)
     make_weights_plain(root)
     lower(root)
-    modes = [(module, module.training) for module in root.modules()]
+    modes = [(module, module.training) for module in modules_in(root)]
     train_graph = None
     with _reads_of_mode() as readers, same_randomness(), marked_checkpoints():
         graph = graph_of(root, readers, training=False)

@@ -22,6 +22,7 @@ from torch.nn.utils.parametrizations import _WeightNorm
 
 from fxcompress.errors import UnsupportedModelError
 from fxcompress.trace.skeleton import skeleton
+from fxcompress.trace.walk import modules_in
 from fxcompress.trace.weights.flat import renew_weights
 from fxcompress.trace.weights.plain import Plain
 
@@ -81,7 +82,7 @@ def make_weights_plain(root: nn.Module) -> None:
     Raises:
         UnsupportedModelError: something else uses a length or a direction as well, or a weight is not finite.
     """
-    found = [computed for module in root.modules() for computed in _computed(module)]
+    found = [computed for module in modules_in(root) for computed in _computed(module)]
     if not found:
         return
     _check_alone(root, found)

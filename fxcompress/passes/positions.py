@@ -15,17 +15,18 @@ from fxcompress.channels.rules.movement import MOVEMENT, PAD, PERMUTE, RESHAPE
 from fxcompress.channels.rules.pointwise import SAME
 from fxcompress.channels.rules.products import BATCHED
 from fxcompress.channels.rules.scatter import INDEX_ADD, scatter_of
-from fxcompress.channels.survivors import kept_masks, kept_shape, pack, ragged_dims
+from fxcompress.channels.survivors import Survivors
 from fxcompress.channels.values import Call, Step, Value, find, leaves, replace
 
 _PRODUCT = frozenset({MATMUL, BATCHED, RESHAPE, SAME})
+_ADD = torch.ops.aten.add.Tensor
 _AROUND = {torch.ops.aten.t.default, torch.ops.aten.transpose.int, torch.ops.aten.expand.default}
 _COPIES = {torch.ops.aten.alias.default, torch.ops.aten.clone.default}
 """Where torch copies is a matter of strides, which change with sizes."""
 _MOVING = frozenset({MOVEMENT, PERMUTE, INDEX, PAD})
 
 
-def pair_up(before: list[Step], after: list[Step], alive: np.ndarray) -> list[tuple[Step, Step]] | None:
+def pair_up(before: list[Step], after: list[Step], left: Survivors) -> list[tuple[Step, Step]] | None:
     """The steps of a node before and after a cut, side by side; None where they are not the same ops.
 
     A slice may disappear, once it takes all that is left. A matrix product may be folded in another way, as torch
@@ -33,11 +34,11 @@ def pair_up(before: list[Step], after: list[Step], alive: np.ndarray) -> list[tu
     """
     if all(map(_is_product, before)) and all(map(_is_product, after)):
         return []
-    before, after = ([s for s in steps if s.call.func not in _COPIES] for steps in (before, after))
+    before, after = ([s for s in steps if not _is_copy(s)] for steps in (before, after))
     surplus = len(before) - len(after)
     rest, pairs = iter(after), []
     for step in before:
-        if surplus and step.op is MOVEMENT and same_entries(step, None, alive):
+        if surplus and step.op is MOVEMENT and same_entries(step, None, left):
             surplus -= 1
             continue
         other = next(rest, None)
@@ -47,31 +48,35 @@ def pair_up(before: list[Step], after: list[Step], alive: np.ndarray) -> list[tu
     return pairs if next(rest, None) is None else None
 
 
+def _is_copy(step: Step) -> bool:
+    return step.op is SAME and step.call.func in _COPIES
+
+
 def _is_product(step: Step) -> bool:
     """Whether a step is a matrix product, or what torch puts around one to fold its operands and to add a bias."""
-    if step.call.func is torch.ops.aten.add.Tensor:
+    if step.call.func is _ADD:
         return all(isinstance(leaf, Value) for leaf in leaves((step.call.args, step.call.kwargs)))
-    return step.op in _PRODUCT or step.call.func in _AROUND
+    return step.op in _PRODUCT or (step.op in _MOVING and step.call.func in _AROUND)
 
 
-def same_entries(before: Step, after: Step | None, alive: np.ndarray) -> bool:
+def same_entries(before: Step, after: Step | None, left: Survivors) -> bool:
     """Whether ``after`` does to what is left what ``before`` did to the whole; None stands for doing nothing.
 
     Args:
         before: a step of the original tape.
         after: the step that takes its place.
-        alive: bool (atoms,).
+        left: of the cut.
     """
     if before.op is INDEX_ADD and after is not None:
-        return _same_targets(before.call, after.call, alive)
+        return _same_targets(before.call, after.call, left)
     if before.op not in _MOVING:
         return True
     source = before.call.args[0] if before.call.args else None
     if not isinstance(source, Value) or find(Value, before.call.args[1:]):
         return True
-    ragged = ragged_dims(source, alive)  # there each entry has a label of its own
-    masks = {dim: torch.from_numpy(mask) for dim, mask in kept_masks(source, alive).items() if dim not in ragged}
-    left = list(kept_shape(source, alive))
+    ragged = left.ragged(source)  # there each entry has a label of its own
+    masks = {dim: torch.from_numpy(mask) for dim, mask in left.masks(source).items() if dim not in ragged}
+    shape = list(left.shape(source))
     changed = after is not None and not _same_arguments(before.call, after.call)
     if changed:  # a size, perhaps, that says where to look along another dim
         others = {
@@ -82,9 +87,10 @@ def same_entries(before: Step, after: Step | None, alive: np.ndarray) -> bool:
         if changed or after is None or not mask.all():
             whole = vector(torch.arange(1, len(mask) + 1, device="cpu"), source.rank, dim)
             rest = whole.index_select(dim, mask.nonzero().flatten())
-            expected = [_left(out, v, alive) for out, v in zip(_run(before.call, whole), before.outputs, strict=False)]
+            moved = zip(_run(before.call, whole), before.outputs, strict=False)
+            expected = [compress(left.pack(out, value)) for out, value in moved]
             try:
-                found = [compress(rest)] if after is None else _run(after.call, rest, left)
+                found = [compress(rest)] if after is None else _run(after.call, rest, shape)
             except (IndexError, RuntimeError):  # the index points at what is gone; shapes on meta do not show it
                 return False
             if len(expected) != len(found) or not all(map(torch.equal, expected, found)):
@@ -101,14 +107,14 @@ def _same_arguments(before: Call, after: Call) -> bool:
     )
 
 
-def _same_targets(before: Call, after: Call, alive: np.ndarray) -> bool:
+def _same_targets(before: Call, after: Call, left: Survivors) -> bool:
     """Whether what is left of one tensor is added to the entries of the other that it was added to before."""
     old, new = scatter_of(before), scatter_of(after)
     if old is None or new is None:
         return old is new
     everything = (np.ones(value.shape[old.dim], dtype=bool) for value in (old.whole, old.source))
     values = zip((old.whole, old.source), everything, strict=True)
-    whole, source = (kept_masks(value, alive).get(old.dim, whole) for value, whole in values)
+    whole, source = (left.masks(value).get(old.dim, whole) for value, whole in values)
     index = old.index.numpy()  # torch's would pick out a number where it has one entry
     if not np.array_equal(whole[index], source):
         return False
@@ -122,10 +128,3 @@ def _run(call: Call, positions: Tensor, shape: list[int] | None = None) -> list[
         return [compress(torch.constant_pad_nd(positions.expand(shape or call.args[0].shape), call.args[1], 0))]
     args, kwargs = replace(lambda index: index.cpu(), Tensor, (call.args[1:], call.kwargs))
     return move(lambda x: call.func(x, *args, **kwargs), positions, shape or call.args[0].shape)
-
-
-def _left(positions: Tensor, value: Value, alive: np.ndarray) -> Tensor:
-    """What is left of an output's positions."""
-    for layer in value.layers:
-        positions = pack(positions, alive[layer.numpy()])
-    return compress(positions)

@@ -84,7 +84,7 @@ def per_group(call: Call) -> int:
     A number of groups that is written into a graph may divide what is left of the channels as well, in groups that are
     parts of the old ones: no labels tell.
     """
-    if call.func is not torch.ops.aten.native_group_norm.default:
+    if call.func is not _GROUP_NORM:
         return 0
     channels, groups = call.args[4], call.args[6]
     return int(channels) // int(groups)
@@ -103,4 +103,5 @@ def _group_constants(step: Step, known: Known) -> list[Tensor]:
     return [vector(value, step.outputs[0].rank, 1), *nothing_known(step, known)[1:]]
 
 
+_GROUP_NORM = torch.ops.aten.native_group_norm.default
 GROUP_NORM = register(OpClass("group norm", _group_labels, _group_constants), ["native_group_norm"])

@@ -23,7 +23,7 @@ from fxcompress.channels.rules.registry import OpClass
 from fxcompress.channels.rules.sums import in_sums
 from fxcompress.channels.shapes import shapes
 from fxcompress.channels.space import Space
-from fxcompress.channels.values import Call, LabelTensor, Step, Storage, Value, find, replace
+from fxcompress.channels.values import Call, LabelTensor, Step, Storage, Value, find, first_labelled, replace
 from fxcompress.errors import ValueReadError
 
 _ARITHMETIC = CONTRACTIONS | {BATCH_NORM, BATCHED}
@@ -91,13 +91,17 @@ class Dispatch:
             self.unknown.setdefault(str(func), []).append(self.space.node)
         given = kwargs if target is func else _with_defaults(func, args, kwargs)
         outputs, template = self._apply(op, target, args, given)
-        written = self._write_all(facts, args, kwargs, outputs[0] if op is not UNKNOWN and outputs else None)
-        if written and facts.is_view:
-            return written[0]
+        if facts.writes:
+            written = self._write_all(facts, args, kwargs, outputs[0] if op is not UNKNOWN and outputs else None)
+            if written and facts.is_view:
+                return written[0]
         storage = _shared(args) if facts.is_view else None
         extent = args[0].fxc_extent if func in _ALIASES else None
-        device = find(LabelTensor, (args, kwargs))[0].device
-        made = iter([LabelTensor(value, self, device, storage, extent) for value in outputs])
+        device = first_labelled(args, kwargs).device
+        tensors = [LabelTensor(value, self, device, storage, extent) for value in outputs]
+        if isinstance(template, Tensor):
+            return tensors[0]
+        made = iter(tensors)
         return replace(lambda _: next(made), torch.Tensor, template)
 
     def _taken_apart(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any] | None:  # noqa: ANN401

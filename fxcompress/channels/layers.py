@@ -44,14 +44,21 @@ def compress(full: Tensor) -> Tensor:
         flat = full.reshape(-1).numpy()
         if flat[0] != flat[-1]:
             return full
-    for dim, size in enumerate(full.shape):  # at first what is plain to see, so that there is less to look at
-        if size > 1 and full.stride(dim) == 0:
-            full = full.narrow(dim, 0, 1)
-    for dim, size in enumerate(full.shape):
-        first = full.narrow(dim, 0, 1) if size > 1 else full
-        if size > 1 and torch.equal(first, full.narrow(dim, size - 1, 1)) and bool((full == first).all()):
-            full = first
-    return full
+    array = full.cpu().numpy()  # most are small, and a slice takes a fifth of the time of torch's
+    for dim, (size, step) in enumerate(zip(array.shape, array.strides, strict=True)):
+        if size > 1 and step == 0:  # at first what is plain to see, so that there is less to look at
+            array = array[_at(dim, slice(0, 1))]
+    for dim, size in enumerate(array.shape):
+        if size > 1:
+            first, last = array[_at(dim, slice(0, 1))], array[_at(dim, slice(size - 1, size))]
+            if (first == last).all() and (array == first).all():
+                array = first
+    return full if array.shape == full.shape else torch.from_numpy(array)
+
+
+def _at(dim: int, place: slice) -> tuple[slice, ...]:
+    """An index that picks out a place along a dim."""
+    return (*(slice(None) for _ in range(dim)), place)
 
 
 def expand(layer: Tensor, shape: Sequence[int]) -> Tensor:

@@ -144,11 +144,16 @@ class LabelTensor(torch.Tensor):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401
         kwargs = kwargs or {}
-        found = find(LabelTensor, (args, kwargs))
-        return found[0].fxc_run.dispatch(func, args, kwargs)
+        return first_labelled(args, kwargs).fxc_run.dispatch(func, args, kwargs)
 
     def __repr__(self, *, tensor_contents: object = None) -> str:  # type: ignore[override]
         return f"LabelTensor{tuple(self.shape)}"
+
+
+def first_labelled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> LabelTensor:
+    """The first tensor with labels among the arguments of a call; that is the first argument, as a rule."""
+    first = args[0] if args else None
+    return first if type(first) is LabelTensor else find(LabelTensor, (args, kwargs))[0]
 
 
 _SEQUENCES = (tuple, list)  # a tuple: isinstance() would make ``tuple | list`` anew at each of very many calls
@@ -190,7 +195,8 @@ def replace(function: Callable[[Any], Any], kind: Any, tree: Any) -> Any:  # noq
         return function(tree)
     if isinstance(tree, _SEQUENCES):
         items = [item if type(item) in _LEAVES else replace(function, kind, item) for item in tree]
-        return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
+        own = type(tree)
+        return items if own is list else own(*items) if own is not tuple and hasattr(tree, "_fields") else own(items)
     if isinstance(tree, dict):
         return {key: replace(function, kind, item) for key, item in tree.items()}
     return tree

@@ -74,6 +74,8 @@ def operands_of(call: Call) -> list[tuple[torch.Size, Layers]]:
 def unexpanded(value: Value) -> torch.Size:
     """The shape of a value, of size 1 where it was expanded: it follows the size of what it meets."""
     strides, layers = value.meta.stride(), value.layers
+    if all(strides):
+        return value.shape
     expanded = {d for d, step in enumerate(strides) if not step and not any(x.shape[d] > 1 for x in layers)}
     return torch.Size([1 if d in expanded else n for d, n in enumerate(value.shape)])
 

@@ -18,6 +18,7 @@ from torch.nn.modules.conv import _ConvNd
 from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.interpret import Trail
 from fxcompress.channels.plan import make_plan
+from fxcompress.channels.reads import patterns_of
 from fxcompress.channels.rules.registry import Known
 from fxcompress.channels.values import Value
 from fxcompress.passes.join import Join, join_at
@@ -132,7 +133,10 @@ def unread_branches(analysis: Analysis, knowns: dict[str, list[Known]], alive: n
     if not dead_branches(analysis, knowns, ~alive):
         return []
     # With nothing known but which weights are zero, what may go is what is multiplied by zero everywhere.
-    weights = {mode: [Known({}, k.patterns, training=k.training) for k in known] for mode, known in knowns.items()}
+    weights = {
+        mode: [Known({}, patterns_of(analysis, mode, known), training=known.training) for known in here]
+        for mode, here in knowns.items()
+    }
     return dead_branches(analysis, knowns, ~make_plan(analysis, weights).alive)
 
 

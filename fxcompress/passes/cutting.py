@@ -99,7 +99,7 @@ def _picked_in_blocks(data: Tensor, indices: dict[int, Tensor]) -> Tensor:
     """The same of a large tensor, a few rows at a time, which stay in the cache.
 
     No copy is made that lacks the rows alone: memory that is new to a process is what takes longest, more than to read
-    and write it. By numpy, which takes a third of the time of torch where single entries are picked out of a row.
+    and write it. By numpy, which takes half the time of torch where single entries are picked out of a row.
     """
     result = data.new_empty([len(indices[d]) if d in indices else n for d, n in enumerate(data.shape)])
     source, target = data.numpy(), result.numpy()

@@ -75,8 +75,8 @@ def load(path: str | os.PathLike[str], model: nn.Module, example_inputs: Any = N
     if saved.fingerprint and isinstance(result, fx.GraphModule) and fingerprint(result) != saved.fingerprint:
         warnings.warn(
             f"{path} was saved from a network of the same shapes as this {type(model).__name__}, but its graph has "
-            "other operations, arguments or settings of layers: it may compute something else. Build the model with the "
-            "code and arguments that it was built with, by the same versions of its libraries, or compare the outputs",
+            "other operations, arguments or settings of layers: it may compute something else. Build the model with "
+            "the code and arguments that it was built with, by the same versions of its libraries, or compare outputs",
             stacklevel=3,  # the decorator lies between
         )
     return result.eval()

@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -68,14 +69,45 @@ class Stopped(Base):
         return self.third(k)  # type: ignore[no-any-return]
 
 
+class Rounds(torch.autograd.Function):
+    """A sign, whose gradient is that of the identity where the number is small."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, limit: float) -> Tensor:  # noqa: ANN401
+        ctx.save_for_backward(x)
+        ctx.limit = limit
+        return x.sign()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+        (x,) = ctx.saved_tensors
+        return gradients[0] * (x.abs() <= ctx.limit), None
+
+
+class Straight(Base):
+    """Gradients of a function of its own, of activations and of a weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = Rounds.apply(self.first(x), 0.5)
+        weight = Rounds.apply(self.second.weight, 0.2)
+        return self.third(torch.nn.functional.linear(h, weight, self.second.bias))  # type: ignore[no-any-return]
+
+
+class StraightByRunning(Straight):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if len(x) < 100 else x
+
+
 @pytest.mark.parametrize("outer", [True, False])
-@pytest.mark.parametrize("kind", [Frozen, Decorated, Averages, Stopped])
+@pytest.mark.parametrize("kind", [Frozen, Decorated, Averages, Stopped, Straight, StraightByRunning])
 def test_gradients_flow_where_they_did(kind: type[nn.Module], *, outer: bool) -> None:
     torch.manual_seed(0)
     model = kind().double().train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with torch.set_grad_enabled(outer):  # whether the caller wants gradients while we trace is another matter
         pruned = fxc.prune(model, X).module
         net = fxc.compress(model, X).train()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     for _ in range(3):
         for each in (model, pruned, net):
             each(X).square().sum().backward()
@@ -85,9 +117,11 @@ def test_gradients_flow_where_they_did(kind: type[nn.Module], *, outer: bool) ->
         assert (name in reached) == (expected.grad is not None), name
         if expected.grad is not None and found.grad is not None:
             assert torch.allclose(expected.grad, found.grad, rtol=1e-9)
-    for before, after in zip(model.buffers(), pruned.buffers(), strict=True):
-        assert not after.requires_grad
-        assert torch.allclose(before, after, rtol=1e-9)
+    for old, new in zip(model.buffers(), pruned.buffers(), strict=True):
+        assert not new.requires_grad
+        assert torch.allclose(old, new, rtol=1e-9)
+    for old, new in zip(model.parameters(), pruned.parameters(), strict=True):
+        assert torch.allclose(old, new, rtol=1e-9)
     final = net.eval().finalize()
     assert torch.allclose(final(X), net(X), rtol=1e-9)
 

@@ -5,6 +5,7 @@ import io
 import pickle
 from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
+from typing import Any
 
 import pytest
 import torch
@@ -17,8 +18,20 @@ from fxcompress.training.in_pieces import CompressedPieces
 from tests.nets import Pick
 
 
+class Twice(torch.autograd.Function):
+    """Twice what it is given, with the gradient of the identity."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ANN401
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # noqa: ANN401
+        return gradients[0]
+
+
 class TwoGraphs(nn.Module):
-    """Computes something else in training; one layer has two names."""
+    """Computes something else in training, and has a backward of its own; one layer has two names."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,7 +42,7 @@ class TwoGraphs(nn.Module):
         self.note = "kept"
 
     def forward(self, x: Tensor) -> Tensor:
-        found = F.relu(self.norm(self.first(x)))
+        found: Tensor = Twice.apply(F.relu(self.norm(self.first(x))))
         if self.training:
             found = found * 2
         return self.head(self.again(found).mean((2, 3)))  # type: ignore[no-any-return]

@@ -51,12 +51,22 @@ def _name_of_property(found: object) -> str:
     return next(name for name in dir(torch.Tensor) if getattr(torch.Tensor, name, None) is found)
 
 
+class AutogradCall:
+    """``kind.apply`` as a function that can stand in a graph: one that has a module and a name, and can be pickled."""
+
+    def __init__(self, kind: type[torch.autograd.Function]) -> None:
+        self.kind = kind
+        self.__module__, self.__name__, self.__qualname__ = kind.__module__, kind.__name__, kind.__qualname__
+
+    def __call__(self, *args: Any) -> Any:  # noqa: ANN401
+        """What the function returns."""
+        return self.kind.apply(*args)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return autograd_call, (self.kind,)
+
+
 @cache
-def autograd_call(kind: type[torch.autograd.Function]) -> Callable[..., Any]:
-    """``kind.apply`` as a function that can stand in a graph: one that has a module and a name."""
-
-    def apply(*args: Any) -> Any:  # noqa: ANN401
-        return kind.apply(*args)
-
-    apply.__module__, apply.__name__ = kind.__module__, kind.__name__
-    return apply
+def autograd_call(kind: type[torch.autograd.Function]) -> AutogradCall:
+    """The one call of an autograd function that all graphs hold."""
+    return AutogradCall(kind)

@@ -5,12 +5,14 @@ import operator
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import rnn
 
 from fxcompress.errors import TraceError
+from fxcompress.trace.calls import autograd_call
 from fxcompress.trace.checkpoints import mark
 from fxcompress.trace.depth import is_stochastic_depth
 from fxcompress.trace.inputs import ExampleInputs
@@ -217,13 +219,26 @@ def _go(root: nn.Module, constants: dict[str, Any] | None, inputs: ExampleInputs
     tracer = Tracer()
     tracer.proxy_buffer_attributes = symbols
     tracer.kinds = Kinds(root, inputs)
+    whole = patch.object(torch.autograd.Function, "apply", classmethod(_autograd(tracer)))
     try:
-        with torch.enable_grad(), answered(tracer.kinds):
+        with torch.enable_grad(), answered(tracer.kinds), whole:
             return tracer.trace(root, concrete_args=constants)
     except TraceError:
         raise
     except Exception as error:
         raise TraceError(_trace_message(root, error)) from error
+
+
+def _autograd(tracer: Tracer) -> Callable[..., Any]:
+    """``apply`` of an autograd function, which becomes one node: its backward is not what its forward would give."""
+    apply = inspect.getattr_static(torch.autograd.Function, "apply")
+
+    def called(kind: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        if any(isinstance(arg, fx.Proxy) for arg in (*args, *kwargs.values())):
+            return tracer.create_proxy("call_function", autograd_call(kind), args, kwargs)
+        return apply.__get__(None, kind)(*args, **kwargs)
+
+    return called
 
 
 def _refuse_assigned(before: list[tuple[nn.Module, dict[str, Tensor | None]]]) -> None:

@@ -98,8 +98,34 @@ class StraightByRunning(Straight):
         return super().forward(x) if len(x) < 100 else x
 
 
+class Follows(Base):
+    """A part whose weights follow those of another one while training, as in momentum contrast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        with torch.no_grad():
+            if self.training:
+                for own, other in zip(self.second.parameters(), self.third.parameters(), strict=True):
+                    own[: len(other)].mul_(0.9)
+                    own[: len(other)] += 0.1 * other
+                for buffer in self.buffers():
+                    buffer.mul_(0.9).add_(h.mean(0), alpha=0.1)
+            k = self.second(h)
+            k += self.mean
+        return self.third(h.sigmoid() * k)  # type: ignore[no-any-return]
+
+
+class Doubled(Base):
+    """A layer that is called with another weight than its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        own = {name: 2 * parameter for name, parameter in self.second.named_parameters()}
+        h = torch.func.functional_call(self.second, own, (self.first(x),))
+        return self.third(self.second(h.relu()))  # type: ignore[no-any-return]
+
+
 @pytest.mark.parametrize("outer", [True, False])
-@pytest.mark.parametrize("kind", [Frozen, Decorated, Averages, Stopped, Straight, StraightByRunning])
+@pytest.mark.parametrize("kind", [Frozen, Decorated, Averages, Stopped, Straight, StraightByRunning, Follows, Doubled])
 def test_gradients_flow_where_they_did(kind: type[nn.Module], *, outer: bool) -> None:
     torch.manual_seed(0)
     model = kind().double().train()

@@ -88,7 +88,10 @@ class Recorder(TorchFunctionMode):
         if getattr(func, "__name__", "") in {"__set__", "__delete__"}:
             raise TraceError(f"it sets {func.__self__.__name__} of a tensor{place()}, which a graph cannot do")
         target = target_of(func, args, kwargs)
-        return self.call((target.op, target.target), target.args, target.kwargs, func, args, kwargs)
+        given = target.args
+        if given and not torch.is_grad_enabled() and _writes(getattr(func, "__name__", "")):
+            given = (rebuild(self._unwatched, given[0]), *given[1:])
+        return self.call((target.op, target.target), given, target.kwargs, func, args, kwargs)
 
     def call(
         self,
@@ -204,12 +207,31 @@ class Recorder(TorchFunctionMode):
             return tensor
         return self._detached(tensor)
 
+    def _unwatched(self, leaf: Any) -> Any:  # noqa: ANN401
+        """What an op writes to in a region without gradients: the same memory, of which autograd does not know."""
+        with self.pause():
+            if not isinstance(leaf, Tensor) or not leaf.requires_grad:
+                return leaf
+        return self.writer.node("call_method", "detach", (leaf,))
+
     def _detached(self, tensor: Tensor) -> Tensor:
         """In a region without gradients: the same without gradients, for a graph knows no such region."""
         with self.pause():
             result = tensor.detach()
         self.writer.bind(result, self.writer.node("call_method", "detach", (tensor,)))
         return result
+
+
+def _writes(name: str) -> bool:
+    """Whether a function of this name writes to its first argument: ``add_``, ``__iadd__``, ``__setitem__``."""
+    if name.startswith("__"):
+        return name == "__setitem__" or (name[2:3] == "i" and name[3:] in _ARITHMETIC)
+    return name.endswith("_")
+
+
+_ARITHMETIC = {
+    f"{name}__" for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "div")
+}
 
 
 def _size(recorder: Recorder, tensor: Tensor, dim: int | None = None) -> Any:  # noqa: ANN401

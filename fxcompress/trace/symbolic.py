@@ -24,6 +24,7 @@ from fxcompress.trace.places import place, stack_trace
 from fxcompress.trace.questions import answered, has
 from fxcompress.trace.state import unset
 from fxcompress.trace.traced import TracedModule, copy_graph
+from fxcompress.trace.unseen import Held, Unseen
 from fxcompress.trace.walk import modules_in
 
 
@@ -73,6 +74,7 @@ class Tracer(fx.Tracer):
     """fx.Tracer that leaves quantizers and everything of torch.nn whole, the packing of sequences too."""
 
     kinds: Kinds
+    held: Held
 
     def __init__(self) -> None:
         super().__init__(autowrap_functions=_WHOLE)
@@ -159,6 +161,18 @@ class Tracer(fx.Tracer):
         """What stands for the result of ``node`` while tracing."""
         return _Proxy(node, self)
 
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:  # noqa: ANN401
+        """What stands for the result of a module, or what its code returns.
+
+        Raises:
+            TraceError: the code has put other tensors in the place of its own.
+        """
+        if self.held.others_in(m):
+            raise TraceError(f"a {type(m).__name__} is called with other tensors in the place of its own{place()}")
+        return super().call_module(m, forward, args, kwargs)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module becomes one node."""
         leaf = type(m).__module__.split(".")[0] in {"torch", "fxcompress"}
@@ -218,15 +232,19 @@ def symbolic_graph(
 def _go(root: nn.Module, constants: dict[str, Any] | None, inputs: ExampleInputs | None, *, symbols: bool) -> fx.Graph:
     tracer = Tracer()
     tracer.proxy_buffer_attributes = symbols
-    tracer.kinds = Kinds(root, inputs)
+    tracer.kinds, tracer.held = Kinds(root, inputs), Held(root)
     whole = patch.object(torch.autograd.Function, "apply", classmethod(_autograd(tracer)))
+    unseen = Unseen(root, buffers=symbols)
     try:
-        with torch.enable_grad(), answered(tracer.kinds), whole:
-            return tracer.trace(root, concrete_args=constants)
+        with torch.enable_grad(), answered(tracer.kinds), whole, unseen:
+            graph = tracer.trace(root, concrete_args=constants)
     except TraceError:
         raise
     except Exception as error:
-        raise TraceError(_trace_message(root, error)) from error
+        raise unseen.refusal or TraceError(_trace_message(root, error)) from error
+    if unseen.refusal is not None:  # the model has caught it, and gone another way
+        raise unseen.refusal
+    return graph
 
 
 def _autograd(tracer: Tracer) -> Callable[..., Any]:

@@ -13,6 +13,7 @@ from torch.fx import _symbolic_trace
 
 from fxcompress.trace.calls import autograd_call
 from fxcompress.trace.recorder import Recorder
+from fxcompress.trace.unseen import Held
 
 IsLeaf = Callable[[nn.Module, str], bool]
 """Whether a module becomes one node."""
@@ -33,10 +34,11 @@ def watch(
     """
     names = {id(module): path for path, module in model.named_modules()}
     paths = {id(module): path for path, module in model.named_modules() if path and is_leaf(module, path)}
+    held = Held(model)
     call, device = nn.Module.__call__, inspect.getattr_static(FakeTensor, "device")
 
     def called(module: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        if recorder.paused or id(module) not in paths:
+        if recorder.paused or id(module) not in paths or held.others_in(module):
             with recorder.writer.inside(names.get(id(module)), type(module)):
                 return call(module, *args, **kwargs)
         before = set(readers)

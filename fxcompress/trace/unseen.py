@@ -1,0 +1,105 @@
+"""What code does with the tensors of a model past the stand-ins that torch.fx puts in the place of attributes.
+
+Code that reads ``self.weight`` gets a stand-in. Code that goes through ``self.parameters()`` gets the parameter itself:
+what it computes from it would be a constant of the graph, and what it writes to it, as a moving average does, would be
+done once, to the model that is only to be looked at. And code that puts another tensor in the place of a layer's weight
+for one call (``torch.func.functional_call``) would get a graph that calls the layer with the weight that it has.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fxcompress.errors import TraceError
+from fxcompress.trace.places import place
+from fxcompress.trace.trees import tensors_in
+
+
+class Unseen(TorchDispatchMode):
+    """Refuses what reads the values of parameters, and what writes to parameters or buffers; shapes may be read.
+
+    Args:
+        root: the model.
+        buffers: whether it must not write to buffers either.
+
+    Attributes:
+        refusal: the first thing that was refused; it counts even where the model catches the error.
+    """
+
+    def __init__(self, root: nn.Module, *, buffers: bool) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.refusal: TraceError | None = None
+        self._parameters = {memory: name for name, p in root.named_parameters() for memory in _memory(p)}
+        self._written = dict(self._parameters)
+        if buffers:
+            self._written |= {memory: name for name, b in root.named_buffers() for memory in _memory(b)}
+
+    def __torch_dispatch__(
+        self,
+        func: Any,  # noqa: ANN401 - an op
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        kwargs = kwargs or {}
+        schema = func._schema
+        if schema.is_mutable:
+            named = zip(schema.arguments, args, strict=False)
+            given = [(a, v) for a, v in named] + [(a, kwargs[a.name]) for a in schema.arguments if a.name in kwargs]
+            changed = [v for a, v in given if a.alias_info is not None and a.alias_info.is_write]
+            self._refuse("writes to a parameter or buffer", self._written, changed)
+        if not (_only_views(schema) or _only_shapes(func)):
+            self._refuse("computes with a parameter", self._parameters, [args, kwargs])
+        return func(*args, **kwargs)
+
+    def _refuse(self, does: str, names: dict[int, str], tree: list[Any]) -> None:
+        found = [names[memory] for tensor in tensors_in(tree) for memory in _memory(tensor) if memory in names]
+        if found:
+            error = TraceError(
+                f"it {does} in a way that torch.fx does not see ({found[0]}{place()}), as by going through "
+                "parameters(); read parameters and buffers as attributes of their module"
+            )
+            self.refusal = self.refusal or error
+            raise error
+
+
+def _only_views(schema: Any) -> bool:  # noqa: ANN401
+    """Whether an op returns the memory that it is given, and changes nothing of it."""
+    return not schema.is_mutable and bool(schema.returns) and all(r.alias_info is not None for r in schema.returns)
+
+
+def _only_shapes(func: Any) -> bool:  # noqa: ANN401
+    name: str = func.overloadpacket.__name__
+    return name.startswith("new_") or name.endswith("_like")
+
+
+def _memory(tensor: Tensor) -> list[int]:
+    """What stands for the memory of a tensor, which its views share; empty for tensors of another make."""
+    if tensor.layout != torch.strided:
+        return []
+    return [tensor.untyped_storage()._cdata]  # noqa: SLF001 - the only name of memory that holds no data
+
+
+class Held:
+    """The tensors that the modules of a model hold.
+
+    Args:
+        model: as it is before it runs.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._tensors = {id(module): _own(module) for module in model.modules()}
+
+    def others_in(self, module: nn.Module) -> bool:
+        """Whether a module of the model now holds other tensors, in the place of its own."""
+        return any(
+            any(a is not b for a, b in zip(_own(each), self._tensors[id(each)], strict=True))
+            for each in module.modules()
+            if id(each) in self._tensors
+        )
+
+
+def _own(module: nn.Module) -> list[Tensor | None]:
+    return [*module._parameters.values(), *module._buffers.values()]

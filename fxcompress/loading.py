@@ -64,7 +64,7 @@ def load(path: str | os.PathLike[str], model: nn.Module, example_inputs: Any = N
         if provenance.pieces:
             result = _in_pieces(model, example_inputs, provenance, path, plain=plain)
         else:
-            inputs = example_inputs if example_inputs is not None else _inputs(provenance, model)
+            inputs = example_inputs if example_inputs is not None else _inputs(provenance, model, path)
             analysis = prepare(model, inputs, plain=plain)
             if plain:
                 _check_shapes(analysis.module, provenance, path)
@@ -141,10 +141,18 @@ def _check_shapes(model: nn.Module, provenance: Provenance, path: object) -> Non
         )
 
 
-def _inputs(provenance: Provenance, model: nn.Module) -> Any:  # noqa: ANN401
-    """Zeros of the shapes that the network was analysed on; None where they are not known."""
+def _inputs(provenance: Provenance, model: nn.Module, path: object) -> Any:  # noqa: ANN401
+    """Zeros of the shapes that the network was analysed on.
+
+    Raises:
+        StorageError: they are not known. A guess would leave out what the model has a default for, such as a mask, and
+            the graph would be another one than that of the network that was saved.
+    """
     if not provenance.inputs:
-        return None
+        raise StorageError(
+            f"{path} cannot say what the network took, as not all of its inputs were tensors: pass example_inputs, "
+            "those that it was compressed or pruned with"
+        )
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     own = {p.dtype for p in model.parameters() if p.is_floating_point()}
     tensors = [

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, fx, nn
 
+import fxcompress as fxc
 from fxcompress.errors import StorageError
 from fxcompress.provenance import Grid, Provenance, attach, provenance_of
 from fxcompress.quantizer import Quantizer
@@ -331,3 +332,27 @@ def test_streams_must_fit_the_index(tmp_path: Path) -> None:
         save_file(streams, tmp_path / "other", {"fxcompress": f"{version} {length} {checksum(streams)}"})
         with pytest.raises(StorageError, match=message):
             read(tmp_path / "other")
+
+
+class Optional(nn.Module):
+    """Computes something else with a mask than without one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None, scale: float = 1.0) -> torch.Tensor:
+        h = self.first(x).relu() * scale
+        return self.last(h if mask is None else h * mask)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("given", [(3.0,), ()])
+def test_inputs_that_the_file_cannot_say_are_asked_for(given: tuple[float, ...], tmp_path: Path) -> None:
+    inputs = (torch.randn(3, 4), torch.rand(6), *given)
+    final = fxc.prune(Optional(), inputs).module.eval()
+    fxc.save(final, tmp_path / "net.fxc")
+    if given:
+        with pytest.raises(StorageError, match="not all of its inputs were tensors: pass example_inputs"):
+            fxc.load(tmp_path / "net.fxc", Optional())
+    loaded = fxc.load(tmp_path / "net.fxc", Optional(), inputs if given else None)
+    assert torch.equal(loaded(*inputs), final(*inputs))

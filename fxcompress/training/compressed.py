@@ -14,6 +14,7 @@ from fxcompress.objectives import starting_costs
 from fxcompress.passes.finalize import finalize_quantizers
 from fxcompress.passes.prune_report import PruneReport
 from fxcompress.passes.shrink import Narrow, check_narrow, shrink
+from fxcompress.passes.unquantized import unquantized
 from fxcompress.provenance import Provenance, attach, provenance_of
 from fxcompress.quantizer import Quantizer
 from fxcompress.trace.modes import ordinary
@@ -194,7 +195,9 @@ def check_quantizers(traced: TracedModule) -> None:
         UnsupportedModelError: it has none.
     """
     if not any(isinstance(module, Quantizer) for module in traced.modules()):
+        found = unquantized(traced)
+        reasons = f"\n  {'; '.join(map(str, found[:3]))}" if found else ""
         raise UnsupportedModelError(
             f"{type(traced).__name__} has no weight to quantize: no convolution or linear layer with a trainable "
-            "weight that nothing else reads; unfreeze its weights first"
+            f"weight that nothing else reads{reasons}"
         )

@@ -115,6 +115,16 @@ class Follows(Base):
         return self.third(h.sigmoid() * k)  # type: ignore[no-any-return]
 
 
+class Masked(Base):
+    """A weight that is masked in place, and one that is another tensor after each call."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.first.weight.data *= (self.first.weight > 0).double()
+        if self.training:
+            self.second.weight.data = self.second.weight.data.clamp(-0.3, 0.3)
+        return self.third(self.second(self.first(x)))  # type: ignore[no-any-return]
+
+
 class Doubled(Base):
     """A layer that is called with another weight than its own."""
 
@@ -125,7 +135,9 @@ class Doubled(Base):
 
 
 @pytest.mark.parametrize("outer", [True, False])
-@pytest.mark.parametrize("kind", [Frozen, Decorated, Averages, Stopped, Straight, StraightByRunning, Follows, Doubled])
+@pytest.mark.parametrize(
+    "kind", [Frozen, Decorated, Averages, Stopped, Straight, StraightByRunning, Follows, Masked, Doubled]
+)
 def test_gradients_flow_where_they_did(kind: type[nn.Module], *, outer: bool) -> None:
     torch.manual_seed(0)
     model = kind().double().train()

@@ -26,6 +26,7 @@ from fxcompress.trace.writer import Writer
 
 _ASSERT = torch._assert  # noqa: SLF001
 _REQUIRES_GRAD = inspect.getattr_static(Tensor, "requires_grad")
+_DATA = inspect.getattr_static(Tensor, "data")
 _UNSEEN = {
     torch.device,
     torch.is_tensor,
@@ -85,6 +86,8 @@ class Recorder(TorchFunctionMode):
             return None
         if getattr(func, "__name__", "") == "__set__" and func.__self__ is _REQUIRES_GRAD:
             return self._seen(Tensor.requires_grad_, args, {})
+        if getattr(func, "__name__", "") == "__set__" and func.__self__ is _DATA and self._set_data(*args):
+            return None
         if getattr(func, "__name__", "") in {"__set__", "__delete__"}:
             raise TraceError(f"it sets {func.__self__.__name__} of a tensor{place()}, which a graph cannot do")
         target = target_of(func, args, kwargs)
@@ -206,6 +209,20 @@ class Recorder(TorchFunctionMode):
         if torch.is_grad_enabled() or not tensor.is_floating_point():
             return tensor
         return self._detached(tensor)
+
+    def _set_data(self, tensor: Tensor, value: Tensor) -> bool:
+        """Write what ``tensor.data = value`` does, as for masks of weights: ``weight.data *= mask``; False if unable.
+
+        The memory of the tensor stays the same one, which nobody can tell as long as the shape does.
+        """
+        with self.pause():
+            if tensor.shape != value.shape or tensor.dtype != value.dtype:
+                return False
+            same = [t.untyped_storage()._cdata for t in (tensor, value)]  # noqa: SLF001 - a name of memory without data
+        if same[0] != same[1]:
+            own = self.writer.node("call_method", "detach", (tensor,))
+            self.writer.node("call_method", "copy_", (own, value))
+        return True
 
     def _unwatched(self, leaf: Any) -> Any:  # noqa: ANN401
         """What an op writes to in a region without gradients: the same memory, of which autograd does not know."""

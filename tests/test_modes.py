@@ -164,6 +164,26 @@ def test_gradients_flow_where_they_did(kind: type[nn.Module], *, outer: bool) ->
     assert torch.allclose(final(X), net(X), rtol=1e-9)
 
 
+class Gaussian(Base):
+    """Distributions, which look at their values where they are told to check them."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.first(x)
+        found = torch.distributions.Normal(self.second(h), h.exp())
+        other = torch.distributions.Categorical(logits=self.third(found.mean))
+        prior = torch.distributions.Normal(torch.zeros_like(h), torch.ones_like(h))
+        return other.entropy(), torch.distributions.kl_divergence(found, prior).sum(1)
+
+
+def test_distributions_are_traced_without_their_checks() -> None:
+    torch.manual_seed(0)
+    model = Gaussian().double().train()
+    pruned, net = fxc.prune(model, X).module, fxc.compress(model, X).train()
+    assert all(map(torch.equal, pruned(X[:3]), model(X[:3])))
+    assert len(net.graphs) == 1
+    assert torch.distributions.Distribution._validate_args == __debug__
+
+
 class Mixed(Base):
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -11,6 +11,8 @@ from functools import partial
 from typing import Protocol
 from unittest.mock import patch
 
+import torch
+import torch.distributions
 from torch import fx, nn
 
 from fxcompress.errors import TraceError
@@ -204,7 +206,7 @@ def _traced(model: nn.Module, graph_of: GraphOf) -> TracedModule:
     lower(root)
     modes = [(module, module.training) for module in modules_in(root)]
     train_graph = None
-    with _reads_of_mode() as readers, same_randomness(), marked_checkpoints():
+    with _reads_of_mode() as readers, same_randomness(), marked_checkpoints(), _unchecked_distributions():
         graph = graph_of(root, readers, training=False)
         sweep(graph)
         asked = any(map(asks_for_gradients, graph.nodes))
@@ -231,6 +233,13 @@ def _knows_its_mode(module: nn.Module) -> bool:
     kind = type(module)
     own = kind.train is not nn.Module.train or kind.eval is not nn.Module.eval
     return own or (isinstance(module, TracedModule) and module.train_graph is not None)
+
+
+@contextmanager
+def _unchecked_distributions() -> Iterator[None]:
+    """Within it, torch.distributions do not look at their values to see whether they are valid: a graph cannot."""
+    with patch.object(torch.distributions.Distribution, "_validate_args", new=False):
+        yield
 
 
 @contextmanager

@@ -211,12 +211,15 @@ class Recorder(TorchFunctionMode):
         return self._detached(tensor)
 
     def _set_data(self, tensor: Tensor, value: Tensor) -> bool:
-        """Write what ``tensor.data = value`` does, as for masks of weights: ``weight.data *= mask``; False if unable.
+        """Write what ``tensor.data = value`` does to an attribute, as in ``weight.data *= mask``; False if unable.
 
         The memory of the tensor stays the same one, which nobody can tell as long as the shape does.
         """
         with self.pause():
-            if tensor.shape != value.shape or tensor.dtype != value.dtype:
+            if self.writer.node_of(tensor).op != "get_attr" or (tensor.shape, tensor.dtype) != (
+                value.shape,
+                value.dtype,
+            ):
                 return False
             same = [t.untyped_storage()._cdata for t in (tensor, value)]  # noqa: SLF001 - a name of memory without data
         if same[0] != same[1]:

@@ -10,7 +10,9 @@ from torch import Tensor, is_tensor, nn
 
 import fxcompress as fxc
 from fxcompress.errors import TraceError
+from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.questions import asking_type
+from fxcompress.trace.tracer import trace
 from tests.exactness import TOLERANCE, Fingerprint, difference, outputs
 from tests.nets import made_dead
 
@@ -146,3 +148,37 @@ def test_questions_outside_of_a_trace_are_pythons_own() -> None:
     with pytest.raises(TraceError):
         fxc.prune(made_dead(Net(lambda net, h: h * 2 if h.sum() > 0 else h)))
     assert (builtins.isinstance, builtins.hasattr, builtins.callable) == before
+
+
+CAUGHT: dict[str, Callable[[Tensor], object]] = {
+    "int": lambda x: int(x.shape[0]) > 2,
+    "float": lambda x: float(x.shape[0]) > 2,
+    "len": lambda x: len(x) > 2,
+    "bool": lambda x: x.shape[0] > 2 or None,
+    "iter": lambda x: len([*x]) > 2,
+}
+
+
+class Tries(nn.Module):
+    """Asks what no stand-in can answer, and goes another way where it fails."""
+
+    def __init__(self, question: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.question, self.layer = question, nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        try:
+            factor = 2.0 if self.question(x) else 1.0
+        except Exception:  # noqa: BLE001
+            factor = 5.0
+        return self.layer(x) * factor  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("name", CAUGHT)
+def test_an_error_counts_where_the_model_catches_it(name: str) -> None:
+    model = Tries(CAUGHT[name])
+    with pytest.raises(TraceError, match=r"(?s)^torch\.fx cannot trace Tries: .*pass example_inputs"):
+        trace(model)
+    for count in (1, 3):
+        x = torch.randn(count, 4)
+        assert torch.equal(trace(model, ExampleInputs.of(x))(x), model(x))

@@ -2,7 +2,8 @@
 
 import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 from unittest.mock import patch
@@ -39,6 +40,11 @@ class _Proxy(fx.Proxy):
         if kind is not None and not has(kind, k):
             raise AttributeError(f"{kind.__name__!r} object has no attribute {k!r}")
         return super().__getattr__(k)
+
+    def __int__(self) -> int:
+        return self.tracer.number()  # type: ignore[attr-defined,no-any-return]
+
+    __float__ = __complex__ = __len__ = __int__
 
     def __setattr__(self, name: str, value: object) -> None:
         """Set an attribute of what it stands for.
@@ -78,6 +84,7 @@ class Tracer(fx.Tracer):
 
     def __init__(self) -> None:
         super().__init__(autowrap_functions=_WHOLE)
+        self.refusal: Exception | None = None
         self._autowrap_search.append(rnn)  # and where they are looked up in their module
         self._autocast = autocast_mode()
         self._without: dict[fx.Node, fx.Proxy] = {}  # each node that was read in a region without gradients
@@ -156,6 +163,30 @@ class Tracer(fx.Tracer):
             made = super().create_proxy("call_function", without_gradient, (argument,), {})
             self._without[argument.node] = self._without[made.node] = made
         return self._without[argument.node]
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """Whether a stand-in is true, which nobody knows."""
+        with self._refusing():
+            return super().to_bool(obj)
+
+    def iter(self, obj: fx.Proxy) -> Any:  # noqa: ANN401
+        """What a stand-in holds: only where the code that reads it says how much."""
+        with self._refusing():
+            return super().iter(obj)
+
+    def number(self) -> Any:  # noqa: ANN401
+        """The number that a stand-in is, which nobody knows."""
+        with self._refusing():
+            raise fx.proxy.TraceError("symbolically traced variables cannot be made numbers of Python")
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        """Remember an error; it counts even where the model catches it, and goes another way."""
+        try:
+            yield
+        except fx.proxy.TraceError as error:
+            self.refusal = self.refusal or error
+            raise
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """What stands for the result of ``node`` while tracing."""
@@ -244,6 +275,8 @@ def _go(root: nn.Module, constants: dict[str, Any] | None, inputs: ExampleInputs
         raise unseen.refusal or TraceError(_trace_message(root, error)) from error
     if unseen.refusal is not None:  # the model has caught it, and gone another way
         raise unseen.refusal
+    if tracer.refusal is not None:
+        raise TraceError(_trace_message(root, tracer.refusal)) from tracer.refusal
     return graph
 
 

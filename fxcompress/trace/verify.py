@@ -1,6 +1,8 @@
 """Whether a graph computes what its model does, asked where code could have taken another path without being seen."""
 
+import io
 from collections.abc import Callable
+from contextlib import redirect_stderr
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +35,8 @@ def computes_the_same(model: nn.Module, traced: TracedModule, inputs: ExampleInp
         except Exception:  # noqa: BLE001, S112 - a batch of one in training, values that do not fit: not ours to judge
             continue
         try:
-            found = _results(traced, inputs, second, training=training)
+            with redirect_stderr(io.StringIO()):  # where torch.fx prints what fails in the code of a graph
+                found = _results(traced, inputs, second, training=training)
         except Exception:  # noqa: BLE001 - it does not run where the model does
             return False
         if len(expected) != len(found) or not all(map(_same, expected, found)):

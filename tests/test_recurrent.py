@@ -279,6 +279,17 @@ def test_one_unit_stays() -> None:
     check(module, sequence(1, 3, 8))
 
 
+@pytest.mark.parametrize("left", [1, 4, 5])
+def test_units_do_not_become_as_few_as_their_projection(left: int) -> None:
+    """Torch takes a layer with as many units as outputs for one without a projection."""
+    net = new(nn.LSTM, proj_size=4)
+    for tensor in rows(net.layer, 2):
+        tensor[left:] = 0
+    with torch.no_grad():
+        net.layer.get_parameter("weight_hr_l0")[left:] = 0
+    check(net, sequence())
+
+
 class Given(nn.Module):
     """A recurrent layer with an initial state that the network makes in some way."""
 

@@ -94,6 +94,8 @@ class _Stack:
         run, kind, steps = self.run, self.kind, source.shape[0]
         ih, hh, *rest = weights
         biases, projection = rest[: self.biases], next(iter(rest[self.biases :]), None)
+        if projection is not None and projection.shape[0] == projection.shape[1]:
+            raise ValueError("an LSTM whose projection is as wide as its cells, which torch takes for one without")
         hidden, cell = map(_optional, [*initial, None][:2])
         held = Weights(_value(ih), _value(hh), tuple(map(_value, biases)), _optional(projection))
         state = run.emit(STATE, kind.module, (kind, _value(source), hidden, cell, held), (steps, hh.shape[1]), hh)

@@ -59,6 +59,7 @@ class Net(nn.Module):
         self.grouped = nn.Conv2d(C, C, 3, padding=1, groups=4, bias=False)
         self.weight, self.square = nn.Parameter(torch.randn(C, C, 1, 1)), nn.Parameter(torch.randn(C, C))
         self.gain, self.shift = nn.Parameter(torch.rand(C) + 0.5), nn.Parameter(torch.zeros(C))
+        self.mixing = nn.Parameter(torch.randn(SIZE, SIZE, 1))
         self.row, self.table = nn.Parameter(torch.randn(SIZE)), nn.Embedding(6, C)
         self.recurrent = nn.ModuleDict({name: new() for name, new in RECURRENT_LAYERS.items()})
         self.register_buffer("mean", torch.zeros(C))
@@ -155,6 +156,13 @@ def places(h: Tensor) -> Tensor:
     return h.new_full((h.shape[0], 2, SIZE, SIZE), 0.3)
 
 
+def points(h: Tensor, dims: int = 2) -> Tensor:
+    """Where to look, some of it outside of the image: (N, 3, 2, 2) or (N, 3, 1, 2, 3); no channel counts for itself."""
+    moved = h.sum((1, 2, 3)).tanh().view(-1, *[1] * (dims + 1))
+    grid = torch.linspace(-1.2, 1.2, 6 * dims, dtype=h.dtype).view(1, 3, *[1] * (dims - 2), 2, dims)
+    return grid + 0.1 * moved
+
+
 def order(h: Tensor) -> Tensor:
     """An index that the network computes: (N, 6), in which no channel counts for itself."""
     return h.sum((1, 2)).argsort(1)
@@ -189,9 +197,14 @@ CASES: dict[str, Case] = {
     "empty_like": Case(lambda h, net: torch.empty_like(h).zero_() + h, zero=False),
     "native_dropout": Case(lambda h, net: aten.native_dropout.default(h, 0.0, True)[0], zero=False),
     "uniform": Case(lambda h, net: aten.uniform.default(h, 0.0, 0.0) + h, zero=False),
+    "exponential": Case(lambda h, net: aten.exponential.default(h) * 0 + h, zero=False),
+    "geometric": Case(lambda h, net: aten.geometric.default(h, 0.5) * 0 + h, zero=False),
+    "log_normal": Case(lambda h, net: aten.log_normal.default(h) * 0 + h, zero=False),
+    "cauchy": Case(lambda h, net: aten.cauchy.default(h) * 0 + h, zero=False),
     "normal_functional": Case(lambda h, net: aten.normal_functional.default(h, 0.0, 0.0) + h, zero=False),
     # contractions
     "convolution": Case(lambda h, net: F.conv2d(h, net.weight)),
+    "convolution_of_one": Case(lambda h, net: F.conv1d(h.mean(3).mT, net.mixing).mT, zero=False),
     "mm": Case(lambda h, net: torch.mm(rows(h), net.square)),
     "addmm": Case(lambda h, net: torch.addmm(net.shift, rows(h), net.square.t())),
     "bmm": Case(lambda h, net: torch.bmm(flat(h).mT, torch.stack([net.square, net.square])).mT),
@@ -262,9 +275,12 @@ CASES: dict[str, Case] = {
     "min": Case(lambda h, net: torch.min(h, 2, keepdim=True).values),
     "median": Case(lambda h, net: h.flatten(2).median(-1)[0]),
     "nanmedian": Case(lambda h, net: h.nanmedian(2)[0]),
-    "mode": Case(lambda h, net: h.mode(3)[0]),
-    "sort": Case(lambda h, net: h.sort(2, descending=True)[0], zero=False),
-    "cummax": Case(lambda h, net: h.cummax(3)[0], zero=False),
+    "mode": Case(lambda h, net: h.mode()[0]),
+    "max_of_all": Case(lambda h, net: h / (h.max() - h.min() + 1), stays="reduction"),
+    "aminmax": Case(lambda h, net: torch.aminmax(h, dim=3)[1]),
+    "kthvalue": Case(lambda h, net: h.kthvalue(2)[0]),
+    "sort": Case(lambda h, net: h.sort(2, descending=True)[0]),
+    "cummax": Case(lambda h, net: h.cummax(3)[0]),
     "cummin": Case(lambda h, net: h.cummin(1)[0], stays="reduction"),
     "_fft_r2c": Case(lambda h, net: torch.fft.rfft2(h).abs()),
     "_fft_c2c": Case(lambda h, net: torch.fft.fft(torch.fft.rfft(h), dim=2).real),
@@ -274,7 +290,7 @@ CASES: dict[str, Case] = {
     "_conj": Case(lambda h, net: (torch.fft.rfft(h) * torch.fft.rfft(h).conj()).real),
     "angle": Case(lambda h, net: h.angle() + h, zero=False),
     "div": Case(lambda h, net: h / (h.square().sum(1, keepdim=True) + 1)),
-    "prod": Case(lambda h, net: h.prod(3), zero=False),
+    "prod": Case(lambda h, net: h.prod(3)),
     "var": Case(lambda h, net: h.var((2, 3))),
     "std": Case(lambda h, net: h.std((2, 3))),
     "var_mean": Case(lambda h, net: torch.var_mean(h, (2, 3))[0]),
@@ -287,12 +303,16 @@ CASES: dict[str, Case] = {
     "linalg_vector_norm": Case(lambda h, net: torch.linalg.vector_norm(h, dim=(2, 3))),
     "_softmax": Case(lambda h, net: h.softmax(3), zero=False),
     "_log_softmax": Case(lambda h, net: h.log_softmax(1), stays="softmax"),
-    "cumsum": Case(lambda h, net: h.cumsum(2), zero=False),
+    "cumsum": Case(lambda h, net: h.cumsum(2)),
+    "cumprod": Case(lambda h, net: h.cumprod(3)),
+    "cumsum_of_channels": Case(lambda h, net: h.cumsum(1), stays="reduction"),
     "logcumsumexp": Case(lambda h, net: h.logcumsumexp(1), stays="softmax"),
     "native_group_norm": Case(lambda h, net: F.group_norm(h, 4, net.gain), zero=True),
     "embedding": Case(lambda h, net: h * net.table(net.index[:2])[..., None, None]),
     "_embedding_bag": Case(lambda h, net: h * bag(net, train=True)),
     "_embedding_bag_forward_only": Case(lambda h, net: h * bag(net, train=False)),
+    "grid_sampler_2d": Case(lambda h, net: F.grid_sample(h, points(h), align_corners=False)),
+    "grid_sampler_3d": Case(lambda h, net: F.grid_sample(deep(h), points(h, 3), "nearest", "border", True)),
     "roi_align": Case(lambda h, net: torchvision.ops.roi_align(h, boxes(h), 3)),
     "roi_pool": Case(lambda h, net: torchvision.ops.roi_pool(h, boxes(h), 2)),
     "deform_conv2d": Case(lambda h, net: torchvision.ops.deform_conv2d(h, places(h), net.weight, net.shift)),
@@ -358,7 +378,8 @@ COMPOSITE = {
     "multiply", "chunk", "narrow", "tile", "repeat_interleave", "reshape", "flatten", "unflatten", "view_as", "movedim",
     "numpy_T", "concat", "max_pool1d_with_indices", "adaptive_max_pool1d", "_adaptive_avg_pool1d", "std", "std_mean",
     "var", "unbind", "avg_pool1d", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "lift_fresh", "detach",
-    "_pack_padded_sequence", "_pad_packed_sequence", *RECURRENT_LAYERS,
+    "_pack_padded_sequence", "_pad_packed_sequence", "max_of_all", "cumsum_of_channels", "convolution_of_one",
+    *RECURRENT_LAYERS,
 }  # fmt: skip
 
 

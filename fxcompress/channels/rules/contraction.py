@@ -97,13 +97,13 @@ def _conv_labels(call: Call, space: Space) -> tuple[Layers, ...]:
     rank = call.metas[0].ndim
     read, columns = take(site.source, 1, space), take(site.weight, site.column, space)
     rows = take(site.weight, site.row, space)
-    _pin_kernel(site, space)
+    through = _through_kernel(call, site, space)
     if site.groups == 1:
         meet(read, columns, space)
     else:
         rows = _grouped(site, read, columns, rows, space)
     result = [] if rows is None else [vector(rows, rank, 1)]
-    result += [layer for layer in site.source.layers if layer.numel() == layer.shape[0] > 1]
+    result += [layer for layer in site.source.layers if support(layer) <= through]
     if site.bias is not None and site.bias.layers:
         bias = site.bias.layers[0].reshape(-1)
         meet(rows, bias, space)
@@ -123,13 +123,27 @@ def _deformed_labels(call: Call, space: Space) -> tuple[Layers, ...]:
     return _conv_labels(call, space)
 
 
-def _pin_kernel(site: Site, space: Space) -> None:
+def _through_kernel(call: Call, site: Site, space: Space) -> frozenset[int]:
+    """Pin what a kernel slides over, and its positions; the dims of the source that pass through as they are.
+
+    A kernel of one entry that moves by one entry reads nothing beside the entry that it stands on. (Of one channel
+    alone nobody can tell whether what varies along other dims varies along the channels as well, before a removal.)
+    """
+    rank = site.source.rank
+    through = {0}
+    if call.func.overloadpacket is torch.ops.aten.convolution and site.entries > 1:
+        stride, padding, _, _, output_padding = call.args[3:8]
+        for d in range(2, rank):
+            plain = all(sizes[min(d - 2, len(sizes) - 1)] == n for sizes, n in ((stride, 1), (padding, 0)))
+            if site.weight.shape[d] == 1 and plain and not any(output_padding):
+                through.add(d)
     for layer in site.weight.layers:
         if layer.shape[0] == layer.shape[1] == 1:
             space.pin(layer, "kernel", "it is a position of a convolution's kernel")
     for layer in site.source.layers:
-        if layer.shape[0] == layer.shape[1] == 1:
+        if layer.shape[1] == 1 and not support(layer) <= through:
             space.pin(layer, "window", "a convolution slides over this dim")
+    return frozenset(through)
 
 
 def _grouped(

@@ -235,7 +235,8 @@ register(OpClass("copy", _labels, _copied), ["copy"])
 register(
     OPAQUE_VALUES,
     [
-        "nan_to_num", "fmax", "fmin", "bernoulli", "rand_like", "randn_like", "empty_like",
-        "native_dropout", "uniform", "normal_functional", "rrelu_with_noise", "rrelu_with_noise_functional",
+        "nan_to_num", "fmax", "fmin", "bernoulli", "rand_like", "randn_like", "empty_like", "native_dropout", "uniform",
+        "exponential", "geometric", "log_normal", "cauchy", "normal_functional", "rrelu_with_noise",
+        "rrelu_with_noise_functional",
     ],
 )  # fmt: skip

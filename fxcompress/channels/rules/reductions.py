@@ -25,8 +25,16 @@ def pass_others(call: Call, space: Space, dims: frozenset[int], code: str) -> La
 def reduced_dims(call: Call) -> frozenset[int]:
     """The dims of ``mean(x, dim, keepdim)`` and its like."""
     source: Value = call.args[0]
-    dim = call.arg(2 if call.func.overloadpacket is torch.ops.aten.linalg_vector_norm else 1, "dim")
+    packet = call.func.overloadpacket
+    dim = call.arg(2 if packet in _SECOND else 1, "dim", -1 if packet in _LAST else None)
     return reduced(dim, source.rank)
+
+
+_AT = torch.ops.aten
+_SECOND = frozenset({_AT.linalg_vector_norm, _AT.kthvalue})
+"""Ops that take something else before their dims."""
+_LAST = frozenset({_AT.mode, _AT.kthvalue})
+"""Ops that are about the last dim where none is given."""
 
 
 def reduced(dim: object, rank: int) -> frozenset[int]:
@@ -66,6 +74,27 @@ def _mean_constants(step: Step, known: Known) -> list[Tensor]:
 def _pick_constants(step: Step, known: Known) -> list[Tensor]:
     """One of equal entries is that entry; where it stood is unknown."""
     return [_mean_constants(step, known)[0], *nothing_known(step, known)[1:]]
+
+
+def _kept_constants(step: Step, known: Known) -> list[Tensor]:
+    """Equal entries in another order, or the largest so far, are what they were; where they stood is unknown."""
+    channels = known.of(step.call.args[0]).double().cpu()
+    if not step.outputs[0].meta.is_floating_point():
+        return nothing_known(step, known)
+    for dim in _one(step.call):
+        first = channels.narrow(dim, 0, 1)
+        channels = torch.where((channels == first).all(dim, keepdim=True), first, torch.nan)
+    return [channels, *nothing_known(step, known)[1:]]
+
+
+def _running_constants(step: Step, known: Known) -> list[Tensor]:
+    """Sums and products of zeros are zeros."""
+    return [_zeros(known.of(step.call.args[0]), _one(step.call))]
+
+
+def _product_constants(step: Step, known: Known) -> list[Tensor]:
+    dims = reduced_dims(step.call)
+    return [squeeze(_zeros(known.of(step.call.args[0]), dims), dims, out.rank) for out in step.outputs]
 
 
 def _zeros(channels: Tensor, dims: frozenset[int]) -> Tensor:
@@ -123,14 +152,18 @@ def _order_labels(call: Call, space: Space) -> tuple[Layers, ...]:
     return tuple(layers for _ in call.metas)
 
 
-register(OpClass("mean", reduce_labels, _mean_constants), ["mean", "amax", "amin"])
+register(
+    OpClass("mean", reduce_labels, _mean_constants),
+    ["mean", "amax", "amin", "aminmax", _AT.max.default, _AT.min.default, _AT.median.default, _AT.nanmedian.default],
+)
 register(OpClass("spread", reduce_labels, _spread_constants), ["var", "std", "var_mean", "std_mean"])
-register(OpClass("reduction", reduce_labels), ["prod", "logsumexp", "argmax", "argmin", "all", "any"])
-_AT = torch.ops.aten
+register(OpClass("product", reduce_labels, _product_constants), ["prod"])
+register(OpClass("reduction", reduce_labels), ["logsumexp", "argmax", "argmin", "all", "any"])
 register(
     OpClass("pick", reduce_labels, _pick_constants),
-    [_AT.max.dim, _AT.min.dim, _AT.median.dim, _AT.nanmedian.dim, _AT.mode],
+    [_AT.max.dim, _AT.min.dim, _AT.median.dim, _AT.nanmedian.dim, _AT.mode, "kthvalue"],
 )
-register(OpClass("order", _order_labels), ["sort", "cummax", "cummin"])
-register(OpClass("softmax", _mixing(_one, "softmax")), ["_softmax", "_log_softmax", "cumsum", "logcumsumexp"])
+register(OpClass("order", _order_labels, _kept_constants), ["sort", "cummax", "cummin"])
+register(OpClass("running sum", _mixing(_one, "reduction"), _running_constants), ["cumsum", "cumprod"])
+register(OpClass("softmax", _mixing(_one, "softmax")), ["_softmax", "_log_softmax", "logcumsumexp"])
 register(OpClass("layer norm", _mixing(_last(_normalized), "norm")), ["native_layer_norm"])

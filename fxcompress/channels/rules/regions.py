@@ -1,4 +1,4 @@
-"""Ops of torchvision that sample an image at computed places: regions of interest, deformable convolutions."""
+"""Ops that sample an image at computed places: grids of points, regions of interest, deformable convolutions."""
 
 import torch
 from torch import Tensor
@@ -31,5 +31,29 @@ def _constants(step: Step, known: Known) -> list[Tensor]:
     return [torch.where(channels == 0, 0.0, torch.nan).double().cpu(), *nothing_known(step, known)[1:]]
 
 
+def _grid_labels(call: Call, space: Space) -> tuple[Layers, ...]:
+    source, grid = call.args[:2]
+    for layer in grid.layers if isinstance(grid, Value) else ():
+        space.pin(layer, "window", f"{call.func.__name__} takes points of this size")
+    if not isinstance(source, Value):
+        return ((),)
+    layers = pass_others(call, space, _but_channels(source), "window")
+    return (tuple(layer for layer in layers if support(layer) == {1}),)
+
+
+def _grid_constants(step: Step, known: Known) -> list[Tensor]:
+    """Points of zeros are zero, in the image and outside of it."""
+    source = step.call.args[0]
+    if not isinstance(source, Value):
+        return nothing_known(step, known)
+    zero = (known.of(source) == 0).cpu().all(dim=sorted(_but_channels(source)), keepdim=True)
+    return [torch.where(zero, 0.0, torch.nan).double()]
+
+
+def _but_channels(source: Value) -> frozenset[int]:
+    return frozenset(range(source.rank)) - {1}
+
+
+register(OpClass("grid of points", _grid_labels, _grid_constants), ["grid_sampler_2d", "grid_sampler_3d"])
 register(OpClass("regions", _labels, _constants), ["torchvision::roi_align", "torchvision::roi_pool"])
 register(DEFORMED, ["torchvision::deform_conv2d"])

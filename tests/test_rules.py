@@ -59,6 +59,7 @@ class Net(nn.Module):
         self.grouped = nn.Conv2d(C, C, 3, padding=1, groups=4, bias=False)
         self.weight, self.square = nn.Parameter(torch.randn(C, C, 1, 1)), nn.Parameter(torch.randn(C, C))
         self.gain, self.shift = nn.Parameter(torch.rand(C) + 0.5), nn.Parameter(torch.zeros(C))
+        self.wide = nn.Parameter(torch.randn(C, C, SIZE))
         self.mixing = nn.Parameter(torch.randn(SIZE, SIZE, 1))
         self.row, self.table = nn.Parameter(torch.randn(SIZE)), nn.Embedding(6, C)
         self.recurrent = nn.ModuleDict({name: new() for name, new in RECURRENT_LAYERS.items()})
@@ -236,6 +237,7 @@ CASES: dict[str, Case] = {
     "unsqueeze": Case(lambda h, net: h.unsqueeze(2)),
     "flatten": Case(lambda h, net: h.flatten(1)),
     "unflatten": Case(lambda h, net: h.unflatten(1, (2, 4)).transpose(1, 2).flatten(1, 2)),
+    "flatten_of_a_weight": Case(lambda h, net: F.linear(h.mean(3).flatten(1), net.wide.flatten(1))),
     "_reshape_alias": Case(lambda h, net: aten._reshape_alias.default(h, [2, C, 36], [C * 36, 36, 1]), stays="rewrite"),
     "view_as": Case(lambda h, net: h.flatten(2).view_as(h)),
     "permute": Case(lambda h, net: h.permute(0, 1, 3, 2)),
@@ -379,6 +381,7 @@ COMPOSITE = {
     "numpy_T", "concat", "max_pool1d_with_indices", "adaptive_max_pool1d", "_adaptive_avg_pool1d", "std", "std_mean",
     "var", "unbind", "avg_pool1d", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "lift_fresh", "detach",
     "_pack_padded_sequence", "_pad_packed_sequence", "max_of_all", "cumsum_of_channels", "convolution_of_one",
+    "flatten_of_a_weight",
     *RECURRENT_LAYERS,
 }  # fmt: skip
 

@@ -24,16 +24,21 @@ from fxcompress.channels.values import Call, Step, Value, replace
 
 
 def settle(moved: list[Tensor], call: Call, space: Space) -> Layers:
-    """Keep the layers that still vary; pin those that collapsed to one entry or now cross each other."""
-    result = []
+    """Keep the layers that still vary; pin those that collapsed to one entry.
+
+    Of those that now cross each other the first is kept, and the others are pinned.
+    """
+    result: list[Tensor] = []
     crossing = {id(layer) for layer in overlapping(moved)} if len(moved) > 1 else set()
+    taken: set[int] = set()
     for layer in moved:
-        if id(layer) in crossing:
+        if id(layer) in crossing and support(layer) & taken:
             space.pin(layer, "crossing", f"{call.func.__name__} mixes two of its labelled dims")
         elif layer.numel() <= 1:
             space.pin(layer, "single-entry", f"{call.func.__name__} picks out this one entry")
         else:
             result.append(layer)
+            taken |= support(layer)
     return tuple(result)
 
 
@@ -64,9 +69,12 @@ def moved_constants(step: Step, known: Known) -> list[Tensor]:
 
 
 def _reshape_labels(call: Call, space: Space) -> tuple[Layers, ...]:
+    """Of dims that become one, the outermost keeps its labels: channels lie there, and positions of a kernel inside."""
     source: Value = call.args[0]
-    moved = [reshape(layer, source.shape, call.metas[0].shape) for layer in source.layers]
-    return (settle(moved, call, space),)
+    layers = source.layers
+    if len(layers) > 1:
+        layers = tuple(sorted(layers, key=lambda layer: min(support(layer), default=0)))
+    return (settle([reshape(layer, source.shape, call.metas[0].shape) for layer in layers], call, space),)
 
 
 def _reshape_constants(step: Step, known: Known) -> list[Tensor]:

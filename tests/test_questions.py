@@ -182,3 +182,21 @@ def test_an_error_counts_where_the_model_catches_it(name: str) -> None:
     for count in (1, 3):
         x = torch.randn(count, 4)
         assert torch.equal(trace(model, ExampleInputs.of(x))(x), model(x))
+
+
+class Plain(nn.Module):
+    """Its own method asks for a type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) * (2 if type(x) is Tensor else 5)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("model", [Plain(), nn.Sequential(nn.Linear(4, 4), Plain())])
+def test_methods_that_ask_for_a_type_are_found(model: nn.Module) -> None:
+    assert asking_type(model) is Plain.forward
+    with pytest.raises(TraceError, match=r"forward asks for the type of a value .* the graph computes something else"):
+        trace(model, ExampleInputs.of(torch.randn(2, 4)))

@@ -6,7 +6,7 @@ on example inputs (concrete.py).
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Protocol
 from unittest.mock import patch
@@ -17,6 +17,7 @@ from torch import fx, nn
 
 from fxcompress.errors import TraceError
 from fxcompress.provenance import has_record
+from fxcompress.trace.caches import clean_caches
 from fxcompress.trace.checkpoints import copy_marks, marked_checkpoints
 from fxcompress.trace.concrete import check_runs
 from fxcompress.trace.guards import asks_for_gradients
@@ -206,7 +207,10 @@ def _traced(model: nn.Module, graph_of: GraphOf) -> TracedModule:
     lower(root)
     modes = [(module, module.training) for module in modules_in(root)]
     train_graph = None
-    with _reads_of_mode() as readers, same_randomness(), marked_checkpoints(), _unchecked_distributions():
+    outside = (clean_caches(model), same_randomness(), marked_checkpoints(), _unchecked_distributions())
+    with ExitStack() as stack, _reads_of_mode() as readers:
+        for context in outside:
+            stack.enter_context(context)
         graph = graph_of(root, readers, training=False)
         sweep(graph)
         asked = any(map(asks_for_gradients, graph.nodes))

@@ -127,6 +127,9 @@ READS: dict[str, Callable[[Net, Tensor], Any]] = {
     "equal shapes": lambda net, x: net.conv1(x) * (2 if x.shape == (2, 3, 8, 8) else 3),
     "numel": lambda net, x: net.conv1(x) * (2 if x[:, :, 0, 0].numel() == 6 else 3),
     "maximum": lambda net, x: net.conv1(x) * max(range(x.shape[0])),
+    "text": lambda net, x: net.conv1(x) * len(str(x.shape[0] * 50)),
+    "format": lambda net, x: net.conv1(x) * {"2": 3.0, "size(2)": 4.0}.get(f"{x.shape[0]}", 5.0),
+    "name": lambda net, x: getattr(net, f"conv{x.shape[0] - 1}")(x),
 }
 
 
@@ -139,6 +142,15 @@ def test_every_way_to_read_a_size_is_a_decision(name: str) -> None:
         net(image(3, 3, 8, 8))
 
 
+def told(x: Tensor) -> Tensor:
+    """Texts for a reader are no decisions."""
+    torch._assert(x.dim() == 4, f"{x.shape[2]} rows, and {x.dim()} dims")
+    assert x.shape[3] < 1000, f"{x.shape[3]} columns"
+    if x.shape[0] > 1000:
+        raise ValueError(f"{x.shape[0]} of them")
+    return x
+
+
 ARITHMETIC: dict[str, Callable[[Tensor], Any]] = {
     "view": lambda x: x.view(x.size(0), -1, x.shape[-1] // 2, 2),
     "reversed operands": lambda x: x[:, : 10 - x.shape[0]] * (1 / x.shape[0]),
@@ -146,6 +158,7 @@ ARITHMETIC: dict[str, Callable[[Tensor], Any]] = {
     "range": lambda x: x + torch.arange(x.shape[-1], device=x.device),
     "interpolate": lambda x: F.interpolate(x, size=(x.shape[2] * 2, x.shape[3] + 1)),
     "shape arithmetic": lambda x: x.new_ones((*x.shape[1:], 1)) * round(x.shape[0] / 2) * abs(-x.shape[1]),
+    "messages": told,
     "negation": lambda x: x[:, :, -(x.shape[2] // 2) :, divmod(x.shape[3], 3)[1] :],
 }
 

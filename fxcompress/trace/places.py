@@ -30,7 +30,7 @@ def place_of(error: BaseException) -> str:
     """`` at file:line`` of the user's code that an error comes from, or nothing."""
     found, traceback = "", error.__traceback__
     while traceback is not None:
-        if _is_users_file(traceback.tb_frame.f_code.co_filename):
+        if is_users(traceback.tb_frame):
             found = f" at {traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}"
         traceback = traceback.tb_next
     return found
@@ -50,13 +50,18 @@ def _frames() -> Iterator[FrameType]:
     frame: FrameType | None = sys._getframe()  # noqa: SLF001
     inside = False
     while frame is not None:
-        users = _is_users_file(frame.f_code.co_filename)
+        users = is_users(frame)
         if users:
             yield frame
         elif inside and frame.f_code.co_name in _STARTS:
             return
         inside = True
         frame = frame.f_back
+
+
+def is_users(frame: FrameType) -> bool:
+    """Whether a frame runs code of the user."""
+    return _is_users_file(frame.f_code.co_filename)
 
 
 @functools.cache

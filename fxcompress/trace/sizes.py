@@ -7,11 +7,15 @@ number and is remembered as a :class:`Recipe`; reading one is a decision, which 
 
 import math
 import operator
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, Protocol, TypeGuard
 
 import torch
+
+from fxcompress.trace.messages import is_message
 
 __all__ = ["FUNCTIONS", "Number", "Recipe", "Size", "number", "plain"]
 
@@ -77,10 +81,13 @@ class Number:
         return f"size({self.fxc_value})"  # no number, so that code which looks it up in a table does not find it
 
     def __str__(self) -> str:
-        return repr(self)
+        return self._text("", sys._getframe(1))  # noqa: SLF001 - there is no other way to ask
 
     def __format__(self, spec: str) -> str:
-        return repr(self)
+        return self._text(spec, sys._getframe(1))  # noqa: SLF001
+
+    def _text(self, spec: str, frame: FrameType) -> str:
+        return repr(self) if is_message(frame) else format(self.fxc_read(type(self.fxc_value)), spec)
 
     def __hash__(self) -> int:
         return hash(self.fxc_read(type(self.fxc_value)))

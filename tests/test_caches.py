@@ -1,6 +1,7 @@
 """Models whose code keeps tensors outside of the model: a trace leaves nothing there."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 
 import pytest
@@ -82,3 +83,27 @@ def test_a_trace_leaves_nothing_in_a_cache(table: Callable[[int], Tensor], *, wa
         expected = model(x)
         assert type(expected) is Tensor
         assert torch.allclose(pruned(x), expected, atol=1e-6)
+
+
+class Feels(nn.Module):
+    """A hook that was made with the model writes to the model, also where a copy runs it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 2)
+        self.found: dict[str, Tensor] = {}
+        self.first.register_forward_hook(lambda _module, _inputs, output: self.found.update(first=output))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x).relu())  # type: ignore[no-any-return]
+
+
+def test_a_hook_leaves_nothing_of_a_trace_in_the_model() -> None:
+    model, x = Feels().eval(), torch.randn(2, 4)
+    for _ in range(2):
+        with suppress(fxc.FxCompressError):
+            pruned = fxc.prune(model, x).module
+            assert torch.equal(pruned(x), model(x))
+        assert not model.found or type(model.found["first"]) is Tensor
+        model(x)
+        model.found.clear()

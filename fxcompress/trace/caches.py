@@ -1,4 +1,4 @@
-"""What the code of a model keeps outside of the model: caches of functions, tables in a module or a class, globals.
+"""What the code of a model keeps outside of the copy that runs: caches, tables in a module or a class, globals.
 
 A trace runs the code on stand-ins. One that stays behind in such a place would be found by the next call of the model
 itself: a mask that is kept for each size, for instance.
@@ -22,7 +22,7 @@ from fxcompress.trace.sizes import Number
 def clean_caches(model: nn.Module) -> Iterator[None]:
     """Take out of such places again what is left there of a trace within."""
     functions = code_around(model.modules())
-    found = {id(value): value for value in (*_named(functions), *_of_classes(model))}
+    found = {id(value): value for value in (*_named(functions), *_of_classes(model), *_of_modules(model))}
     cached = [(f, f.cache_info().misses) for f in found.values() if isinstance(f, _lru_cache_wrapper)]
     tables = [(table, table.copy()) for table in found.values() if isinstance(table, dict | list)]
     names = [(f.__globals__, name, f.__globals__.get(name, _MISSING)) for f in functions for name in _set(f.__code__)]
@@ -59,6 +59,12 @@ def _of_classes(model: nn.Module) -> Iterator[Any]:
             for name, value in vars(kind).items():
                 if not name.startswith("__"):
                     yield value.__func__ if isinstance(value, staticmethod | classmethod) else value
+
+
+def _of_modules(model: nn.Module) -> Iterator[Any]:
+    """What hangs on the modules themselves: a hook that was made with ``self`` writes there, whichever copy runs it."""
+    for module in model.modules():
+        yield from (value for name, value in vars(module).items() if not name.startswith("_"))
 
 
 @cache

@@ -192,6 +192,72 @@ def test_layer_norm_of_equal_entries_is_finite(value: float) -> None:
     assert layer_norm_over(x, (1,), ((1, 8),)).isfinite().all()
 
 
+class Functional(nn.GroupNorm):
+    """As libraries write it, for images and for lists of channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps, cudnn_enabled=False)
+
+
+class Images(nn.Module):
+    """A residual stream of channels, with norms over channels and places."""
+
+    def __init__(self, norm: type[nn.GroupNorm], *, affine: bool = True) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, D, 3, padding=1)
+        self.norms = nn.ModuleList(norm(1, D, affine=affine, eps=0.1) for _ in range(2))
+        self.mix, self.up, self.down = nn.AvgPool2d(3, 1, 1), nn.Conv2d(D, HIDDEN, 1), nn.Conv2d(HIDDEN, D, 1)
+        self.last, self.head = norm(1, D, affine=affine), nn.Linear(D, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.mix(self.norms[0](x))
+        x = x + self.down(F.silu(self.up(self.norms[1](x))))
+        result: Tensor = self.head(self.last(x.mean((2, 3))))
+        return result
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("norm", [nn.GroupNorm, Functional])
+def test_group_norm_with_one_group_lets_go_of_zero_channels(norm: type[nn.GroupNorm], *, training: bool) -> None:
+    torch.manual_seed(0)
+    net, dead = Images(norm).double().train(training), [2, 7]
+    with torch.no_grad():
+        for parameter in (p for name, p in net.named_parameters() if not name.startswith(("up", "head"))):
+            if parameter.shape[0] == D:
+                parameter.copy_(torch.randn_like(parameter))
+                parameter[dead] = 0
+    x, other = torch.randn(2, 3, 9, 9, dtype=torch.float64), torch.randn(3, 3, 5, 8, dtype=torch.float64)
+    visit = Fingerprint(net)
+    module = fxc.prune(net, x).module
+    visit.check()
+    assert list(module.state_dict()) == list(net.state_dict())
+    assert module.get_parameter("stem.weight").shape[0] == module.get_parameter("last.weight").shape[0] == D - 2
+    for images in (x, other):
+        assert difference(net(images), module(images)) <= 1e-12
+    assert not fxc.prune(module, x).report.modified
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if parameter.shape[0] == D - 2 and not name.startswith(("up", "head")):
+                parameter[0] = 0
+    expected = module(other)
+    again = fxc.prune(module, x).module
+    assert again.get_parameter("stem.weight").shape[0] == D - 3
+    assert difference(expected, copy.deepcopy(again)(other)) <= 1e-12
+
+
+def test_group_norm_without_weights_makes_something_of_zeros() -> None:
+    torch.manual_seed(0)
+    net = Images(nn.GroupNorm, affine=False).double().eval()
+    with torch.no_grad():
+        for name in ("stem.weight", "stem.bias", "down.weight", "down.bias"):
+            net.get_parameter(name)[[2, 7]] = 0
+    x = torch.randn(2, 3, 9, 9, dtype=torch.float64)
+    module = fxc.prune(net, x).module
+    assert module.get_parameter("stem.weight").shape[0] == D
+    assert difference(net(x), module(x)) <= 1e-12
+
+
 @pytest.mark.parametrize("name", STAY)
 def test_what_zeros_make_a_difference_to_keeps_them(name: str) -> None:
     net = build(STAY[name], [2, 7])

@@ -26,7 +26,7 @@ def update_attributes(module: nn.Module, original: nn.Module) -> None:
         sized = next((t for t in (module.weight, module.running_mean) if t is not None), None)
         module.num_features = module.num_features if sized is None else sized.numel()
     elif isinstance(module, nn.GroupNorm):
-        module.num_groups = module.num_groups * module.weight.numel() // module.num_channels
+        module.num_groups = max(1, module.num_groups * module.weight.numel() // module.num_channels)
         module.num_channels = module.weight.numel()
     elif isinstance(module, nn.LayerNorm | nn.RMSNorm) and module.elementwise_affine:
         module.normalized_shape = tuple(module.weight.shape)

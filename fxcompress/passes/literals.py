@@ -19,7 +19,7 @@ from fxcompress.channels.layers import support
 from fxcompress.channels.rules.reductions import reduced
 from fxcompress.channels.survivors import has_own_labels, kept_masks, kept_shape
 from fxcompress.channels.values import Value, find
-from fxcompress.passes.means import Sizes, layer_norm_over, mean_over, rms_norm_over
+from fxcompress.passes.means import Sizes, group_norm_over, layer_norm_over, mean_over, rms_norm_over
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,10 +175,14 @@ def _groups(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> 
 
 
 def _norm_groups(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> Proposal | None:
-    """group_norm: the number of groups that are left."""
+    """group_norm: the number of groups that are left; with one group, the same as layer_norm."""
     groups = _argument(node, 1, "num_groups")
     if not isinstance(groups, int):
         return None
+    if groups == 1:
+        names = ((2, "weight", None), (3, "bias", None), (4, "eps", 1e-5))
+        kwargs = {name: _argument(node, i, name, default) for i, name, default in names}
+        return Proposal(group_norm_over, (node.args[0], _before(source, tuple(range(1, source.rank)))), kwargs)
     new = groups * kept_shape(source, alive)[1] // source.shape[1]
     args = (node.args[0], new, *node.args[2:])
     return Proposal(node.target, args, {k: v for k, v in node.kwargs.items() if k != "num_groups"})

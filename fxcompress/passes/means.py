@@ -1,12 +1,12 @@
 """Means over channels some of which are gone: they were zero, and the number to divide by stays what it was.
 
-A rewritten graph calls these functions in the place of ``mean``, ``rms_norm`` and ``layer_norm``.
+A rewritten graph calls these functions in the place of ``mean``, ``rms_norm``, ``layer_norm`` and ``group_norm``.
 """
 
 import torch
 from torch import Tensor, fx
 
-from fxcompress.channels.rules.sums import normalized
+from fxcompress.channels.rules.sums import normalized, normalized_channels
 
 Sizes = tuple[tuple[int, int], ...]
 """For each dim that was cut, how many entries it had: (dim, size)."""
@@ -80,6 +80,26 @@ def layer_norm_over(
     tensor([[1., 1.]])
     """
     y, _, _ = normalized(x, dims, _count(x, dims, sizes), weight, bias, eps)
+    return y
+
+
+@fx.wrap
+def group_norm_over(
+    x: Tensor, sizes: Sizes, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """Group norm of ``x`` with one group, as if the entries that are gone were there, and zero.
+
+    Args:
+        x: (N, C, ...), floating.
+        sizes: of those of the dims that were cut, before they were.
+        weight: (C,).
+        bias: the same.
+        eps: as for ``torch.nn.functional.group_norm``.
+
+    >>> group_norm_over(torch.tensor([[2.0, 2.0]]), ((1, 4),), eps=0.0)
+    tensor([[1., 1.]])
+    """
+    y, _, _ = normalized_channels(x, _count(x, tuple(range(1, x.ndim)), sizes), weight, bias, eps)
     return y
 
 

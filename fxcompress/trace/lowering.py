@@ -32,7 +32,9 @@ def lower(root: nn.Module) -> None:
 
 
 def _is_odd(module: nn.Module) -> bool:
-    """Attention with extra keys and values, which stays opaque."""
+    """Attention with extra keys and values, which stays opaque, and group norms that are no layer norms."""
+    if isinstance(module, nn.GroupNorm):
+        return module.num_groups != 1
     return isinstance(module, nn.MultiheadAttention) and (module.bias_k is not None or module.add_zero_attn)
 
 
@@ -223,6 +225,13 @@ class LoweredLayerNorm(Lowered, nn.LayerNorm):
         return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
 
 
+class LoweredGroupNorm(Lowered, nn.GroupNorm):
+    """The same for an nn.GroupNorm with one group, which is a layer norm over channels and places."""
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102 - the signature of nn.GroupNorm
+        return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
 _LOWERED: dict[type[nn.Module], type[nn.Module]] = {
     nn.MultiheadAttention: LoweredAttention,
     nn.TransformerEncoderLayer: LoweredEncoderLayer,
@@ -232,4 +241,5 @@ _LOWERED: dict[type[nn.Module], type[nn.Module]] = {
     nn.Transformer: LoweredTransformer,
     nn.RMSNorm: LoweredRMSNorm,
     nn.LayerNorm: LoweredLayerNorm,
+    nn.GroupNorm: LoweredGroupNorm,
 }

@@ -76,6 +76,8 @@ def in_sums(func: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call
     value = args[0].fxc_value
     if packet is torch.ops.aten.mean:
         dims = reduced_dims(Call(func, (value, *args[1:]), kwargs, ()))
+    elif packet is torch.ops.aten.native_group_norm:
+        dims = frozenset(range(1, value.rank)) if args[6] == 1 else frozenset()
     else:
         dims = frozenset(_last(value.rank, args[1]))
     return _IN_SUMS[packet] if any(support(layer) & dims for layer in value.layers) else None
@@ -109,6 +111,32 @@ def _layer_norm_as_sums(
     return normalized(x, dims, math.prod(shape), weight, bias, eps)
 
 
+def _group_norm_as_sums(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    _batch: int,
+    channels: int,
+    places: int,
+    _groups: int,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A group norm with one group as sums over as many entries as there are, run on labels."""
+    return normalized_channels(x, channels * places, weight, bias, eps)
+
+
+def normalized_channels(
+    x: Tensor, count: int, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`normalized` over all dims but the first, with weights along the second; as ``native_group_norm``."""
+    shape = (-1, *[1] * (x.ndim - 2))
+    weight, bias = (None if own is None else own.reshape(shape) for own in (weight, bias))
+    y, mean, scale = normalized(x, tuple(range(1, x.ndim)), count, weight, bias, eps)
+    if x.ndim > 2:  # where it is none, torch does nothing: the check of a rewrite compares ops
+        mean, scale = mean.flatten(1), scale.flatten(1)
+    return y, mean, scale
+
+
 def normalized(
     x: Tensor, dims: tuple[int, ...], count: int, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -133,5 +161,6 @@ def normalized(
 _IN_SUMS: dict[object, Callable[..., Any]] = {
     torch.ops.aten.mean: _mean_as_sum,
     torch.ops.aten.native_layer_norm: _layer_norm_as_sums,
+    torch.ops.aten.native_group_norm: _group_norm_as_sums,
 }
 SUM = register(OpClass("sum", _labels, _constants), ["sum", "linalg_vector_norm"])

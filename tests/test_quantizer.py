@@ -123,6 +123,19 @@ def test_zero_bits_give_exactly_positive_zero(dtype: torch.dtype, exponent: floa
     assert not result.signbit().any()
 
 
+@pytest.mark.parametrize("shape", [(5,), (5, 3), (5, 3, 2, 2), (0, 3), (5, 0)])
+def test_rows_of_weights_of_any_rank(shape: tuple[int, ...]) -> None:
+    weight = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    quantizer = Quantizer(torch.full(shape[:1], 3.0), torch.full(shape[:1], -1.0))
+    result = quantizer(weight)
+    formats = [p.detach().reshape(-1, *[1] * (len(shape) - 1)) for p in (quantizer.bits, quantizer.exponent)]
+    assert torch.equal(result, quantize(weight.detach(), *formats))
+    result.sum().backward()
+    assert [p.grad is not None and p.grad.shape == p.shape for p in (weight, quantizer.bits, quantizer.exponent)] == [
+        True
+    ] * 3
+
+
 def test_zero_bits_can_come_back() -> None:
     """What is above -0.5 gains from more bits in one direction, what is below in the other; weights get nothing."""
     x = torch.tensor([3.0, -3.0, -0.5])

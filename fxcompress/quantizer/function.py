@@ -239,7 +239,7 @@ class _Quantize(torch.autograd.Function):
 
 def _as_rows(x: Tensor, bits: Tensor, exponent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Formats that broadcast along dim 0, and a matrix where the layout in memory allows."""
-    x = x.flatten(1) if x.is_contiguous() else x
+    x = x.flatten(1) if x.ndim > 1 and x.is_contiguous() else x
     shape = (-1, *[1] * (x.ndim - 1))
     return x, bits.view(shape), exponent.view(shape)
 

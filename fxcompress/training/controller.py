@@ -8,6 +8,8 @@ from fxcompress.errors import check_number
 
 _SMOOTHING = 0.3
 """Weight of the newest step in the speed at which a network shrinks."""
+_NEAR = 0.1
+"""The share of the training beyond which nothing is foreseen, in runs of few steps."""
 _FORGETTING = 3.0
 """How much faster the integral falls than it rises: what was needed to get under way is soon too much."""
 _JUMP = 0.3
@@ -88,13 +90,16 @@ class TargetSize:
         """
         if self._start is None:
             self._start = max(size, self.target)
-        error = self._coming(progress, math.log(max(size, 1e-9)))
+        log_size = math.log(max(size, 1e-9))
+        now, error = log_size - math.log(self.wanted(progress)), self._coming(progress, log_size)
         if progress < self.warmup:
             return 0.0
-        added = self.integral * (error if error > 0 else _FORGETTING * max(error, -_JUMP))
-        self._sum = min(8.0, max(-8.0, self._sum + added))
+        if (now > 0) == (error > 0):
+            added = self.integral * (error if error > 0 else _FORGETTING * max(error, -_JUMP))
+            self._sum = min(8.0, max(-8.0, self._sum + added))
         above = math.exp(min(5.0, self.proportional * error))
-        return self.gamma * math.exp(self._sum) * (above if error > 0 else max(-1.0, 1 + self.braking * error))
+        below = max(0.0 if now > 0 else -1.0, 1 + self.braking * error)
+        return self.gamma * math.exp(self._sum) * (above if error > 0 else below)
 
     def _coming(self, progress: float, log_size: float) -> float:
         """How far above the path, in logarithms, the size will be when a network stops that is let go now."""
@@ -102,8 +107,9 @@ class TargetSize:
         if before is None:
             return log_size - math.log(self.wanted(progress))
         self._speed += _SMOOTHING * (log_size - before[1] - self._speed)
-        ahead = progress + self.horizon * (progress - before[0])
-        return log_size + self.horizon * min(self._speed, 0.0) - math.log(self.wanted(ahead))
+        step = max(progress - before[0], 1e-9)
+        horizon = min(self.horizon, _NEAR / step)
+        return log_size + horizon * min(self._speed, 0.0) - math.log(self.wanted(progress + horizon * step))
 
     def state_dict(self) -> dict[str, Any]:
         """What has been adapted, for a checkpoint."""

@@ -30,7 +30,7 @@ def fingerprint(module: fx.GraphModule) -> str:
 def _target(module: fx.GraphModule, node: fx.Node) -> str:
     if node.op == "call_module":
         layer = module.get_submodule(str(node.target))
-        return f"{node.target} {type(layer).__qualname__} {'' if next(layer.children(), None) else layer.extra_repr()}"
+        return f"{node.target} {type(layer).__qualname__} {layer.extra_repr()}"
     if isinstance(node.target, str):
         return node.target
     return f"{getattr(node.target, '__module__', '')}.{getattr(node.target, '__qualname__', '')}"

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 import fxcompress as fxc
 from benchmarks.record import Claim, Column, Record, Table, command, parser, settings, write
 from benchmarks.resnet9 import ResNet9
-from benchmarks.timing import Stopwatch, medians, paired_ratio, rotated, settle, threads
-from fxcompress.quantizer import Quantizer, quantize, quantize_reference
+from benchmarks.timing import Stopwatch, keep_memory, medians, paired_ratio, rotated, settle, threads
+from fxcompress.quantizer import Quantizer, compile_quantizers, quantize_reference
 
 PAPER = (30, 102, 112, 364, 101, 58)
 """Widths that the paper's example ends with: prep, layers 1 to 3, inside the first and the last residual branch."""
@@ -26,6 +26,7 @@ KEEP = {
     "branch3.0.0": 58, "branch3.1.0": 364,
 }  # fmt: skip
 """The same by layer."""
+KEPT = "memory kept between steps"
 COLUMNS = (
     Column("what", "what"),
     Column("threads", "threads", "d"),
@@ -123,14 +124,17 @@ def quantizers(seed: int, *, compiled: bool) -> Contest:
     torch.manual_seed(seed)
     weights = [p.detach().clone().requires_grad_() for p in torchvision.models.resnet18().parameters() if p.ndim > 1]
     modules = [Quantizer.for_weight(weight, bits=4.0) for weight in weights]
+    fast = dict(zip(modules, copy.deepcopy(modules), strict=True))
     grads = [torch.randn_like(weight) for weight in weights]
 
     def run(function: Callable[[Tensor, Quantizer], Tensor]) -> Run:
         def call() -> None:
             results = [function(w, q) for w, q in zip(weights, modules, strict=True)]
             torch.autograd.backward(results, grads)
-            for tensor in [*weights, *(p for q in modules for p in q.parameters())]:
-                tensor.grad = None
+            for owner in [*modules, *fast.values()]:
+                owner.zero_grad()
+            for weight in weights:
+                weight.grad = None
 
         return call
 
@@ -141,10 +145,11 @@ def quantizers(seed: int, *, compiled: bool) -> Contest:
         zero = torch.zeros(len(weight), dtype=torch.int32)
         return torch.fake_quantize_per_channel_affine(weight, quantizer.exponent.detach().exp2(), zero, 0, -8, 7)
 
-    runs = {"composition of torch operations": run(rows(quantize_reference)), "ours": run(rows(quantize))}
+    runs = {"composition of torch operations": run(rows(quantize_reference)), "ours": run(lambda w, q: q(w))}
     runs["fake quantize of torch, which learns nothing"] = run(fake)
     if compiled:
-        runs["ours, compiled"] = run(rows(torch.compile(quantize, dynamic=True, fullgraph=True)))
+        compile_quantizers(nn.ModuleList(fast.values()))
+        runs["ours, compiled"] = run(lambda w, q: fast[q](w))
     return Contest("Quantizing the weights of resnet18, forward and backward", runs)
 
 
@@ -267,6 +272,9 @@ def contests(options: argparse.Namespace) -> Iterator[Contest]:
     yield shrunk(options.seed)
     yield odd_widths(options.seed)
     yield removal(options.seed)
+    if keep_memory():
+        title = f"resnet18 at 3 x 64 x 64, batch 32, {KEPT}"
+        yield overhead(title, model, image, label, compiled=options.compile)
 
 
 def claims(rows: list[dict[str, Any]], freed: dict[str, Any]) -> list[Claim]:

@@ -1,5 +1,6 @@
 """Measuring several contestants in turn, within one process."""
 
+import ctypes
 import gc
 import statistics
 import time
@@ -72,3 +73,17 @@ def threads(count: int) -> Iterator[int]:
         yield used
     finally:
         torch.set_num_threads(DEFAULT_THREADS)
+
+
+def keep_memory() -> bool:
+    """Have glibc keep for the next step what one step freed, for the rest of the process; whether that is possible.
+
+    It is what ``MALLOC_TRIM_THRESHOLD_`` and ``MALLOC_MMAP_THRESHOLD_`` ask for when a program starts, and what torch
+    does itself on a GPU. Otherwise large tensors are made of fresh pages, which the system fills with zeros first.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library
+        return False
+    trim, mmap = -1, -3
+    return bool(mallopt(trim, 2**31 - 1)) and bool(mallopt(mmap, 2**31 - 1))

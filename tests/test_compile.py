@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import fxcompress as fxc
+from fxcompress.quantizer import Quantizer, compile_quantizers
 
 
 class Residual(nn.Module):
@@ -83,6 +84,35 @@ def test_compiled_quantizers_survive_removals_without_compiling_anew() -> None:
     for mine, other in zip(run.net.parameters(), plain.net.parameters(), strict=True):
         torch.testing.assert_close(mine, other)
     torch.testing.assert_close(run.net.finalize()(run.x), plain.net.finalize()(run.x))
+
+
+LAYOUTS: dict[str, tuple[Tensor, dict[str, int]]] = {
+    "matrix": (torch.randn(5, 8), {}),
+    "kernel": (torch.randn(5, 4, 3, 3), {}),
+    "channels last": (torch.randn(5, 4, 3, 3).contiguous(memory_format=torch.channels_last), {}),
+    "transposed, grouped": (torch.randn(4, 3, 3), {"channel_dim": 1, "groups": 2}),
+    "vector": (torch.randn(6), {}),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_compiled_quantizers_compute_the_same(layout: str, dtype: torch.dtype) -> None:
+    weight, options = LAYOUTS[layout]
+    found = []
+    for compiled in (False, True):
+        own = weight.to(dtype).clone().requires_grad_()
+        quantizer = Quantizer.for_weight(own, bits=3.0, **options)
+        quantizer.keep_range = True
+        if compiled:
+            compile_quantizers(quantizer, backend="aot_eager")
+        result = quantizer(own)
+        gradients = torch.autograd.grad(result.square().sum(), [own, quantizer.bits, quantizer.exponent])
+        found.append([result, *gradients])
+    for plain, mine in zip(*found, strict=True):
+        assert plain.dtype == mine.dtype
+        assert plain.stride() == mine.stride()
+        torch.testing.assert_close(mine, plain, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -3,8 +3,9 @@
 Source: S. Cséfalvay and J. Imber, "Self-Compressing Neural Networks", arXiv 2301.13142 (the *paper*), equation 1.
 """
 
+from fxcompress.quantizer.arithmetic import RANGE_BITS
 from fxcompress.quantizer.codes import code_bounds, code_count, storage_bits
-from fxcompress.quantizer.function import RANGE_BITS, quantize, quantize_reference
+from fxcompress.quantizer.function import quantize, quantize_reference
 from fxcompress.quantizer.layout import from_rows, per_channel, rows, split_groups
 from fxcompress.quantizer.module import Quantizer, compile_quantizers
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fxcompress.quantizer.function import clip_range
+from fxcompress.quantizer.arithmetic import clip_range
 
 __all__ = ["code_bounds", "code_count", "storage_bits"]
 

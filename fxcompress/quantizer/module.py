@@ -1,13 +1,13 @@
 """The module that quantizes a weight, with its trained bit depths and exponents."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fxcompress.errors import UnsupportedModelError
-from fxcompress.quantizer.function import codes_of, quantize, quantize_rows, wide
+from fxcompress.quantizer.arithmetic import EAGER, FUSED, Kernels, codes_of, wide
+from fxcompress.quantizer.function import quantize, quantize_by
 from fxcompress.quantizer.layout import is_grouped, per_channel, rows, split_groups
 
 __all__ = ["Quantizer", "compile_quantizers"]
@@ -97,23 +97,18 @@ class Quantizer(nn.Module):
         Raises:
             UnsupportedModelError: ``weight`` has another number of output channels than ``bits``.
         """
-        blocks = self._blocks(weight)
-        compiled = self.compiled
-        if self.channel_dim == 0 and compiled is None:
-            return quantize_rows(blocks, self.bits, self.exponent, keep_range=self.keep_range)
-        if self.channel_dim == 0 and blocks.ndim > 1 and blocks.is_contiguous():
-            # Of one rank for all layers, so that a compiler makes one kernel for all; and views, as the sizes of a
-            # parameter itself would be taken for fixed.
-            blocks, bits, exponent = blocks.view(len(blocks), -1), self.bits[:, None], self.exponent[:, None]
-        else:
-            bits, exponent = self._broadcast(self.bits, weight), self._broadcast(self.exponent, weight)
-        return (compiled or quantize)(blocks, bits, exponent, keep_range=self.keep_range).reshape(weight.shape)
+        blocks, kernels = self._blocks(weight), self.kernels
+        if self.channel_dim == 0:
+            return quantize_by(kernels, blocks, self.bits, self.exponent, keep_range=self.keep_range, rows=True)
+        bits, exponent = self._broadcast(self.bits, weight), self._broadcast(self.exponent, weight)
+        result = quantize_by(kernels, blocks, bits, exponent, keep_range=self.keep_range, rows=False)
+        return result.reshape(weight.shape)
 
     @property
-    def compiled(self) -> Callable[..., Tensor] | None:
-        """What :func:`quantize` was compiled to, if it was; see :func:`compile_quantizers`."""
-        function: Callable[..., Tensor] | None = self.__dict__.get("_compiled")
-        return function
+    def kernels(self) -> Kernels:
+        """The passes over a weight; see :func:`compile_quantizers`."""
+        kernels: Kernels = self.__dict__.get("_kernels", EAGER)
+        return kernels
 
     def codes(self, weight: Tensor) -> Tensor:
         """The integers that ``forward(weight)`` is the ``scale(weight)``-fold of; int32, of the weight's shape."""
@@ -151,7 +146,7 @@ class Quantizer(nn.Module):
 
 
 def compile_quantizers(module: nn.Module, **options: Any) -> None:  # noqa: ANN401
-    """Compile the function of all quantizers in ``module``, and nothing else of it.
+    """Compile the passes of all quantizers in ``module``, and nothing else of it.
 
     One kernel serves weights of all sizes, so removing channels compiles nothing anew. The first steps compile, which
     takes some ten seconds and, on a CPU, a C++ compiler.
@@ -165,7 +160,7 @@ def compile_quantizers(module: nn.Module, **options: Any) -> None:  # noqa: ANN4
     >>> net(torch.ones(4, 3)).shape
     torch.Size([4, 3])
     """
-    compiled = torch.compile(quantize, dynamic=True, **options)
+    kernels = Kernels(*(torch.compile(kernel, dynamic=True, **options) for kernel in FUSED))
     for quantizer in module.modules():
         if isinstance(quantizer, Quantizer):
-            quantizer.__dict__["_compiled"] = compiled
+            quantizer.__dict__["_kernels"] = kernels

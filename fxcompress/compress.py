@@ -12,8 +12,9 @@ from fxcompress.channels.prepare import NO_GRAPH, prepare, prepare_pieces
 from fxcompress.errors import FxCompressError, UnsupportedModelError, check_number
 from fxcompress.objectives import Objective, objective_of
 from fxcompress.passes.history import started
-from fxcompress.passes.inject_quantizers import inject_quantizers, is_quantizable
+from fxcompress.passes.inject_quantizers import inject_quantizers
 from fxcompress.passes.unquantized import coverage
+from fxcompress.passes.weight_uses import is_quantizable
 from fxcompress.progress import progress
 from fxcompress.provenance import attach
 from fxcompress.quantizer import Quantizer

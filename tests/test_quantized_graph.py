@@ -46,7 +46,7 @@ class Matrices(nn.Module):
 
 
 class Tied(nn.Module):
-    """The classifier's weight is the embedding's, which reads it as it is."""
+    """The classifier's weight is the embedding's."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], Any, int]] = {
     "linear": (_stack(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(2, 7, 5), 2),
     "functional": (Functional, image(), 2),
     "matrices": (Matrices, torch.randn(2, 7, 5), 3),
-    "tied": (Tied, torch.randint(11, (2, 5)), 1),
+    "tied": (Tied, torch.randint(11, (2, 5)), 2),
     "residual": (ResidualNet, image(), 6),
 }  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -16,9 +17,9 @@ D = 8
 class Words(nn.Module):
     """A table, something between, and a layer."""
 
-    def __init__(self, between: nn.Module | None = None) -> None:
+    def __init__(self, between: nn.Module | None = None, **options: Any) -> None:  # noqa: ANN401
         super().__init__()
-        self.table, self.between = nn.Embedding(20, D), between or nn.Identity()
+        self.table, self.between = nn.Embedding(20, D, **options), between or nn.Identity()
         self.last = nn.Linear(D, 20, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,10 +48,11 @@ class Wide(nn.Module):
         return self.last(self.first(x).relu()) + self.other.prod(0)  # type: ignore[no-any-return]
 
 
-def tied() -> nn.Module:
-    net = Words()
-    net.last.weight = net.table.weight
-    return nn.Sequential(net, nn.Linear(20, 20))
+class Regularized(Words):
+    """The table is read beside its lookups."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.table.weight.prod()
 
 
 def frozen() -> nn.Module:
@@ -81,12 +83,18 @@ class Unused(nn.Module):
 
 TOKENS, ROW = torch.randint(20, (2, 5)), torch.randn(2, D)
 CASES: dict[str, tuple[Callable[[], nn.Module], Tensor, dict[str, str]]] = {
-    "table": (Words, TOKENS, {"table.weight": "Embedding table, a table, reads it"}),
+    "sparse": (
+        lambda: Words(sparse=True), TOKENS, {"table.weight": "a table with sparse gradients, reads it"},
+    ),
+    "norm": (
+        lambda: Words(max_norm=1.0), TOKENS,
+        {"table.weight": "Embedding table, a table whose lookups restore a norm, reads it"},
+    ),
     "recurrent": (
         lambda: Words(Recurrent()), TOKENS,
         {"between.lstm.weight_ih_l0": "LSTM between.lstm, a recurrent layer, reads it"},
     ),
-    "tied": (tied, TOKENS, {"0.table.weight": "Embedding 0.table, a table, reads it beside a layer"}),
+    "beside": (Regularized, TOKENS, {"table.weight": "the op prod (node prod, at "}),
     "frozen": (frozen, ROW, {"0.weight": "it is frozen; set requires_grad=True"}),
     "both": (Both, ROW, {"weight": "take its outputs along different dims"}),
     "unused": (Unused, ROW, {"aside.weight": "nothing in the graph reads it"}),

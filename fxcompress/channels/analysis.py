@@ -1,7 +1,7 @@
 """The raw result of the analysis: atoms, groups, contraction sites and constraints, as arrays."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from fxcompress.channels.interpret import Atoms, Interpreter, Trail, fresh_atoms
 from fxcompress.channels.layers import support
 from fxcompress.channels.rules.contraction import CONTRACTIONS, Site, site_of
+from fxcompress.channels.rules.movement import LOOKUPS
 from fxcompress.channels.rules.products import BATCHED, Product, inner, product_of
 from fxcompress.channels.rules.quantize import QUANTIZE
 from fxcompress.channels.rules.sums import SUM, summed
@@ -22,6 +23,9 @@ from fxcompress.channels.worklist import Index
 from fxcompress.trace.heap import without_collections
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.traced import TracedModule
+
+COLUMNS = 1
+"""The dim of a table that holds its channels."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,6 +40,8 @@ class SiteAtoms:
         rows: (R,) what is made.
         weight_name: the parameter behind the weight, or "" for a product of two activations.
         call: what runs.
+        reads_columns: whether the weight is a table as well, and what is contracted are its columns, which are the
+            channels of the table: an embedding that is tied to the layer behind it.
     """
 
     site: Site
@@ -45,6 +51,12 @@ class SiteAtoms:
     rows: np.ndarray
     weight_name: str
     call: Call
+    reads_columns: bool = False
+
+    @property
+    def has_bits(self) -> bool:
+        """Whether the bits of its weight, if that has a quantizer, are those of what is made."""
+        return not self.reads_columns
 
     @property
     def output(self) -> torch.Size:
@@ -63,6 +75,41 @@ class SiteAtoms:
         found = {d: layer.reshape(-1) for layer in site.weight.layers for d in support(layer)}
         straight = any(torch.equal(atoms.get(d, torch.empty(0, device="cpu")), own) for d, own in found.items())
         return (site.row, site.column) if straight else (site.column, site.row)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TableAtoms:
+    """A lookup of rows in a table, with the atoms of the table's columns, which are the channels of the result.
+
+    Attributes:
+        mode: the graph that holds it.
+        node: the node that holds it.
+        table: the value that is looked up in, (V, D).
+        rows: (D,) what is made.
+        weight_name: the parameter behind the table.
+        call: what runs.
+    """
+
+    mode: str
+    node: str
+    table: Value
+    rows: np.ndarray
+    weight_name: str
+    call: Call
+
+    @property
+    def has_bits(self) -> bool:
+        """Whether the bits of the table, if that has a quantizer, are those of what is made."""
+        return True
+
+    @property
+    def output(self) -> torch.Size:
+        """The shape of what is made; its last dim holds the channels."""
+        return self.call.metas[0].shape
+
+
+Maker = SiteAtoms | TableAtoms
+"""What makes channels."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -180,6 +227,7 @@ class Analysis:
     def sites(self) -> list[SiteAtoms]:
         """Every contraction of every graph."""
         result = []
+        tables = {found.weight_name for found in self.tables}
         for mode, trail in self.trails.items():
             names = self.weight_names(mode)
             for step in trail.tape:
@@ -188,8 +236,30 @@ class Analysis:
                     rows = _vector(step.outputs[0], site.out_dim, site.rows)
                     entries = _entries(site)
                     name = names.get(site.weight.key, "")
-                    result.append(SiteAtoms(site, mode, step.node, entries, rows, name, step.call))
+                    sites = SiteAtoms(site, mode, step.node, entries, rows, name, step.call)
+                    if name in tables and sites.dims(self.atoms[name])[1] == COLUMNS:
+                        sites = replace(sites, reads_columns=True)
+                    result.append(sites)
         return result
+
+    @cached_property
+    def tables(self) -> list[TableAtoms]:
+        """Every lookup of every graph in a parameter."""
+        result = []
+        for mode, trail in self.trails.items():
+            names = self.weight_names(mode)
+            for step in trail.tape:
+                table = step.call.args[0] if step.op in LOOKUPS else None
+                if isinstance(table, Value) and table.key in names:
+                    out = step.outputs[0]
+                    rows = _vector(out, out.rank - 1, out.shape[-1])
+                    result.append(TableAtoms(mode, step.node, table, rows, names[table.key], step.call))
+        return result
+
+    @cached_property
+    def makers(self) -> list[Maker]:
+        """All that makes channels: the contractions, and behind them the lookups."""
+        return [*self.sites, *self.tables]
 
     @cached_property
     def products(self) -> list[ProductAtoms]:

@@ -11,7 +11,7 @@ import networkx as nx
 import numpy as np
 from torch import nn
 
-from fxcompress.channels.analysis import Analysis
+from fxcompress.channels.analysis import COLUMNS, Analysis
 from fxcompress.channels.coverage import Uncovered, uncovered
 from fxcompress.channels.prepare import NO_GRAPH, prepare, prepare_pieces
 from fxcompress.channels.space import FIXED, Block, Reason
@@ -202,6 +202,9 @@ class ChannelGraph:
             row, column = sites.dims(atoms)
             rows |= set(atoms[row].tolist()) if row in atoms else set()
             columns |= set(atoms[column].tolist()) if column in atoms else set()
+        for table in self.analysis.tables:
+            atoms = self.analysis.atoms[table.weight_name]
+            rows |= set(atoms[COLUMNS].tolist()) if COLUMNS in atoms else set()
         return rows, columns
 
     @cached_property
@@ -295,7 +298,10 @@ class ChannelGraph:
 
     def _row_dim(self, tensor: str) -> int:
         atoms = self.analysis.atoms[tensor]
-        return next((s.dims(atoms)[0] for s in self.analysis.sites if s.weight_name == tensor), 0)
+        names = {name for name, own in self.analysis.atoms.items() if own is atoms}
+        if any(table.weight_name in names for table in self.analysis.tables):
+            return COLUMNS
+        return next((s.dims(atoms)[0] for s in self.analysis.sites if s.weight_name in names), 0)
 
     def _shape(self, tensor: str) -> tuple[int, ...]:
         parameters = dict(self.analysis.module.named_parameters(remove_duplicate=False))

@@ -41,7 +41,7 @@ def _header(graph: ChannelGraph) -> str:
 def _data(graph: ChannelGraph) -> dict[str, Any]:
     """What the script draws: layers in the order in which the network runs them, and bundles that point at them."""
     used = [name for bundle in graph.bundles for name in (*bundle.producers, *bundle.consumers)]
-    order = dict.fromkeys(sites.weight_name for sites in graph.analysis.sites)
+    order = dict.fromkeys(maker.weight_name for maker in graph.analysis.makers)
     names = [name for name in order if name in set(used)]
     names += [name for name in dict.fromkeys(used) if name not in order]
     position = {name: i for i, name in enumerate(names)}

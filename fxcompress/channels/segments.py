@@ -1,21 +1,22 @@
 """Who feeds each entry of each tensor: the third domain, run over the tape of the first.
 
-A **segment** is the stretch of one channel from where it is made. Contractions make a new segment for each output;
+A **segment** is the stretch of one channel from where it is made. Contractions make a new segment for each output, and
+lookups in tables one for each column;
 batch norm, activations, pooling and data movement carry it on; where two meet (a sum, a gate), they join to a new
 segment with both as its sources. The objectives need it (whose bits feed layer l, the l' of equation 5), and so does
 the rule that a channel dies when its bits and *its* biases are zero.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fxcompress.channels.analysis import SiteAtoms
+from fxcompress.channels.analysis import Maker, SiteAtoms
 from fxcompress.channels.interpret import Trail
-from fxcompress.channels.layers import pad_rank, vector
-from fxcompress.channels.rules.contraction import CONTRACTIONS, site_of
+from fxcompress.channels.layers import along, pad_rank, vector
 from fxcompress.channels.rules.products import BATCHED, product_of
 from fxcompress.channels.rules.recurrent import RECURRENT_STEPS
 from fxcompress.channels.rules.registry import Known
@@ -31,7 +32,7 @@ class Segments:
 
     Attributes:
         maps: for each value, the segment of its entries, by the value's key; a map as in :class:`Known`, NaN = none.
-        sources: for each segment, the contraction outputs behind it: (site, row) pairs.
+        sources: for each segment, what is made behind it: (maker, row) pairs.
     """
 
     maps: dict[int, Tensor] = field(default_factory=dict)
@@ -46,20 +47,20 @@ class Segments:
         return found.reshape(-1).expand(size).nan_to_num().to(torch.int64).numpy()
 
 
-def trace_segments(trail: Trail, sites: list[SiteAtoms]) -> Segments:
+def trace_segments(trail: Trail, makers: Sequence[Maker]) -> Segments:
     """Find the segments of a graph.
 
     Args:
         trail: its interpretation.
-        sites: its contractions, in order; ``sources`` refers to them by position.
+        makers: its contractions and lookups; ``sources`` refers to them by position.
     """
     result = Segments()
     known = Known(result.maps, training=False)
-    position = 0
+    positions = {id(maker.call): position for position, maker in enumerate(makers)}
     for step in trail.tape:
-        if step.op in CONTRACTIONS and site_of(step.call) is not None:
-            _make(step, sites[position], position, result)
-            position += 1
+        position = positions.get(id(step.call))
+        if position is not None:
+            _make(step, makers[position], position, result)
             continue
         for value, found in zip(step.outputs, _carried(step, known, result), strict=True):
             if found is not None and (found.numel() != 1 or not bool(found.isnan())):
@@ -67,13 +68,13 @@ def trace_segments(trail: Trail, sites: list[SiteAtoms]) -> Segments:
     return result
 
 
-def _make(step: Step, sites: SiteAtoms, position: int, result: Segments) -> None:
-    """New segments for the outputs of a contraction."""
-    out, first = step.outputs[0], len(result.sources)
-    rows = sites.site.rows
+def _make(step: Step, maker: Maker, position: int, result: Segments) -> None:
+    """New segments for the outputs of a contraction, or the columns of a table."""
+    out, first, rows = step.outputs[0], len(result.sources), len(maker.rows)
     result.sources += [((position, row),) for row in range(rows)]
     ids = torch.arange(first, first + rows, dtype=torch.float64, device="cpu")
-    result.maps[out.key] = vector(ids, out.rank, sites.site.out_dim)
+    dim = maker.site.out_dim if isinstance(maker, SiteAtoms) else out.rank - 1
+    result.maps[out.key] = vector(ids, out.rank, dim)
 
 
 def _carried(step: Step, known: Known, result: Segments) -> list[Tensor | None]:
@@ -89,7 +90,7 @@ def _carried(step: Step, known: Known, result: Segments) -> list[Tensor | None]:
     if step.op.name.startswith(("pointwise", "multiply", "divide")):
         joined = _join([pad_rank(known.of(v), step.outputs[0].rank) for v in values], result)
         return [joined] * len(step.outputs)
-    return [_fit(known.of(values[0]), out) if values else None for out in step.outputs]
+    return [_fit(known.of(values[0]), values[0], out) if values else None for out in step.outputs]
 
 
 def _multiplied(step: Step, known: Known, result: Segments) -> Tensor | None:
@@ -126,16 +127,27 @@ def _padded(step: Step, known: Known) -> Tensor | None:
     return source if found.shape == source.shape else found
 
 
-def _fit(source: Tensor, out: Value) -> Tensor | None:
+def _fit(found: Tensor, source: Value, out: Value) -> Tensor | None:
     """The map of a reduction, window or norm's output: dims that it does not vary along may change at will."""
-    if source.ndim == out.rank:
-        same = all(n in (1, m) for n, m in zip(source.shape, out.shape, strict=True))
-        return source if same else None
-    kept = [n for n in source.shape if n > 1]
-    dims = [d for d, n in enumerate(source.shape) if n > 1]
-    if len(kept) != 1 or dims[0] >= out.rank or out.shape[dims[0]] != kept[0]:
+    if found.ndim == out.rank:
+        same = all(n in (1, m) for n, m in zip(found.shape, out.shape, strict=True))
+        return found if same else None
+    dims = [d for d, n in enumerate(found.shape) if n > 1]
+    if len(dims) != 1:
         return None
-    return vector(source.reshape(-1), out.rank, dims[0])
+    there = _followed(source, dims[0], out)
+    return None if there is None else vector(found.reshape(-1), out.rank, there)
+
+
+def _followed(source: Value, dim: int, out: Value) -> int | None:
+    """The dim of ``out`` with the labels of a dim of ``source``; without labels, the same dim if its size fits."""
+    labels = along(source.layers, dim)
+    if labels is not None:
+        for d in range(out.rank):
+            found = along(out.layers, d)
+            if found is not None and torch.equal(found.reshape(-1), labels.reshape(-1)):
+                return d
+    return dim if dim < out.rank and out.shape[dim] == source.shape[dim] else None
 
 
 def _join(maps: list[Tensor], result: Segments) -> Tensor:

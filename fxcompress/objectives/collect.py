@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fxcompress.channels.analysis import Analysis, SiteAtoms
+from fxcompress.channels.analysis import Analysis, Maker, SiteAtoms, TableAtoms
 from fxcompress.channels.plan import Plan
 from fxcompress.channels.segments import Segments, trace_segments
 from fxcompress.objectives.terms import LayerUse, SizeTerms, Start
@@ -29,9 +29,10 @@ def multiplied(sites: SiteAtoms) -> int:
     return prod(n for d, n in enumerate(shape) if d != dim)
 
 
-def written(sites: SiteAtoms) -> int:
-    """The values that a use of a layer writes for each output channel."""
-    return prod(n for d, n in enumerate(sites.output) if d != sites.site.out_dim)
+def written(maker: Maker) -> int:
+    """The values that a use of a layer, or a lookup in a table, writes for each output channel."""
+    dim = maker.site.out_dim if isinstance(maker, SiteAtoms) else len(maker.output) - 1
+    return prod(n for d, n in enumerate(maker.output) if d != dim)
 
 
 def starting_costs(analysis: Analysis, weights: Collection[str]) -> Start:
@@ -42,9 +43,10 @@ def starting_costs(analysis: Analysis, weights: Collection[str]) -> Start:
         weights: names of the quantized weights.
     """
     uses = [s for s in analysis.sites if s.mode == EVALUATION and s.weight_name in weights]
+    written = [m for m in analysis.makers if m.mode == EVALUATION and m.weight_name in weights and m.has_bits]
     return Start(
         macs=sum(multiplied(s) * prod(s.site.weight.shape) for s in uses),
-        activations=sum(prod(s.output) for s in uses),
+        activations=sum(prod(maker.output) for maker in written),
         uses=tuple(LayerUse(s.weight_name, s.site.rows, s.site.entries) for s in uses),
     )
 
@@ -63,11 +65,10 @@ def size_terms(
     """
     builder = _Builder(plan, rows)
     for mode in analysis.trails:
-        sites = [s for s in analysis.sites if s.mode == mode]
-        segments = trace_segments(analysis.trails[mode], sites)
-        builder.sites, builder.segments = sites, segments
-        for position in range(len(sites)):
-            builder.add(position)
+        builder.makers = [maker for maker in analysis.makers if maker.mode == mode]
+        builder.segments = trace_segments(analysis.trails[mode], builder.makers)
+        for maker in builder.makers:
+            builder.add(maker)
     return builder.build(weights, start if start is not None else starting_costs(analysis, rows))
 
 
@@ -75,7 +76,7 @@ class _Builder:
     def __init__(self, plan: Plan, rows: dict[str, tuple[int, int]]) -> None:
         self.alive = plan.alive
         self.row_start = rows
-        self.sites: list[SiteAtoms] = []
+        self.makers: list[Maker] = []
         self.segments = Segments()
         self.seen: set[str] = set()
         self.blocks = 0
@@ -83,13 +84,45 @@ class _Builder:
         self.cells = 0
         self.uses: list[LayerUse] = []
 
-    def add(self, position: int) -> None:
-        """Add one use of a layer; of a weight that is used twice, the second use adds no weights, only work."""
-        sites = self.sites[position]
-        name, runs = sites.weight_name, sites.mode == EVALUATION
+    def add(self, maker: Maker) -> None:
+        """Add one use of a weight; of one that is used twice, the second use adds no weights, only work."""
+        name, runs = maker.weight_name, maker.mode == EVALUATION
         if name not in self.row_start or (name in self.seen and not runs):
             return
-        site, g = sites.site, sites.site.groups
+        if isinstance(maker, TableAtoms):
+            self._table(maker, runs=runs)
+        elif maker.reads_columns:
+            self._tied(maker, runs=runs)
+        else:
+            self._layer(maker, runs=runs)
+        self.seen.add(name)
+
+    def _table(self, table: TableAtoms, *, runs: bool) -> None:
+        """Each column has as many weights as the table has rows, which are there for good."""
+        left = int((self.alive[table.rows] | (table.rows == 0)).sum())
+        self._columns(table.weight_name, table.table.shape[0], left, multiplied=0, written=written(table) * runs)
+
+    def _tied(self, sites: SiteAtoms, *, runs: bool) -> None:
+        """A layer that reads a table: its weights have the bits of its inputs."""
+        rows = int((self.alive[sites.rows] | (sites.rows == 0)).sum())
+        left = int((self.alive[sites.entries] | (sites.entries == 0)).sum())
+        if runs:
+            self.uses.append(LayerUse(sites.weight_name, rows, left, (self.blocks, 1), bits_of_inputs=True))
+        self._columns(sites.weight_name, rows, left, multiplied=multiplied(sites) * runs, written=0)
+
+    def _columns(self, name: str, rows: int, left: int, *, multiplied: int, written: int) -> None:
+        start, count = self.row_start[name]
+        self._put(
+            rows=np.arange(start, start + count), row_block=np.full(count, self.blocks),
+            kernel=np.full(1, name not in self.seen), macs=np.full(1, multiplied), writes=np.full(1, written),
+            inputs=np.full(1, rows), outputs=np.full(1, left), cell_block=np.full(1, self.blocks),
+            cell_count=np.full(1, rows), free=np.ones(1, dtype=bool),
+        )  # fmt: skip
+        self.cells += 1
+        self.blocks += 1
+
+    def _layer(self, sites: SiteAtoms, *, runs: bool) -> None:
+        name, site, g = sites.weight_name, sites.site, sites.site.groups
         start, count = self.row_start[name]
         kernel = prod(n for d, n in enumerate(site.weight.shape) if d not in {site.row, site.column})
         alive = self.alive[sites.entries] | (sites.entries == 0)
@@ -104,7 +137,6 @@ class _Builder:
         self._cells(site_segments=self.segments.along(site.source, site.source_dim), alive=alive, groups=g)
         if runs:
             self.uses.append(LayerUse(name, int(left.sum()), int(alive.sum()), (self.blocks, g)))
-        self.seen.add(name)
         self.blocks += g
 
     def _cells(self, site_segments: np.ndarray, alive: np.ndarray, groups: int) -> None:
@@ -124,8 +156,9 @@ class _Builder:
         """The rows that feed a segment, and whether something without bits feeds it too."""
         rows, free = [], segment == 0
         for position, row in self.segments.sources[segment]:
-            name = self.sites[position].weight_name
-            if name in self.row_start:
+            maker = self.makers[position]
+            name = maker.weight_name
+            if name in self.row_start and maker.has_bits:
                 rows.append(self.row_start[name][0] + row)
             else:
                 free = True

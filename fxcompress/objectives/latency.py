@@ -181,7 +181,10 @@ class LatencyTable:
         for use, curve in self._matched(terms.uses):
             point = curve.at(use.outputs, use.inputs)
             blocks = slice(use.blocks[0], sum(use.blocks))
-            own[blocks], read[blocks] = point.by_output / total, point.by_input / total
+            if use.bits_of_inputs:
+                own[blocks] = point.by_input / total
+            else:
+                own[blocks], read[blocks] = point.by_output / total, point.by_input / total
         slopes = torch.from_numpy(np.stack([own, read])).to(terms.kernel)
         return slopes[0] / terms.inputs.clamp(min=1), slopes[1] / terms.outputs.clamp(min=1)
 

@@ -18,12 +18,14 @@ class LayerUse:
         weight: name of the parameter.
         outputs, inputs: channels that are not gone, over all groups.
         blocks: where its blocks start in the terms, and how many they are.
+        bits_of_inputs: whether the channels of its blocks are the inputs of the layer: its weight is a table as well.
     """
 
     weight: str
     outputs: int
     inputs: int
     blocks: tuple[int, int] = (0, 0)
+    bits_of_inputs: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ def update_attributes(module: nn.Module, original: nn.Module) -> None:
         module.num_channels = module.weight.numel()
     elif isinstance(module, nn.LayerNorm | nn.RMSNorm) and module.elementwise_affine:
         module.normalized_shape = tuple(module.weight.shape)
-    elif isinstance(module, nn.Embedding):
+    elif isinstance(module, nn.Embedding | nn.EmbeddingBag):
         module.num_embeddings, module.embedding_dim = module.weight.shape
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.numel()

@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 
 from fxcompress.passes.base import Pass, PassResult, traced
-from fxcompress.passes.inject_quantizers import BORDER_KEY, MODULE_KEY
+from fxcompress.passes.inject_quantizers import BAG_ARGUMENTS, BORDER_KEY, MODULE_KEY, POSITIONAL_KEY
 from fxcompress.provenance import Grid
 from fxcompress.quantizer import Quantizer
 from fxcompress.trace.traced import TracedModule
@@ -81,10 +81,12 @@ def _restore_modules(graph: fx.Graph) -> None:
         if path is None:
             continue
         source, operands = node.args[0], node.all_input_nodes
+        given = {key: node.kwargs[key] for key in BAG_ARGUMENTS[1:] if key in node.kwargs}
+        more = [given.pop(key) for key in BAG_ARGUMENTS[1 : node.meta.pop(POSITIONAL_KEY, 1)]]
         if isinstance(source, fx.Node) and source.meta.get(BORDER_KEY) == path:
             operands.append(source.all_input_nodes[0])
             source = source.args[0]
-        node.op, node.target, node.args, node.kwargs = "call_module", path, (source,), {}
+        node.op, node.target, node.args, node.kwargs = "call_module", path, (source, *more), given
         for operand in operands:
             if not operand.users and operand.op != "placeholder":
                 graph.erase_node(operand)

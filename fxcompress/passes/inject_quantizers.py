@@ -1,4 +1,4 @@
-"""Puts a quantizer between each weight and the convolution or linear layer that reads it.
+"""Puts a quantizer between each weight and the convolution, linear layer or lookup that reads it.
 
 x -> conv1 (call_module)                  conv1.weight (O, I, 3, 3) -> conv1.weight_quantizer
 ->                                          |
@@ -6,7 +6,6 @@ x ------------------------------> F.conv2d
 """
 
 import copy
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,43 +14,30 @@ from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from fxcompress.passes.base import Pass, PassResult, traced
+from fxcompress.passes.weight_uses import MODULES, TABLES, Layout, Use, quantizable, uses_of
 from fxcompress.quantizer import Quantizer
 from fxcompress.trace.traced import TracedModule
-from fxcompress.trace.weights.reads import FUNCTIONS, PRODUCTS
+from fxcompress.trace.weights.reads import PRODUCTS
 
 MODULE_KEY = "fxcompress_module"
 """In a node's meta: the module that the node computes, with the quantized weight in the place of its own."""
+POSITIONAL_KEY = "fxcompress_positional"
+"""In a node's meta, for a table: how many of :data:`BAG_ARGUMENTS` the module is called with by position."""
+BAG_ARGUMENTS = ("input", "offsets", "per_sample_weights")
+"""What embedding bags are called with; embeddings with the first alone."""
 BORDER_KEY = "fxcompress_border"
 """In a node's meta: the module that pads its input as this node does; no padding of the user's carries it."""
-
-MODULES: dict[type[nn.Module], Callable[..., Any]] = {
-    nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d, nn.Linear: F.linear,
-    nn.ConvTranspose1d: F.conv_transpose1d, nn.ConvTranspose2d: F.conv_transpose2d,
-    nn.ConvTranspose3d: F.conv_transpose3d,
-}  # fmt: skip
-"""Layers with a weight and a bias, and the function that each of them calls."""
-_TRANSPOSED = {F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
-
-
-@dataclass(frozen=True, slots=True)
-class _Use:
-    """One place where a weight is read by an op that can take a quantized one; ``transposed``: outputs along dim 1."""
-
-    graph: fx.Graph
-    node: fx.Node
-    weight: str
-    transposed: bool
-    groups: int
 
 
 @dataclass(frozen=True, slots=True)
 class InjectQuantizers(Pass):
     """Give each output channel of each weight a quantizer with trained bits and exponent.
 
-    Weights of conv 1d, 2d, 3d, their transposed forms and linear, as modules or as functional calls on a parameter, and
-    matrices that inputs are multiplied with (``x @ self.weight``, or ``addmm`` as in the layers of GPT-2). A
-    weight that is frozen, or that something else reads as well (a tied embedding), gets none;
-    neither does one that is complex or empty.
+    Weights of conv 1d, 2d, 3d, their transposed forms and linear, as modules or as functional calls on a parameter,
+    matrices that inputs are multiplied with (``x @ self.weight``, or ``addmm`` as in the layers of GPT-2), and tables
+    (embeddings), whose channels are their columns, also where a linear layer is tied to one. A weight that is frozen,
+    or that something else reads as well, gets none; neither does one that is complex or empty, or a table with sparse
+    gradients or a norm that each lookup restores.
 
     Attributes:
         bits: bit depth to start with.
@@ -71,8 +57,11 @@ def inject_quantizers(module: TracedModule, bits: float) -> dict[str, str]:
     Returns:
         the name of each new quantizer, by the name of its weight.
     """
-    uses = [use for graph in module.graphs.values() for use in _uses(module, graph)]
-    names = _quantizable(module, uses)
+    uses = uses_of(module)
+    layouts = quantizable(module, uses)
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    first = {id(parameters[weight]): weight for weight in layouts}
+    names = {name: first[id(p)] for name, p in parameters.items() if id(p) in first}
     made: dict[str, str] = {}
     nodes: dict[tuple[fx.Graph, str], fx.Node] = {}
     for use in uses:
@@ -80,7 +69,7 @@ def inject_quantizers(module: TracedModule, bits: float) -> dict[str, str]:
         if weight is None:
             continue
         if weight not in made:
-            made[weight] = _add(module, weight, use, bits)
+            made[weight] = _add(module, weight, layouts[weight], bits)
         if use.node.op == "call_module":
             _to_function(module, use.node)
         key = (use.graph, weight)
@@ -96,93 +85,12 @@ def inject_quantizers(module: TracedModule, bits: float) -> dict[str, str]:
     return made
 
 
-def is_quantizable(module: TracedModule) -> bool:
-    """Whether :func:`inject_quantizers` would find a weight."""
-    return bool(_quantizable(module, [use for graph in module.graphs.values() for use in _uses(module, graph)]))
-
-
-def layer_reads(module: TracedModule, weight: nn.Parameter) -> list[fx.Node]:
-    """The nodes that read ``weight`` as the weight of a convolution, a linear layer or a product."""
-    names = {name for name, p in module.named_parameters(remove_duplicate=False) if p is weight}
-    return [use.node for graph in module.graphs.values() for use in _uses(module, graph) if use.weight in names]
-
-
-def _add(module: TracedModule, weight: str, use: _Use, bits: float) -> str:
-    groups = use.groups if use.transposed else 1
+def _add(module: TracedModule, weight: str, layout: Layout, bits: float) -> str:
     parameter = module.get_parameter(weight)
-    quantizer = Quantizer.for_weight(parameter, bits=bits, channel_dim=int(use.transposed), groups=groups)
+    quantizer = Quantizer.for_weight(parameter, bits=bits, channel_dim=int(layout.transposed), groups=layout.groups)
     owner, _, leaf = weight.rpartition(".")
     module.get_submodule(owner).add_module(f"{leaf}_quantizer", quantizer)
     return f"{weight}_quantizer"
-
-
-def _uses(module: TracedModule, graph: fx.Graph) -> Iterator[_Use]:
-    for node in graph.nodes:
-        if node.op == "call_module":
-            layer = module.get_submodule(str(node.target))
-            plain = len(node.args) == 1 and not node.kwargs
-            if type(layer) in MODULES and plain:
-                groups = layer.groups if isinstance(layer, _ConvNd) else 1
-                yield _Use(graph, node, f"{node.target}.weight", isinstance(layer, _ConvTransposeNd), int(groups))
-        elif node.op == "call_function" and node.target in FUNCTIONS:
-            weight = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
-            if isinstance(weight, fx.Node) and weight.op == "get_attr":
-                groups = node.args[6] if len(node.args) > 6 else node.kwargs.get("groups", 1)
-                if isinstance(groups, int):
-                    yield _Use(graph, node, str(weight.target), node.target in _TRANSPOSED, groups)
-        elif node.op in {"call_function", "call_method"} and len(node.args) > PRODUCTS.get(node.target, len(node.args)):
-            weight = node.args[PRODUCTS[node.target]]
-            if isinstance(weight, fx.Node) and weight.op == "get_attr" and _rank(module, str(weight.target)) == 2:
-                yield _Use(graph, node, str(weight.target), transposed=True, groups=1)
-
-
-def _rank(module: TracedModule, name: str) -> int:
-    owner, _, leaf = name.rpartition(".")
-    found = getattr(module.get_submodule(owner), leaf)
-    return found.ndim if isinstance(found, nn.Parameter) else 0
-
-
-def _quantizable(module: TracedModule, uses: list[_Use]) -> dict[str, str]:
-    """The canonical name of each weight that may be quantized, by each of its names."""
-    parameters = dict(module.named_parameters(remove_duplicate=False))
-    first: dict[int, str] = {}
-    for name, parameter in parameters.items():
-        first.setdefault(id(parameter), name)
-    readers: dict[int, int] = {}
-    for use in uses:
-        if use.weight in parameters:
-            readers[id(parameters[use.weight])] = readers.get(id(parameters[use.weight]), 0) + 1
-    layouts: dict[int, set[tuple[bool, int]]] = {}
-    for use in uses:
-        if use.weight in parameters:
-            layout = (use.transposed, use.groups if use.transposed else 1)
-            layouts.setdefault(id(parameters[use.weight]), set()).add(layout)
-    reads = _reads(module, parameters)
-    return {
-        name: first[id(parameter)]
-        for name, parameter in parameters.items()
-        if parameter.requires_grad
-        and parameter.is_floating_point()
-        and parameter.numel()
-        and parameter.ndim >= 2
-        and id(parameter) in readers
-        and readers[id(parameter)] == reads.get(id(parameter))
-        and len(layouts[id(parameter)]) == 1
-    }
-
-
-def _reads(module: TracedModule, parameters: dict[str, nn.Parameter]) -> dict[int, int]:
-    """How many nodes read each parameter, in all graphs, by its id."""
-    reads: dict[int, int] = {}
-    for graph in module.graphs.values():
-        for node in graph.nodes:
-            if node.op == "get_attr" and str(node.target) in parameters:
-                key = id(parameters[str(node.target)])
-                reads[key] = reads.get(key, 0) + len(node.users)
-            elif node.op == "call_module":
-                for parameter in module.get_submodule(str(node.target)).parameters():
-                    reads[id(parameter)] = reads.get(id(parameter), 0) + 1
-    return reads
 
 
 def _to_function(module: TracedModule, node: fx.Node) -> None:
@@ -190,6 +98,9 @@ def _to_function(module: TracedModule, node: fx.Node) -> None:
     path = str(node.target)
     layer = module.get_submodule(path)
     graph, source = node.graph, node.args[0]
+    if type(layer) in TABLES:
+        _to_lookup(layer, node)
+        return
     with graph.inserting_before(node):
         bias = graph.get_attr(f"{path}.bias") if layer._parameters.get("bias") is not None else None
         weight = graph.get_attr(f"{path}.weight")
@@ -210,7 +121,25 @@ def _to_function(module: TracedModule, node: fx.Node) -> None:
     node.meta[MODULE_KEY] = path
 
 
-def _quantized(use: _Use, weight: str, quantizer: str) -> fx.Node:
+def _to_lookup(layer: nn.Module, node: fx.Node) -> None:
+    """Turn a call of a table into the function that it calls."""
+    with node.graph.inserting_before(node):
+        weight = node.graph.get_attr(f"{node.target}.weight")
+    given = dict(zip(BAG_ARGUMENTS, node.args, strict=False)) | dict(node.kwargs)
+    options = {name: getattr(layer, name) for name in ("padding_idx", "scale_grad_by_freq")}
+    if isinstance(layer, nn.EmbeddingBag):
+        options |= {"mode": layer.mode, "include_last_offset": layer.include_last_offset}
+    source = given.pop("input")
+    node.meta[MODULE_KEY], node.meta[POSITIONAL_KEY] = str(node.target), len(node.args)
+    node.op, node.target, node.args, node.kwargs = (
+        "call_function",
+        TABLES[type(layer)],
+        (source, weight),
+        given | options,
+    )
+
+
+def _quantized(use: Use, weight: str, quantizer: str) -> fx.Node:
     """The weight and its quantizer, just before their first use."""
     with use.graph.inserting_before(use.node):
         return use.graph.call_module(quantizer, (use.graph.get_attr(weight),))

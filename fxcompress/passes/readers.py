@@ -8,7 +8,7 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from fxcompress.passes.inject_quantizers import MODULES
+from fxcompress.passes.weight_uses import MODULES
 from fxcompress.trace.traced import TracedModule
 from fxcompress.trace.weights.reads import FUNCTIONS
 

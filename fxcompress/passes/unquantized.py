@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from torch import fx, nn
 
-from fxcompress.passes.inject_quantizers import MODULES, layer_reads
+from fxcompress.passes.weight_uses import MODULES, layer_reads
 from fxcompress.quantizer import Quantizer
 from fxcompress.trace.places import line_of
 from fxcompress.trace.traced import TracedModule
@@ -105,7 +105,9 @@ def _described(module: TracedModule, node: fx.Node) -> str:
         if isinstance(layer, nn.RNNBase | nn.RNNCellBase):
             return f"{kind} {node.target}, a recurrent layer,"
         if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
-            return f"{kind} {node.target}, a table,"
+            how = "a table with sparse gradients" if layer.sparse else "a table"
+            how = "a table whose lookups restore a norm" if layer.max_norm is not None else how
+            return f"{kind} {node.target}, {how},"
         return f"{kind} {node.target}, which is no convolution or linear layer,"
     file, line = line_of(node.stack_trace or "")
     target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))

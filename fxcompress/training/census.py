@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fxcompress.channels.analysis import Analysis, analyse
+from fxcompress.channels.analysis import Analysis, Maker, analyse
 from fxcompress.channels.constants import propagate
 from fxcompress.channels.interpret import Trail
 from fxcompress.channels.plan import Plan, make_plan
@@ -100,16 +100,29 @@ class Census:
         rows: list[int] = []
         biases: list[int] = []
         for mode, trail in self.analysis.trails.items():
-            sites = [s for s in self.analysis.sites if s.mode == mode]
-            segments = trace_segments(trail, sites)
+            makers = [maker for maker in self.analysis.makers if maker.mode == mode]
+            segments = trace_segments(trail, makers)
             for use in (u for u in self.uses if u.mode == mode):
                 for entry, segment in enumerate(_fed(use, segments)):
                     sources = segments.sources[segment]
-                    span = self.weights.get(sites[sources[0][0]].weight_name) if len(sources) == 1 else None
+                    span = self._span(makers[sources[0][0]]) if len(sources) == 1 else None
                     if span is not None:
                         rows.append(span.start + sources[0][1])
                         biases.append(self.biases[use.bias].start + entry)
         return np.array(rows, dtype=np.int64), np.array(biases, dtype=np.int64)
+
+    def _span(self, maker: Maker) -> Span | None:
+        """Where the bits of what is made stand; None where it has none of its own."""
+        return self.weights.get(maker.weight_name) if maker.has_bits else None
+
+    def rows_alive(self, plan: Plan) -> np.ndarray:
+        """Of all bits one after the other, which belong to channels that a plan keeps; bool (R,)."""
+        alive = np.zeros(max((s.stop for s in self.weights.values()), default=0), dtype=bool)
+        for maker in self.analysis.makers:
+            span = self._span(maker)
+            if span is not None:
+                alive[span.start : span.stop] = plan.alive[maker.rows] | (maker.rows == 0)
+        return alive
 
     def known(self, zeros: Zeros) -> dict[str, list[Known]]:
         """What follows in each graph from some bits and biases being zero, with batch norm as in training."""

@@ -291,13 +291,7 @@ class LivenessUpdate:
 
     def alive_rows(self) -> np.ndarray:
         """Of all bits one after the other, which belong to channels that could not be removed at once; bool (R,)."""
-        census = self.census
-        alive = np.zeros(max((s.stop for s in census.weights.values()), default=0), dtype=bool)
-        for sites in census.analysis.sites:
-            span = census.weights.get(sites.weight_name)
-            if span is not None:
-                alive[span.start : span.stop] = self.plan.alive[sites.rows] | (sites.rows == 0)
-        return alive
+        return self.census.rows_alive(self.plan)
 
     def zeros(self) -> Zeros:
         """What is dead for good, by name, in the whole network, dead branches included."""

@@ -245,6 +245,10 @@ PERMUTE = register(
 )
 CAT = register(OpClass("cat", _cat_labels, _cat_constants), ["cat", "concat"])
 PAD = register(OpClass("pad", _pad_labels, _pad_constants), ["constant_pad_nd"])
-register(OpClass("embedding bag", _bag_labels, _bag_constants), ["_embedding_bag", "_embedding_bag_forward_only"])
+EMBEDDING_BAG = register(
+    OpClass("embedding bag", _bag_labels, _bag_constants), ["_embedding_bag", "_embedding_bag_forward_only"]
+)
 EMBEDDING = register(OpClass("embedding", _embedding_labels, _embedding_constants), ["embedding"])
+LOOKUPS = frozenset({EMBEDDING, EMBEDDING_BAG})
+"""Ops that look up rows of a table, their first argument: what they make has its columns as channels."""
 RESTRIDE = register(OpClass("restride", _restride_labels, _restride_constants), ["as_strided"])

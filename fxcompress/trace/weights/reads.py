@@ -18,6 +18,9 @@ PRODUCTS: dict[Any, int] = {
 }  # fmt: skip
 """Matrix products, as functions and as methods, and the position of the weight (inputs, outputs)."""
 
+LOOKUPS = {F.embedding, F.embedding_bag}
+"""The functions that look up rows of a table, which is their second argument, or ``weight``."""
+
 
 def weight_of(node: fx.Node) -> fx.Node | None:
     """The node that makes what a layer multiplies with; None where ``node`` is no layer."""

@@ -1,0 +1,166 @@
+"""Which weights of a graph can take a quantizer, and where they are read."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+import torch.nn.functional as F
+from torch import fx, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from fxcompress.trace.traced import TracedModule
+from fxcompress.trace.weights.reads import FUNCTIONS, LOOKUPS, PRODUCTS
+
+MODULES: dict[type[nn.Module], Callable[..., Any]] = {
+    nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d, nn.Linear: F.linear,
+    nn.ConvTranspose1d: F.conv_transpose1d, nn.ConvTranspose2d: F.conv_transpose2d,
+    nn.ConvTranspose3d: F.conv_transpose3d,
+}  # fmt: skip
+"""Layers with a weight and a bias, and the function that each of them calls."""
+TABLES: dict[type[nn.Module], Callable[..., Any]] = {nn.Embedding: F.embedding, nn.EmbeddingBag: F.embedding_bag}
+"""Layers that look up rows of a table, and the function that each of them calls."""
+_TRANSPOSED = {F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """One place where a weight is read by an op that can take a quantized one.
+
+    Attributes:
+        graph, node: the place.
+        weight: a name of the parameter.
+        transposed: whether its outputs lie along dim 1.
+        groups: of a convolution.
+        looked_up: whether it is a table.
+    """
+
+    graph: fx.Graph
+    node: fx.Node
+    weight: str
+    transposed: bool
+    groups: int
+    looked_up: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where a weight holds its channels: along dim 1 if ``transposed``, which ``groups`` of dim 0 may have each."""
+
+    transposed: bool
+    groups: int
+
+
+def uses_of(module: TracedModule) -> list[Use]:
+    """Every place in every graph where a parameter is read as a weight or as a table."""
+    return [use for graph in module.graphs.values() for node in graph.nodes if (use := _use(module, graph, node))]
+
+
+def is_quantizable(module: TracedModule) -> bool:
+    """Whether :func:`inject_quantizers` would find a weight."""
+    return bool(quantizable(module, uses_of(module)))
+
+
+def layer_reads(module: TracedModule, weight: nn.Parameter) -> list[fx.Node]:
+    """The nodes that read ``weight`` as the weight of a convolution, a linear layer or a product, or as a table."""
+    names = {name for name, p in module.named_parameters(remove_duplicate=False) if p is weight}
+    return [use.node for use in uses_of(module) if use.weight in names]
+
+
+def quantizable(module: TracedModule, uses: list[Use]) -> dict[str, Layout]:
+    """The weights that may be quantized, by their first names."""
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    first: dict[int, str] = {}
+    for name, parameter in parameters.items():
+        first.setdefault(id(parameter), name)
+    readers: dict[int, list[Use]] = {}
+    for use in uses:
+        if use.weight in parameters:
+            readers.setdefault(id(parameters[use.weight]), []).append(use)
+    reads = _reads(module, parameters)
+    found: dict[str, Layout] = {}
+    for key, own in readers.items():
+        name, layout = first[key], _layout(own)
+        parameter = parameters[name]
+        trained = parameter.requires_grad and parameter.is_floating_point()
+        if trained and parameter.numel() and parameter.ndim >= 2 and len(own) == reads.get(key) and layout is not None:
+            found[name] = layout
+    return found
+
+
+def _layout(uses: list[Use]) -> Layout | None:
+    """Where a weight with these uses has its channels; None where they do not agree.
+
+    The channels of a table are its columns. A linear layer that is tied to one reads them: its bits are those of its
+    inputs. Its outputs could not go anyway, as the rows of the table are looked up.
+    """
+    tied = any(use.looked_up for use in uses)
+    layouts = {Layout(tied or use.transposed, use.groups if use.transposed else 1) for use in uses}
+    return next(iter(layouts)) if len(layouts) == 1 else None
+
+
+def _reads(module: TracedModule, parameters: dict[str, nn.Parameter]) -> dict[int, int]:
+    """How many nodes read each parameter, in all graphs, by its id."""
+    reads: dict[int, int] = {}
+    for graph in module.graphs.values():
+        for node in graph.nodes:
+            if node.op == "get_attr" and str(node.target) in parameters:
+                key = id(parameters[str(node.target)])
+                reads[key] = reads.get(key, 0) + len(node.users)
+            elif node.op == "call_module":
+                for parameter in module.get_submodule(str(node.target)).parameters():
+                    reads[id(parameter)] = reads.get(id(parameter), 0) + 1
+    return reads
+
+
+def _use(module: TracedModule, graph: fx.Graph, node: fx.Node) -> Use | None:
+    if node.op == "call_module":
+        return _use_by_module(graph, node, module.get_submodule(str(node.target)))
+    if node.op == "call_function" and node.target in FUNCTIONS:
+        weight = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
+        groups = node.args[6] if len(node.args) > 6 else node.kwargs.get("groups", 1)
+        if _is_read(weight) and isinstance(groups, int):
+            return Use(graph, node, str(weight.target), node.target in _TRANSPOSED, groups)
+    elif node.op == "call_function" and node.target in LOOKUPS:
+        given = _arguments(node)
+        weight = given["weight"]
+        if _is_read(weight) and _is_dense(given["sparse"], given["max_norm"]):
+            return Use(graph, node, str(weight.target), transposed=True, groups=1, looked_up=True)
+    elif node.op in {"call_function", "call_method"} and len(node.args) > PRODUCTS.get(node.target, len(node.args)):
+        weight = node.args[PRODUCTS[node.target]]
+        if _is_read(weight) and _rank(module, str(weight.target)) == 2:
+            return Use(graph, node, str(weight.target), transposed=True, groups=1)
+    return None
+
+
+def _use_by_module(graph: fx.Graph, node: fx.Node, layer: nn.Module) -> Use | None:
+    weight = f"{node.target}.weight"
+    if type(layer) in TABLES and node.args and _is_dense(layer.sparse, layer.max_norm):
+        return Use(graph, node, weight, transposed=True, groups=1, looked_up=True)
+    if type(layer) in MODULES and len(node.args) == 1 and not node.kwargs:
+        groups = layer.groups if isinstance(layer, _ConvNd) else 1
+        return Use(graph, node, weight, isinstance(layer, _ConvTransposeNd), groups)
+    return None
+
+
+def _is_read(weight: object) -> TypeGuard[fx.Node]:
+    return isinstance(weight, fx.Node) and weight.op == "get_attr"
+
+
+def _is_dense(sparse: object, max_norm: object) -> bool:
+    """Whether lookups leave the table as it is, and its gradient is an ordinary tensor."""
+    return sparse is False and max_norm is None
+
+
+def _arguments(node: fx.Node) -> dict[str, Any]:
+    """The arguments of a lookup by name."""
+    assert callable(node.target)
+    bound = inspect.signature(node.target).bind(*node.args, **node.kwargs)
+    bound.apply_defaults()
+    return bound.arguments
+
+
+def _rank(module: TracedModule, name: str) -> int:
+    owner, _, leaf = name.rpartition(".")
+    found = getattr(module.get_submodule(owner), leaf)
+    return found.ndim if isinstance(found, nn.Parameter) else 0

@@ -158,3 +158,25 @@ def test_when_to_remove_is_a_choice(prune: int) -> None:
     assert present == pytest.approx(removed if prune is not False else 1.0)
     assert bool(result.reports) == (prune is not False)
     assert result.module(x).isfinite().all()
+
+
+def test_records_call_the_metric_by_the_name_of_its_function() -> None:
+    x, y = torch.randn(8, 4), torch.randint(2, (8,))
+
+    def accuracy(net: nn.Module) -> float:
+        return float((net(x).argmax(1) == y).double().mean())
+
+    def perplexity(net: nn.Module) -> float:
+        return float(F.cross_entropy(net(x), y).exp())
+
+    for validate, shown in (
+        (accuracy, "%"),
+        (perplexity, " perplexity "),
+        (lambda _: 1.5, " metric 1.5000"),
+        (None, ""),
+    ):
+        model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        result = fxc.fit(model, [(x, y)], F.cross_entropy, epochs=1, gamma=1e-3, validate=validate, progress=False)
+        text = str(result.history[0])
+        assert shown in text
+        assert ("accuracy" in text) == (validate is accuracy)

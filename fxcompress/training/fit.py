@@ -98,7 +98,7 @@ def train(
                 trainer.guard.see_metric(processes.mean(metric))
             record = EpochRecord(
                 epoch, loss, metric, net.fractional_size(), net.weights_left(), net.channels_left(),
-                trainer.last_gamma, seconds,
+                trainer.last_gamma, seconds, _named(validate),
             )  # fmt: skip
             run.history.append(record)
             display.show(record)
@@ -157,9 +157,16 @@ def train_plain(
             except NotFinite as error:
                 raise _diverged(error, trainer, history) from error
             seconds = time.perf_counter() - start
-            history.append(EpochRecord(epoch, loss, _validated(net, validate), 1.0, 1.0, channels, 0.0, seconds))
+            metric = _validated(net, validate)
+            history.append(EpochRecord(epoch, loss, metric, 1.0, 1.0, channels, 0.0, seconds, _named(validate)))
             display.show(history[-1])
     return history
+
+
+def _named(validate: Validate | None) -> str:
+    """What the metric is called: a function without a name of its own, such as a lambda, gives it none."""
+    name = getattr(validate, "__name__", "")
+    return name if name.isidentifier() else "metric"
 
 
 def _validated(net: nn.Module, validate: Validate | None) -> float | None:

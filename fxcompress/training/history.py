@@ -17,6 +17,7 @@ class EpochRecord:
         channels: output channels that are left.
         gamma: pressure at the last step.
         seconds: time that training took in this epoch, validation excluded.
+        metric_name: the name of the function ``validate``; an ``accuracy`` is shown as a percentage.
     """
 
     epoch: int
@@ -27,12 +28,14 @@ class EpochRecord:
     channels: int
     gamma: float
     seconds: float
+    metric_name: str = "metric"
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
 
     def __str__(self) -> str:
-        accuracy = "" if self.metric is None else f" accuracy {self.metric:6.2%}"
+        figure = None if self.metric is None else f"{self.metric:{'6.2%' if self.metric_name == 'accuracy' else '.4f'}}"
+        metric = "" if figure is None else f" {self.metric_name} {figure}"
         left = f" bits {self.size:6.2%} weights {self.weights:5.1%}" if self.size < 1 else ""
-        return f"epoch {self.epoch} loss {self.loss:.4f}{accuracy}{left} channels {self.channels}"
+        return f"epoch {self.epoch} loss {self.loss:.4f}{metric}{left} channels {self.channels}"

@@ -125,6 +125,26 @@ def test_reasons(name: str, caplog: pytest.LogCaptureFixture) -> None:
         assert next(iter(expected)) in caplog.text
 
 
+class Careful(nn.Module):
+    """Asks a weight for its kind, as models do that may run in half precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(D, D), nn.Linear(D, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.last.weight.dtype != x.dtype:
+            x = x.to(self.last.weight.dtype)
+        h = self.first(x).to(self.last.weight.dtype)
+        return self.last(h.to(self.last.weight.device))  # type: ignore[no-any-return]
+
+
+def test_who_asks_a_weight_for_its_kind_reads_no_value() -> None:
+    net = fxc.compress(Careful(), ROW)
+    assert net.unquantized() == ()
+    assert torch.equal(net.finalize()(ROW), net.eval()(ROW))
+
+
 def test_all_of_an_ordinary_network_is_quantized(caplog: pytest.LogCaptureFixture) -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 2))
     net = fxc.compress(model, torch.randn(2, 3, 8, 8))

@@ -20,6 +20,7 @@ MODULES: dict[type[nn.Module], Callable[..., Any]] = {
 """Layers with a weight and a bias, and the function that each of them calls."""
 TABLES: dict[type[nn.Module], Callable[..., Any]] = {nn.Embedding: F.embedding, nn.EmbeddingBag: F.embedding_bag}
 """Layers that look up rows of a table, and the function that each of them calls."""
+_KINDS = {"dtype", "device", "shape", "ndim", "layout", "is_cuda"}
 _TRANSPOSED = {F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
 
 
@@ -100,17 +101,22 @@ def _layout(uses: list[Use]) -> Layout | None:
 
 
 def _reads(module: TracedModule, parameters: dict[str, nn.Parameter]) -> dict[int, int]:
-    """How many nodes read each parameter, in all graphs, by its id."""
+    """How many nodes read the values of each parameter, in all graphs, by its id."""
     reads: dict[int, int] = {}
     for graph in module.graphs.values():
         for node in graph.nodes:
             if node.op == "get_attr" and str(node.target) in parameters:
                 key = id(parameters[str(node.target)])
-                reads[key] = reads.get(key, 0) + len(node.users)
+                reads[key] = reads.get(key, 0) + sum(not _asks_for_kind(user) for user in node.users)
             elif node.op == "call_module":
                 for parameter in module.get_submodule(str(node.target)).parameters():
                     reads[id(parameter)] = reads.get(id(parameter), 0) + 1
     return reads
+
+
+def _asks_for_kind(node: fx.Node) -> bool:
+    """Whether a node asks for what a quantized weight has in common with its parameter, and for no value of it."""
+    return node.op == "call_function" and node.target is getattr and node.args[1] in _KINDS
 
 
 def _use(module: TracedModule, graph: fx.Graph, node: fx.Node) -> Use | None:

@@ -1,4 +1,4 @@
-"""Trained networks as `compress` takes them up, at 8 bits: what they lose before any training; and one fine-tuned down.
+"""Trained networks as `compress` takes them up, at 8 bits: what they lose before any training; and two fine-tuned down.
 
 The data folder holds ``load.py`` and ``models.py`` with pretrained networks (see ``benchmarks/data.py``).
 """
@@ -35,6 +35,9 @@ TUNED = (
     Column("before", "float accuracy", ".1%"),
     Column("after", "accuracy", ".1%"),
 )
+TOLD = (*TUNED[:3], Column("before", "float, nats a token", ".3f"), Column("after", "nats a token", ".3f"))
+LENGTH, BATCH, STEPS = 128, 16, 150
+"""Tokens of a story, stories of a batch, and batches of an epoch, of the language model."""
 
 
 def images(load: ModuleType, root: Path) -> dict[str, tuple[Tensor, Tensor]]:
@@ -79,11 +82,38 @@ def tune(net: nn.Module, root: Path, target: float, epochs: int) -> dict[str, An
     return {"target": target, "bits": last.size, "weights": last.weights, "before": before, "after": after}
 
 
+@torch.no_grad()
+def nats(net: nn.Module, tokens: Tensor) -> float:
+    """The mean loss of a language model over tokens (N, T)."""
+    logits = net.eval()(tokens[:, :-1])
+    return float(F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()))
+
+
+def tell(net: nn.Module, tokens: Tensor, target: float, epochs: int) -> dict[str, Any]:
+    """The same with a language model: stories of its own kind, and the last ones for the test."""
+    held = 128 * LENGTH
+    generator = torch.Generator().manual_seed(0)
+    starts = torch.randint(len(tokens) - held - LENGTH, (STEPS, BATCH), generator=generator)
+    stories = tokens[starts[..., None] + torch.arange(LENGTH + 1)]
+    test = tokens[-held:].view(-1, LENGTH)
+    result = fxc.fit(
+        net, [(story[:, :-1], story[:, 1:]) for story in stories],
+        lambda logits, y: F.cross_entropy(logits.flatten(0, 1), y.flatten()),
+        epochs=epochs, target_size=target, lr=1e-3, validate=lambda found: nats(found, test), progress=False,
+        on_epoch=lambda r: print(r, flush=True),
+    )  # fmt: skip
+    last = result.history[-1]
+    return {
+        "target": target, "bits": last.size, "weights": last.weights, "before": nats(net, test),
+        "after": nats(result.module, test),
+    }  # fmt: skip
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.pretrained", description=__doc__)
     parser.add_argument("--data", help="the data folder (or the environment variable FXCOMPRESS_DATA)")
     parser.add_argument("--out", type=Path, help="folder for the results (benchmarks/results and docs/results)")
-    parser.add_argument("--targets", type=float, nargs="+", default=[0.15, 0.08], help="to fine-tune resnet20 to")
+    parser.add_argument("--targets", type=float, nargs="+", default=[0.15, 0.08], help="to fine-tune to")
     parser.add_argument("--epochs", type=int, default=6, help="of fine-tuning; 0 for none")
     options = parser.parse_args(arguments)
     root = folder(options.data)
@@ -104,6 +134,12 @@ def main(arguments: list[str] | None = None) -> None:
         tuned = [tune(models.pretrained("resnet20"), root, target, options.epochs) for target in options.targets]
         title = f"resnet20, fine-tuned for {options.epochs} epochs of 10,000 images"
         tables.append(Table(title, TUNED, tuned))
+        told = [
+            tell(models.pretrained("stories260k"), torch.from_numpy(load.stories()), target, options.epochs)
+            for target in options.targets
+        ]
+        title = f"stories260k, fine-tuned for {options.epochs} epochs of {STEPS} batches of {BATCH} x {LENGTH} tokens"
+        tables.append(Table(title, TOLD, told))
     chosen = {"targets": options.targets, "epochs": options.epochs}
     targets = " ".join(map(str, options.targets))
     command = f"python -m benchmarks.pretrained --targets {targets} --epochs {options.epochs}"

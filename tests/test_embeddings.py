@@ -20,8 +20,9 @@ V, D, H = 20, 8, 6
 class Language(nn.Module):
     """Tokens and places, a residual layer, and a layer for the next token, which may be tied to the table."""
 
-    def __init__(self, *, tied: bool, bias: bool = False) -> None:
+    def __init__(self, *, tied: bool, bias: bool = False, by_hand: bool = False) -> None:
         super().__init__()
+        self.by_hand = by_hand
         self.words, self.places = nn.Embedding(V, D, padding_idx=0), nn.Embedding(16, D)
         self.inner, self.outer, self.norm = nn.Linear(D, H), nn.Linear(H, D), nn.RMSNorm(D)
         self.last = nn.Linear(D, V, bias=bias)
@@ -31,7 +32,8 @@ class Language(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.words(tokens) + self.places(torch.arange(tokens.shape[1], device=tokens.device))
         x = x + self.outer(torch.relu(self.inner(x)))
-        return self.last(self.norm(x))  # type: ignore[no-any-return]
+        x = self.norm(x)
+        return x @ self.words.weight.T if self.by_hand else self.last(x)  # type: ignore[no-any-return]
 
 
 class Bags(nn.Module):
@@ -63,6 +65,7 @@ CASES: dict[str, Case] = {
     "own": (lambda: Language(tied=False), words, ("words.weight", "places.weight")),
     "tied": (lambda: Language(tied=True), words, ("words.weight", "places.weight")),
     "tied, bias": (lambda: Language(tied=True, bias=True), words, ("words.weight", "places.weight")),
+    "tied by hand": (lambda: Language(tied=True, by_hand=True), words, ("words.weight", "places.weight")),
     "bags": (Bags, bags, ("sums.weight", "means.weight", "table")),
 }
 

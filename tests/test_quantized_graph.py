@@ -45,6 +45,22 @@ class Matrices(nn.Module):
         return h.matmul(self.third)
 
 
+class Turned(nn.Module):
+    """Matrices that are turned before they are multiplied with, in all the ways that there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Parameter(torch.randn(8, 5)), nn.Parameter(torch.randn(6, 8))
+        self.third, self.fourth = nn.Parameter(torch.randn(6, 8)), nn.Parameter(torch.randn(6, 8))
+        self.fifth, self.bias = nn.Parameter(torch.randn(4, 6)), nn.Parameter(torch.zeros(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(x @ self.first.T)
+        h = torch.relu(torch.matmul(h, self.second.t()) + h.matmul(self.third.transpose(0, -1)))
+        h = torch.relu(torch.nn.functional.linear(h, torch.permute(self.fourth, (1, 0))))
+        return torch.addmm(self.bias, h.flatten(0, 1)[:, :6], self.fifth.mT)
+
+
 class Tied(nn.Module):
     """The classifier's weight is the embedding's."""
 
@@ -97,6 +113,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], Any, int]] = {
     "linear": (_stack(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(2, 7, 5), 2),
     "functional": (Functional, image(), 2),
     "matrices": (Matrices, torch.randn(2, 7, 5), 3),
+    "turned": (Turned, torch.randn(2, 7, 5), 5),
     "tied": (Tied, torch.randint(11, (2, 5)), 2),
     "residual": (ResidualNet, image(), 6),
 }  # fmt: skip

@@ -75,7 +75,10 @@ def inject_quantizers(module: TracedModule, bits: float) -> dict[str, str]:
         key = (use.graph, weight)
         if key not in nodes:
             nodes[key] = _quantized(use, weight, made[weight])
-        _read(use.node, nodes[key])
+        if use.turned:
+            use.node.args = (nodes[key], *use.node.args[1:])
+        else:
+            _read(use.node, nodes[key])
     for graph in module.graphs.values():
         for node in reversed(graph.find_nodes(op="get_attr")):
             if not node.users:

@@ -10,7 +10,7 @@ from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from fxcompress.trace.traced import TracedModule
-from fxcompress.trace.weights.reads import FUNCTIONS, LOOKUPS, PRODUCTS
+from fxcompress.trace.weights.reads import FUNCTIONS, LOOKUPS, PRODUCTS, is_turned, weight_of
 
 MODULES: dict[type[nn.Module], Callable[..., Any]] = {
     nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d, nn.Linear: F.linear,
@@ -33,6 +33,7 @@ class Use:
         weight: a name of the parameter.
         transposed: whether its outputs lie along dim 1.
         groups: of a convolution.
+        turned: whether the node turns the weight, and layers read what it makes.
         looked_up: whether it is a table.
     """
 
@@ -41,6 +42,7 @@ class Use:
     weight: str
     transposed: bool
     groups: int
+    turned: bool = False
     looked_up: bool = False
 
 
@@ -136,7 +138,19 @@ def _use(module: TracedModule, graph: fx.Graph, node: fx.Node) -> Use | None:
         weight = node.args[PRODUCTS[node.target]]
         if _is_read(weight) and _rank(module, str(weight.target)) == 2:
             return Use(graph, node, str(weight.target), transposed=True, groups=1)
+    elif is_turned(node) and _is_read(weight := node.args[0]) and _rank(module, str(weight.target)) == 2:
+        return _use_turned(graph, node, str(weight.target))
     return None
+
+
+def _use_turned(graph: fx.Graph, node: fx.Node, weight: str) -> Use | None:
+    """A weight that is turned before it is read, if all that read it read it as a weight, in the same way."""
+    linear = {user.target is F.linear for user in node.users}
+    if not node.users or len(linear) != 1 or any(weight_of(user) is not node for user in node.users):
+        return None
+    if any(user.all_input_nodes.count(node) > 1 for user in node.users):  # it may be what is multiplied as well
+        return None
+    return Use(graph, node, weight, transposed=linear == {True}, groups=1, turned=True)
 
 
 def _use_by_module(graph: fx.Graph, node: fx.Node, layer: nn.Module) -> Use | None:

@@ -279,7 +279,7 @@ class Builder:
         if kind == 7:
             module: nn.Module = nn.InstanceNorm2d(c, affine=self.flag()) if size > 1 else nn.Identity()
         elif kind == 6:
-            module = nn.GroupNorm(1, c)
+            module = nn.GroupNorm(self.choose([g for g in range(1, c + 1) if c % g == 0]), c)
         else:
             module = nn.BatchNorm2d(c, affine=kind != 4, track_running_stats=kind != 5)
             self.keeps_zero &= kind != 4  # a running mean moves zero, and there is no bias to move it back
@@ -603,6 +603,9 @@ def randomise(net: nn.Module) -> nn.Module:
     """Random affine parameters and running statistics."""
     with torch.no_grad():
         for module in net.modules():
+            if isinstance(module, nn.GroupNorm):
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.normal_()
             if isinstance(module, nn.modules.batchnorm._NormBase):
                 if module.weight is not None:
                     module.weight.uniform_(0.5, 1.5)

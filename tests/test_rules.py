@@ -309,7 +309,8 @@ CASES: dict[str, Case] = {
     "cumprod": Case(lambda h, net: h.cumprod(3)),
     "cumsum_of_channels": Case(lambda h, net: h.cumsum(1), stays="reduction"),
     "logcumsumexp": Case(lambda h, net: h.logcumsumexp(1), stays="softmax"),
-    "native_group_norm": Case(lambda h, net: F.group_norm(h, 4, net.gain), zero=True),
+    "native_group_norm": Case(lambda h, net: F.group_norm(h, C, net.gain), zero=True),
+    "group_norm_of_several": Case(lambda h, net: F.group_norm(h, 4, net.gain), zero=True),
     "embedding": Case(lambda h, net: h * net.table(net.index[:2])[..., None, None]),
     "_embedding_bag": Case(lambda h, net: h * bag(net, train=True)),
     "_embedding_bag_forward_only": Case(lambda h, net: h * bag(net, train=False)),
@@ -381,7 +382,7 @@ COMPOSITE = {
     "numpy_T", "concat", "max_pool1d_with_indices", "adaptive_max_pool1d", "_adaptive_avg_pool1d", "std", "std_mean",
     "var", "unbind", "avg_pool1d", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "lift_fresh", "detach",
     "_pack_padded_sequence", "_pad_packed_sequence", "max_of_all", "cumsum_of_channels", "convolution_of_one",
-    "flatten_of_a_weight",
+    "flatten_of_a_weight", "group_norm_of_several",
     *RECURRENT_LAYERS,
 }  # fmt: skip
 

@@ -15,7 +15,7 @@ from fxcompress.channels.rules.contraction import CONTRACTIONS, Site, site_of
 from fxcompress.channels.rules.movement import LOOKUPS
 from fxcompress.channels.rules.products import BATCHED, Product, inner, product_of
 from fxcompress.channels.rules.quantize import QUANTIZE
-from fxcompress.channels.rules.sums import SUM, summed
+from fxcompress.channels.rules.sums import SUMS, summed
 from fxcompress.channels.space import FIXED, Block, Space
 from fxcompress.channels.units import find_units
 from fxcompress.channels.values import Call, Step, Value, find
@@ -283,7 +283,7 @@ class Analysis:
             SumAtoms(step.call.args[0], mode, step.node, layer.numpy(), slots.numpy())
             for mode, trail in self.trails.items()
             for step in trail.tape
-            if step.op is SUM
+            if step.op in SUMS
             for layer, slots in summed(step)
         ]
 

@@ -86,6 +86,12 @@ class Dispatcher(Protocol):
         """Run one ATen call."""
         ...
 
+    def emit(
+        self, op: "OpClass", func: object, args: tuple[Any, ...], shape: tuple[int, ...], like: Tensor
+    ) -> "LabelTensor":
+        """Put a step with one output on the tape that is no ATen call, and return the output."""
+        ...
+
 
 class Storage:
     """The tensors that share memory: an in-place op on one of them changes what the others hold."""

@@ -16,6 +16,7 @@ from torch import fx
 
 from fxcompress.channels.factories import SIZES, kind_of, sizes_of
 from fxcompress.channels.layers import support
+from fxcompress.channels.rules.group_sums import left_of
 from fxcompress.channels.rules.reductions import reduced
 from fxcompress.channels.survivors import has_own_labels, kept_masks, kept_shape
 from fxcompress.channels.values import Value, find
@@ -175,17 +176,30 @@ def _groups(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> 
 
 
 def _norm_groups(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> Proposal | None:
-    """group_norm: the number of groups that are left; with one group, the same as layer_norm."""
+    """group_norm: the groups that are left, divided by as many channels as they had."""
     groups = _argument(node, 1, "num_groups")
     if not isinstance(groups, int):
         return None
+    names = ((2, "weight", None), (3, "bias", None), (4, "eps", 1e-5))
+    kwargs = {name: _argument(node, i, name, default) for i, name, default in names}
     if groups == 1:
-        names = ((2, "weight", None), (3, "bias", None), (4, "eps", 1e-5))
-        kwargs = {name: _argument(node, i, name, default) for i, name, default in names}
         return Proposal(group_norm_over, (node.args[0], _before(source, tuple(range(1, source.rank)))), kwargs)
-    new = groups * kept_shape(source, alive)[1] // source.shape[1]
-    args = (node.args[0], new, *node.args[2:])
-    return Proposal(node.target, args, {k: v for k, v in node.kwargs.items() if k != "num_groups"})
+    channels = source.shape[1]
+    each = channels // groups
+    left = left_of([each] * groups, kept_masks(source, alive).get(1, np.ones(channels, dtype=bool)))
+    if len(left) > 1 and set(left) == {each}:  # the others have gone as a whole
+        args = (node.args[0], len(left), *node.args[2:])
+        return Proposal(node.target, args, {k: v for k, v in node.kwargs.items() if k != "num_groups"})
+    return Proposal(group_norm_over, (node.args[0], ((1, each),)), {**kwargs, "groups": left})
+
+
+def _groups_again(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> Proposal | None:
+    """The function that takes its place: the groups that are left now."""
+    groups = node.kwargs.get("groups")
+    if not isinstance(groups, tuple | list):
+        return None
+    left = left_of(groups, kept_masks(source, alive).get(1, np.ones(source.shape[1], dtype=bool)))
+    return Proposal(node.target, node.args, {**node.kwargs, "groups": left})
 
 
 def _attention(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> Proposal | None:
@@ -244,6 +258,7 @@ _RULES: dict[str, Propose] = {
     **dict.fromkeys(("chunk", "split", "split_with_sizes"), _split),
     "getitem": _getitem,
     "group_norm": _norm_groups,
+    "group_norm_over": _groups_again,
     "scaled_dot_product_attention": _attention,
     "mean": _mean,
     "rms_norm": _rms_norm,

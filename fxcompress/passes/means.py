@@ -6,6 +6,7 @@ A rewritten graph calls these functions in the place of ``mean``, ``rms_norm``, 
 import torch
 from torch import Tensor, fx
 
+from fxcompress.channels.rules.group_sums import normalized_in_groups
 from fxcompress.channels.rules.sums import normalized, normalized_channels
 
 Sizes = tuple[tuple[int, int], ...]
@@ -85,20 +86,30 @@ def layer_norm_over(
 
 @fx.wrap
 def group_norm_over(
-    x: Tensor, sizes: Sizes, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+    x: Tensor,
+    sizes: Sizes,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    groups: tuple[int, ...] | None = None,
 ) -> Tensor:
-    """Group norm of ``x`` with one group, as if the entries that are gone were there, and zero.
+    """Group norm of ``x``, as if the entries that are gone were there, and zero.
 
     Args:
         x: (N, C, ...), floating.
-        sizes: of those of the dims that were cut, before they were.
+        sizes: of those of the dims that were cut, before they were; of the channels, those of one group.
         weight: (C,).
         bias: the same.
         eps: as for ``torch.nn.functional.group_norm``.
+        groups: how many channels are left of each group; None for one group, of all of them.
 
     >>> group_norm_over(torch.tensor([[2.0, 2.0]]), ((1, 4),), eps=0.0)
     tensor([[1., 1.]])
+    >>> group_norm_over(torch.tensor([[2.0, 2.0, 3.0]]), ((1, 4),), eps=0.0, groups=(2, 1)).round(decimals=2)
+    tensor([[1.0000, 1.0000, 1.7300]])
     """
+    if groups is not None:
+        return normalized_in_groups(x, groups, dict(sizes)[1], weight, bias, eps)[0]
     y, _, _ = normalized_channels(x, _count(x, tuple(range(1, x.ndim)), sizes), weight, bias, eps)
     return y
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fxcompress.channels.layers import compress, move, vector
 from fxcompress.channels.rules.contraction import MATMUL
+from fxcompress.channels.rules.group_sums import GROUP_SUM, left_of
 from fxcompress.channels.rules.indexing import INDEX
 from fxcompress.channels.rules.movement import MOVEMENT, PAD, PERMUTE, RESHAPE
 from fxcompress.channels.rules.pointwise import SAME
@@ -67,8 +68,8 @@ def same_entries(before: Step, after: Step | None, left: Survivors) -> bool:
         after: the step that takes its place.
         left: of the cut.
     """
-    if before.op is INDEX_ADD and after is not None:
-        return _same_targets(before.call, after.call, left)
+    if before.op in _PLACES and after is not None:
+        return _PLACES[before.op](before.call, after.call, left)
     if before.op not in _MOVING:
         return True
     source = before.call.args[0] if before.call.args else None
@@ -120,6 +121,17 @@ def _same_targets(before: Call, after: Call, left: Survivors) -> bool:
         return False
     expected = (np.cumsum(whole) - 1)[index[source]]
     return old.dim == new.dim and np.array_equal(expected, new.index.numpy())
+
+
+def _same_groups(before: Call, after: Call, left: Survivors) -> bool:
+    """Whether what is left of each group is summed, and nothing else with it."""
+    value, groups, _ = before.args
+    kept = left.masks(value).get(1, np.ones(sum(groups), dtype=bool))
+    return bool(after.args[1] == left_of(groups, kept))
+
+
+_PLACES = {INDEX_ADD: _same_targets, GROUP_SUM: _same_groups}
+"""Classes whose calls say where entries go."""
 
 
 def _run(call: Call, positions: Tensor, shape: list[int] | None = None) -> list[Tensor]:

@@ -239,7 +239,13 @@ _SIZES_ONLY = {
     "noise",
     "fill",
 }
-_SIZES_AT = {"convolution": (8,), "group norm": (3, 4, 5, 6), "layer norm": (1,), "index add": (2,)}
+_SIZES_AT = {
+    "convolution": (8,),
+    "group norm": (3, 4, 5, 6),
+    "layer norm": (1,),
+    "index add": (2,),
+    "sum of groups": (1, 2),
+}
 
 
 def _size_arguments(node: fx.Node) -> list[fx.Node]:

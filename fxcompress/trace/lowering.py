@@ -32,9 +32,9 @@ def lower(root: nn.Module) -> None:
 
 
 def _is_odd(module: nn.Module) -> bool:
-    """Attention with extra keys and values, which stays opaque, and group norms that are no layer norms."""
+    """Attention with extra keys and values, which stays opaque, and group norms with a group for each channel."""
     if isinstance(module, nn.GroupNorm):
-        return module.num_groups != 1
+        return 1 < module.num_groups == module.num_channels
     return isinstance(module, nn.MultiheadAttention) and (module.bias_k is not None or module.add_zero_attn)
 
 
@@ -226,7 +226,7 @@ class LoweredLayerNorm(Lowered, nn.LayerNorm):
 
 
 class LoweredGroupNorm(Lowered, nn.GroupNorm):
-    """The same for an nn.GroupNorm with one group, which is a layer norm over channels and places."""
+    """The same for an nn.GroupNorm with groups of several channels."""
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102 - the signature of nn.GroupNorm
         return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fxcompress.channels.layers import Layers, slices, support
+from fxcompress.channels.rules.group_sums import GROUP_SUM, fits, group_norm_as_sums, summed_in_groups
 from fxcompress.channels.rules.reductions import reduce_labels, reduced_dims, squeeze
 from fxcompress.channels.rules.registry import Known, OpClass, register
 from fxcompress.channels.space import Space
@@ -48,6 +49,9 @@ def summed(step: Step) -> Iterator[tuple[Tensor, Tensor]]:
 
     The second has as many dims as the first and size 1 along those that are summed; of size 0 where nothing is left.
     """
+    if step.op is GROUP_SUM:
+        yield from summed_in_groups(step)
+        return
     if not _adds_up(step.call):
         return
     source: Value = step.call.args[0]
@@ -74,10 +78,12 @@ def in_sums(func: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call
     if packet not in _IN_SUMS or not isinstance(args[0], LabelTensor):
         return None
     value = args[0].fxc_value
+    if packet is torch.ops.aten.native_group_norm and args[6] > 1:
+        return group_norm_as_sums if fits(value, args[4], args[6]) else None
     if packet is torch.ops.aten.mean:
         dims = reduced_dims(Call(func, (value, *args[1:]), kwargs, ()))
     elif packet is torch.ops.aten.native_group_norm:
-        dims = frozenset(range(1, value.rank)) if args[6] == 1 else frozenset()
+        dims = frozenset(range(1, value.rank))
     else:
         dims = frozenset(_last(value.rank, args[1]))
     return _IN_SUMS[packet] if any(support(layer) & dims for layer in value.layers) else None
@@ -164,3 +170,5 @@ _IN_SUMS: dict[object, Callable[..., Any]] = {
     torch.ops.aten.native_group_norm: _group_norm_as_sums,
 }
 SUM = register(OpClass("sum", _labels, _constants), ["sum", "linalg_vector_norm"])
+SUMS = frozenset({SUM, GROUP_SUM})
+"""Classes whose steps :func:`summed` is about."""

@@ -134,6 +134,27 @@ class Scale(nn.Module):
         return x * self.scale
 
 
+class NormByHand(nn.Module):
+    """A layer norm over the channels, as ConvNeXt writes it."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(channels, 1, 1) + 0.5)
+        self.bias = nn.Parameter(torch.randn(channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean(1, keepdim=True)
+        variance = (x - mean).pow(2).mean(1, keepdim=True)
+        return self.weight * ((x - mean) / torch.sqrt(variance + 0.1)) + self.bias
+
+
+SPREADS: tuple[Callable[[Tensor], Tensor], ...] = (
+    lambda x: x / (1 + x.std(1, correction=0, keepdim=True)),
+    lambda x: x / (1 + x.var((1, 2), correction=0, keepdim=True)),
+    lambda x: x * torch.var_mean(x, 1, correction=0)[0].unsqueeze(1),
+)
+
+
 class Memory(nn.Module):
     """Adds to each channel what it remembers of it, and goes on remembering."""
 
@@ -284,6 +305,12 @@ class Builder:
             module = nn.BatchNorm2d(c, affine=kind != 4, track_running_stats=kind != 5)
             self.keeps_zero &= kind != 4  # a running mean moves zero, and there is no bias to move it back
         return self.call(module, i, c, size)
+
+    def spread(self) -> int:
+        """A norm over channels by their variance."""
+        i = self.value()
+        c, size = self.shapes[i].channels, self.shapes[i].size
+        return self.call(NormByHand(c), i, c, size) if self.flag() else self.apply(self.choose(SPREADS), i, c, size)
 
     def again(self) -> int:
         """Call a layer a second time, perhaps by a second name."""
@@ -529,7 +556,7 @@ class Builder:
             self.conv, self.conv, self.norm, self.activation, self.activation, self.add, self.residual, self.cat,
             self.split, self.pick, self.permute, self.permute, self.grouped, self.grouped, self.transposed, self.gate,
             self.space, self.space, self.bordered, self.functional, self.again, self.tied, self.linear, self.scale,
-            self.dropout, self.multiply, self.attention, self.attention, self.memory,
+            self.dropout, self.multiply, self.attention, self.attention, self.memory, self.spread,
         ]  # fmt: skip
         self.choose(kinds)()
         if self.shapes[-1].channels > 16:

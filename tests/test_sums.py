@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
 import fxcompress as fxc
-from fxcompress.passes.means import layer_norm_over, mean_over, rms_norm_over
+from fxcompress.passes.means import (
+    layer_norm_over,
+    mean_over,
+    mean_square_over,
+    rms_norm_over,
+    std_over,
+    var_mean_over,
+    var_over,
+)
+from fxcompress.trace.variances import mean_square
 from tests.exactness import Fingerprint, difference
 
 D, HIDDEN = 10, 12
@@ -35,6 +44,31 @@ class FunctionalNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.layer_norm(100 * x, [self.weight.numel()], self.weight, self.bias, cudnn_enable=False)
+
+
+class Moments(nn.LayerNorm):
+    """Layer norm by the variance."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = torch.rsqrt(x.var(-1, keepdim=True, unbiased=False) + 0.1)
+        return (x - x.mean(-1, keepdim=True)) * scale * self.weight + self.bias
+
+
+class LayerNormByHand(nn.LayerNorm):
+    """Layer norm as ConvNeXt and SAM write it."""
+
+    def __init__(self, d: int, *, power: bool = True) -> None:
+        super().__init__(d)
+        self.power = power
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean(-1, keepdim=True)
+        if self.power:
+            variance = (x - mean).pow(2).mean(-1, keepdim=True)
+        else:
+            distance = x - mean
+            variance = torch.mean(distance * distance, dim=-1, keepdim=True)
+        return (x - mean) / torch.sqrt(variance + 0.1) * self.weight + self.bias
 
 
 class Function(nn.Module):
@@ -66,10 +100,17 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "tokens as well": lambda d: Function(lambda x: x * x.mean((1, 2), keepdim=True)),
     "a size": lambda d: Function(lambda x: x * (x.sum(-1, keepdim=True) / x.shape[-1])),
     "sum": lambda d: Function(lambda x: x * x.sum(-1, keepdim=True)),
+    "variance": lambda d: Function(lambda x: x * x.var(-1, keepdim=True)),
+    "variance of all": lambda d: Function(lambda x: x * torch.var(x, unbiased=False)),
+    "deviation": lambda d: Function(lambda x: x * (0.1 + torch.std(x, (1, 2), False, True))),
+    "moments": lambda d: Function(lambda x: x * sum(torch.var_mean(x, dim=2, correction=2, keepdim=True))),
+    "deviation and mean": lambda d: Function(lambda x: x * torch.std_mean(x, dim=-1, keepdim=True)[0]),
+    "layer norm by moments": Moments,
+    "layer norm by hand": LayerNormByHand,
+    "by products": lambda d: LayerNormByHand(d, power=False),
 }
 STAY: dict[str, Callable[[int], nn.Module]] = {
     "layer norm": lambda d: nn.LayerNorm(d, elementwise_affine=False),
-    "variance": lambda d: Function(lambda x: x * x.var(-1, keepdim=True)),
     "smallest": lambda d: Function(lambda x: x * (1 + torch.linalg.vector_norm(x, -1.0, -1, keepdim=True))),
     "not zero before it": lambda d: Function(lambda x: x * (x + 1).mean(-1, keepdim=True)),
 }
@@ -142,7 +183,7 @@ def test_zero_channels_go_and_go_again(name: str) -> None:
     assert difference(expected, copy.deepcopy(again)(longer)) <= 1e-12
 
 
-@pytest.mark.parametrize("name", ["nn.RMSNorm", "nn.LayerNorm", "tokens as well"])
+@pytest.mark.parametrize("name", ["nn.RMSNorm", "nn.LayerNorm", "tokens as well", "deviation", "layer norm by hand"])
 def test_the_result_is_stored_compiled_and_exported(name: str, tmp_path: Path) -> None:
     module = fxc.prune(build(NORMS[name], [2, 7]), TOKENS).module
     assert isinstance(module, fx.GraphModule)
@@ -184,6 +225,81 @@ def test_layer_norm_of_what_is_left_is_layer_norm_of_all(gone: int, shift: float
         layer_norm_over(x[:, : 8 - gone], (1,), ((1, 8),)),
     )
     assert difference(wide, narrow.double()) <= 1e-4
+
+
+OVER: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "var": (lambda x: x.var(1), lambda x: var_over(x, (1,), ((1, 8),))),
+    "std": (lambda x: x.std(1, correction=0), lambda x: std_over(x, (1,), ((1, 8),), 0)),
+    "var_mean": (lambda x: torch.stack(torch.var_mean(x, 1)), lambda x: torch.stack(var_mean_over(x, (1,), ((1, 8),)))),
+    "mean_square": (lambda x: x.var(1, correction=0), lambda x: mean_square_over(x, (1,), ((1, 8),), keepdim=False)),
+}
+
+
+@pytest.mark.parametrize("name", OVER)
+@given(gone=st.integers(1, 7), shift=st.floats(-1e3, 1e3), scale=st.sampled_from([0.0, 1e-2, 1.0, 10.0]))
+@settings(deadline=None, max_examples=20)
+def test_spread_of_what_is_left_is_that_of_all(name: str, gone: int, shift: float, scale: float) -> None:
+    of_all, of_left = OVER[name]
+    x = torch.randn(3, 8, dtype=torch.float64) * scale + shift
+    x[:, 8 - gone :] = 0
+    x[0] = 0
+    wide, narrow = x.clone().requires_grad_(), x[:, : 8 - gone].clone().requires_grad_()
+    expected, found = of_all(wide), of_left(narrow)
+    assert difference(expected, found) <= 1e-9
+    expected.sum().backward()
+    found.sum().backward()
+    assert wide.grad is not None
+    assert narrow.grad is not None
+    assert difference(wide.grad[:, : 8 - gone], narrow.grad) <= 1e-7
+
+
+def test_autocast_finds_the_squares_of_variances_by_hand() -> None:
+    x = torch.rand(2, 8) * 1e-2
+    with torch.autocast("cpu", torch.bfloat16):
+        for power in (True, False):
+            expected = mean_square(x, (1,), keepdim=True, power=power)
+            found = mean_square_over(x[:, :8], (1,), (), keepdim=True, power=power)
+            assert expected.dtype == found.dtype
+            assert difference(expected, found) <= 1e-5
+
+
+class WrittenBetween(nn.Module):
+    """The distance is from the mean of what the tensor was before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, D), nn.Linear(D, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        mean = x.mean(1, keepdim=True)
+        x += 1
+        spread = (x - mean).square().mean((1,))
+        return self.last(x) * spread[:, None]  # type: ignore[no-any-return]
+
+
+class NoVariance(WrittenBetween):
+    """Something like a variance: the means are over other dims, or of another power."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        a = (x - x.mean(1, keepdim=True)).pow(2).mean(0)
+        b = (x - x.mean(1, keepdim=True)).pow(3).mean(1, keepdim=True)
+        c = (x - (2 * x).mean(1, keepdim=True)).pow(2).mean(1, keepdim=True)
+        return self.last(x) * (b + c) + a.sum()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("model", [WrittenBetween, NoVariance])
+def test_what_is_no_variance_stays_what_it_is(model: type[nn.Module]) -> None:
+    net, x = model().double(), torch.randn(3, 4, dtype=torch.float64)
+    with torch.no_grad():
+        for name in ("first.weight", "first.bias"):
+            net.get_parameter(name)[[2, 7]] = 0
+    module = fxc.prune(net, x).module
+    assert isinstance(module, fx.GraphModule)
+    assert not any(node.target is mean_square for node in module.graph.nodes)
+    assert module.get_parameter("first.weight").shape[0] == D
+    assert difference(net(x), module(x)) <= 1e-12
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -3e4])
@@ -285,7 +401,7 @@ def train(net: nn.Module, optimizer: torch.optim.Optimizer, dead: list[int]) -> 
         kill(net, dead)
 
 
-@pytest.mark.parametrize("name", ["eps", "by hand", "F.normalize"])
+@pytest.mark.parametrize("name", ["eps", "by hand", "F.normalize", "deviation", "layer norm by hand", "by products"])
 def test_training_goes_on_as_in_the_whole_network(name: str) -> None:
     """The state of the optimizer fits: no weight was changed to make up for the channels that are gone."""
     whole, other = (build(NORMS[name], [2, 7]).train() for _ in range(2))

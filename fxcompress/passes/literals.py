@@ -20,7 +20,18 @@ from fxcompress.channels.rules.group_sums import left_of
 from fxcompress.channels.rules.reductions import reduced
 from fxcompress.channels.survivors import has_own_labels, kept_masks, kept_shape
 from fxcompress.channels.values import Value, find
-from fxcompress.passes.means import Sizes, group_norm_over, layer_norm_over, mean_over, rms_norm_over
+from fxcompress.passes.means import (
+    Sizes,
+    group_norm_over,
+    layer_norm_over,
+    mean_over,
+    mean_square_over,
+    rms_norm_over,
+    std_mean_over,
+    std_over,
+    var_mean_over,
+    var_over,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +232,34 @@ def _mean(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> Pr
     return Proposal(mean_over, (node.args[0], dims, _before(source, dims)), kwargs)
 
 
+def _spread(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> Proposal | None:
+    """Variances and deviations: the same. ``var(unbiased)`` begins with a flag, ``var(dim, unbiased, keepdim)`` not."""
+    given, named = list(node.args[1:]), dict(node.kwargs)
+    dim: Any = named.get("dim", named.get("axis"))
+    if given and not isinstance(given[0], bool):
+        dim = given.pop(0)
+    unbiased, keepdim = [*given, None, None][:2]
+    unbiased = named.get("correction", named.get("unbiased", unbiased))
+    keepdim = named.get("keepdim", named.get("keepdims", keepdim))
+    correction = 1 if unbiased is None else unbiased
+    numbers = [*(dim if isinstance(dim, tuple | list) else [dim]), keepdim]
+    if any(isinstance(n, fx.Node) for n in numbers) or not isinstance(correction, int | float) or "out" in named:
+        return None
+    dims = tuple(sorted(reduced(dim, source.rank)))
+    over = _OVER[str(node.target if isinstance(node.target, str) else getattr(node.target, "__name__", ""))]
+    number = correction if isinstance(correction, float) else int(correction)
+    return Proposal(over, (node.args[0], dims, _before(source, dims), number), {"keepdim": bool(keepdim)})
+
+
+_OVER: dict[str, Any] = {"var": var_over, "std": std_over, "var_mean": var_mean_over, "std_mean": std_mean_over}
+
+
+def _mean_square(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> Proposal | None:
+    """A variance that was written by hand: the same."""
+    dims = tuple(sorted(reduced(node.args[1], source.rank)))
+    return Proposal(mean_square_over, (node.args[0], dims, _before(source, dims)), dict(node.kwargs))
+
+
 def _rms_norm(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> Proposal | None:
     """rms_norm: the same, whose shape is that of the dims now."""
     shape = _argument(node, 1, "normalized_shape")
@@ -261,6 +300,8 @@ _RULES: dict[str, Propose] = {
     "group_norm_over": _groups_again,
     "scaled_dot_product_attention": _attention,
     "mean": _mean,
+    **dict.fromkeys(("var", "std", "var_mean", "std_mean"), _spread),
+    "mean_square": _mean_square,
     "rms_norm": _rms_norm,
     "layer_norm": _layer_norm,
     "narrow": _narrow,

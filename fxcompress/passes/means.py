@@ -1,6 +1,7 @@
 """Means over channels some of which are gone: they were zero, and the number to divide by stays what it was.
 
-A rewritten graph calls these functions in the place of ``mean``, ``rms_norm``, ``layer_norm`` and ``group_norm``.
+A rewritten graph calls these functions in the place of ``mean``, ``var``, ``std``, ``rms_norm``, ``layer_norm`` and
+``group_norm``.
 """
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, fx
 
 from fxcompress.channels.rules.group_sums import normalized_in_groups
 from fxcompress.channels.rules.sums import normalized, normalized_channels
+from fxcompress.channels.rules.variances import deviation, mean_square_of, variance
 
 Sizes = tuple[tuple[int, int], ...]
 """For each dim that was cut, how many entries it had: (dim, size)."""
@@ -31,6 +33,62 @@ def mean_over(
     """
     total = x.sum(dims, keepdim, dtype=dtype)
     return total / _count(x, dims, sizes)
+
+
+@fx.wrap
+def var_over(x: Tensor, dims: tuple[int, ...], sizes: Sizes, correction: float = 1, *, keepdim: bool = False) -> Tensor:
+    """The variance of ``x`` over ``dims``, as if the entries that are gone were there, and zero.
+
+    Args:
+        x: of any shape, floating.
+        dims: not negative.
+        sizes: of those of the dims that were cut, before they were.
+        correction: as for ``torch.var``.
+        keepdim: the same.
+
+    >>> var_over(torch.tensor([[2.0, 2.0]]), (1,), ((1, 4),), 0)
+    tensor([1.])
+    """
+    return var_mean_over(x, dims, sizes, correction, keepdim=keepdim)[0]
+
+
+@fx.wrap
+def var_mean_over(
+    x: Tensor, dims: tuple[int, ...], sizes: Sizes, correction: float = 1, *, keepdim: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The same, and the mean."""
+    return variance(x, dims, _count(x, dims, sizes), correction, keepdim)
+
+
+@fx.wrap
+def std_over(x: Tensor, dims: tuple[int, ...], sizes: Sizes, correction: float = 1, *, keepdim: bool = False) -> Tensor:
+    """The standard deviation in the same way.
+
+    >>> std_over(torch.tensor([[2.0, 2.0]]), (1,), ((1, 4),), 0)
+    tensor([1.])
+    """
+    return std_mean_over(x, dims, sizes, correction, keepdim=keepdim)[0]
+
+
+@fx.wrap
+def std_mean_over(
+    x: Tensor, dims: tuple[int, ...], sizes: Sizes, correction: float = 1, *, keepdim: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The same, and the mean."""
+    square, mean = variance(x, dims, _count(x, dims, sizes), correction, keepdim)
+    return deviation(square), mean
+
+
+@fx.wrap
+def mean_square_over(
+    x: Tensor, dims: tuple[int, ...], sizes: Sizes, *, keepdim: bool = False, power: bool = True
+) -> Tensor:
+    """The same for a variance that was written by hand, see :func:`fxcompress.trace.variances.mean_square`.
+
+    >>> mean_square_over(torch.tensor([[2.0, 2.0]]), (1,), ((1, 4),))
+    tensor([1.])
+    """
+    return mean_square_of(x, dims, _count(x, dims, sizes), keepdim=keepdim, power=power)
 
 
 @fx.wrap

@@ -35,6 +35,7 @@ from fxcompress.trace.state import same_randomness, unchanged_buffers
 from fxcompress.trace.support import check_supported
 from fxcompress.trace.symbolic import Tracer, symbolic_graph
 from fxcompress.trace.traced import TracedModule
+from fxcompress.trace.variances import call_variances
 from fxcompress.trace.verify import computes_the_same
 from fxcompress.trace.walk import modules_in
 from fxcompress.trace.watch import wrapped_functions
@@ -213,10 +214,12 @@ def _traced(model: nn.Module, graph_of: GraphOf) -> TracedModule:
             stack.enter_context(context)
         graph = graph_of(root, readers, training=False)
         sweep(graph)
+        call_variances(graph)
         asked = any(map(asks_for_gradients, graph.nodes))
         if readers or asked or any(_knows_its_mode(module) for module, _ in modes):
             train_graph = graph_of(root, readers, training=True)
             sweep(train_graph)
+            call_variances(train_graph)
     for module, training in modes:
         module.training = training
     remove_hooks(root)  # what they do is in the graph

@@ -15,6 +15,7 @@ from fxcompress.channels.layers import Layers, slices, support
 from fxcompress.channels.rules.group_sums import GROUP_SUM, fits, group_norm_as_sums, summed_in_groups
 from fxcompress.channels.rules.reductions import reduce_labels, reduced_dims, squeeze
 from fxcompress.channels.rules.registry import Known, OpClass, register
+from fxcompress.channels.rules.variances import IN_SUMS, takes
 from fxcompress.channels.space import Space
 from fxcompress.channels.values import Call, LabelTensor, Step, Value
 
@@ -80,7 +81,9 @@ def in_sums(func: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call
     value = args[0].fxc_value
     if packet is torch.ops.aten.native_group_norm and args[6] > 1:
         return group_norm_as_sums if fits(value, args[4], args[6]) else None
-    if packet is torch.ops.aten.mean:
+    if packet in IN_SUMS and not takes(args[0], args[1] if len(args) > 1 else None, kwargs.get("correction")):
+        return None
+    if packet is torch.ops.aten.mean or packet in IN_SUMS:
         dims = reduced_dims(Call(func, (value, *args[1:]), kwargs, ()))
     elif packet is torch.ops.aten.native_group_norm:
         dims = frozenset(range(1, value.rank))
@@ -168,6 +171,7 @@ _IN_SUMS: dict[object, Callable[..., Any]] = {
     torch.ops.aten.mean: _mean_as_sum,
     torch.ops.aten.native_layer_norm: _layer_norm_as_sums,
     torch.ops.aten.native_group_norm: _group_norm_as_sums,
+    **IN_SUMS,
 }
 SUM = register(OpClass("sum", _labels, _constants), ["sum", "linalg_vector_norm"])
 SUMS = frozenset({SUM, GROUP_SUM})

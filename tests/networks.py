@@ -152,6 +152,9 @@ SPREADS: tuple[Callable[[Tensor], Tensor], ...] = (
     lambda x: x / (1 + x.std(1, correction=0, keepdim=True)),
     lambda x: x / (1 + x.var((1, 2), correction=0, keepdim=True)),
     lambda x: x * torch.var_mean(x, 1, correction=0)[0].unsqueeze(1),
+    lambda x: x * x.amax(1, keepdim=True),
+    lambda x: x / (1 + torch.min(x, 1)[0].unsqueeze(1).abs()),
+    lambda x: x * torch.cat([x.max(1, keepdim=True).values, x.mean(1, keepdim=True)], 1).sum(1, keepdim=True),
 )
 
 
@@ -307,7 +310,7 @@ class Builder:
         return self.call(module, i, c, size)
 
     def spread(self) -> int:
-        """A norm over channels by their variance."""
+        """A norm over channels by their variance, or a gate by their largest entry."""
         i = self.value()
         c, size = self.shapes[i].channels, self.shapes[i].size
         return self.call(NormByHand(c), i, c, size) if self.flag() else self.apply(self.choose(SPREADS), i, c, size)

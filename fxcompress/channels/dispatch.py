@@ -16,6 +16,7 @@ from fxcompress.channels.packed import PACKED
 from fxcompress.channels.recurrent import RECURRENT
 from fxcompress.channels.rules import rule_of
 from fxcompress.channels.rules.contraction import CONTRACTIONS
+from fxcompress.channels.rules.extremes import in_extremes
 from fxcompress.channels.rules.norms import BATCH_NORM
 from fxcompress.channels.rules.pointwise import OPAQUE_VALUES, OVERWRITTEN, POINTWISE
 from fxcompress.channels.rules.products import BATCHED
@@ -110,7 +111,7 @@ class Dispatch:
             return _unbatched
         if func in _TAKEN_APART:
             return functools.partial(_TAKEN_APART[func], self)
-        return in_sums(func, args, kwargs)
+        return in_sums(func, args, kwargs) or in_extremes(func, args, kwargs)
 
     def _write_all(self, facts: "_Facts", args: Any, kwargs: Any, value: Value | None) -> list[LabelTensor]:  # noqa: ANN401
         """Let the arguments that an op writes to hold a new value, None for an unknown one; those with labels."""

@@ -26,9 +26,9 @@ from fxcompress.channels.factories import (
 from fxcompress.channels.layers import Layers, vector
 from fxcompress.channels.packed import with_lengths
 from fxcompress.channels.recurrent import as_given, is_recurrent, whole
+from fxcompress.channels.rules import extremes, variances
 from fxcompress.channels.rules.noise import NOISE, noise_of
 from fxcompress.channels.rules.quantize import QUANTIZE
-from fxcompress.channels.rules.variances import ON_LABELS
 from fxcompress.channels.shapes import like
 from fxcompress.channels.space import Space
 from fxcompress.channels.tables import follow, pin_rows, reads_a_size
@@ -45,6 +45,7 @@ from fxcompress.trace.walk import named_modules_in
 from fxcompress.trace.weights.flat import renew_weights
 
 Atoms = dict[str, dict[int, Tensor]]
+_ON_LABELS = variances.ON_LABELS | extremes.ON_LABELS
 
 
 @dataclass(slots=True)
@@ -203,7 +204,7 @@ class Interpreter:
                 return self._filled(node, getattr(args[0], str(node.target))(*args[1:], **kwargs))
             args, kwargs = self._given(node.target, args, kwargs)
             with whole(node.target), in_pieces(node.target):
-                return self._filled(node, ON_LABELS.get(node.target, node.target)(*args, **kwargs))  # type: ignore[operator]
+                return self._filled(node, _ON_LABELS.get(node.target, node.target)(*args, **kwargs))  # type: ignore[operator]
         except FxCompressError:
             raise
         except Exception as error:

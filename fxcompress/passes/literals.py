@@ -22,6 +22,7 @@ from fxcompress.channels.survivors import has_own_labels, kept_masks, kept_shape
 from fxcompress.channels.values import Value, find
 from fxcompress.passes.means import (
     Sizes,
+    extreme_over,
     group_norm_over,
     layer_norm_over,
     mean_over,
@@ -254,6 +255,19 @@ def _spread(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> 
 _OVER: dict[str, Any] = {"var": var_over, "std": std_over, "var_mean": var_mean_over, "std_mean": std_mean_over}
 
 
+def _extreme(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> Proposal | None:
+    """Maxima and minima: zero is one of the numbers."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    dim, keepdim = _argument(node, 1, "dim"), _argument(node, 2, "keepdim", default=False)
+    given = dim if isinstance(dim, tuple | list) else [dim]
+    if any(isinstance(n, fx.Node) for n in (*given, keepdim)) or "out" in node.kwargs:
+        return None
+    dims = tuple(sorted(reduced(dim, source.rank)))
+    largest = node.kwargs.get("largest", name == "amax")
+    kwargs = {"keepdim": keepdim, "largest": largest, "picks": name == "extreme"}
+    return Proposal(extreme_over, (node.args[0], dims), kwargs)
+
+
 def _mean_square(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> Proposal | None:
     """A variance that was written by hand: the same."""
     dims = tuple(sorted(reduced(node.args[1], source.rank)))
@@ -302,6 +316,7 @@ _RULES: dict[str, Propose] = {
     "mean": _mean,
     **dict.fromkeys(("var", "std", "var_mean", "std_mean"), _spread),
     "mean_square": _mean_square,
+    **dict.fromkeys(("extreme", "amax", "amin"), _extreme),
     "rms_norm": _rms_norm,
     "layer_norm": _layer_norm,
     "narrow": _narrow,

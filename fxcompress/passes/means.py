@@ -7,6 +7,7 @@ A rewritten graph calls these functions in the place of ``mean``, ``var``, ``std
 import torch
 from torch import Tensor, fx
 
+from fxcompress.channels.rules.extremes import extreme_of
 from fxcompress.channels.rules.group_sums import normalized_in_groups
 from fxcompress.channels.rules.sums import normalized, normalized_channels
 from fxcompress.channels.rules.variances import deviation, mean_square_of, variance
@@ -89,6 +90,25 @@ def mean_square_over(
     tensor([1.])
     """
     return mean_square_of(x, dims, _count(x, dims, sizes), keepdim=keepdim, power=power)
+
+
+@fx.wrap
+def extreme_over(
+    x: Tensor, dims: tuple[int, ...], *, keepdim: bool = False, largest: bool = True, picks: bool = False
+) -> Tensor:
+    """The largest entry of ``x`` along ``dims``, or the smallest, as if there was zero as well.
+
+    Args:
+        x: of any shape.
+        dims: not negative.
+        keepdim: as for ``torch.amax``.
+        largest: or else the smallest.
+        picks: one of several that are as large gets the gradient, as in ``max``, and not all of them, as in ``amax``.
+
+    >>> extreme_over(torch.tensor([[-2.0, -3.0]]), (1,))
+    tensor([0.])
+    """
+    return extreme_of(x, dims, keepdim=keepdim, largest=largest, picks=picks, zero=True)
 
 
 @fx.wrap

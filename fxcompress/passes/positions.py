@@ -16,6 +16,7 @@ from fxcompress.channels.rules.movement import MOVEMENT, PAD, PERMUTE, RESHAPE
 from fxcompress.channels.rules.pointwise import SAME
 from fxcompress.channels.rules.products import BATCHED
 from fxcompress.channels.rules.scatter import INDEX_ADD, scatter_of
+from fxcompress.channels.rules.sums import EXTREME
 from fxcompress.channels.survivors import Survivors
 from fxcompress.channels.values import Call, Step, Value, find, leaves, replace
 
@@ -130,7 +131,15 @@ def _same_groups(before: Call, after: Call, left: Survivors) -> bool:
     return bool(after.args[1] == left_of(groups, kept))
 
 
-_PLACES = {INDEX_ADD: _same_targets, GROUP_SUM: _same_groups}
+def _same_extremes(before: Call, after: Call, left: Survivors) -> bool:
+    """Whether zero is among the numbers to choose from as it was, if entries of zero are gone."""
+    value, dims, _, zero = before.args
+    shape = left.shape(value)
+    zero |= any(shape[d] < value.shape[d] for d in dims)
+    return bool(after.func is before.func and after.args[3] == zero)
+
+
+_PLACES = {INDEX_ADD: _same_targets, GROUP_SUM: _same_groups, EXTREME: _same_extremes}
 """Classes whose calls say where entries go."""
 
 

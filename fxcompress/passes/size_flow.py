@@ -245,6 +245,7 @@ _SIZES_AT = {
     "layer norm": (1,),
     "index add": (2,),
     "sum of groups": (1, 2),
+    "extreme": (1, 2, 3),
 }
 
 

@@ -20,6 +20,7 @@ from fxcompress.provenance import has_record
 from fxcompress.trace.caches import clean_caches
 from fxcompress.trace.checkpoints import copy_marks, marked_checkpoints
 from fxcompress.trace.concrete import check_runs
+from fxcompress.trace.extremes import call_extremes
 from fxcompress.trace.guards import asks_for_gradients
 from fxcompress.trace.heap import without_collections
 from fxcompress.trace.hooks import hooked, hooks_of, remove_hooks
@@ -215,11 +216,13 @@ def _traced(model: nn.Module, graph_of: GraphOf) -> TracedModule:
         graph = graph_of(root, readers, training=False)
         sweep(graph)
         call_variances(graph)
+        call_extremes(graph)
         asked = any(map(asks_for_gradients, graph.nodes))
         if readers or asked or any(_knows_its_mode(module) for module, _ in modes):
             train_graph = graph_of(root, readers, training=True)
             sweep(train_graph)
             call_variances(train_graph)
+            call_extremes(train_graph)
     for module, training in modes:
         module.training = training
     remove_hooks(root)  # what they do is in the graph

@@ -59,7 +59,7 @@ def squeeze(layer: Tensor, dims: frozenset[int], rank: int) -> Tensor:
     return layer.reshape([n for d, n in enumerate(layer.shape) if d not in dims])
 
 
-def _mean_constants(step: Step, known: Known) -> list[Tensor]:
+def mean_constants(step: Step, known: Known) -> list[Tensor]:
     """The mean (or maximum) of equal entries is that entry; where entries differ, only zeros are looked at."""
     source: Value = step.call.args[0]
     dims = reduced_dims(step.call)
@@ -73,7 +73,7 @@ def _mean_constants(step: Step, known: Known) -> list[Tensor]:
 
 def _pick_constants(step: Step, known: Known) -> list[Tensor]:
     """One of equal entries is that entry; where it stood is unknown."""
-    return [_mean_constants(step, known)[0], *nothing_known(step, known)[1:]]
+    return [mean_constants(step, known)[0], *nothing_known(step, known)[1:]]
 
 
 def _kept_constants(step: Step, known: Known) -> list[Tensor]:
@@ -153,7 +153,7 @@ def _order_labels(call: Call, space: Space) -> tuple[Layers, ...]:
 
 
 register(
-    OpClass("mean", reduce_labels, _mean_constants),
+    OpClass("mean", reduce_labels, mean_constants),
     ["mean", "amax", "amin", "aminmax", _AT.max.default, _AT.min.default, _AT.median.default, _AT.nanmedian.default],
 )
 register(OpClass("spread", reduce_labels, _spread_constants), ["var", "std", "var_mean", "std_mean"])

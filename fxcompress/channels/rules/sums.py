@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fxcompress.channels.layers import Layers, slices, support
 from fxcompress.channels.rules.group_sums import GROUP_SUM, fits, group_norm_as_sums, summed_in_groups
-from fxcompress.channels.rules.reductions import reduce_labels, reduced_dims, squeeze
+from fxcompress.channels.rules.reductions import mean_constants, reduce_labels, reduced_dims, squeeze
 from fxcompress.channels.rules.registry import Known, OpClass, register
 from fxcompress.channels.rules.variances import IN_SUMS, takes
 from fxcompress.channels.space import Space
@@ -71,6 +71,14 @@ def _constants(step: Step, known: Known) -> list[Tensor]:
     dims = reduced_dims(step.call)
     zero = zero.all(dim=list(dims), keepdim=True) if dims else zero
     return [squeeze(torch.where(zero, 0.0, torch.nan).to(torch.float64), dims, out.rank).cpu()]
+
+
+def _extreme_constants(step: Step, known: Known) -> list[Tensor]:
+    """As of a mean; among what is gone there was zero."""
+    (found,), zero = mean_constants(step, known), step.call.args[3]
+    if not zero:
+        return [found]
+    return [found.clamp_min(0) if step.call.func is torch.ops.aten.amax.default else found.clamp_max(0)]
 
 
 def in_sums(func: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any] | None:
@@ -174,5 +182,7 @@ _IN_SUMS: dict[object, Callable[..., Any]] = {
     **IN_SUMS,
 }
 SUM = register(OpClass("sum", _labels, _constants), ["sum", "linalg_vector_norm"])
-SUMS = frozenset({SUM, GROUP_SUM})
+EXTREME = OpClass("extreme", _labels, _extreme_constants)
+"""Maxima and minima over entries of which zeros may go. Arguments: those of amax, and whether some have gone."""
+SUMS = frozenset({SUM, GROUP_SUM, EXTREME})
 """Classes whose steps :func:`summed` is about."""

@@ -425,6 +425,27 @@ class Builder:
         self.keeps_zero &= function not in IN_PLACE_SUMS
         return self.emit(lambda net, v: function(v[i], v[j]), self.shapes[i].channels, self.shapes[i].size)
 
+    def write(self) -> int:
+        """Write some channels of one value, a part of the image perhaps, into another or into zeros."""
+        i, j = self.pair()
+        c, size = self.shapes[i].channels, self.shapes[i].size
+        a = self.integer(0, c - 1)
+        b, step, top = self.integer(a + 1, c), self.integer(1, 2), self.choose([None, 1])
+        makers: list[Callable[[Tensor], Tensor]] = [
+            torch.zeros_like,
+            torch.clone,
+            lambda x: x.new_zeros(x.shape),
+            lambda x: x.new_zeros(x.shape[0], c, *x.shape[2:]),
+        ]
+        start = self.choose(makers)
+
+        def op(net: RandomNet, v: Values) -> Tensor:
+            out: Tensor = start(v[i])
+            out[:, a:b:step, :top] = v[j][:, a:b:step, :top]
+            return out
+
+        return self.emit(op, c, size)
+
     def multiply(self) -> int:
         i, j = self.pair()
         return self.emit(lambda net, v: v[i] * v[j], self.shapes[i].channels, self.shapes[i].size)
@@ -560,6 +581,7 @@ class Builder:
             self.split, self.pick, self.permute, self.permute, self.grouped, self.grouped, self.transposed, self.gate,
             self.space, self.space, self.bordered, self.functional, self.again, self.tied, self.linear, self.scale,
             self.dropout, self.multiply, self.attention, self.attention, self.memory, self.spread,
+            self.write,
         ]  # fmt: skip
         self.choose(kinds)()
         if self.shapes[-1].channels > 16:

@@ -135,7 +135,8 @@ def test_what_a_buffer_holds_at_first_is_not_taken_for_a_constant(between: Step)
     expected = run(net)
     assert any(difference(a, expected[0]) > 1e-3 for a in expected[1:])
     assert difference(expected, run(module)) <= TOLERANCE
-    assert module.get_parameter("first.weight").shape == (WIDTH, 4)
+    left = WIDTH // 2 if between is through_a_view else WIDTH  # nobody writes to the other half, which stays zero
+    assert module.get_parameter("first.weight").shape == (left, 4)
 
 
 @pytest.mark.parametrize("between", FOLLOWED)

@@ -34,6 +34,23 @@ def read_later(h: Tensor, g: Tensor) -> Tensor:
     return h.add_(g) + F.pad(part, (0, 0, 1, 0))
 
 
+def shifted(h: Tensor, g: Tensor) -> Tensor:
+    """Some channels are moved by one along another dim, and some back: a temporal shift module."""
+    out = torch.zeros_like(h)
+    out[:, :2, :-1] = h[:, :2, 1:]
+    out[:, 2:4, 1:] = h[:, 2:4, :-1]
+    out[:, 4:] = h[:, 4:]
+    return out * g
+
+
+def put_together(h: Tensor, g: Tensor) -> Tensor:
+    """Channels of both in a tensor that was zero."""
+    out = torch.zeros(h.shape[0], 2 * WIDTH, h.shape[2], h.shape[3], dtype=h.dtype)
+    out[:, :WIDTH] = h
+    out[:, WIDTH:] = g.flip(1)
+    return out[:, :WIDTH] + out[:, WIDTH:].flip(1)
+
+
 WAYS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "joined with positions": lambda h, g: torch.cat([h, grid(h), g], 1)[:, :WIDTH],
     "positions first": lambda h, g: torch.cat([grid(h), h], 1)[:, 2:] + g,
@@ -43,6 +60,11 @@ WAYS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "a part is replaced": lambda h, g: written(h, lambda y: y[:, :, :2].copy_(g[:, :, 2:4])),
     "a part of a part": lambda h, g: written(h, lambda y: y[:, :, 1:][..., 1:].mul_(g[:, :, 1:, 1:])),
     "by an index": lambda h, g: written(h, lambda y: y.__setitem__((slice(None), slice(None), 0), g[:, :, 1])),
+    "some channels are added to": lambda h, g: written(h, lambda y: y[:, 3:].add_(g[:, 3:])),
+    "some channels of a part are replaced": lambda h, g: written(h, lambda y: y[:, :, 1:][:, 2:5].copy_(g[:, 2:5, 1:])),
+    "each other channel": lambda h, g: written(h, lambda y: y[:, ::2].copy_(g[:, ::2])),
+    "a shift in time": shifted,
+    "two in one": put_together,
     "the whole, and a part is read": lambda h, g: read_later(h.clone(), g),
 }
 
@@ -72,7 +94,19 @@ def test_dead_channels_go(name: str) -> None:
         assert difference(net(other), module(other)) <= 1e-9
 
 
-@pytest.mark.parametrize("name", ["a part is added to", "a part is replaced", "a part of a part", "by an index"])
+ONE_OF_BOTH = [
+    "a part is added to",
+    "a part is replaced",
+    "a part of a part",
+    "by an index",
+    "some channels are added to",
+    "some channels of a part are replaced",
+    "each other channel",
+    "two in one",
+]
+
+
+@pytest.mark.parametrize("name", ONE_OF_BOTH)
 @pytest.mark.parametrize("alive", ["a", "b"])
 def test_what_one_of_both_makes_stays(name: str, alive: str) -> None:
     """Unless both are zero: what is written is read, or what was there before is."""
@@ -99,3 +133,25 @@ def test_a_part_that_is_written_elsewhere(other: int) -> None:
             parameter[DEAD] = 0
     module = fxc.prune(net, x).module
     assert difference(net(x), module(x)) <= 1e-12
+
+
+class Crossed(nn.Module):
+    """Both dims of a tensor have the labels of the same channels: they do not say along which a part lies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, WIDTH, bias=False), nn.Linear(WIDTH, 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        z = 0 * (y[:, :, None] * y[:, None])
+        z[:, :, 1] = y
+        return self.last(z.transpose(1, 2).sum(2))  # type: ignore[no-any-return]
+
+
+def test_a_part_of_a_tensor_whose_dims_have_the_same_labels() -> None:
+    torch.manual_seed(0)
+    net, x = Crossed().double().eval(), torch.randn(3, 4, dtype=torch.float64)
+    with torch.no_grad():
+        net.first.weight[DEAD] = 0
+    assert difference(net(x), fxc.prune(net, x).module(x)) <= 1e-12

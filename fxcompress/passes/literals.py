@@ -124,14 +124,23 @@ def _split(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> P
 
 def _getitem(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> Proposal | None:
     """Slices and numbers: where the entries that they name are now."""
-    index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+    return Proposal(operator.getitem, (node.args[0], _index(node.args[1], source, alive)), {})
+
+
+def _setitem(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> Proposal | None:
+    """The same where something is written there."""
+    return Proposal(operator.setitem, (node.args[0], _index(node.args[1], source, alive), node.args[2]), {})
+
+
+def _index(given: Any, source: Value, alive: np.ndarray) -> tuple[Any, ...]:  # noqa: ANN401 - any index of a tensor
+    index = given if isinstance(given, tuple) else (given,)
     masks, patched, dim = kept_masks(source, alive), [], 0
     for item in index:
         if item is Ellipsis:
             dim = source.rank - sum(1 for i in index[index.index(item) + 1 :] if i is not None)
         patched.append(_position(item, masks[dim]) if dim in masks else item)
         dim += item is not None and item is not Ellipsis
-    return Proposal(operator.getitem, (node.args[0], tuple(patched)), {})
+    return tuple(patched)
 
 
 def _position(item: Any, kept: np.ndarray) -> Any:  # noqa: ANN401 - whatever a tensor can be indexed with
@@ -310,6 +319,7 @@ _RULES: dict[str, Propose] = {
     "unflatten": _unflatten,
     **dict.fromkeys(("chunk", "split", "split_with_sizes"), _split),
     "getitem": _getitem,
+    "setitem": _setitem,
     "group_norm": _norm_groups,
     "group_norm_over": _groups_again,
     "scaled_dot_product_attention": _attention,

@@ -192,30 +192,54 @@ def _choice(leaf: object, known: Known) -> Tensor | None:
 def _overwritten(step: Step, known: Known) -> list[Tensor]:
     """Each entry is what it was, or one of those that may have been written there: the same number, if all are."""
     whole, part = step.call.args
-    before, written = (known.of(value).double().cpu() for value in (whole, part))
-    if not written.numel():
+    before, number = (known.of(value).double().cpu() for value in (whole, part))
+    if not number.numel():
         return [before]
     places = _places(whole, part)
-    others = [d for d in range(written.ndim) if d not in places]
-    first = written
-    for d in others:
-        first = first.narrow(d, 0, 1)
-    same = (written == first).amin(others, keepdim=True) if others else written == first
-    number = torch.where(same, first, torch.nan).permute(*sorted(places, key=places.__getitem__), *others)
-    sizes = {places[d]: written.shape[d] for d in places}
-    number = number.reshape([sizes.get(d, 1) for d in range(whole.rank)])
-    return [torch.where(before == number, before, torch.nan)]
+    for d in (d for d in range(part.rank) if d not in places):
+        first = number.narrow(d, 0, 1)
+        number = torch.where((number == first).all(d, keepdim=True), first, torch.nan)
+    there = torch.ones((1,) * whole.rank, dtype=torch.bool, device="cpu")
+    order = sorted(places, key=lambda d: places[d][0])
+    sizes = {places[d][0]: number.shape[d] for d in order}
+    rest = [d for d in range(part.rank) if d not in places]
+    after = number.permute(*order, *rest).reshape([sizes.get(d, 1) for d in range(whole.rank)])
+    for dim, positions in places.values():
+        if after.shape[dim] > 1:
+            after = after.index_select(dim, positions.clamp_min(0))
+        there = there & (positions >= 0).reshape([-1 if d == dim else 1 for d in range(whole.rank)])
+    return [torch.where((before == after) | ~there, before, torch.nan)]
 
 
-def _places(whole: Value, part: Value) -> dict[int, int]:
-    """Dims of a part, and those of the whole that hold the same labels, each once: they say where an entry lies."""
-    found: dict[int, int] = {}
-    for layer in whole.layers:
-        atoms, dims = layer.reshape(-1), support(layer)
-        if len(dims) == 1 and atoms.all() and len(atoms.unique()) == len(atoms):
-            same = [support(own) for own in part.layers if torch.equal(own.reshape(-1), atoms)]
-            found |= {min(own): min(dims) for own in same if len(own) == 1}
-    return found
+def _places(whole: Value, part: Value) -> dict[int, tuple[int, Tensor]]:
+    """Dims of a part, and those of the whole along which the same labels lie, each once: they say where an entry is.
+
+    Beside the dim of the whole stand the positions of its entries in the part, -1 for those that it does not hold.
+    """
+    pairs = [
+        (min(support(own)), min(support(layer)), found)
+        for layer in whole.layers
+        for own in part.layers
+        if len(support(layer)) == len(support(own)) == 1
+        if (found := _positions(layer.reshape(-1), own.reshape(-1))) is not None
+    ]
+    sides = [[pair[i] for pair in pairs] for i in (0, 1)]  # labels that lie along two dims do not say along which
+    return {d: (dim, found) for d, dim, found in pairs if sides[0].count(d) == sides[1].count(dim) == 1}
+
+
+def _positions(atoms: Tensor, inside: Tensor) -> Tensor | None:
+    """Where each of some labels is among others, -1 for nowhere; None where no label is, or where they repeat."""
+    if not _distinct(atoms) or not _distinct(inside):
+        return None
+    ordered, places = inside.sort()
+    near = torch.searchsorted(ordered, atoms).clamp_max(len(ordered) - 1)
+    found = torch.where(ordered[near] == atoms, places[near], -1)
+    return found if bool((found >= 0).any()) else None
+
+
+def _distinct(atoms: Tensor) -> bool:
+    """Whether each entry has a label of its own."""
+    return bool(atoms.all()) and len(atoms.unique()) == len(atoms)
 
 
 OVERWRITTEN = OpClass("overwritten", lambda call, space: (call.args[0].layers,), _overwritten)

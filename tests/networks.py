@@ -38,6 +38,8 @@ KEEPING: tuple[Callable[[Tensor], Tensor], ...] = (
     lambda x: x / 2,
     lambda x: x.clamp(-1.0, 2.0),
     lambda x: torch.where(x > 0, x, x * 0.1),
+    lambda x: torch.where(x > 0, x, 0.0),
+    lambda x: torch.where(x > 0.5, torch.ones_like(x), 0) * x,
     lambda x: x.masked_fill(x < 0, 0.0),
 )
 CHANGING: tuple[Callable[[Tensor], Tensor], ...] = (

@@ -179,6 +179,8 @@ CASES: dict[str, Case] = {
     "lift_fresh": Case(lambda h, net: aten.lift_fresh.default(h)),
     "_to_copy": Case(lambda h, net: h.to(torch.float32).to(torch.float64)),
     "where": Case(lambda h, net: torch.where(h > 0, h, h * 0.1)),
+    "where_or_a_number": Case(lambda h, net: torch.where(h > 0, 0, h) + torch.where(h > 0, 1.0, h) * h),
+    "where_or_zeros": Case(lambda h, net: torch.where(rows(h)[:, :1] > 0, rows(h), torch.zeros_like(rows(h)))),
     "masked_fill": Case(lambda h, net: h.masked_fill(h < 0, 0.0)),
     "hardswish": Case(lambda h, net: F.hardswish(h, inplace=True)),
     "hardsigmoid": Case(lambda h, net: F.hardsigmoid(h), zero=False),
@@ -383,6 +385,7 @@ COMPOSITE = {
     "var", "unbind", "avg_pool1d", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "lift_fresh", "detach",
     "_pack_padded_sequence", "_pad_packed_sequence", "max_of_all", "cumsum_of_channels", "convolution_of_one",
     "flatten_of_a_weight", "group_norm_of_several",
+    "where_or_a_number", "where_or_zeros",
     *RECURRENT_LAYERS,
 }  # fmt: skip
 

@@ -126,3 +126,24 @@ def test_a_norm_without_tensors_expects_what_is_left(make: Callable[[], nn.Modul
         assert difference(net(x), module(x)) <= 1e-12
     assert module.get_submodule("1").num_features == 5 == module.get_parameter("3.weight").shape[1]
     assert net[1].num_features == 8
+
+
+class ChosenBySize(nn.Module):
+    """A number that is zero on the example's size, and on no other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        return self.last(torch.where(h > 0.5, h, x.shape[2] - 9))  # type: ignore[no-any-return]
+
+
+def test_a_number_that_is_zero_on_the_size_of_the_example() -> None:
+    net = ChosenBySize().double().eval()
+    with torch.no_grad():
+        net.first.weight[[1, 4]] = 0
+        net.first.bias[[1, 4]] = 0  # type: ignore[index]
+    module = fxc.prune(net, image(2, 3, 9, 9)).module
+    assert difference(net(image(1, 3, 7, 9)), module(image(1, 3, 7, 9))) <= 1e-12

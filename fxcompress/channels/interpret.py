@@ -1,6 +1,7 @@
 """Takes labels through a traced graph, node by node."""
 
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -26,7 +27,7 @@ from fxcompress.channels.factories import (
 from fxcompress.channels.layers import Layers, vector
 from fxcompress.channels.packed import with_lengths
 from fxcompress.channels.recurrent import as_given, is_recurrent, whole
-from fxcompress.channels.rules import extremes, variances
+from fxcompress.channels.rules import extremes, pointwise, variances
 from fxcompress.channels.rules.noise import NOISE, noise_of
 from fxcompress.channels.rules.quantize import QUANTIZE
 from fxcompress.channels.shapes import like
@@ -45,7 +46,7 @@ from fxcompress.trace.walk import named_modules_in
 from fxcompress.trace.weights.flat import renew_weights
 
 Atoms = dict[str, dict[int, Tensor]]
-_ON_LABELS = variances.ON_LABELS | extremes.ON_LABELS
+_ON_LABELS = variances.ON_LABELS | extremes.ON_LABELS | pointwise.ON_LABELS
 
 
 @dataclass(slots=True)
@@ -204,11 +205,18 @@ class Interpreter:
                 return self._filled(node, getattr(args[0], str(node.target))(*args[1:], **kwargs))
             args, kwargs = self._given(node.target, args, kwargs)
             with whole(node.target), in_pieces(node.target):
-                return self._filled(node, _ON_LABELS.get(node.target, node.target)(*args, **kwargs))  # type: ignore[operator]
+                return self._filled(node, self._function(node)(*args, **kwargs))
         except FxCompressError:
             raise
         except Exception as error:
             raise ExampleInputError(_run_message(node, args, kwargs, error)) from error
+
+    def _function(self, node: fx.Node) -> Callable[..., Any]:
+        """What a node calls, on labels; a number that it computes is no constant."""
+        found = _ON_LABELS.get(node.target)
+        computed = any(not isinstance(self.env[used], Tensor) for used in node.all_input_nodes)
+        function: Callable[..., Any] = node.target if found is None or computed else found  # type: ignore[assignment]
+        return function
 
     def _filled(self, node: fx.Node, result: Any) -> Any:  # noqa: ANN401 - whatever the node returns
         """The result of a node; with labels where it makes a tensor whose size is written in the graph."""

@@ -1,12 +1,15 @@
 """Elementwise ops: labels that meet are coupled."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from fxcompress.channels.layers import Layers, crosses, pad_rank, slices, support
 from fxcompress.channels.rules.registry import Known, OpClass, nothing_known, register
 from fxcompress.channels.space import Space
-from fxcompress.channels.values import Call, Step, Value, find, leaves, replace
+from fxcompress.channels.values import Call, LabelTensor, Step, Value, find, leaves, replace
 
 Operand = tuple[torch.Size, Layers]
 
@@ -165,6 +168,31 @@ def _copied(step: Step, known: Known) -> list[Tensor]:
     return [pad_rank(known.of(source), step.outputs[0].rank)]
 
 
+_NUMBERS = {"zero": 0.0, "zeros_like": 0.0, "ones_like": 1.0}
+"""What ops fill a tensor with. A number that is given may be computed from sizes, and be another one next time."""
+
+
+def _filled(step: Step, known: Known) -> list[Tensor]:
+    """The same number everywhere, whatever was there."""
+    (out,) = step.outputs
+    if not out.meta.is_floating_point():
+        return nothing_known(step, known)
+    number = _NUMBERS[step.call.func.overloadpacket.__name__]
+    return [torch.full((1,) * out.rank, number, dtype=torch.float64, device="cpu")]
+
+
+def _where(condition: Tensor, *choices: Any) -> Any:  # noqa: ANN401 - what torch.where takes and returns
+    """``torch.where`` where one of both is a number, of which torch makes a tensor that nothing would be known of."""
+    tensors = [x for x in choices if isinstance(x, LabelTensor) and x.is_floating_point()]
+    if len(choices) == 2 and tensors:
+        choices = tuple(torch.zeros_like(tensors[0]) + x if type(x) in {int, float} else x for x in choices)
+    return torch.where(condition, *choices)
+
+
+ON_LABELS: dict[object, Callable[..., Any]] = {torch.where: _where}
+"""Functions of a graph, and what runs on labels in their place, if the graph holds their numbers."""
+
+
 def _choose(step: Step, known: Known) -> list[Tensor]:
     """Where all that may be chosen is the same, the choice is."""
     (out,) = step.outputs
@@ -253,7 +281,8 @@ SAME = register(OpClass("same values", _labels, _untouched), ["clone", "detach",
 register(OpClass("choice", _labels, _choose), ["where", "masked_fill"])
 
 # Elementwise, but without the pointwise tag.
-register(POINTWISE, ["hardswish", "hardsigmoid", "fill", "zero", "zeros_like", "ones_like", "full_like"])
+register(POINTWISE, ["hardswish", "hardsigmoid", "fill", "full_like"])
+FILLED = register(OpClass("pointwise, filled", _labels, _filled), list(_NUMBERS))
 register(OpClass("copy", _labels, _copied), ["copy"])
 # Elementwise, but what they return where an operand is unknown need not be unknown, or is random.
 register(

@@ -440,6 +440,7 @@ class Builder:
             lambda x: x.new_zeros(x.shape[0], c, *x.shape[2:]),
         ]
         start = self.choose(makers)
+        self.keeps_zero &= len(range(a, b, step)) > 1  # of one channel alone nobody can tell which one it is
 
         def op(net: RandomNet, v: Values) -> Tensor:
             out: Tensor = start(v[i])

@@ -260,7 +260,7 @@ def _positions(atoms: Tensor, inside: Tensor) -> Tensor | None:
     if not _distinct(atoms) or not _distinct(inside):
         return None
     ordered, places = inside.sort()
-    near = torch.searchsorted(ordered, atoms).clamp_max(len(ordered) - 1)
+    near = torch.searchsorted(ordered, atoms.contiguous()).clamp_max(len(ordered) - 1)
     found = torch.where(ordered[near] == atoms, places[near], -1)
     return found if bool((found >= 0).any()) else None
 

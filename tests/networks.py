@@ -554,6 +554,7 @@ class Builder:
             (lambda x: x + x.new_zeros(c, 1, 1), c, n),
             (lambda x: torch.cat([x.new_zeros(x.shape[0], c, n, 1), x], 3)[..., :n], c, n),
             (lambda x: F.adaptive_avg_pool2d(x, 2), c, 2),
+            (lambda x: F.fold(F.unfold(x, 3, padding=1), x.shape[2:], 3, padding=1), c, n),
         ]
         if n >= 2:
             options += [

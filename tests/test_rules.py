@@ -226,6 +226,8 @@ CASES: dict[str, Case] = {
     "repeat": Case(lambda h, net: h.repeat(1, 2, 1, 1)),
     "diagonal": Case(lambda h, net: h.diagonal(0, 2, 3)),
     "unfold": Case(lambda h, net: h.unfold(2, 2, 2).flatten(3)),
+    "col2im": Case(lambda h, net: F.fold(F.unfold(h, 3, padding=1), (SIZE, SIZE), 3, padding=1)),
+    "fold_of_positions": Case(lambda h, net: F.fold(h.flatten(2).repeat_interleave(4, 1), (12, 12), 2, stride=2)),
     "pixel_shuffle": Case(lambda h, net: F.pixel_shuffle(h, 2)),
     "pixel_unshuffle": Case(lambda h, net: F.pixel_unshuffle(h, 2)),
     "channel_shuffle": Case(lambda h, net: F.channel_shuffle(h, 2), stays="rewrite"),
@@ -385,7 +387,7 @@ COMPOSITE = {
     "var", "unbind", "avg_pool1d", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "lift_fresh", "detach",
     "_pack_padded_sequence", "_pad_packed_sequence", "max_of_all", "cumsum_of_channels", "convolution_of_one",
     "flatten_of_a_weight", "group_norm_of_several",
-    "where_or_a_number", "where_or_zeros",
+    "fold_of_positions", "where_or_a_number", "where_or_zeros",
     *RECURRENT_LAYERS,
 }  # fmt: skip
 

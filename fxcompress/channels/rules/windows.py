@@ -5,11 +5,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fxcompress.channels.layers import Layers
+from fxcompress.channels.layers import Layers, support, vector
 from fxcompress.channels.rules.reductions import pass_others
 from fxcompress.channels.rules.registry import ConstantRule, Known, OpClass, nothing_known, register
 from fxcompress.channels.space import Space
-from fxcompress.channels.values import Call, Step
+from fxcompress.channels.values import Call, Step, Value
 
 
 def _labels(spatial: int) -> Callable[[Call, Space], tuple[Layers, ...]]:
@@ -44,6 +44,35 @@ def _counts_padding(call: Call) -> bool:
     return (padded and bool(call.arg(5, "count_include_pad", default=True))) or divisor is not None
 
 
+def _fold_labels(call: Call, space: Space) -> tuple[Layers, ...]:
+    """Sums of overlapping windows, (N, C * positions, windows) to (N, C, H, W): a channel goes with its positions."""
+    source: Value = call.args[0]
+    dim, found = source.rank - 2, list[Tensor]()
+    for layer in source.layers:
+        if support(layer) == {dim}:
+            first = space.hold(layer.reshape(call.metas[0].shape[dim], -1), {1}, "window", _FOLDS)
+            found += [] if first is None else [vector(first.reshape(-1), call.metas[0].ndim, dim)]
+        elif support(layer) & {dim, dim + 1}:
+            space.pin(layer, "window", _FOLDS)
+        else:
+            found.append(layer.unsqueeze(-1))
+    return (tuple(found),)
+
+
+_FOLDS = "col2im adds up all entries of a channel's windows"
+
+
+def _fold_constants(step: Step, known: Known) -> list[Tensor]:
+    """Sums of zeros are zero."""
+    source: Value = step.call.args[0]
+    (out,), dim = step.outputs, source.rank - 2
+    zero = (known.of(source) == 0).all(dim + 1, keepdim=True).cpu()
+    if zero.shape[dim] > 1:
+        zero = zero.unflatten(dim, (out.shape[dim], -1)).all(dim + 1)
+    return [torch.where(zero.unsqueeze(-1), 0.0, torch.nan).double()]
+
+
+register(OpClass("fold", _fold_labels, _fold_constants), ["col2im"])
 for _n in (1, 2, 3):
     register(
         OpClass(f"max pooling {_n}d", _labels(_n), _constants(_n)),

@@ -18,7 +18,7 @@ from fxcompress.channels.analysis import Maker, SiteAtoms
 from fxcompress.channels.interpret import Trail
 from fxcompress.channels.layers import along, pad_rank, vector
 from fxcompress.channels.rules.products import BATCHED, product_of
-from fxcompress.channels.rules.recurrent import RECURRENT_STEPS
+from fxcompress.channels.rules.recurrent import RECURRENT_STEPS, UPDATE
 from fxcompress.channels.rules.registry import Known
 from fxcompress.channels.rules.scatter import INDEX_ADD, scatter_of
 from fxcompress.channels.values import Step, Value, find
@@ -80,12 +80,12 @@ def _make(step: Step, maker: Maker, position: int, result: Segments) -> None:
 def _carried(step: Step, known: Known, result: Segments) -> list[Tensor | None]:
     if step.op.name in _MOVING:
         return list(step.op.constants(step, known))
-    if step.op.name == "quantize" or step.op in RECURRENT_STEPS:  # the weights of recurrent layers get no quantizer
+    if step.op.name == "quantize" or step.op in RECURRENT_STEPS - {UPDATE}:
         return [None]
     if step.op.name == "pad":
         return [_padded(step, known)]
-    if step.op in {BATCHED, INDEX_ADD}:
-        return [_multiplied(step, known, result) if step.op is BATCHED else _scattered(step, known, result)]
+    if step.op in _JOINING:
+        return [_JOINING[step.op](step, known, result)]
     values = find(Value, (step.call.args, step.call.kwargs))
     if step.op.name.startswith(("pointwise", "multiply", "divide")):
         joined = _join([pad_rank(known.of(v), step.outputs[0].rank) for v in values], result)
@@ -101,6 +101,15 @@ def _multiplied(step: Step, known: Known, result: Segments) -> Tensor | None:
     left, right = known.of(product.left), known.of(product.right)
     kept = [x for x, dim in ((left, 2), (right, 1)) if x.shape[dim] == 1]
     return _join(kept, result) if kept else None
+
+
+def _updated(step: Step, known: Known, result: Segments) -> Tensor | None:
+    """A unit of a recurrent layer is fed by the products of its candidate: without them it is zero."""
+    kind, left, right, *_ = step.call.args
+    maps = [known.of(value) for value in (left, right)]
+    if any(found.shape[0] != 1 for found in maps):
+        return None
+    return _join([kind.of(found.expand(1, left.shape[1])[0])[None] for found in maps], result)
 
 
 def _scattered(step: Step, known: Known, result: Segments) -> Tensor | None:
@@ -125,6 +134,10 @@ def _padded(step: Step, known: Known) -> Tensor | None:
     found = step.op.constants(step, known)[0]
     source = known.of(step.call.args[0])
     return source if found.shape == source.shape else found
+
+
+_JOINING = {BATCHED: _multiplied, INDEX_ADD: _scattered, UPDATE: _updated}
+"""Ops that join the segments of what they read in a way of their own."""
 
 
 def _fit(found: Tensor, source: Value, out: Value) -> Tensor | None:

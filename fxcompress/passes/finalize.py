@@ -15,6 +15,7 @@ from fxcompress.passes.base import Pass, PassResult, traced
 from fxcompress.passes.inject_quantizers import BAG_ARGUMENTS, BORDER_KEY, MODULE_KEY, POSITIONAL_KEY
 from fxcompress.provenance import Grid
 from fxcompress.quantizer import Quantizer
+from fxcompress.quantizer.recurrent import PLAIN
 from fxcompress.trace.traced import TracedModule
 
 
@@ -46,6 +47,10 @@ def finalize_quantizers(module: TracedModule) -> dict[str, Grid]:
     for graph in module.graphs.values():
         _drop_quantizers(module, graph)
         _restore_modules(graph)
+        _restore_recurrent(module, graph)
+    for layer in module.modules():
+        layer.__class__ = PLAIN.get(type(layer), type(layer))
+    for graph in module.graphs.values():
         graph.lint()
     for weight in grids:
         owner, _, leaf = weight.rpartition(".")
@@ -72,6 +77,17 @@ def _drop_quantizers(module: TracedModule, graph: fx.Graph) -> None:
             assert isinstance(weight, fx.Node)
             node.replace_all_uses_with(weight)
             graph.erase_node(node)
+
+
+def _restore_recurrent(module: TracedModule, graph: fx.Graph) -> None:
+    """Call recurrent layers without their weights again."""
+    for node in graph.find_nodes(op="call_module"):
+        if type(module.get_submodule(str(node.target))) in PLAIN:
+            weights = node.all_input_nodes
+            node.kwargs = {key: value for key, value in node.kwargs.items() if key != "weights"}
+            for weight in weights:
+                if not weight.users and weight.op == "get_attr":
+                    graph.erase_node(weight)
 
 
 def _restore_modules(graph: fx.Graph) -> None:

@@ -16,6 +16,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from fxcompress.passes.base import Pass, PassResult, traced
 from fxcompress.passes.weight_uses import MODULES, TABLES, Layout, Use, quantizable, uses_of
 from fxcompress.quantizer import Quantizer
+from fxcompress.quantizer.recurrent import QUANTIZED, weight_names
 from fxcompress.trace.traced import TracedModule
 from fxcompress.trace.weights.reads import PRODUCTS
 
@@ -70,15 +71,10 @@ def inject_quantizers(module: TracedModule, bits: float) -> dict[str, str]:
             continue
         if weight not in made:
             made[weight] = _add(module, weight, layouts[weight], bits)
-        if use.node.op == "call_module":
-            _to_function(module, use.node)
         key = (use.graph, weight)
         if key not in nodes:
             nodes[key] = _quantized(use, weight, made[weight])
-        if use.turned:
-            use.node.args = (nodes[key], *use.node.args[1:])
-        else:
-            _read(use.node, nodes[key])
+        _connect(module, use, nodes[key])
     for graph in module.graphs.values():
         for node in reversed(graph.find_nodes(op="get_attr")):
             if not node.users:
@@ -86,6 +82,19 @@ def inject_quantizers(module: TracedModule, bits: float) -> dict[str, str]:
         graph.lint()
     module.recompile()
     return made
+
+
+def _connect(module: TracedModule, use: Use, weight: fx.Node) -> None:
+    """Let whoever reads a weight read the quantized one."""
+    if use.recurrent:
+        _to_given(module, use.node)
+        _give(module, use, weight)
+    elif use.turned:
+        use.node.args = (weight, *use.node.args[1:])
+    else:
+        if use.node.op == "call_module":
+            _to_function(module, use.node)
+        _read(use.node, weight)
 
 
 def _add(module: TracedModule, weight: str, layout: Layout, bits: float) -> str:
@@ -140,6 +149,26 @@ def _to_lookup(layer: nn.Module, node: fx.Node) -> None:
         (source, weight),
         given | options,
     )
+
+
+def _to_given(module: TracedModule, node: fx.Node) -> None:
+    """Let a recurrent layer be called with its parameters."""
+    if "weights" in node.kwargs:
+        return
+    layer = module.get_submodule(str(node.target))
+    layer.__class__ = QUANTIZED.get(type(layer), type(layer))
+    with node.graph.inserting_before(node):
+        weights = [node.graph.get_attr(f"{node.target}.{name}") for name in weight_names(layer)]
+    node.kwargs = {**node.kwargs, "weights": weights}
+
+
+def _give(module: TracedModule, use: Use, weight: fx.Node) -> None:
+    """Let a recurrent layer be called with a quantized weight."""
+    names = weight_names(module.get_submodule(str(use.node.target)))
+    given = use.node.kwargs["weights"]
+    assert isinstance(given, list)
+    place = names.index(use.weight.rpartition(".")[2])
+    use.node.kwargs = {**use.node.kwargs, "weights": [*given[:place], weight, *given[place + 1 :]]}
 
 
 def _quantized(use: Use, weight: str, quantizer: str) -> fx.Node:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from fxcompress.quantizer.recurrent import QUANTIZED, weight_names
 from fxcompress.trace.traced import TracedModule
 from fxcompress.trace.weights.reads import FUNCTIONS, LOOKUPS, PRODUCTS, is_turned, weight_of
 
@@ -33,6 +34,7 @@ class Use:
         weight: a name of the parameter.
         transposed: whether its outputs lie along dim 1.
         groups: of a convolution.
+        recurrent: whether the node calls a recurrent layer, one of whose weights it is.
         turned: whether the node turns the weight, and layers read what it makes.
         looked_up: whether it is a table.
     """
@@ -42,6 +44,7 @@ class Use:
     weight: str
     transposed: bool
     groups: int
+    recurrent: bool = False
     turned: bool = False
     looked_up: bool = False
 
@@ -56,7 +59,7 @@ class Layout:
 
 def uses_of(module: TracedModule) -> list[Use]:
     """Every place in every graph where a parameter is read as a weight or as a table."""
-    return [use for graph in module.graphs.values() for node in graph.nodes if (use := _use(module, graph, node))]
+    return [use for graph in module.graphs.values() for node in graph.nodes for use in _uses(module, graph, node)]
 
 
 def is_quantizable(module: TracedModule) -> bool:
@@ -121,9 +124,16 @@ def _asks_for_kind(node: fx.Node) -> bool:
     return node.op == "call_function" and node.target is getattr and node.args[1] in _KINDS
 
 
+def _uses(module: TracedModule, graph: fx.Graph, node: fx.Node) -> list[Use]:
+    layer = module.get_submodule(str(node.target)) if node.op == "call_module" else None
+    if layer is not None and type(layer) in QUANTIZED:
+        names = [name for name in weight_names(layer) if layer.get_parameter(name).ndim > 1]
+        return [Use(graph, node, f"{node.target}.{name}", False, 1, recurrent=True) for name in names]
+    use = _use(module, graph, node) if layer is None else _use_by_module(graph, node, layer)
+    return [] if use is None else [use]
+
+
 def _use(module: TracedModule, graph: fx.Graph, node: fx.Node) -> Use | None:
-    if node.op == "call_module":
-        return _use_by_module(graph, node, module.get_submodule(str(node.target)))
     if node.op == "call_function" and node.target in FUNCTIONS:
         weight = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
         groups = node.args[6] if len(node.args) > 6 else node.kwargs.get("groups", 1)

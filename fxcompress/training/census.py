@@ -16,6 +16,7 @@ from fxcompress.channels.interpret import Trail
 from fxcompress.channels.plan import Plan, make_plan
 from fxcompress.channels.rules.contraction import CONTRACTIONS, live_rows, site_of
 from fxcompress.channels.rules.norms import BATCH_NORM
+from fxcompress.channels.rules.recurrent import STATE
 from fxcompress.channels.rules.registry import Known
 from fxcompress.channels.segments import Segments, trace_segments
 from fxcompress.channels.values import Step, Value, find
@@ -187,7 +188,11 @@ class Census:
 
 
 def free_entries(analysis: Analysis) -> Zeros:
-    """Which entries of bits and trained biases may die: those that nothing pins."""
+    """Which entries of bits and trained biases may die: those that nothing pins.
+
+    Of the biases of a recurrent layer those of the candidates alone: a unit dies by its candidate, whatever its gates
+    do, and a gate without weights may do well with a bias.
+    """
     result: Zeros = {}
     for name, parameter in analysis.module.named_parameters():
         owner = analysis.module.get_submodule(name.rpartition(".")[0])
@@ -200,6 +205,12 @@ def free_entries(analysis: Analysis) -> Zeros:
             continue
         atoms = analysis.atoms[name].get(0)
         result[name] = np.zeros(parameter.numel(), bool) if atoms is None else ~analysis.pinned[atoms.numpy()]
+    for trail in analysis.trails.values():
+        names = {value.key: name for name, value in trail.parameters.items()}
+        for step in (step for step in trail.tape if step.op is STATE):
+            kind, *_, weights = step.call.args
+            for bias in {names.get(bias.key, "") for bias in weights.biases} & set(result):
+                result[bias] &= kind.is_candidate(len(result[bias]))
     return result
 
 

@@ -13,6 +13,7 @@ read other units: assume that all units stay zero, and drop what contradicts it,
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -45,6 +46,11 @@ class Kind:
     def of(self, rows: Tensor) -> Tensor:
         """The candidate's rows of a weight or a vector."""
         return rows.chunk(self.gates)[self.candidate]
+
+    def is_candidate(self, rows: int) -> np.ndarray:
+        """Which of so many rows are the candidate's, bool (rows,)."""
+        found: np.ndarray = np.arange(rows) * self.gates // rows == self.candidate
+        return found
 
 
 LSTM = Kind(4, 2, keeps=True, cell=True, module=nn.LSTM)

@@ -303,7 +303,10 @@ class Builder:
         c, size = self.shapes[i].channels, self.shapes[i].size
         kind = self.integer(0, 7)
         if kind == 7:
-            module: nn.Module = nn.InstanceNorm2d(c, affine=self.flag()) if size > 1 else nn.Identity()
+            affine, track = self.flag(), self.flag()
+            module: nn.Module = nn.InstanceNorm2d(c, affine=affine, track_running_stats=track)
+            module = module if size > 1 else nn.Identity()
+            self.keeps_zero &= not track
         elif kind == 6:
             module = nn.GroupNorm(self.choose([g for g in range(1, c + 1) if c % g == 0]), c)
         else:

@@ -42,16 +42,34 @@ class Span:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Use:
-    """One place where a bias is added: by a contraction, or by batch norm."""
+    """One place where a bias may be added: by a contraction, or by batch norm.
+
+    Attributes:
+        mode: of the graph.
+        step: of its tape.
+        bias: its name, or nothing.
+        statistics: of a batch norm, the names of the running mean and variance; nothing where they are not known.
+    """
 
     mode: str
     step: Step
     bias: str
     statistics: tuple[str, str] | None
 
+    @property
+    def runs(self) -> bool:
+        """Whether evaluation normalises by a running mean."""
+        return self.statistics is not None and isinstance(self.step.call.args[3], Value)
+
 
 class Census:
     """What training needs to know of a network with quantizers.
+
+    Args:
+        module: the network.
+        inputs: that it runs on.
+        free: for bits and biases, which entries may die; bool (K,).
+        settable: names of the running statistics that may be set.
 
     Attributes:
         view: the network without its dead branches; shares all tensors with the network.
@@ -64,10 +82,11 @@ class Census:
         pairs: (row, bias) positions: the biases that belong to one row alone.
     """
 
-    def __init__(self, module: TracedModule, inputs: ExampleInputs, free: Zeros) -> None:
+    def __init__(self, module: TracedModule, inputs: ExampleInputs, free: Zeros, settable: set[str]) -> None:
         self.inputs = inputs
         self.view = module
         self.free = free
+        self.settable = settable
         self._take()
 
     def _take(self) -> None:
@@ -80,6 +99,7 @@ class Census:
         uses = [use for mode in self.analysis.trails for use in self._uses(mode)]
         self.biases = _spans(list(dict.fromkeys(u.bias for u in uses if self.free.get(u.bias, _NONE).any())), self.view)
         self.uses = [use for use in uses if use.bias in self.biases]
+        self.norms = [use for use in uses if use.runs]
         parts = [self.free[name] for name in names]
         self.free_rows = np.concatenate(parts) if parts else np.zeros(0, dtype=bool)
         self.pairs = self._pairs()
@@ -95,7 +115,7 @@ class Census:
                 found.append(_Use(mode, step, names.get(_key(bias), ""), statistics))
             elif step.op in CONTRACTIONS and (site := site_of(step.call)) is not None and site.bias is not None:
                 found.append(_Use(mode, step, names.get(site.bias.key, ""), None))
-        return [use for use in found if use.bias]
+        return found
 
     def _pairs(self) -> tuple[np.ndarray, np.ndarray]:
         rows: list[int] = []
@@ -137,11 +157,31 @@ class Census:
             result[use.bias] = zero & result.get(use.bias, np.ones_like(zero))
         return result
 
-    def statistics(self, before: Zeros) -> dict[tuple[str, str], np.ndarray]:
-        """Where batch norm reads nothing but zeros, by the names of its running mean and variance."""
-        return {
-            use.statistics: before[use.bias] for use in self.uses if use.statistics is not None and all(use.statistics)
-        }
+    def statistics(self, knowns: dict[str, list[Known]]) -> dict[tuple[str, str], np.ndarray]:
+        """Where batch norm reads nothing but zeros, by the names of its running mean and variance that may be set."""
+        result: dict[tuple[str, str], np.ndarray] = {}
+        for use in self.norms:
+            if use.statistics is not None and self.settable.issuperset(use.statistics):
+                zero = _zero_before(use, knowns[use.mode][0])
+                result[use.statistics] = zero & result.get(use.statistics, np.ones_like(zero))
+        return result
+
+    def modes(self, knowns: dict[str, list[Known]], reset: Zeros) -> tuple[bool, ...]:
+        """In which modes of batch norm a proof is needed: training is enough where evaluation makes the same of zeros.
+
+        It does where the running mean is zero too. It is not where the statistics are computed, as those of an
+        instance norm are, or where another layer that is alive shares them.
+
+        Args:
+            knowns: what is zero in training.
+            reset: for each running mean, which entries are zero as long as what batch norm reads is.
+        """
+        for use in self.norms:
+            assert use.statistics is not None
+            zero = _zero_before(use, knowns[use.mode][0])
+            if (zero & ~reset.get(use.statistics[0], np.zeros_like(zero))).any():
+                return (True, False)
+        return (True,)
 
     def is_cut(self, dead: set[str]) -> bool:
         """Whether some output would no longer depend on the input with all channels of these weights at zero bits.
@@ -171,10 +211,18 @@ class Census:
         tensor: Tensor = getattr(self.view.get_submodule(owner), leaf)
         return tensor.detach().double().cpu()
 
-    def drop_dead_branches(self, zeros: Zeros) -> dict[str, list[Known]]:
-        """Take branches out of the view that are zero for good; what is known in the view that is left."""
+    def drop_dead_branches(self, zeros: Zeros, reset: Zeros) -> dict[str, list[Known]]:
+        """Take branches out of the view that are zero for good; what is known in the view that is left, in all modes.
+
+        Args:
+            zeros: what is zero for good.
+            reset: see :meth:`modes`.
+        """
         while True:
             knowns = self.known(zeros)
+            if False in self.modes(knowns, reset):
+                for mode, trail in self.analysis.trails.items():
+                    knowns[mode].append(propagate(trail, seeds(trail, zeros | reset), training=False))
             branches = dead_branches(self.analysis, knowns)
             if not branches:
                 return knowns
@@ -215,7 +263,7 @@ def free_entries(analysis: Analysis) -> Zeros:
 
 
 def seeds(trail: Trail, zeros: Zeros) -> dict[int, Tensor]:
-    """Maps of the values that hold bits and biases: zero where told so, and nothing known elsewhere."""
+    """Maps of the values that hold bits, biases and the like: zero where told so, and nothing known elsewhere."""
     maps: dict[int, Tensor] = {}
     for name, value in trail.parameters.items():
         if name in zeros:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fxcompress.channels.plan import Plan
+from fxcompress.channels.rules.registry import Known
 from fxcompress.quantizer import RANGE_BITS
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.modes import ordinary
@@ -83,6 +84,14 @@ class Liveness(nn.Module):
         free = {name.removesuffix(_FREE) for name, _ in self._named() if name.endswith(_FREE)}
         return {name: flags.cpu().numpy() for name, flags in self._named() if name in free}
 
+    def reset(self) -> Zeros:
+        """Which entries of each running mean have been set to zero, as batch norm reads nothing but zeros there."""
+        return {name: flags.cpu().numpy() for name, flags in self._named() if self._is_statistic(name)}
+
+    def _is_statistic(self, name: str) -> bool:
+        """Whether a name is that of a vector that can hold running statistics."""
+        return "!" not in name and _key(name + _FREE) not in self._buffers
+
     def _named(self) -> Iterator[tuple[str, Tensor]]:
         for key, flags in self._buffers.items():
             if flags is not None:
@@ -130,7 +139,7 @@ class LivenessUpdate:
         self.shrink = shrink
         self.deaths = deaths
         self.keep_range = keep_range
-        self.census = Census(module, inputs, flags.free())
+        self.census = Census(module, inputs, flags.free(), set(flags.reset()))
         self.accepted: set[str] = set()
         self.version = 0
         self._seen: Tensor | None = None
@@ -198,8 +207,9 @@ class LivenessUpdate:
         for name, values in _split(self.census.bits, rows).items():
             self.flags.zero(name).copy_(torch.from_numpy(values))
         zeros = _split(self.census.bits, rows) | _split(self.census.biases, biases)
-        before = self.census.before_biases(self.census.known(zeros))
-        self._reset_statistics(before)
+        knowns = self.census.known(zeros)
+        before = self.census.before_biases(knowns)
+        self._reset_statistics(knowns)
         for bias, limit in zip(self.census.biases, self._limits, strict=True):
             may = before[bias] & self.census.free[bias]
             self.flags.shrinks(bias).copy_(torch.from_numpy(may))
@@ -249,9 +259,9 @@ class LivenessUpdate:
         zero[self.census.weights[name].start + best] = False
         return zero
 
-    def _reset_statistics(self, before: Zeros) -> None:
+    def _reset_statistics(self, knowns: dict[str, list[Known]]) -> None:
         """Where batch norm reads only zeros from now on, evaluation must give what training gives: beta."""
-        for (mean, var), zero in self.census.statistics(before).items():
+        for (mean, var), zero in self.census.statistics(knowns).items():
             earlier = self.flags.flags(mean)
             now = torch.from_numpy(zero).to(self.module.get_buffer(mean).device)
             fresh = now & ~earlier
@@ -300,7 +310,8 @@ class LivenessUpdate:
     def _replan(self) -> None:
         """What could be removed at once; dead branches leave the census for good."""
         view = self.census.view
-        knowns = self.census.drop_dead_branches(self.zeros())
+        knowns = self.census.drop_dead_branches(self.zeros(), self.flags.reset())
+        self.modes = (True, False)[: len(next(iter(knowns.values())))]
         if self.census.view is not view:
             self.accepted &= set(self.census.weights)
             self._bind()

@@ -168,7 +168,8 @@ def _plan_part(net: SizedModule, copies: Iterable[nn.Module]) -> PartRemoval:
     update, inputs = net.liveness, net.settings.inputs
     zeros = update.zeros()
     analysis = update.census.analysis if update.census.view is net else None
-    pruned = prune_channels(net, inputs, lambda _, trail: seeds(trail, zeros), modes=(True,), analysis=analysis)
+    known = zeros | update.flags.reset()
+    pruned = prune_channels(net, inputs, lambda _, trail: seeds(trail, known), modes=update.modes, analysis=analysis)
     _check_forward(net, pruned)
     report = make_report(net, pruned, explain=False)
     averages = cast("Iterable[SizedModule]", copies)  # of the same graphs, as copies_of has checked

@@ -37,7 +37,11 @@ def _constants(step: Step, known: Known) -> list[Tensor]:
         value = np.where((x == 0) | (gamma == 0), beta, np.nan)
         if not (known.training or training):
             means, variances = _vector(mean, torch.nan, known), _vector(var, torch.nan, known)
-            running = np.where(gamma == 0, beta, (x - means) * (gamma / np.sqrt(variances + eps)) + beta)
+            running = np.where(
+                (gamma == 0) | ((x == means) & np.isfinite(x)),  # whatever the variance is
+                beta,
+                (x - means) * (gamma / np.sqrt(variances + eps)) + beta,
+            )
             value = running if known.training is False else np.where(value == running, value, np.nan)
     out = step.outputs[0]
     return [vector(torch.from_numpy(value), out.rank, 1), *nothing_known(step, known)[1:]]

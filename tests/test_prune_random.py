@@ -1,0 +1,145 @@
+"""Removal while training does not change what a network computes, in evaluation or in training: random networks."""
+
+import copy
+import os
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, event, given, settings
+from torch import Tensor, nn
+
+import fxcompress as fxc
+from fxcompress.errors import UnsupportedModelError
+from fxcompress.quantizer import Quantizer
+from tests.exactness import difference, outputs
+from tests.nets import set_bits
+from tests.networks import Example, examples
+
+FUZZ = os.environ.get("FXCOMPRESS_FUZZ") == "1"
+CASES = settings(
+    max_examples=20_000 if FUZZ else 80,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+
+def with_dead_channels(example: Example) -> fxc.CompressedModule:
+    """Half of the channels have lost their bits, and most biases are zero."""
+    try:
+        net = fxc.compress(example.net, example.inputs)
+    except UnsupportedModelError:  # no layer of which the weight can be quantized
+        assume(False)
+        raise
+    generator = torch.Generator().manual_seed(example.seed)
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, Quantizer):
+                module.bits[torch.rand(module.bits.shape, generator=generator) < 0.5] = 0.0
+        for name, parameter in net.named_parameters():
+            if name.endswith("bias"):
+                parameter[torch.rand(parameter.shape, generator=generator) < 0.8] = 0.0
+    net.step()
+    return net
+
+
+@CASES
+@given(examples())
+def test_removal_while_training_changes_nothing(example: Example) -> None:
+    net = with_dead_channels(example)
+    pruned = copy.deepcopy(net)
+    event("smaller" if pruned.prune().modified else "nothing removed")
+    for training in (False, True) if not example.noisy else (False,):
+        for inputs in (example.inputs, example.other_inputs(3, 0)):
+            before, after = (_outputs(each, inputs, training=training) for each in (net, pruned))
+            assert difference(before, after) <= 1e-9
+
+
+def _outputs(net: nn.Module, inputs: tuple[Tensor, ...], *, training: bool) -> object:
+    for module in net.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+    return outputs(net, inputs, training=training)
+
+
+class FunctionalNorm(nn.Module):
+    """Batch norm with running statistics and a scale, without a shift."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.mean: Tensor
+        self.var: Tensor
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("var", torch.ones(channels))
+        self.scale = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.batch_norm(x, self.mean, self.var, self.scale, None, self.training)
+
+
+class MovedNorm(FunctionalNorm):
+    """Its statistics are computed before they are used."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, var = self.mean * 1.0, self.var + 0.1
+        return nn.functional.batch_norm(x, mean, var, self.scale, None, self.training)
+
+
+def frozen(channels: int) -> nn.Module:
+    """Batch norm with parameters that are not trained."""
+    return nn.BatchNorm2d(channels).requires_grad_(False)
+
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "affine": nn.BatchNorm2d,
+    "no-affine": lambda n: nn.BatchNorm2d(n, affine=False),
+    "cumulative": lambda n: nn.BatchNorm2d(n, affine=False, momentum=None),
+    "no-statistics": lambda n: nn.BatchNorm2d(n, affine=False, track_running_stats=False),
+    "scale": FunctionalNorm,
+    "moved": MovedNorm,
+    "frozen": frozen,
+    "instance": lambda n: nn.InstanceNorm2d(n, track_running_stats=True),
+    "instance-affine": lambda n: nn.InstanceNorm2d(n, affine=True, track_running_stats=True),
+}
+GO = {"affine", "no-affine", "cumulative", "no-statistics", "scale"}
+"""Norms whose statistics can be set when what they read has died. Before the others, channels stay."""
+
+
+class Twice(nn.Module):
+    """One norm behind two layers."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Conv2d(3, 6, 3, padding=1, bias=False) for _ in range(2))
+        self.norm, self.last = norm, nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.first(x)) + self.norm(self.second(x)))
+        return self.last(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("twice", [False, True])
+@pytest.mark.parametrize("name", NORMS)
+def test_norms_of_dead_channels(name: str, *, twice: bool) -> None:
+    """Evaluation subtracts a running mean that is left from when the channel was alive."""
+    torch.manual_seed(0)
+    norm = NORMS[name](6)
+    model = Twice(norm) if twice else nn.Sequential(nn.Conv2d(3, 6, 3), norm, nn.ReLU(), nn.Conv2d(6, 2, 1))
+    x = torch.randn(4, 3, 6, 6, dtype=torch.float64)
+    net = fxc.compress(model.double(), x).train()
+    optimizer = torch.optim.SGD(net.param_groups(1e-2))
+    layer = "first" if twice else "0"
+    for dead in ([], [1, 4], [1, 4] if not twice else list(range(6))):
+        set_bits(net, f"{layer}.weight", dead)
+        for bias in (n for n, p in net.named_parameters() if n.endswith("bias") and p.shape == (6,)):
+            net.get_parameter(bias).data[dead] = 0.0
+        net.step()
+        for _ in range(2):
+            optimizer.zero_grad()
+            (net(x) - 1).square().mean().backward()
+            optimizer.step()
+            net.step()
+    pruned = copy.deepcopy(net)
+    assert pruned.prune().modified or twice or name not in GO
+    for training in (False, True):
+        assert difference(outputs(net, (x,), training=training), outputs(pruned, (x,), training=training)) <= 1e-9

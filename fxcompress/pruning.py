@@ -22,7 +22,7 @@ from fxcompress.trace.weights.computed import computed_weights
 from fxcompress.trace.weights.norm import PlainWeight, has_weight_norm
 from fxcompress.trace.weights.plain import plain_weights
 from fxcompress.training.in_pieces import Compressed
-from fxcompress.training.optimizer import Replacement, check_optimizer, prepare_resize
+from fxcompress.training.optimizer import Replacement, check_optimizers, prepare_resize
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +76,8 @@ def prune(
     Raises:
         ExampleInputError: the inputs are missing and cannot be inferred, or do not fit.
         TraceError, UnsupportedModelError: neither the model nor any module of it can be traced.
-        OptimizerError: the optimizer holds other parameters, or state that cannot be cut; or ``fold`` is asked for;
-            or the model has weight norm.
+        OptimizerError: the optimizer holds other parameters and lacks some of the model's, or holds state that cannot
+            be cut; or ``fold`` is asked for; or the model has weight norm.
         ValueError: ``narrow`` is something else.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
@@ -180,7 +180,7 @@ def _check(model: nn.Module, optimizer: torch.optim.Optimizer | None, *, fold: b
                 "the optimizer holds the lengths and directions of weight norm, in whose place prune puts the weights "
                 "themselves: prune without the optimizer, and make a new one for the result"
             )
-        check_optimizer(optimizer, model.parameters())
+        check_optimizers([optimizer], model.parameters())
 
 
 def _check_compressed(optimizer: torch.optim.Optimizer | None, *, fold: bool, narrow: Narrow) -> None:

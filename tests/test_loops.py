@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import fxcompress as fxc
-from tests.nets import ResidualNet, batch, kill
+from fxcompress.errors import OptimizerError
+from tests.nets import ResidualNet, batch, kill, set_bits
 
 Step = Callable[[fxc.CompressedModule, Optimizer, int], None]
 DIES, GOES, STEPS = 1, 3, 7
@@ -181,3 +182,47 @@ def test_autocast(dtype: torch.dtype) -> None:
         outputs = [net.eval()(x).float() for net in (early, late, compressed(torch.float32))]
     near, far = [(outputs[0] - other).abs().max() for other in outputs[1:]]
     assert near < 0.1 * far
+
+
+def train_a_pair(*, joint: bool) -> tuple[list[fxc.CompressedModule], float]:
+    """Two networks and a weight of the loss, trained by one optimizer, or by one each."""
+    torch.manual_seed(0)
+    nets = [fxc.compress(nn.Sequential(nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, 4)).double()) for _ in range(2)]
+    weight = nn.Parameter(torch.ones(4, dtype=torch.float64))
+    groups = [*(net.param_groups(1e-3) for net in nets), [{"params": [weight]}]]
+    optimizers = [torch.optim.Adam(part) for part in ([[g for part in groups for g in part]] if joint else groups)]
+    x = torch.randn(5, 4, dtype=torch.float64)
+    for step in range(4):
+        for n, net in enumerate(nets):
+            if step == 0:
+                set_bits(net, "0.weight", [1, 4 + n])
+                nn.init.zeros_(net.get_parameter("0.bias"))
+            net.step()
+            if step % 2:
+                assert net.prune(optimizers[0 if joint else n]).modified == (step == 1)
+        (nets[1](nets[0](x)) * weight).square().mean().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    held = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    assert {id(p) for p in held} == {id(p) for p in (*nets[0].parameters(), *nets[1].parameters(), weight)}
+    return nets, (nets[1](nets[0](x)) * weight).sum().item()
+
+
+def test_one_optimizer_may_train_two_networks_and_a_loss() -> None:
+    """As for a generator and its critic, or a loss with weights of its own; the same as with one for each."""
+    nets, result = train_a_pair(joint=True)
+    assert nets[0].get_parameter("0.weight").shape[0] == 7
+    assert result == train_a_pair(joint=False)[1]
+
+
+def test_an_optimizer_that_lacks_parameters_and_holds_others_is_refused() -> None:
+    """As one that was built before the network was compressed, or that missed a removal."""
+    net = fxc.compress(nn.Sequential(nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, 4)).double())
+    optimizer = torch.optim.SGD(net.param_groups(1e-3))
+    set_bits(net, "0.weight", [1])
+    nn.init.zeros_(net.get_parameter("0.bias"))
+    net.step()
+    assert net.prune().modified
+    with pytest.raises(OptimizerError, match="that are not the network's"):
+        net.prune(optimizer)

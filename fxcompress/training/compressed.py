@@ -124,7 +124,8 @@ class CompressedModule(SizedModule):
             AverageError: one of ``averages`` is no copy of this network, or has not lost what it has lost. Nothing has
                 changed then.
             DistributedError: the ranks disagree, or one has died or cannot remove. Nothing has changed on any rank.
-            OptimizerError: it holds other parameters, or state that cannot be cut. Nothing has changed then.
+            OptimizerError: it holds other parameters and lacks some of the network's, or holds state that cannot be
+                cut. Nothing has changed then.
             UnsupportedModelError: ``forward`` was replaced on the instance, and would go on running the old graph.
         """
         return remove_dead(self, {"": self}, optimizer, averages, lambda reports: reports[""])

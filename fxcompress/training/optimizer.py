@@ -19,6 +19,7 @@ __all__ = [
     "PreparedResize",
     "Replacement",
     "check_optimizer",
+    "check_optimizers",
     "kept_entries",
     "prepare_resize",
     "resize_optimizer",
@@ -112,6 +113,27 @@ def check_optimizer(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) ->
             f"param_groups[{number}]; build the optimizer from the parameters of the network that is pruned, after "
             "compress()"
         )
+
+
+def check_optimizers(optimizers: Iterable[Optimizer], parameters: Iterable[nn.Parameter]) -> None:
+    """Check each as :func:`check_optimizer` does. One may train something else along with the network, all of it.
+
+    That is: where no parameter of the network that requires a gradient is missing from all of them, those that hold
+    some may hold others too, such as those of a second network or of a loss. An optimizer that was built from the
+    network as it was before it was compressed, or cut, misses some.
+
+    Raises:
+        TypeError, OptimizerError: as :func:`check_optimizer`.
+    """
+    known, each = {id(parameter): parameter for parameter in parameters}, list(optimizers)
+    for optimizer in each:
+        _check_kind(optimizer)
+    held = [{id(p) for group in optimizer.param_groups for p in group["params"]} for optimizer in each]
+    missing = {key for key, parameter in known.items() if parameter.requires_grad}.difference(*held)
+    for optimizer, own in zip(each, held, strict=True):
+        joint = not missing and own & known.keys()
+        others = [p for group in optimizer.param_groups for p in group["params"]] if joint else []
+        check_optimizer(optimizer, [*known.values(), *others])
 
 
 def _check_kind(optimizer: object) -> None:

@@ -23,7 +23,7 @@ from fxcompress.training.census import Zeros, seeds
 from fxcompress.training.distributed import check_wrapper, rebuild, wrappers_of
 from fxcompress.training.handover import hand_over
 from fxcompress.training.network import SizedNetwork
-from fxcompress.training.optimizer import PreparedResize, Replacement, check_optimizer, prepare_resize
+from fxcompress.training.optimizer import PreparedResize, Replacement, check_optimizers, prepare_resize
 from fxcompress.training.sized import SizedModule
 from fxcompress.training.takeover import take_over
 
@@ -131,7 +131,7 @@ def remove_dead(
 
 
 def _several(optimizers: object) -> tuple[Optimizer, ...]:
-    """Those in a list; what is no optimizer is left to :func:`check_optimizer`."""
+    """Those in a list; what is no optimizer is left to :func:`check_optimizers`."""
     if optimizers is None:
         return ()
     return tuple(optimizers) if isinstance(optimizers, list | tuple) else cast("tuple[Optimizer, ...]", (optimizers,))
@@ -151,8 +151,7 @@ def plan_removal(
         OptimizerError: the same.
         UnsupportedModelError: the same.
     """
-    for optimizer in optimizers:
-        check_optimizer(optimizer, net.parameters())
+    check_optimizers(optimizers, net.parameters())
     copies = copies_of(net, averages)
     planned = {path: _plan_part(part, [copy.get_submodule(path) for copy in copies]) for path, part in parts.items()}
     changes = [change for part in planned.values() for change in _replacements(part.net, part.pruned)]

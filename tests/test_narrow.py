@@ -20,6 +20,7 @@ from fxcompress.passes.join import Join
 from fxcompress.passes.narrow_paths import find_paths, open_joins
 from fxcompress.passes.prune_channels import prune_channels
 from fxcompress.provenance import provenance_of
+from fxcompress.trace.inputs import ExampleInputs
 from tests.exactness import TOLERANCE, Fingerprint, difference, outputs
 from tests.networks import Example, examples
 from tests.residuals import SUMS, Form, build, check_same, image, widths
@@ -157,6 +158,22 @@ def test_measuring_leaves_everything_as_it_is() -> None:
     check_same(net, result.module)
     assert all(path.speedup is not None and path.speedup >= 1.05 for path in result.report.narrowed)
     assert len(result.report.narrowed) + len(result.report.left_wide) == 2
+
+
+def test_measuring_passes_the_rest_of_the_arguments() -> None:
+    class Rest(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = build(Form("x + b", [1]))
+
+        def forward(self, x: Tensor, *rest: Tensor, **named: Tensor) -> Tensor:
+            return self.body(x) * rest[0] + named["shift"]  # type: ignore[no-any-return]
+
+    scale = torch.ones(1, dtype=torch.float64)
+    inputs = ExampleInputs((image(), scale), {"shift": scale})
+    report = fxc.prune(Rest().double().eval(), inputs, narrow="measure").report
+    assert len(report.narrowed) + len(report.left_wide) == 1
+    assert not any("could not be measured" in reason for reason in report.left_wide.values())
 
 
 def test_what_cannot_be_measured_stays_wide(monkeypatch: pytest.MonkeyPatch) -> None:

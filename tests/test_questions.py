@@ -1,7 +1,7 @@
 """Code that asks what kind of thing a value is takes the same path in the graph as in the model."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -200,3 +200,64 @@ def test_methods_that_ask_for_a_type_are_found(model: nn.Module) -> None:
     assert asking_type(model) is Plain.forward
     with pytest.raises(TraceError, match=r"forward asks for the type of a value .* the graph computes something else"):
         trace(model, ExampleInputs.of(torch.randn(2, 4)))
+
+
+class Taking(nn.Module):
+    """Two layers, and a factor that depends on what is asked; subclasses have a forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, D), nn.Linear(D, 3)
+        self.scales = {D: 3.0, "double": 2.0}
+        self.heads = nn.ModuleDict({"a": nn.Linear(4, 3)})
+
+    def run(self, x: Tensor, factor: Any) -> Tensor:  # noqa: ANN401 - a number or a tensor
+        return self.last(torch.relu(self.first(x))) * factor  # type: ignore[no-any-return]
+
+
+class Named(NamedTuple):
+    """Some inputs in one."""
+
+    x: Tensor
+    mask: Tensor | None = None
+    mean: Tensor | None = None
+
+
+X = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(3, 4)
+ARGUMENTS: dict[str, tuple[Callable[..., Any], Any]] = {
+    "None": (lambda net, x, mask: net.run(x, 2 if mask is None else 1), (X, None)),
+    "no None": (lambda net, x, mask: net.run(x, 2 if mask is None else 1), (X, X)),
+    "a flag": (lambda net, x, flag: net.run(x, 2 if flag is True else 1), (X, True)),
+    "by name": (lambda net, x, mask=1: net.run(x, 2 if mask is None else 1), {"x": X, "mask": None}),
+    "left out": (lambda net, x, **rest: net.run(x, 2 if rest.get("mask") is None else 1), (X,)),
+    "in the rest": (lambda net, x, **rest: net.run(x, 2 if rest["mask"] is None else 1), {"x": X, "mask": None}),
+    "a tensor in the rest": (lambda net, x, **rest: net.run(x, rest["scale"].mean()), {"x": X, "scale": X + 1}),
+    "a tensor of several": (lambda net, x, *rest: net.run(x, rest[1].mean()), (X, X, X + 1)),
+    "one of several": (lambda net, x, *rest: net.run(x, 2 if rest[1] is None else 1), (X, X, None)),
+    "an item": (lambda net, b: net.run(b["x"], 2 if b["mask"] is None else 1), ({"x": X, "mask": None},)),
+    "an item left out": (lambda net, b: net.run(b["x"], 2 if b.get("mask") is None else 1), ({"x": X},)),
+    "an item of an item": (lambda net, x, y: net.run(x, 2 if y[0]["a"] is None else 1), (X, [{"a": None}])),
+    "a field": (lambda net, b: net.run(b.x, 2 if b.mask is None else 1), (Named(X),)),
+    "a field of a tensor's": (lambda net, b: net.run(b.x, 2 if b.mean is None else 1), (Named(X),)),
+    "a field by getattr": (lambda net, b: net.run(b.x, 2 if getattr(b, "mask", 0) is None else 1), (Named(X),)),
+    "unpacked": (lambda net, x, y: net.run(x, 2 if y[1] is None else 1), (X, (X, None))),
+    "a gradient": (lambda net, x: net.run(x, 2 if x.grad is None else 1), (X,)),
+    "a number in a set": (lambda net, x, n: net.run(x, 2 if n in {2, 3} else 1), (X, 3)),
+    "a number in a dict": (lambda net, x, n: net.run(x, net.scales.get(n, 1.0)), (X, D)),
+    "a name in a dict": (lambda net, x, name: net.run(x, net.scales.get(name, 1.0)), (X, "double")),
+    "a name in modules": (lambda net, x, n: net.run(x, net.heads[n](x) if n in net.heads else 1), (X, "a")),
+    "a size in a set": (lambda net, x: net.run(x, 2 if x.shape[1] in {4, 5} else 1), (X,)),
+    "a size in a dict": (lambda net, x: net.run(x, net.scales.get(x.shape[1] + 2, 1.0)), (X,)),
+}
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_arguments_are_what_they_are(name: str) -> None:
+    """A stand-in is not None, True or 3, and no key of a dict, whatever it is for."""
+    asked, inputs = ARGUMENTS[name]
+    torch.manual_seed(0)
+    net = made_dead(type("Asked", (Taking,), {"forward": asked})())
+    args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
+    expected, result = net(*args, **kwargs), fxc.prune(net, inputs).module
+    assert difference(expected, result(*args, **kwargs)) <= TOLERANCE
+    assert result.get_parameter("first.weight").shape[0] == D - 1

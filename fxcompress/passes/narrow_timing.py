@@ -29,6 +29,10 @@ class _Timed(fx.Interpreter):
         super().__init__(copy.deepcopy(module).eval())
         self.seconds: dict[str, float] = {}
 
+    def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:  # noqa: ANN401 - as torch.fx has it
+        """The next of the arguments, that of ``*rest`` and ``**rest`` too."""
+        return next(self.args_iter)
+
     def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401 - whatever a node returns
         """Run a node, and note how long it took."""
         start = time.perf_counter()

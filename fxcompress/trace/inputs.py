@@ -66,21 +66,27 @@ class ExampleInputs:
         return frozenset(parameters[: len(self.args)]) | frozenset(self.kwargs)
 
     def bind(self, graph: fx.Graph) -> dict[str, Any]:
-        """The value of each placeholder of ``graph``, by its target.
+        """The value of each placeholder of ``graph``, by its target; ``*rest`` and ``**rest`` take what is left over.
 
         Raises:
             ExampleInputError: too few, too many or unknown arguments.
         """
         nodes = graph.find_nodes(op="placeholder")
         targets = [str(node.target) for node in nodes]
-        if len(self.args) > len(nodes):
+        rest = next((t for t in targets if t.startswith("*") and not t.startswith("**")), "")
+        named = next((t for t in targets if t.startswith("**")), "")
+        places = targets[: targets.index(rest)] if rest else [t for t in targets if t != named]
+        if len(self.args) > len(places) and not rest:
             raise ExampleInputError(
-                f"forward takes {len(nodes)} arguments ({', '.join(targets)}); {len(self.args)} given"
+                f"forward takes {len(places)} arguments ({', '.join(targets)}); {len(self.args)} given"
             )
         unknown = sorted(set(self.kwargs) - set(targets))
-        if unknown:
+        if unknown and not named:
             raise ExampleInputError(f"forward has no argument {', '.join(unknown)}; it takes {', '.join(targets)}")
-        values = dict(zip(targets, self.args, strict=False)) | self.kwargs
+        values = dict(zip(places, self.args, strict=False))
+        values |= {name: value for name, value in self.kwargs.items() if name not in unknown}
+        values |= {rest: self.args[len(places) :]} if rest else {}
+        values |= {named: {name: self.kwargs[name] for name in unknown}} if named else {}
         defaults = {str(n.target): n.args[0] for n in nodes if n.args}
         missing = [t for t in targets if t not in values and t not in defaults and not t.startswith("*")]
         if missing:

@@ -58,17 +58,17 @@ def answered(kinds: Kinds) -> Iterator[None]:
 
     def is_instance(value: Any, classes: Any) -> bool:  # noqa: ANN401 - as of builtins
         result = _isinstance(value, classes)
-        if result or not _isinstance(value, _Proxy) or not _is_users(sys._getframe(1)):  # noqa: SLF001
+        if result or not _isinstance(value, _Proxy) or not is_users(sys._getframe(1)):  # noqa: SLF001
             return result
         return issubclass(kind(value), classes)
 
     def has_attribute(value: Any, name: str) -> bool:  # noqa: ANN401 - as of builtins
-        if not _isinstance(value, fx.Proxy) or not _is_users(sys._getframe(1)):  # noqa: SLF001
+        if not _isinstance(value, fx.Proxy) or not is_users(sys._getframe(1)):  # noqa: SLF001
             return _hasattr(value, name)
         return has(kind(value), name)
 
     def is_callable(value: Any) -> bool:  # noqa: ANN401 - as of builtins
-        if not _isinstance(value, fx.Proxy) or not _is_users(sys._getframe(1)):  # noqa: SLF001
+        if not _isinstance(value, fx.Proxy) or not is_users(sys._getframe(1)):  # noqa: SLF001
             return _callable(value)
         return has(kind(value), "__call__")
 
@@ -83,7 +83,8 @@ def has(kind: type, name: str) -> bool:
     return any(name in vars(base) for base in kind.__mro__)
 
 
-def _is_users(frame: FrameType) -> bool:
+def is_users(frame: FrameType) -> bool:
+    """Whether a frame is of the user's code, neither of torch nor of this package."""
     code = frame.f_code
     return code.co_name == "is_tensor" or _is_users_file(code.co_filename)
 

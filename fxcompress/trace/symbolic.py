@@ -2,6 +2,7 @@
 
 import inspect
 import operator
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -16,13 +17,14 @@ from fxcompress.errors import TraceError
 from fxcompress.trace.calls import autograd_call
 from fxcompress.trace.checkpoints import mark
 from fxcompress.trace.depth import is_stochastic_depth
+from fxcompress.trace.hidden import NULLABLE, refuse_hidden
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.kinds import Kinds
 from fxcompress.trace.lowering import Lowered
 from fxcompress.trace.memory import Memory
 from fxcompress.trace.modes import autocast_mode, without_gradient
 from fxcompress.trace.places import place, stack_trace
-from fxcompress.trace.questions import answered, has
+from fxcompress.trace.questions import answered, has, is_users
 from fxcompress.trace.state import unset
 from fxcompress.trace.traced import TracedModule, copy_graph
 from fxcompress.trace.unseen import Held, Unseen
@@ -36,15 +38,24 @@ class _Proxy(fx.Proxy):
     """
 
     def __getattr__(self, k: str) -> fx.proxy.Attribute:
-        kind = None if hasattr(Tensor, k) else self.tracer.kinds.of(self.node)  # type: ignore[attr-defined]
-        if kind is not None and not has(kind, k):
+        kind = self.tracer.kinds.of(self.node)  # type: ignore[attr-defined]
+        of_tensor = hasattr(Tensor, k)
+        if kind is not None and not of_tensor and not has(kind, k):
             raise AttributeError(f"{kind.__name__!r} object has no attribute {k!r}")
-        return super().__getattr__(k)
+        attribute = super().__getattr__(k)
+        if k in NULLABLE or not (of_tensor and (kind is None or issubclass(kind, Tensor))):
+            _ = attribute.node  # in the graph even where the code does no more than ask whether it is None
+        return attribute
 
     def __int__(self) -> int:
         return self.tracer.number()  # type: ignore[attr-defined,no-any-return]
 
     __float__ = __complex__ = __len__ = __int__
+
+    def __hash__(self) -> int:
+        if is_users(sys._getframe(1)):  # noqa: SLF001
+            return self.tracer.number()  # type: ignore[attr-defined,no-any-return]
+        return super().__hash__()
 
     def __setattr__(self, name: str, value: object) -> None:
         """Set an attribute of what it stands for.
@@ -255,6 +266,8 @@ def symbolic_graph(
     _refuse_frozen(root, graph)
     _refuse_written(root, graph)
     _restore_names(graph, constants)
+    if inputs is not None:
+        refuse_hidden(graph, inputs)
     for node in (n for f in _WHOLE for n in graph.find_nodes(op="call_function", target=f)):
         node.meta.pop("is_wrapped", None)  # or the code of the graph would have torch.fx wrap a name with dots
     return graph

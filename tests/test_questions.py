@@ -1,5 +1,7 @@
 """Code that asks what kind of thing a value is takes the same path in the graph as in the model."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -261,3 +263,25 @@ def test_arguments_are_what_they_are(name: str) -> None:
     expected, result = net(*args, **kwargs), fxc.prune(net, inputs).module
     assert difference(expected, result(*args, **kwargs)) <= TOLERANCE
     assert result.get_parameter("first.weight").shape[0] == D - 1
+
+
+def test_what_is_imported_meanwhile_keeps_no_answers() -> None:
+    """Torch imports its compiler when it first needs it: in a model without layers, while that is traced."""
+    code = """
+import torch
+import fxcompress as fxc
+
+class Scaled(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(3))
+
+    def forward(self, x):
+        return x * (self._parameters["scale"] * 2)
+
+fxc.ChannelGraph.of(Scaled(), torch.zeros(2, 3))
+run = torch.compile(lambda x: x + 1 if isinstance(x, torch.Tensor) else x, backend="eager", fullgraph=True)
+print(run(torch.zeros(2)).tolist())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "[1.0, 1.0]\n", done.stderr

@@ -10,6 +10,7 @@ where its class is not known, tracing fails, and the model is traced by running 
 import builtins
 import dis
 import functools
+import importlib
 import os
 import sys
 from collections.abc import Iterator
@@ -49,6 +50,7 @@ def answered(kinds: Kinds) -> Iterator[None]:
     Raises:
         TraceError: (from within) the class is not known.
     """
+    importlib.import_module("torch._dynamo")  # which torch imports when it needs it, and which keeps what it finds here
 
     def kind(value: fx.Proxy) -> type:
         found = kinds.of(value.node)

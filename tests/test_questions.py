@@ -95,7 +95,7 @@ def test_questions_are_answered(name: str, *, given: bool) -> None:
 def test_what_cannot_be_answered_is_refused(condition: Callable[[Net, Any], bool]) -> None:
     """Neither a stand-in nor a fake tensor has the type of a tensor."""
     net, x = made_dead(Net(twice_if(condition))), torch.randn(5, 4, dtype=torch.float64)
-    with pytest.raises(TraceError, match=r"asks for the type of a value \(type\(x\) or x.__class__, .*test_questions"):
+    with pytest.raises(TraceError, match=r"asks for the type of a value \(type\(x\), .* or match, .*test_questions"):
         fxc.prune(net, x)
 
 
@@ -225,6 +225,13 @@ class Named(NamedTuple):
     mean: Tensor | None = None
 
 
+def matching(net: Taking, x: Tensor) -> Tensor:
+    match x.shape:
+        case (_, 4):
+            return net.run(x, 2)
+    return net.run(x, 1)
+
+
 X = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(3, 4)
 ARGUMENTS: dict[str, tuple[Callable[..., Any], Any]] = {
     "None": (lambda net, x, mask: net.run(x, 2 if mask is None else 1), (X, None)),
@@ -250,6 +257,15 @@ ARGUMENTS: dict[str, tuple[Callable[..., Any], Any]] = {
     "a name in modules": (lambda net, x, n: net.run(x, net.heads[n](x) if n in net.heads else 1), (X, "a")),
     "a size in a set": (lambda net, x: net.run(x, 2 if x.shape[1] in {4, 5} else 1), (X,)),
     "a size in a dict": (lambda net, x: net.run(x, net.scales.get(x.shape[1] + 2, 1.0)), (X,)),
+    "a dtype in a set": (lambda net, x: net.run(x, 2 if x.dtype in {X.dtype, torch.bool} else 1), (X,)),
+    "a number in a name": (lambda net, x, n: net.run(x, net.scales.get(f"double{n}"[:-1], n)), (X, 7)),
+    "a size in a name": (lambda net, x: net.run(x, 2 if "4" in str(x.shape[1]) else 1), (X,)),
+    "a dtype's name": (lambda net, x: net.run(x, 2 if str(x.dtype) == "torch.float64" else 1), (X,)),
+    "a device's text": (lambda net, x: net.run(x, 2 if "cpu" in f"{x.device}" else 1), (X,)),
+    "a dtype by is": (lambda net, x: net.run(x, 2 if x.dtype is X.dtype else 1), (X,)),
+    "a flag of a tensor by is": (lambda net, x: net.run(x, 2 if x.is_contiguous() is True else 1), (X,)),
+    "a decision by is": (lambda net, x: net.run(x, 2 if (x.dim() == 2) is True else 1), (X,)),
+    "a pattern": (matching, (X,)),
 }
 
 

@@ -4,7 +4,8 @@ A stand-in is no tensor, so ``isinstance(x, Tensor)`` would be False in the trac
 would take the wrong path without a word. While tracing, such questions are answered for the value that is stood in for;
 where its class is not known, tracing fails, and the model is traced by running it, where tensors are tensors.
 
-``type(x)`` cannot be answered. Where the code of a model asks it, the graph is compared with the model, see verify.py.
+``type(x)`` cannot be answered, nor can ``x is y``, or whether ``x`` matches a pattern. Where the code of a model asks
+that, the graph is compared with the model, see verify.py. What ``x is None`` makes of arguments is in hidden.py.
 """
 
 import builtins
@@ -97,7 +98,7 @@ def _is_users_file(name: str) -> bool:
 
 
 def asking_type(model: nn.Module) -> FunctionType | None:
-    """A function in the code of a model that asks for the type of a value, or None; it need not be called."""
+    """A function in the code of a model that asks what nobody can answer, or None; it need not be called."""
     # A layer of stochastic depth is one node of a graph, whatever its code does.
     traced = [module for module in modules_in(model) if not is_stochastic_depth(module)]
     of_user = (f for f in code_around(traced) if _is_users_file(f.__code__.co_filename))
@@ -106,13 +107,20 @@ def asking_type(model: nn.Module) -> FunctionType | None:
 
 @functools.cache
 def _asks(code: CodeType) -> bool:
-    """Whether a function calls ``type(...)`` on something else than ``self``, or reads ``__class__``."""
+    """Whether a function asks for a type or an identity.
+
+    That is, it calls ``type(...)`` on something else than ``self``, reads ``__class__``, compares by ``is`` with
+    something else than None, or matches a value with a pattern.
+    """
     if any(_asks(constant) for constant in code.co_consts if isinstance(constant, CodeType)):
         return True
     if "__class__" in code.co_names:
         return True
-    if "type" not in code.co_names:
-        return False
     steps = [step for step in dis.get_instructions(code) if step.opname not in {"CACHE", "PUSH_NULL", "PRECALL"}]
+    if any(step.opname.startswith("MATCH_") for step in steps):
+        return True
+    compared = [steps[i - 1] for i, step in enumerate(steps) if step.opname == "IS_OP"]
+    if any(step.opname != "LOAD_CONST" or step.argval is not None for step in compared):
+        return True
     loads = [i for i, step in enumerate(steps) if step.argval == "type" and step.opname in {"LOAD_GLOBAL", "LOAD_NAME"}]
     return any(steps[i + 1].argval not in {"self", "cls"} for i in loads if i + 1 < len(steps))

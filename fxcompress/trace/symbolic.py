@@ -31,7 +31,33 @@ from fxcompress.trace.unseen import Held, Unseen
 from fxcompress.trace.walk import modules_in
 
 
-class _Proxy(fx.Proxy):
+class _StandIn:
+    """Refuses what torch.fx would answer of the stand-in itself: which number, key or text it is."""
+
+    def __int__(self) -> int:
+        return self.tracer.refuse("be made numbers of Python")  # type: ignore[attr-defined,no-any-return]
+
+    __float__ = __complex__ = __len__ = __int__
+
+    def __hash__(self) -> int:
+        if is_users(sys._getframe(1)):  # noqa: SLF001
+            return self.tracer.refuse("be keys of a set or dict")  # type: ignore[attr-defined,no-any-return]
+        return super().__hash__()
+
+    def __repr__(self) -> str:
+        if is_users(sys._getframe(1)):  # noqa: SLF001
+            return self.tracer.refuse("be made text")  # type: ignore[attr-defined,no-any-return]
+        return super().__repr__()
+
+
+class _Attribute(_StandIn, fx.proxy.Attribute):
+    """What stands for an attribute, and for what that has."""
+
+    def __getattr__(self, k: str) -> fx.proxy.Attribute:
+        return _Attribute(self, k)
+
+
+class _Proxy(_StandIn, fx.Proxy):
     """fx.Proxy that keeps ``x += y`` in place; torch.fx makes ``x = x + y`` of it, which other names of x miss.
 
     It has the attributes of what it stands for, where that is known.
@@ -42,20 +68,10 @@ class _Proxy(fx.Proxy):
         of_tensor = hasattr(Tensor, k)
         if kind is not None and not of_tensor and not has(kind, k):
             raise AttributeError(f"{kind.__name__!r} object has no attribute {k!r}")
-        attribute = super().__getattr__(k)
+        attribute = _Attribute(self, k)
         if k in NULLABLE or not (of_tensor and (kind is None or issubclass(kind, Tensor))):
             _ = attribute.node  # in the graph even where the code does no more than ask whether it is None
         return attribute
-
-    def __int__(self) -> int:
-        return self.tracer.number()  # type: ignore[attr-defined,no-any-return]
-
-    __float__ = __complex__ = __len__ = __int__
-
-    def __hash__(self) -> int:
-        if is_users(sys._getframe(1)):  # noqa: SLF001
-            return self.tracer.number()  # type: ignore[attr-defined,no-any-return]
-        return super().__hash__()
 
     def __setattr__(self, name: str, value: object) -> None:
         """Set an attribute of what it stands for.
@@ -185,10 +201,10 @@ class Tracer(fx.Tracer):
         with self._refusing():
             return super().iter(obj)
 
-    def number(self) -> Any:  # noqa: ANN401
-        """The number that a stand-in is, which nobody knows."""
+    def refuse(self, what: str) -> Any:  # noqa: ANN401
+        """Raise an error that says what stand-ins cannot do, as nobody knows what they are for."""
         with self._refusing():
-            raise fx.proxy.TraceError("symbolically traced variables cannot be made numbers of Python")
+            raise fx.proxy.TraceError(f"symbolically traced variables cannot {what}")
 
     @contextmanager
     def _refusing(self) -> Iterator[None]:

@@ -97,7 +97,8 @@ def _trace(model: nn.Module, inputs: ExampleInputs | None) -> TracedModule:
 def _checked(model: nn.Module, inputs: ExampleInputs | None, make: Callable[[set[str]], TracedModule]) -> TracedModule:
     """What ``make`` returns; compared with the model where its code does what nobody can see while it is traced.
 
-    That is to ask for the type of a value, as stand-ins and fake tensors have others, and to keep something from one
+    That is to ask for the type of a value, as stand-ins and fake tensors have others, for which of two it is, or for
+    the pattern that it matches, and to keep something from one
     run for the next, in attributes whose names ``make`` puts into the set that it is given.
 
     Raises:
@@ -111,10 +112,10 @@ def _checked(model: nn.Module, inputs: ExampleInputs | None, make: Callable[[set
         raise carried_over(min(kept))
     code = asking.__code__
     raise TraceError(
-        f"{asking.__name__} asks for the type of a value (type(x) or x.__class__, in the function at "
+        f"{asking.__name__} asks for the type of a value (type(x), x.__class__, x is y or match, in the function at "
         f"{code.co_filename}:{code.co_firstlineno}), and the graph "
         + ("cannot be compared with the model without inputs" if inputs is None else "computes something else")
-        + "\n  ask isinstance(x, ...) instead"
+        + "\n  ask isinstance(x, ...) or x == y instead"
     )
 
 

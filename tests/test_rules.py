@@ -277,8 +277,9 @@ CASES: dict[str, Case] = {
     "amax": Case(lambda h, net: h.amax((2, 3))),
     "amin": Case(lambda h, net: h.amin(3)),
     "sum": Case(lambda h, net: h.sum((2, 3), keepdim=True)),
-    "max": Case(lambda h, net: h.max(3)[0]),
-    "min": Case(lambda h, net: torch.min(h, 2, keepdim=True).values),
+    "max": Case(lambda h, net: aten.max.dim(h, 3)[0]),
+    "min": Case(lambda h, net: aten.min.dim(h, 2, True)[0]),
+    "max_and_min_over_channels": Case(lambda h, net: h * (h.max(1, True)[0] - torch.min(h, 1)[0][:, None])),
     "median": Case(lambda h, net: h.flatten(2).median(-1)[0]),
     "nanmedian": Case(lambda h, net: h.nanmedian(2)[0]),
     "mode": Case(lambda h, net: h.mode()[0]),
@@ -387,7 +388,7 @@ COMPOSITE = {
     "var", "unbind", "avg_pool1d", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "lift_fresh", "detach",
     "_pack_padded_sequence", "_pad_packed_sequence", "max_of_all", "cumsum_of_channels", "convolution_of_one",
     "flatten_of_a_weight", "group_norm_of_several",
-    "fold_of_positions", "where_or_a_number", "where_or_zeros",
+    "fold_of_positions", "max_and_min_over_channels", "where_or_a_number", "where_or_zeros",
     *RECURRENT_LAYERS,
 }  # fmt: skip
 

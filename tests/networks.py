@@ -536,6 +536,8 @@ class Builder:
             lambda x: x.flip(1),
             lambda x: torch.flip(x, (1, 3)),
             lambda x: x.roll(shift, 1),
+            lambda x: torch.cat([x[:, ::2], x[:, 1::2]], 1),
+            lambda x: torch.cat(x.tensor_split(2, 1)[::-1], 1),
             lambda x: x.transpose(2, 3),
             lambda x: x.view(x.shape[0], groups, c // groups, x.shape[2], x.shape[3]).transpose(1, 2).reshape(x.shape),
             lambda x: x.reshape(x.size(0), groups, -1, x.size(2), x.size(3)).transpose(1, 2).flatten(1, 2),

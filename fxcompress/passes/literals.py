@@ -122,8 +122,23 @@ def _split(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> P
     return Proposal(target, (node.args[0], sizes, dim), {})
 
 
+def _tensor_split(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> Proposal | None:
+    """tensor_split: the places at which the parts begin now."""
+    dim = _argument(node, 2, "dim", 0)
+    parts = find(Value, result)
+    if not isinstance(dim, int) or not parts:
+        return None
+    sizes = [kept_shape(part, alive)[dim % source.rank] for part in parts]
+    places = tuple(int(n) for n in np.cumsum(sizes)[:-1])
+    return Proposal(node.target, (node.args[0], places, dim), {})
+
+
 def _getitem(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> Proposal | None:
-    """Slices and numbers: where the entries that they name are now."""
+    """Slices and numbers: where the entries that they name are now.
+
+    Entries that are no slice any more are named one by one. That makes a copy of a view; where one of both is written
+    to later, the check finds that the other one is not, and keeps the channels.
+    """
     return Proposal(operator.getitem, (node.args[0], _index(node.args[1], source, alive)), {})
 
 
@@ -153,7 +168,8 @@ def _position(item: Any, kept: np.ndarray) -> Any:  # noqa: ANN401 - whatever a 
     return item
 
 
-def _slice(item: slice, kept: np.ndarray) -> slice:
+def _slice(item: slice, kept: np.ndarray) -> slice | list[int]:
+    """The slice that names what is left of the entries; all of them where there is none, each by its number."""
     if any(isinstance(n, fx.Node) for n in (item.start, item.stop, item.step)):
         return item
     chosen = np.arange(len(kept))[item]
@@ -161,7 +177,9 @@ def _slice(item: slice, kept: np.ndarray) -> slice:
     if not len(positions):
         return item
     steps = np.unique(np.diff(positions))
-    step = int(steps[0]) if len(steps) == 1 else 1
+    if len(steps) > 1:
+        return [int(i) for i in positions]
+    step = int(steps[0]) if len(steps) else 1
     return slice(int(positions[0]), int(positions[-1]) + 1, None if step == 1 else step)
 
 
@@ -171,8 +189,9 @@ def _narrow(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> 
     if not all(isinstance(n, int) for n in (dim, start, length)) or dim % source.rank not in masks:
         return None
     kept = masks[dim % source.rank]
-    piece = _slice(slice(start, start + length), kept)
-    return Proposal(node.target, (node.args[0], dim, piece.start or 0, int(kept[start : start + length].sum())), {})
+    start %= len(kept)
+    args = (node.args[0], dim, int(kept[:start].sum()), int(kept[start : start + length].sum()))
+    return Proposal(node.target, args, {})
 
 
 def _select(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> Proposal | None:
@@ -318,6 +337,7 @@ _RULES: dict[str, Propose] = {
     **dict.fromkeys(("view", "reshape", "expand", "view_copy", "broadcast_to"), _sizes),
     "unflatten": _unflatten,
     **dict.fromkeys(("chunk", "split", "split_with_sizes"), _split),
+    "tensor_split": _tensor_split,
     "getitem": _getitem,
     "setitem": _setitem,
     "group_norm": _norm_groups,

@@ -25,6 +25,8 @@ _ADD = torch.ops.aten.add.Tensor
 _AROUND = {torch.ops.aten.t.default, torch.ops.aten.transpose.int, torch.ops.aten.expand.default}
 _COPIES = {torch.ops.aten.alias.default, torch.ops.aten.clone.default}
 """Where torch copies is a matter of strides, which change with sizes."""
+_PICKING = {MOVEMENT, INDEX}
+"""A slice, and the same entries by their numbers."""
 _MOVING = frozenset({MOVEMENT, PERMUTE, INDEX, PAD})
 
 
@@ -44,7 +46,7 @@ def pair_up(before: list[Step], after: list[Step], left: Survivors) -> list[tupl
             surplus -= 1
             continue
         other = next(rest, None)
-        if other is None or other.op is not step.op:
+        if other is None or (other.op is not step.op and {other.op, step.op} != _PICKING):
             return None
         pairs.append((step, other))
     return pairs if next(rest, None) is None else None

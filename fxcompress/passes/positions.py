@@ -128,9 +128,9 @@ def _same_targets(before: Call, after: Call, left: Survivors) -> bool:
 
 def _same_groups(before: Call, after: Call, left: Survivors) -> bool:
     """Whether what is left of each group is summed, and nothing else with it."""
-    value, groups, _ = before.args
+    value, groups = before.args[0], before.args[3]
     kept = left.masks(value).get(1, np.ones(sum(groups), dtype=bool))
-    return bool(after.args[1] == left_of(groups, kept))
+    return bool(after.args[3] == left_of(groups, kept))
 
 
 def _same_extremes(before: Call, after: Call, left: Survivors) -> bool:

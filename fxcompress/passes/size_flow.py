@@ -244,7 +244,7 @@ _SIZES_AT = {
     "group norm": (3, 4, 5, 6),
     "layer norm": (1,),
     "index add": (2,),
-    "sum of groups": (1, 2),
+    "group norm by sums": (3, 6),
     "extreme": (1, 2, 3),
 }
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fxcompress.channels.layers import Layers, along, support, vector
+from fxcompress.channels.rules.contraction import meet, take
 from fxcompress.channels.rules.registry import Known, OpClass
 from fxcompress.channels.space import Space
 from fxcompress.channels.values import Call, LabelTensor, Step, Value
@@ -39,6 +40,8 @@ def normalized_in_groups(
         bias: the same.
         eps: added to the variance.
     """
+    if isinstance(x, LabelTensor):
+        return _on_labels(x, groups, count, weight, bias, eps)
     wide = x.to(torch.promote_types(x.dtype, torch.float32))  # as torch does for numbers of half precision
     mean = sums_of_groups(_of_channels(wide), groups) / count
     centered = wide - mean
@@ -61,11 +64,6 @@ def sums_of_groups(x: Tensor, groups: Groups) -> Tensor:
     >>> sums_of_groups(torch.tensor([[1.0, 2.0, 4.0]]), (2, 1))
     tensor([[3., 3., 4.]])
     """
-    if isinstance(x, LabelTensor):
-        slots = _slots(x.fxc_value, groups, x.fxc_run.space)
-        args = (x.fxc_value, groups, slots)
-        sums: Tensor = x.fxc_run.emit(GROUP_SUM, sums_of_groups, args, tuple(x.shape), x)
-        return sums
     if min(groups) == max(groups):
         parts = x.unflatten(1, (len(groups), groups[0]))
         spread: Tensor = parts.sum(2, keepdim=True).expand_as(parts).flatten(1, 2)
@@ -117,6 +115,23 @@ def group_norm_as_sums(
     return normalized_in_groups(x, (count,) * groups, count, weight, bias, eps)
 
 
+def _on_labels(
+    x: LabelTensor, groups: Groups, count: int, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One step; of the means and scales nothing is known."""
+    own = (None if t is None else _value(t) for t in (weight, bias))
+    args = (x.fxc_value, *own, groups, count, eps, _slots(x.fxc_value, groups, x.fxc_run.space))
+    y = x.fxc_run.emit(GROUP_SUM, normalized_in_groups, args, tuple(x.shape), x)
+    rest = torch.empty(x.shape[0], len(groups), dtype=x.dtype, device="meta")
+    mean, scale = (LabelTensor(Value(rest), x.fxc_run, x.device) for _ in range(2))
+    return y, mean, scale
+
+
+def _value(tensor: Tensor) -> Value:
+    """Of a tensor without labels nothing is known."""
+    return tensor.fxc_value if isinstance(tensor, LabelTensor) else Value(tensor.to("meta"))
+
+
 def _slots(value: Value, groups: Groups, space: Space) -> Tensor:
     """For each channel an atom for its group, as a layer; of size 0 where the channels have no labels."""
     layer = along(value.layers, 1)
@@ -129,24 +144,32 @@ def _slots(value: Value, groups: Groups, space: Space) -> Tensor:
 
 
 def _labels(call: Call, space: Space) -> tuple[Layers, ...]:
-    return (call.args[0].layers,)
+    source: Value = call.args[0]
+    channels = take(source, 1, space)
+    for own in (a for a in call.args[1:3] if a is not None):
+        meet(channels, take(own, 0, space), space)
+    return (source.layers,)
 
 
 def summed_in_groups(step: Step) -> Iterator[tuple[Tensor, Tensor]]:
     """The labels of the channels, each with that of its group."""
-    value, _, slots = step.call.args
+    value, *_, slots = step.call.args
     layer = along(value.layers, 1)
     if layer is not None:
         yield layer, slots
 
 
 def _constants(step: Step, known: Known) -> list[Tensor]:
-    """A sum of zeros is zero."""
-    value, groups, _ = step.call.args
+    """A group of zeros is the bias, and so is a channel whose weight is zero."""
+    value, weight, bias, groups, *_ = step.call.args
     zero = (known.of(value) == 0).cpu()
-    whole = zero.expand([sum(groups) if d == 1 else n for d, n in enumerate(zero.shape)])
-    parts = [part.all(1, keepdim=True).expand_as(part) for part in whole.split(list(groups), 1)]
-    return [torch.where(torch.cat(parts, 1), 0.0, torch.nan).double()]
+    others = [d for d in range(zero.ndim) if d != 1]
+    zero = zero.all(dim=others).expand(sum(groups))
+    found = torch.cat([part.all().expand(len(part)) for part in zero.split(list(groups))])
+    if weight is not None:
+        found = found | (known.small(weight) == 0)
+    beta = torch.zeros(1, dtype=torch.float64, device="cpu") if bias is None else known.small(bias)
+    return [vector(torch.where(found, beta, torch.nan), value.rank, 1)]
 
 
 def left_of(groups: Sequence[int], kept: np.ndarray) -> Groups:
@@ -160,5 +183,5 @@ def left_of(groups: Sequence[int], kept: np.ndarray) -> Groups:
     return tuple(int(part.sum()) for part in parts if part.any())
 
 
-GROUP_SUM = OpClass("sum of groups", _labels, _constants)
-"""Arguments: the channels, the sizes of their groups, an atom for each group."""
+GROUP_SUM = OpClass("group norm by sums", _labels, _constants)
+"""Arguments: those of :func:`normalized_in_groups`, but for the order, and an atom for each group."""

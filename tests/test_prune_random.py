@@ -62,6 +62,12 @@ def _outputs(net: nn.Module, inputs: tuple[Tensor, ...], *, training: bool) -> o
     return outputs(net, inputs, training=training)
 
 
+def sizes(net: fxc.CompressedModule) -> list[float]:
+    """What counts nothing that could be removed at once, and so is the same after a removal."""
+    found = [net.size(objective).item() for objective in ("eq4", "eq5", "macs", "activations")]
+    return [*found, net.stored_size(), net.weights_left(), float(net.channels_left())]
+
+
 class FunctionalNorm(nn.Module):
     """Batch norm with running statistics and a scale, without a shift."""
 
@@ -143,3 +149,52 @@ def test_norms_of_dead_channels(name: str, *, twice: bool) -> None:
     assert pruned.prune().modified or twice or name not in GO
     for training in (False, True):
         assert difference(outputs(net, (x,), training=training), outputs(pruned, (x,), training=training)) <= 1e-9
+
+
+class Gated(nn.Module):
+    """Where a gate has died, nothing reads what it lets through, which still has bits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both, self.last = nn.Linear(4, 12), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.both(x).chunk(2, -1)
+        return self.last(value * gate)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("dead", [[6], [7, 9, 11], [0, 7, 8, 9, 10]])
+def test_what_nobody_reads_counts_for_nothing(dead: list[int]) -> None:
+    net = fxc.compress(Gated().double(), torch.randn(2, 4, dtype=torch.float64))
+    set_bits(net, "both.weight", dead)
+    nn.init.zeros_(net.get_parameter("both.bias"))
+    net.step()
+    before = sizes(net)
+    assert net.prune().modified
+    assert sizes(net) == pytest.approx(before, rel=1e-9)
+
+
+def test_training_goes_on_when_all_that_is_trained_has_gone() -> None:
+    """A frozen network with an adapter, which has died as a whole: the loss can still be differentiated."""
+
+    class Adapted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(4, 5).requires_grad_(False), nn.Linear(5, 3).requires_grad_(False)
+            self.down, self.up = nn.Linear(4, 2, bias=False), nn.Linear(2, 5, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.relu(self.body(x) + self.up(self.down(x))))  # type: ignore[no-any-return]
+
+    x = torch.randn(3, 4)
+    net = fxc.compress(Adapted(), x)
+    optimizer = torch.optim.Adam(net.param_groups(1e-3))
+    set_bits(net, "up.weight", [0, 1, 2, 3, 4])
+    for _ in range(2):
+        net.step()
+        net.prune(optimizer)
+        (net(x).square().mean() + net.size()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert net.size() == 0
+    assert {name.partition(".")[0] for name, _ in net.named_parameters()} == {"body", "head"}

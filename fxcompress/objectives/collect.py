@@ -128,8 +128,8 @@ class _Builder:
         alive = self.alive[sites.entries] | (sites.entries == 0)
         left = self.alive[sites.rows] | (sites.rows == 0)
         self._put(
-            rows=np.arange(start, start + count),
-            row_block=np.repeat(np.arange(self.blocks, self.blocks + g), count // g),
+            rows=np.arange(start, start + count)[left],
+            row_block=np.repeat(np.arange(self.blocks, self.blocks + g), count // g)[left],
             kernel=np.full(g, kernel * (name not in self.seen)), macs=np.full(g, kernel * multiplied(sites) * runs),
             writes=np.full(g, written(sites) * runs),
             inputs=alive.reshape(g, -1).sum(1), outputs=left.reshape(g, -1).sum(1),

@@ -51,7 +51,7 @@ class SizeTerms:
     concatenation of all bits.
 
     Attributes:
-        rows, row_block: (P,) int64, each pair of a block and one of its output channels.
+        rows, row_block: (P,) int64, each pair of a block and one of its output channels that are not gone.
         kernel: (B,) weights for each pair of an output and an input channel of the block; 0 where an earlier block has
             counted the same weights.
         macs: (B,) multiply-adds for the same pair, on the example inputs; 0 for what runs in training alone.

@@ -118,9 +118,12 @@ class SizedNetwork(nn.Module):
         return [p for part in self.fxc_parts().values() for p in part.fxc_bits]
 
     def _all_bits(self) -> Tensor:
-        """The bit depths of all channels; none are left where all of a network's branches have gone."""
+        """The bit depths of all channels; none are left where all of a network's branches have gone.
+
+        Even then a size has a gradient, so that a loop goes on that has nothing left to train.
+        """
         bits = [p.to(torch.promote_types(p.dtype, torch.float32)) for p in self.fxc_bits]
-        return torch.cat(bits) if bits else torch.zeros(0)
+        return torch.cat(bits) if bits else torch.zeros(0, requires_grad=True)
 
     def size(self, objective: str | Objective | None = None) -> Tensor:
         """Q of the paper: what the network costs over what it cost at the start, a scalar with a gradient.
@@ -167,7 +170,7 @@ class SizedNetwork(nn.Module):
         per_row = torch.zeros_like(whole).index_add(
             0, terms.rows, (terms.kernel * terms.inputs).to(whole)[terms.row_block]
         )
-        left = (whole > 0).sum()
+        left = (whole[terms.rows.unique()] > 0).sum()
         return float((whole * per_row).sum() + 40 * left) / (32 * self.weights)
 
     @torch.no_grad()

@@ -203,6 +203,17 @@ def test_objectives_by_hand(*, tied: bool) -> None:
     torch.testing.assert_close(net.size(objective="activations").detach(), written / values)
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_what_could_go_counts_for_nothing(name: str) -> None:
+    make, inputs, _ = CASES[name]
+    net = fxc.compress(make(), inputs())
+    kill(net, 3)
+    before = [net.size(objective).item() for objective in OBJECTIVES] + [net.stored_size(), float(net.channels_left())]
+    assert net.prune().modified
+    after = [net.size(objective).item() for objective in OBJECTIVES] + [net.stored_size(), float(net.channels_left())]
+    assert after == pytest.approx(before, rel=1e-9)
+
+
 def test_the_graph_says_who_makes_a_column() -> None:
     graph = fxc.ChannelGraph.of(Language(tied=True), words())
     made, read = graph.explain("words", D - 1).split("read by")

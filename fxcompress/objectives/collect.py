@@ -99,23 +99,22 @@ class _Builder:
 
     def _table(self, table: TableAtoms, *, runs: bool) -> None:
         """Each column has as many weights as the table has rows, which are there for good."""
-        left = int((self.alive[table.rows] | (table.rows == 0)).sum())
+        left = self.alive[table.rows] | (table.rows == 0)
         self._columns(table.weight_name, table.table.shape[0], left, multiplied=0, written=written(table) * runs)
 
     def _tied(self, sites: SiteAtoms, *, runs: bool) -> None:
         """A layer that reads a table: its weights have the bits of its inputs."""
         rows = int((self.alive[sites.rows] | (sites.rows == 0)).sum())
-        left = int((self.alive[sites.entries] | (sites.entries == 0)).sum())
+        left = self.alive[sites.entries] | (sites.entries == 0)
         if runs:
-            self.uses.append(LayerUse(sites.weight_name, rows, left, (self.blocks, 1), bits_of_inputs=True))
+            self.uses.append(LayerUse(sites.weight_name, rows, int(left.sum()), (self.blocks, 1), bits_of_inputs=True))
         self._columns(sites.weight_name, rows, left, multiplied=multiplied(sites) * runs, written=0)
 
-    def _columns(self, name: str, rows: int, left: int, *, multiplied: int, written: int) -> None:
-        start, count = self.row_start[name]
+    def _columns(self, name: str, rows: int, left: np.ndarray, *, multiplied: int, written: int) -> None:
         self._put(
-            rows=np.arange(start, start + count), row_block=np.full(count, self.blocks),
+            rows=self.row_start[name][0] + np.flatnonzero(left), row_block=np.full(left.sum(), self.blocks),
             kernel=np.full(1, name not in self.seen), macs=np.full(1, multiplied), writes=np.full(1, written),
-            inputs=np.full(1, rows), outputs=np.full(1, left), cell_block=np.full(1, self.blocks),
+            inputs=np.full(1, rows), outputs=np.full(1, left.sum()), cell_block=np.full(1, self.blocks),
             cell_count=np.full(1, rows), free=np.ones(1, dtype=bool),
         )  # fmt: skip
         self.cells += 1

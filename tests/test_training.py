@@ -320,7 +320,7 @@ def test_all_layers_may_die(*, at_once: bool) -> None:
             assert torch.equal(net(x), before)
         optimizer.zero_grad()
     assert [name for name, _ in net.named_parameters()] == ["gain"]
-    assert [float(net.size(name)) for name in ("eq4", "eq5", "macs", "activations")] == [0.0] * 4
+    assert [net.size(name).item() for name in ("eq4", "eq5", "macs", "activations")] == [0.0] * 4
     assert (net.weights_left(), net.stored_size(), net.removable(), net.channels_left()) == (0.0, 0.0, 0.0, 0)
     x = torch.randn(3, 6)
     assert torch.equal(net.finalize()(x), net(x))

@@ -4,7 +4,7 @@ A pass is a frozen dataclass whose fields are its options. It is called with a G
 ``PassResult``, so it runs in torch's PassManager as well. Its contract:
 
 * the module that it is given, its training flags and its hooks stay as they are; the result is another module;
-* the graph of the result is ``lint()``-clean and recompiled;
+* the graph of the result is ``lint()``-clean, and its code is that of the graph (it may be made at the first call);
 * ``modified`` tells the truth, and a second run on the result changes nothing;
 * a pass that fails raises, and has changed nothing.
 """

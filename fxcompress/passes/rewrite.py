@@ -72,7 +72,7 @@ def _joints_near(analysis: Analysis, atoms: np.ndarray) -> frozenset[int]:
 
 @without_collections
 def carry_out(analysis: Analysis, plan: Plan) -> Rewritten:
-    """Cut by a given plan.
+    """Cut by a given plan. The result is compiled when it is first called.
 
     Raises:
         MismatchError: the cut network is not what the plan says.
@@ -84,5 +84,4 @@ def carry_out(analysis: Analysis, plan: Plan) -> Rewritten:
         replay = Replay(cut, analysis, mode, plan)
         replay.run(graph, analysis.inputs)
         replay.check_couplings()
-    cut.module.recompile()
     return Rewritten(cut.module, cut.cuts, plan)

@@ -82,6 +82,8 @@ class TracedModule(fx.GraphModule):
 
     def recompile(self) -> Any:  # noqa: ANN401 - PythonCode is not public
         """Compile both graphs; ``forward`` takes the one of the module's mode."""
+        if not len(self.graph.nodes):  # of a module that torch.fx is about to make, which gets its graphs later
+            return None
         with any_names():
             code = super().recompile()
         evaluate = with_checkpoints(self, self.graph, "eval").get("forward", type(self).forward)

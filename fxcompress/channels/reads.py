@@ -41,16 +41,16 @@ class SiteCheck:
         """The atoms of entries that may not go."""
         suspects = dead[self.sites.entries] & self.may_read
         if suspects.any():
-            suspects = suspects & self._read(~dead[self.sites.rows])
+            suspects = suspects & self._read(~dead[self.sites.rows], suspects)
         atoms: np.ndarray = self.sites.entries[suspects]
         return atoms
 
-    def _read(self, surviving: np.ndarray) -> np.ndarray:
-        """Which entries a surviving row multiplies by something that may not be zero: bool (K,)."""
+    def _read(self, surviving: np.ndarray, asked: np.ndarray) -> np.ndarray:
+        """Which of the entries asked for a surviving row multiplies by something that may not be zero: bool (K,)."""
         site = self.sites.site
         weights, g = pattern_of(site, self.known), site.groups
         if g == 1:
-            return weights.columns_of(surviving)
+            return weights.columns_of(surviving, asked)
         may = weights.dense()
         if site.transposed:
             read: np.ndarray = (may & np.repeat(surviving.reshape(g, -1).T, site.entries // g, axis=1)).any(axis=0)

@@ -56,8 +56,8 @@ class Foldable:
         found = np.zeros(len(self.constants), dtype=bool)
         for sites in self.sites:
             for known in knowns[sites.mode]:
-                weights = pattern_of(sites.site, known)
-                found |= may_read(sites.site, known) & weights.columns_of(alive[sites.rows])
+                weights, asked = pattern_of(sites.site, known), may_read(sites.site, known)
+                found |= asked & weights.columns_of(alive[sites.rows], asked)
         return found
 
 

@@ -3,6 +3,7 @@
 Labels prove that shapes agree after a removal; constants prove that the output does.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from itertools import zip_longest
@@ -15,7 +16,7 @@ from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.interpret import Trail
 from fxcompress.channels.layers import compress
 from fxcompress.channels.noted import Answer, Noted
-from fxcompress.channels.rules.registry import Known, Shared
+from fxcompress.channels.rules.registry import Known, Shared, unknown
 from fxcompress.channels.values import Step
 from fxcompress.trace.heap import without_collections
 from fxcompress.trace.traced import TracedModule
@@ -118,7 +119,8 @@ def _propagate(trail: Trail, known: Known, earlier: list[Answer]) -> list[Answer
 def _ask(step: Step, noted: Noted, before: Answer | None) -> Answer:
     """What a rule finds; a map that is as it was in the other mode is that one, so that the rules behind see so."""
     noted.begin()
-    found = [None if _says_nothing(x) else _compact(x) for x in step.op.constants(step, noted)]
+    told = zip(step.outputs, step.op.constants(step, noted), strict=True)
+    found = [None if x is unknown(value) or _says_nothing(x) else _compact(x) for value, x in told]
     if before is not None:
         found = [old if _same(new, old) else new for new, old in zip(found, before.found, strict=True)]
     return Answer(found, noted.asked, noted.private)
@@ -136,8 +138,8 @@ def _says_nothing(found: Tensor) -> bool:
     """Whether all entries of a map vary. What such a map meets later would have to be as large as it."""
     if found.dtype is not torch.float64 or not found.is_cpu or not found.numel():
         return False  # a parameter as it stands, or one without entries
-    largest = np.fmax.reduce(found.numpy(), axis=None)  # NaN only where there is nothing else
-    return bool(largest != largest)  # noqa: PLR0124
+    array = found.numpy()
+    return math.isnan(array.item(0)) and bool(np.isnan(array).all())
 
 
 def _compact(found: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Takes labels through a traced graph, node by node."""
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -45,7 +45,8 @@ from fxcompress.trace.skeleton import shallow
 from fxcompress.trace.walk import named_modules_in
 from fxcompress.trace.weights.flat import renew_weights
 
-Atoms = dict[str, dict[int, Tensor]]
+Atoms = Mapping[str, dict[int, Tensor]]
+"""The labels along each dim of a parameter or buffer, by its name."""
 _ON_LABELS = variances.ON_LABELS | extremes.ON_LABELS | pointwise.ON_LABELS
 
 
@@ -76,7 +77,7 @@ class Trail:
 
 def fresh_atoms(module: nn.Module, space: Space) -> Atoms:
     """Atoms for each dim of size > 1 of each floating parameter and buffer, by name; a shared tensor gets them once."""
-    atoms: Atoms = {}
+    atoms: dict[str, dict[int, Tensor]] = {}
     seen: dict[int, dict[int, Tensor]] = {}
     dims: list[tuple[str, int, int, bool]] = []
     named: list[tuple[str, Tensor, bool]]

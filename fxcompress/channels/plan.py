@@ -11,7 +11,7 @@ from torch import Tensor
 from fxcompress.channels.analysis import Analysis, SiteAtoms
 from fxcompress.channels.reads import Check, ProductCheck, SiteCheck, SumCheck
 from fxcompress.channels.rules.registry import Known
-from fxcompress.channels.space import Reason, Slots, distinct
+from fxcompress.channels.space import Reason, Slots, Space, distinct
 from fxcompress.channels.worklist import Rule, Worklist
 from fxcompress.trace.heap import without_collections
 
@@ -33,10 +33,17 @@ class Plan:
         """Whether anything goes."""
         return not self.alive.all()
 
-    def indices(self, atoms: Tensor) -> Tensor | None:
-        """The indices that stay along a dim with these atoms, int64; None when all do."""
-        kept = np.flatnonzero(self.alive[atoms.numpy()])
-        return None if len(kept) == len(atoms) else torch.from_numpy(kept)
+    def indices(self, space: Space) -> dict[tuple[str, int], Tensor]:
+        """The indices that stay along each dim that loses some, int64, by the name of the tensor and the dim."""
+        left = np.flatnonzero(self.alive)
+        starts = np.array([block.start for block in space.blocks], dtype=np.int64)
+        ends = starts + np.array([block.size for block in space.blocks], dtype=np.int64)
+        places = zip(space.blocks, *(np.searchsorted(left, edge).tolist() for edge in (starts, ends)), strict=True)
+        return {
+            (block.name, block.dim): torch.from_numpy(left[first:last] - block.start)
+            for block, first, last in places
+            if block.name and last - first < block.size
+        }
 
 
 @without_collections
@@ -70,7 +77,8 @@ class _Fixpoint:
     def __init__(self, analysis: Analysis, knowns: dict[str, list[Known]], rectangular: frozenset[int]) -> None:
         self.analysis = analysis
         self.component = analysis.component
-        self.kept: dict[int, Reason] = {}
+        self.reasons: list[Reason] = []
+        self.why = np.full(len(self.component), -1)  # which reason keeps a component, by its root
         self.dead = ~analysis.pinned
         ragged, uneven = _joint_rules(analysis.joints, rectangular)
         empty, hollow = _slot_rules(analysis.space.slots)
@@ -97,7 +105,9 @@ class _Fixpoint:
                 reason = Reason("last-channel", "a tensor keeps at least one channel", "")
                 self._restore(layer[:1], reason)
                 self._settle()
-        return Plan(~dead, self.kept)
+        kept = np.flatnonzero(self.why >= 0)
+        reasons = map(self.reasons.__getitem__, self.why[kept].tolist())
+        return Plan(~dead, dict(zip(kept.tolist(), reasons, strict=True)))
 
     def _keep_some(self, sites: SiteAtoms, atoms: np.ndarray) -> None:
         """A layer keeps a channel; a grouped convolution two groups.
@@ -135,8 +145,8 @@ class _Fixpoint:
         self.dead[self.analysis.members.of(roots)] = False
         self.forced.reopen(roots)
         self.choices.reopen(roots)
-        for root in roots.tolist():
-            self.kept.setdefault(root, reason)
+        self.why[roots[self.why[roots] < 0]] = len(self.reasons)
+        self.reasons.append(reason)
 
 
 def _checks(analysis: Analysis, knowns: dict[str, list[Known]]) -> Iterator[Rule]:
@@ -144,7 +154,7 @@ def _checks(analysis: Analysis, knowns: dict[str, list[Known]]) -> Iterator[Rule
     checks: list[Check] = [check for s in analysis.sites for check in _site_checks(s, knowns[s.mode])]
     checks += [ProductCheck(p, known) for p in analysis.products for known in knowns[p.mode]]
     checks += [SumCheck(s, known) for s in analysis.sums for known in knowns[s.mode]]
-    for check in checks:
+    for check in reversed(checks):  # what is read keeps what lies before it
         yield Rule(check.broken, check.reason, check.reads)
 
 

@@ -59,7 +59,6 @@ def shapes(op: OpClass, func: Any, args: Any, kwargs: Any) -> Any:  # noqa: ANN4
         return (source, *[statistics] * (len(func._schema.returns) - 1))
     if func.overloadpacket in _LIKE_OPERANDS and (like := _like(args)) is not None:
         return like
-    args, kwargs = replace(_on_meta, (Value, Tensor), (args, kwargs))
     if kwargs.get("device") is not None:
         kwargs = kwargs | {"device": torch.device("meta")}
     if func._schema.is_mutable or torch.Tag.nondeterministic_seeded in func.tags:
@@ -112,6 +111,8 @@ def _key(item: Any) -> Any:  # noqa: ANN401 - an argument
         return kind, item
     if isinstance(item, (tuple, list)):
         return tuple(map(_key, item))
+    if kind is Value:
+        item = item.meta
     if isinstance(item, Tensor):
         return item.shape, item.stride(), item.dtype, item.is_conj(), item.is_neg()
     return kind, item
@@ -122,10 +123,12 @@ _PLAIN = frozenset({int, bool, float, type(None)})
 
 @functools.lru_cache(maxsize=4096)
 def _once(func: Any, given: _Arguments) -> Any:  # noqa: ANN401
+    given.args, given.kwargs = replace(_on_meta, (Value, Tensor), (given.args, given.kwargs))  # the cache holds them
     return _run(func, given.args, given.kwargs)
 
 
 def _run(func: Any, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
+    args, kwargs = replace(_on_meta, (Value, Tensor), (args, kwargs))
     try:
         return func(*args, **kwargs)
     except NotImplementedError:  # torch has no meta kernel for it: its shapes are those of a run on zeros

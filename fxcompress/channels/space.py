@@ -67,7 +67,7 @@ class Space:
         self.size = 1
         self.blocks: list[Block] = []
         self.pins: list[tuple[np.ndarray, Reason]] = []
-        self.edges: list[tuple[np.ndarray, np.ndarray]] = []
+        self.edges: list[tuple[Tensor, Tensor]] = []
         self.slots: list[Slots] = []
         self.node = ""
         self._slot_of: dict[bytes, int] = {}
@@ -88,10 +88,7 @@ class Space:
     def couple(self, a: Tensor, b: Tensor) -> None:
         """The atoms of ``a`` and ``b`` (broadcast against each other) go together or not at all."""
         if a is not b:
-            left, right = a.numpy(), b.numpy()
-            if left.shape != right.shape:
-                left, right = np.broadcast_arrays(left, right)
-            self.edges.append((left.reshape(-1), right.reshape(-1)))
+            self.edges.append((a, b) if a.shape == b.shape else torch.broadcast_tensors(a, b))
 
     def nest(self, atoms: Tensor, members: Tensor) -> None:
         """Each of the ``atoms`` (n,) goes when the last of its ``members`` (n, m) does, and not before."""
@@ -139,7 +136,14 @@ class Space:
 
     def components(self) -> np.ndarray:
         """The smallest atom that each atom is coupled with, shape (size,)."""
-        return components(self.size, self.edges)
+        return components(self.size, [self.couplings()])
+
+    def couplings(self) -> tuple[np.ndarray, np.ndarray]:
+        """The pairs of atoms that were coupled, one by one: int64 (n,) each."""
+        none = torch.zeros(0, dtype=torch.int64, device="cpu")
+        sides = ([edge[i] for edge in self.edges] for i in (0, 1))
+        a, b = (torch.cat([none, *(x if x.ndim == 1 else x.reshape(-1) for x in side)]).numpy() for side in sides)
+        return a, b
 
     def where(self, atom: int) -> tuple[str, int, int]:
         """The tensor, dim and index of an atom; ``("", 0, 0)`` for FIXED."""
@@ -170,15 +174,17 @@ def components(size: int, edges: list[tuple[np.ndarray, np.ndarray]]) -> np.ndar
         return parent
     a = np.concatenate([e[0] for e in edges])
     b = np.concatenate([e[1] for e in edges])
+    ra, rb = a, b
     while True:
-        ra, rb = parent[a], parent[b]
         open_ = ra != rb
         if not open_.any():
             return parent
-        a, b, ra, rb = a[open_], b[open_], ra[open_], rb[open_]
+        if not open_.all():
+            a, b, ra, rb = a[open_], b[open_], ra[open_], rb[open_]
         np.minimum.at(parent, np.maximum(ra, rb), np.minimum(ra, rb))
         while True:
             jumped = parent[parent]
             if np.array_equal(jumped, parent):
                 break
             parent = jumped
+        ra, rb = parent[a], parent[b]

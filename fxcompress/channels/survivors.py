@@ -98,10 +98,20 @@ class _Left:
         return torch.from_numpy(left.reshape([1 if n == 1 else left.size for n in self.layer.shape]))
 
     @cached_property
+    def canonical(self) -> Tensor:
+        """The same, of size 1 where they do not vary any more."""
+        return compress(self.packed)
+
+    @cached_property
     def sizes(self) -> dict[int, int]:
         """The size that is left of each dim along which the layer varies."""
         sizes = zip(self.layer.shape, self.packed.shape, strict=True)
         return {d: new for d, (old, new) in enumerate(sizes) if old > 1}
+
+    @cached_property
+    def is_vector(self) -> bool:
+        """Whether the layer varies along one dim alone, and what is left of it still does."""
+        return len(self.masks) == 1 and self.canonical.numel() > 1
 
     @cached_property
     def _indices(self) -> dict[int, Tensor]:
@@ -160,6 +170,10 @@ class Survivors:
         found = (self._of(layer).ragged for layer in value.layers)
         return frozenset(dim for dim in found if dim is not None)
 
+    def are_vectors(self, value: Value) -> bool:
+        """Whether each label of a value varies along one dim alone, also after the cut."""
+        return all(self._of(layer).is_vector for layer in value.layers)
+
     def pack(self, tensor: Tensor, value: Value) -> Tensor:
         """What is left of a tensor, whose shape broadcasts against that of the value."""
         for layer in value.layers:
@@ -168,12 +182,11 @@ class Survivors:
 
     def layers(self, value: Value) -> Layers:
         """The labels that are left, in canonical form."""
-        return self.canonical([self._of(layer).packed for layer in value.layers])
+        return _in_order([self._of(layer).canonical for layer in value.layers])
 
-    def canonical(self, layers: Layers | list[Tensor]) -> Layers:
+    def canonical(self, layers: Layers) -> Layers:
         """Layers without those that no longer vary, in the order of their dims."""
-        left = [small for layer in layers if (small := self._compressed(layer)).numel() > 1]
-        return tuple(left if len(left) < 2 else sorted(left, key=lambda x: sorted(support(x))))
+        return _in_order([self._compressed(layer) for layer in layers])
 
     def _of(self, layer: Tensor) -> _Left:
         found = self._left.get(id(layer))
@@ -185,3 +198,9 @@ class Survivors:
         if id(layer) not in self._small:
             self._small[id(layer)] = layer, compress(layer)
         return self._small[id(layer)][1]
+
+
+def _in_order(layers: list[Tensor]) -> Layers:
+    """Those layers that vary, in the order of their dims."""
+    left = [layer for layer in layers if layer.numel() > 1]
+    return tuple(left if len(left) < 2 else sorted(left, key=lambda x: sorted(support(x))))

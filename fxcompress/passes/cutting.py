@@ -47,17 +47,19 @@ def cut_module(analysis: Analysis, plan: Plan) -> CutModule:
     result = CutModule(skeleton(analysis.module, compiled=False))
     made: dict[int, Cut] = {}
     before, after = map(named_modules_in, (analysis.module, result.module))
+    indices: dict[int, dict[int, Tensor]] = {}  # by the labels, which all names of one tensor share
+    for (name, dim), index in plan.indices(analysis.space).items():
+        indices.setdefault(id(analysis.atoms[name]), {})[dim] = index
     for name, dims in analysis.atoms.items():
-        indices = {d: index for d, atoms in dims.items() if (index := plan.indices(atoms)) is not None}
-        if not indices:
+        if id(dims) not in indices:
             continue
         owner_path, _, leaf = name.rpartition(".")
-        # Of the original: a module that has two names is cut already when its second one comes.
-        old = getattr(before[owner_path], leaf)
-        if id(old) not in made:
-            made[id(old)] = Cut(old, _sliced(old, indices), indices)
-        _put(after[owner_path], leaf, made[id(old)].new)
-        result.cuts[name] = made[id(old)]
+        if id(dims) not in made:
+            # Of the original: a module that has two names is cut already when its second one comes.
+            old = getattr(before[owner_path], leaf)
+            made[id(dims)] = Cut(old, _sliced(old, indices[id(dims)]), indices[id(dims)])
+        _put(after[owner_path], leaf, made[id(dims)].new)
+        result.cuts[name] = made[id(dims)]
     paths = dict.fromkeys(name.rpartition(".")[0] for name in result.cuts)
     for path in {id(after[path]): path for path in paths}.values():
         update_attributes(after[path], before[path])

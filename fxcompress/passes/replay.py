@@ -58,7 +58,7 @@ class Replay(Interpreter):
 
     def __init__(self, cut: CutModule, analysis: Analysis, mode: str, plan: Plan) -> None:
         self.slots = KnownSlots(analysis, plan.alive)
-        super().__init__(cut.module, packed_atoms(analysis, cut.cuts), PackedSpace(self.slots), analysis.counters)
+        super().__init__(cut.module, PackedAtoms(analysis, cut.cuts), PackedSpace(self.slots), analysis.counters)
         self.analysis = analysis
         self.original: Trail = analysis.trails[mode]
         self.alive = plan.alive
@@ -243,7 +243,7 @@ class Replay(Interpreter):
     def check_couplings(self) -> None:
         """Labels that meet in the cut network must belong together in the original one."""
         same = self.slots.same
-        a, b = (np.concatenate([edge[i] for edge in self.space.edges] or [np.array([FIXED])]) for i in (0, 1))
+        a, b = self.space.couplings()
         wrong = (same[a] != same[b]) & (a != FIXED) & (b != FIXED)
         strangers = [a[wrong], b[wrong], *(self.slots.strangers(slots) for slots in self.space.slots)]
         atoms = np.concatenate(strangers)
@@ -251,14 +251,29 @@ class Replay(Interpreter):
             raise MismatchError(atoms, Reason("rewrite", "channels would meet that do not belong together", ""))
 
 
-def packed_atoms(analysis: Analysis, cuts: Mapping[str, Cut]) -> Atoms:
-    """The labels that are left of each parameter and buffer."""
-    packed: Atoms = {}
-    for name, dims in analysis.atoms.items():
-        indices = cuts[name].indices if name in cuts else {}
-        left = {dim: atoms.index_select(0, indices[dim]) if dim in indices else atoms for dim, atoms in dims.items()}
-        packed[name] = {dim: atoms for dim, atoms in left.items() if atoms.numel() > 1}
-    return packed
+class PackedAtoms(Atoms):
+    """The labels that are left of each parameter and buffer, found when they are asked for: most layers are not run.
+
+    Args:
+        analysis: of the network before the cut.
+        cuts: what was taken out of each tensor.
+    """
+
+    def __init__(self, analysis: Analysis, cuts: Mapping[str, Cut]) -> None:
+        self._whole = analysis.atoms
+        self._cuts = cuts
+
+    def __getitem__(self, name: str) -> dict[int, Tensor]:
+        indices = self._cuts[name].indices if name in self._cuts else {}
+        dims = self._whole[name].items()
+        left = {dim: atoms.index_select(0, indices[dim]) if dim in indices else atoms for dim, atoms in dims}
+        return {dim: atoms for dim, atoms in left.items() if atoms.numel() > 1}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._whole)
+
+    def __len__(self) -> int:
+        return len(self._whole)
 
 
 def _lonely(analysis: Analysis, plan: Plan) -> np.ndarray:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._decomp import decomposition_table
 
 from fxcompress.channels.composed import COMPOSED
-from fxcompress.channels.layers import Layers, support
+from fxcompress.channels.layers import Layers, same_layers, support
 from fxcompress.channels.packed import PACKED
 from fxcompress.channels.recurrent import RECURRENT
 from fxcompress.channels.rules import rule_of
@@ -131,14 +131,26 @@ class Dispatch:
             x: its first argument.
             more: the others, Values in place of tensors.
         """
-        facts = _facts(func)
-        op = _rule(facts.functional)
+        target = _facts(func).functional
+        op = _rule(target)
         assert op is not None
-        outputs, _ = self._record(op, facts.functional, (x.fxc_value, *more), {})
-        if not facts.writes:
-            return LabelTensor(outputs[0], self, x.device)
-        self._write(x, outputs[0])
+        outputs, _ = self._record(op, target, (x.fxc_value, *more), {})
+        return self.returned(func, x, outputs[0])
+
+    def returned(self, func: Any, x: LabelTensor, value: Value) -> LabelTensor:  # noqa: ANN401 - an op
+        """The tensor that a call returns, from what it holds: its first argument where it writes to that."""
+        if not _facts(func).writes:
+            return LabelTensor(value, self, x.device)
+        self._write(x, value)
         return x
+
+    def shape_of(self, func: Any, args: tuple[Any, ...]) -> tuple[Any, Tensor]:  # noqa: ANN401 - an op, what it is given
+        """The op that a call is on the tape, and the shape of its first output, on the meta device."""
+        target = _facts(func).functional
+        op = _rule(target)
+        assert op is not None
+        made = shapes(op, target, args, {})
+        return target, made if isinstance(made, Tensor) else made[0]
 
     def emit(
         self, op: OpClass, func: object, args: tuple[Any, ...], shape: tuple[int, ...], like: Tensor
@@ -191,7 +203,7 @@ class Dispatch:
         sharing = tensor.fxc_storage.others(tensor)
         same = [tensor, *(other for other in sharing if other.fxc_extent is tensor.fxc_extent)]
         others = [other for other in sharing if other.fxc_extent is not tensor.fxc_extent]
-        if others and not _same_layers(value.layers, tensor.fxc_value.layers):
+        if others and not same_layers(value.layers, tensor.fxc_value.layers):
             for stale in (tensor, *others):
                 for layer in (*stale.fxc_value.layers, *value.layers):
                     self.space.pin(layer, "aliased-write", "an in-place op writes to memory that another tensor shares")
@@ -295,10 +307,6 @@ def _rule(func: Any) -> OpClass | None:  # noqa: ANN401
     if rule is None and torch.Tag.pointwise in func.tags:
         return OPAQUE_VALUES if torch.Tag.nondeterministic_seeded in func.tags else POINTWISE
     return rule
-
-
-def _same_layers(a: Layers, b: Layers) -> bool:
-    return len(a) == len(b) and all(map(torch.equal, a, b))
 
 
 def _is_one_matrix(right: Any) -> bool:  # noqa: ANN401 - an argument of bmm

@@ -125,6 +125,11 @@ def slices(layer: Tensor, dims: Iterable[int]) -> Tensor:
     return layer.permute(*kept, *rest).reshape(math.prod(layer.shape[d] for d in kept), -1)
 
 
+def same_layers(a: Layers, b: Layers) -> bool:
+    """Whether two tensors carry the same labels, in the same order."""
+    return len(a) == len(b) and all(map(torch.equal, a, b))
+
+
 def overlapping(layers: Iterable[Tensor]) -> list[Tensor]:
     """Those layers whose support meets that of another one."""
     items = [(layer, support(layer)) for layer in layers]

@@ -22,6 +22,7 @@ from fxcompress.channels.survivors import Survivors
 from fxcompress.channels.values import LabelTensor, Step, Value, find
 from fxcompress.errors import ExampleInputError
 from fxcompress.passes.attributes import fit_to_input
+from fxcompress.passes.commuting import Commuting
 from fxcompress.passes.cutting import Cut, CutModule
 from fxcompress.passes.literals import Proposal, propose
 from fxcompress.passes.positions import pair_up, same_entries
@@ -69,6 +70,7 @@ class Replay(Interpreter):
         self.steps: dict[str, list[Step]] = {}
         for step in self.original.tape:
             self.steps.setdefault(step.node, []).append(step)
+        self.commuting = Commuting(analysis, mode, self.steps, self.left, self.dispatch)
         self.flow = SizeFlow(self.original.values, self.trail.values, self.env)
 
     def run(self, graph: fx.Graph, inputs: ExampleInputs) -> Trail:
@@ -98,8 +100,12 @@ class Replay(Interpreter):
         """Run a node on what is left; patch its sizes where it does not agree with the original."""
         if node.target is check:
             args = self._decided(node, args)
-        if node.op == "call_module":
-            fit_to_input(self._submodule(str(node.target)), args)
+        module = self._submodule(str(node.target)) if node.op == "call_module" else None
+        if module is not None:
+            fit_to_input(module, args)
+        known = None if kwargs or node.op == "call_method" else self.commuting.result(node, module, args)
+        if known is not None:
+            return known
         marks = len(self.dispatch.tape), len(self.space.edges), len(self.space.slots)
         try:
             result, why = self._run(node, args, kwargs), ""

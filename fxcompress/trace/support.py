@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 from fxcompress.errors import UnsupportedModelError
 from fxcompress.trace.hooks import hooks_of_its_own
 from fxcompress.trace.own_modes import own_modes
+from fxcompress.trace.walk import named_modules_in
 from fxcompress.trace.weights.norm import is_weight_norm, is_weight_norm_hook
 
 _HOOKS = {
@@ -33,7 +34,7 @@ def check_supported(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
     own = hooks_of_its_own(model)
-    for name, module in model.named_modules():
+    for name, module in named_modules_in(model).items():
         reason = _module_reason(module, own)
         if reason:
             raise UnsupportedModelError(f"module {name or '<root>'!r} ({type(module).__name__}): {reason}")

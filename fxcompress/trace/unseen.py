@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fxcompress.errors import TraceError
 from fxcompress.trace.places import place
 from fxcompress.trace.trees import tensors_in
+from fxcompress.trace.walk import modules_in
 
 
 class Unseen(TorchDispatchMode):
@@ -90,13 +91,13 @@ class Held:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._tensors = {id(module): _own(module) for module in model.modules()}
+        self._tensors = {id(module): _own(module) for module in modules_in(model)}
 
     def others_in(self, module: nn.Module) -> bool:
         """Whether a module of the model now holds other tensors, in the place of its own."""
         return any(
             any(a is not b for a, b in zip(_own(each), self._tensors[id(each)], strict=True))
-            for each in module.modules()
+            for each in modules_in(module)
             if id(each) in self._tensors
         )
 

@@ -110,7 +110,7 @@ def with_plain_weights(model: nn.Module) -> nn.Module:
 
 def has_weight_norm(model: nn.Module) -> bool:
     """Whether weight norm computes a weight of ``model``."""
-    return any(True for module in model.modules() for _ in _computed(module))
+    return any(True for module in modules_in(model) for _ in _computed(module))
 
 
 def _computed(module: nn.Module) -> Iterator[_Computed]:
@@ -137,7 +137,7 @@ def _weight(computed: _Computed) -> nn.Parameter:
 
 def _check_alone(root: nn.Module, found: list[_Computed]) -> None:
     """A length or a direction that something else holds as well would no longer be shared with it."""
-    holders: Counter[int] = Counter(id(p) for m in root.modules() for p in m._parameters.values() if p is not None)
+    holders: Counter[int] = Counter(id(p) for m in modules_in(root) for p in m._parameters.values() if p is not None)
     keys: dict[int, set[tuple[int, int, int]]] = {}
     uses: Counter[int] = Counter()
     for computed in found:

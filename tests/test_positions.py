@@ -65,9 +65,9 @@ FOLLOWED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "inputs behind it, listed": lambda h, x: torch.cat([h, x], 1)[:, [10, 8]],
     "padding behind it": lambda h, x: F.pad(F.pad(h, (0, 0, 0, 0, 0, 2), value=1.0), (0, 0, 0, 0, 0, 2))[:, 8:11],
     "roll": lambda h, x: h.roll(2, 1),
+    "steps": lambda h, x: h[:, ::2],
 }
 REFUSED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "uneven steps": lambda h, x: h[:, ::2],
     "a tensor of numbers": lambda h, x: h[:, torch.tensor([3, 2])],
     "roll over inputs": lambda h, x: torch.cat([x, h], 1).roll(8, 1),
     "pixels rolled": rolled_pixels,

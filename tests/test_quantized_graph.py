@@ -52,13 +52,13 @@ class Turned(nn.Module):
         super().__init__()
         self.first, self.second = nn.Parameter(torch.randn(8, 5)), nn.Parameter(torch.randn(6, 8))
         self.third, self.fourth = nn.Parameter(torch.randn(6, 8)), nn.Parameter(torch.randn(6, 8))
-        self.fifth, self.bias = nn.Parameter(torch.randn(4, 6)), nn.Parameter(torch.zeros(4))
+        self.fifth, self.bias = nn.Parameter(torch.randn(4, 8)), nn.Parameter(torch.zeros(4))
 
     def forward(self, x: Tensor) -> Tensor:
         h = torch.relu(x @ self.first.T)
         h = torch.relu(torch.matmul(h, self.second.t()) + h.matmul(self.third.transpose(0, -1)))
         h = torch.relu(torch.nn.functional.linear(h, torch.permute(self.fourth, (1, 0))))
-        return torch.addmm(self.bias, h.flatten(0, 1)[:, :6], self.fifth.mT)
+        return torch.addmm(self.bias, h.flatten(0, 1), self.fifth.mT)
 
 
 class Tied(nn.Module):

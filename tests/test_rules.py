@@ -485,3 +485,28 @@ def test_a_rule_counts_from_when_it_is_registered(monkeypatch: pytest.MonkeyPatc
     result = fxc.prune(net, x)
     assert difference(outputs(net, (x,)), outputs(result.module, (x,))) <= 1e-9
     assert result.report.modified
+
+
+class Bordered(nn.Module):
+    """One tensor has a border of zeros, and is cut to size; the other has channels that are zero everywhere."""
+
+    def __init__(self, pool: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.Conv2d(8, 2, 1)
+        self.pool = pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        h = torch.cat([h.new_zeros(h.shape[0], 4, h.shape[2], 1), h], 3)[..., :-1]
+        return self.last(self.pool(torch.cat([h, self.second(x)], 1)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("pool", [nn.MaxPool2d(3, 1, 1), nn.AvgPool2d(3, 1, 1), nn.Upsample(scale_factor=2)])
+def test_windows_know_a_channel_beside_others_that_vary(pool: nn.Module) -> None:
+    net, x = Bordered(pool).double(), torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in net.second.parameters():
+            parameter[1:3] = 0
+    module = fxc.prune(net, x).module
+    assert module.get_parameter("second.weight").shape[0] == 2
+    torch.testing.assert_close(module(x), net(x), rtol=1e-9, atol=1e-12)

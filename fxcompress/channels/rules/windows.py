@@ -25,13 +25,21 @@ def _constants(spatial: int) -> ConstantRule:
     """Windows over equal entries give that entry, but for padding with zeros; the padding of a maximum never wins."""
 
     def constants(step: Step, known: Known) -> list[Tensor]:
-        channels = known.of(step.call.args[0])
-        if any(n > 1 for n in channels.shape[channels.ndim - spatial :]):
-            return nothing_known(step, known)
+        channels = _everywhere(known.of(step.call.args[0]), spatial)
         first = torch.where(channels == 0, channels, torch.nan) if _counts_padding(step.call) else channels
         return [first, *nothing_known(step, known)[1:]]
 
     return constants
+
+
+def _everywhere(found: Tensor, spatial: int) -> Tensor:
+    """A map without its last dims: what is the same along all of them."""
+    if all(n == 1 for n in found.shape[found.ndim - spatial :]):
+        return found
+    first, dims = found, tuple(range(found.ndim - spatial, found.ndim))
+    for d in dims:
+        first = first.narrow(d, 0, 1)
+    return torch.where((found == first).all(dims, keepdim=True), first, torch.nan)
 
 
 def _counts_padding(call: Call) -> bool:

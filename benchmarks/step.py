@@ -265,9 +265,9 @@ def contests(options: argparse.Namespace) -> Iterator[Contest]:
     model = torchvision.models.resnet18(num_classes=10)
     image, label = torch.randn(32, 3, 64, 64), torch.randint(10, (32,))
     yield overhead("resnet18 at 3 x 64 x 64, batch 32", model, image, label, compiled=options.compile)
-    tokens, label = torch.randint(1000, (16, 128)), torch.randint(10, (16,))
+    tokens, kind = torch.randint(1000, (16, 128)), torch.randint(10, (16,))
     yield overhead(
-        "six transformer layers of width 256, 16 x 128 tokens", Encoder(), tokens, label, compiled=options.compile
+        "six transformer layers of width 256, 16 x 128 tokens", Encoder(), tokens, kind, compiled=options.compile
     )
     yield shrunk(options.seed)
     yield odd_widths(options.seed)

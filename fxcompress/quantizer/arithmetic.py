@@ -99,7 +99,7 @@ def _fused_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     bits, exponent, dtype = _formats(x, bits, exponent)
     exact = x.to(dtype)
-    exact_q = q if q.dtype is dtype else _round_at_once(exact, _grid(bits, exponent, dtype)[0])
+    exact_q = _round_at_once(exact, _grid(bits, exponent, dtype)[0])  # memory is slower than to work it out again
     block = (grad.to(dtype), exact, exact_q, *[_computed(limit) for limit in limits])
     grad_x, outside, change = _distribute(block)
     return grad_x.to(x.dtype), *_gradients_of_formats(outside, change, bits, limits[0], keep_range)

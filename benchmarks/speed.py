@@ -53,6 +53,7 @@ def by_passes(model: nn.Module, example: Tensor, watch: Stopwatch) -> nn.Module:
             plan = make_plan(analysis, knowns)
         with watch.phase("rewrite"):
             result = carry_out(analysis, plan)
+            assert result.module.code  # made when it is first asked for, or called
     assert not branches, "a whole branch is dead: fxcompress.prune() would take it out first"
     return result.module
 

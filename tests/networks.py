@@ -7,9 +7,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from hypothesis import assume
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import fxcompress as fxc
+from fxcompress.errors import UnsupportedModelError
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.tracer import trace
 from tests.attention import Attention, Form
@@ -697,3 +700,12 @@ def examples(draw: Draw, steps: int = 10) -> Example:
     generator = torch.Generator().manual_seed(seed)
     tensors = tuple(torch.randn(2, 3, size, size, generator=generator, dtype=torch.float64) for _ in range(inputs))
     return Example(net, tensors, builder.keeps_zero, builder.noisy, builder.fixed, builder.remembers, seed)
+
+
+def compressed(example: Example) -> fxc.CompressedModule:
+    """An example with quantizers; another one is asked for where none of its weights can have one."""
+    try:
+        return fxc.compress(example.net, example.inputs)
+    except UnsupportedModelError:
+        assume(False)
+        raise

@@ -113,24 +113,22 @@ def _unflatten(node: fx.Node, source: Value, result: object, alive: np.ndarray) 
 
 def _split(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> Proposal | None:
     """Chunk and split: the sizes that are left of each part."""
-    dim = _argument(node, 2, "dim", 0)
-    parts = find(Value, result)
-    if not isinstance(dim, int) or not parts:
-        return None
-    sizes = [kept_shape(part, alive)[dim % source.rank] for part in parts]
+    dim, sizes = _argument(node, 2, "dim", 0), _part_sizes(node, source, result, alive)
     target = "split" if isinstance(node.target, str) else torch.split
-    return Proposal(target, (node.args[0], sizes, dim), {})
+    return Proposal(target, (node.args[0], sizes, dim), {}) if sizes else None
 
 
 def _tensor_split(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> Proposal | None:
     """tensor_split: the places at which the parts begin now."""
-    dim = _argument(node, 2, "dim", 0)
-    parts = find(Value, result)
-    if not isinstance(dim, int) or not parts:
-        return None
-    sizes = [kept_shape(part, alive)[dim % source.rank] for part in parts]
+    dim, sizes = _argument(node, 2, "dim", 0), _part_sizes(node, source, result, alive)
     places = tuple(int(n) for n in np.cumsum(sizes)[:-1])
-    return Proposal(node.target, (node.args[0], places, dim), {})
+    return Proposal(node.target, (node.args[0], places, dim), {}) if sizes else None
+
+
+def _part_sizes(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> list[int]:
+    """What is left of each part along the dim that is divided; empty where that is not known."""
+    dim = _argument(node, 2, "dim", 0)
+    return [kept_shape(part, alive)[dim % source.rank] for part in find(Value, result)] if isinstance(dim, int) else []
 
 
 def _getitem(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> Proposal | None:

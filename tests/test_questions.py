@@ -12,6 +12,7 @@ from torch import Tensor, is_tensor, nn
 
 import fxcompress as fxc
 from fxcompress.errors import TraceError
+from fxcompress.trace import tracer
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.questions import asking_type
 from fxcompress.trace.tracer import trace
@@ -286,6 +287,7 @@ def test_what_is_imported_meanwhile_keeps_no_answers() -> None:
     code = """
 import torch
 import fxcompress as fxc
+from fxcompress.trace import tracer
 
 class Scaled(torch.nn.Module):
     def __init__(self):
@@ -301,3 +303,23 @@ print(run(torch.zeros(2)).tolist())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout == "[1.0, 1.0]\n", done.stderr
+
+
+class Asserting(nn.Module):
+    """A size in the message of an assertion, as the transformers of torchvision have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, width = x.shape
+        torch._assert(width == 4, f"width is {width} and not 4, in a batch of {n}")
+        return self.last(torch.relu(self.first(x)))  # type: ignore[no-any-return]
+
+
+def test_a_message_is_no_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracer, "_trace_by_running", None)  # which takes longer, and is not needed
+    x = torch.randn(3, 4)
+    net = Asserting()
+    assert torch.equal(fxc.prune(net, x).module(x), net(x))

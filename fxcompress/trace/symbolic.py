@@ -22,6 +22,7 @@ from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.kinds import Kinds
 from fxcompress.trace.lowering import Lowered
 from fxcompress.trace.memory import Memory
+from fxcompress.trace.messages import is_message
 from fxcompress.trace.modes import autocast_mode, without_gradient
 from fxcompress.trace.places import place, stack_trace
 from fxcompress.trace.questions import answered, has, is_users
@@ -45,7 +46,8 @@ class _StandIn:
         return super().__hash__()
 
     def __repr__(self) -> str:
-        if is_users(sys._getframe(1)):  # noqa: SLF001
+        frame = sys._getframe(1)  # noqa: SLF001
+        if is_users(frame) and not is_message(frame):
             return self.tracer.refuse("be made text")  # type: ignore[attr-defined,no-any-return]
         return super().__repr__()
 

@@ -22,6 +22,7 @@ MODULES: dict[type[nn.Module], Callable[..., Any]] = {
 TABLES: dict[type[nn.Module], Callable[..., Any]] = {nn.Embedding: F.embedding, nn.EmbeddingBag: F.embedding_bag}
 """Layers that look up rows of a table, and the function that each of them calls."""
 _KINDS = {"dtype", "device", "shape", "ndim", "layout", "is_cuda"}
+"""What a quantized weight has in common with its parameter."""
 _TRANSPOSED = {F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
 
 

@@ -6,7 +6,7 @@ With s = 2^-e x, the bounds lo = -2^(b-1) and hi = 2^(b-1) - 1, and q the result
     dq/db = 0 inside, +-ln2 * 2^e * 2^(b-1) where clipped high or low
     dq/de = ln2 * (q - x) inside, ln2 * q where clipped
 
-so all that they need is x and q, which the layer that reads q keeps anyway.
+so all that they need is x and q, which the layer that reads q keeps anyway (compiled passes work it out again).
 With ``keep_range`` the bits of a channel are those of its grid alone: the exponent follows them (see ``quantize``).
 """
 

@@ -140,3 +140,42 @@ def test_a_mode_that_changes_weights_is_refused_and_not_tried(call: Callable[...
     with pytest.raises(UnsupportedModelError, match=r"of Sequential changes 1\.weight.*adapters are merged.*first"):
         call(net, X[0, 0, :, :3])
     visit.check()
+
+
+class Remembers(nn.Module):
+    """In evaluation it keeps what it has made of a parameter, until it is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.table = nn.Linear(3, 4), nn.Parameter(torch.ones(4))
+        self.made: dict[str, Tensor] = {}
+
+    def train(self, mode: bool = True) -> "Remembers":  # noqa: FBT001, FBT002 - the signature of nn.Module
+        super().train(mode)
+        if mode:
+            self.made = {}
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            return self.layer(x) * self.table.exp()  # type: ignore[no-any-return]
+        if "table" not in self.made:
+            self.made["table"] = self.table.exp()
+        return self.layer(x) * self.made["table"]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("warm", [None, False, True])
+def test_what_was_kept_of_an_earlier_run_is_no_constant(*, warm: bool | None) -> None:
+    net, x = Remembers().eval(), torch.randn(2, 3)
+    if warm is not None:
+        with torch.set_grad_enabled(warm):
+            net(x)
+    made = dict(net.made)
+    result = fxc.prune(net, x).module
+    assert net.made == made
+    with torch.no_grad():
+        for each in (net, result):
+            each.get_parameter("table").copy_(torch.arange(4.0))
+            each.train()
+            each.eval()
+        assert torch.equal(result(x), net(x))

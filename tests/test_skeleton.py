@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, fx, nn
@@ -38,6 +39,24 @@ class Holder(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.restored += 1
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        np.arange(3), [np.ones(2), 1], {"table": np.zeros((2, 2))}, torch.arange(3), [torch.arange(3)],
+        {"made": torch.arange(3.0)}, {"made": [torch.ones(2, requires_grad=True) * 2]}, (torch.ones(2), 1), {}, [],
+        None,
+    ],
+)  # fmt: skip
+def test_a_module_may_hold_whatever_has_no_truth_value(held: Any) -> None:  # noqa: ANN401
+    net = nn.Linear(2, 2)
+    net.held = net.again = held
+    own = skeleton(net)
+    assert own.held is own.again
+    assert type(own.held) is type(held)
+    assert str(own.held) == str(held)
+    assert own.held is not held or not isinstance(held, dict | list | np.ndarray)
 
 
 class Own(nn.Linear):

@@ -23,7 +23,7 @@ def own_modes(model: nn.Module) -> Modes:
     Raises:
         UnsupportedModelError: changing the mode changes weights, too.
     """
-    if not any(map(_chooses_modes, {type(module) for module in modules_in(model)})):
+    if not _have_modes(model):
         return (), ()
     copy = skeleton(model)
     own_tensors(copy, set())
@@ -41,6 +41,25 @@ def own_modes(model: nn.Module) -> Modes:
                 "that off, first"
             )
     return other[0], other[1]
+
+
+def _have_modes(model: nn.Module) -> bool:
+    return any(map(_chooses_modes, {type(module) for module in modules_in(model)}))
+
+
+def forget_runs(copy: nn.Module) -> None:
+    """Let ``train`` and ``eval`` of a copy's modules throw away what they throw away, and leave the modes as they were.
+
+    That is what was computed from weights in evaluation, such as a table of attention biases, and kept for the next
+    run. In a graph it would be a constant, also when the weights have been trained.
+    """
+    if not _have_modes(copy):
+        return
+    modes = [(module, module.training) for module in modules_in(copy)]
+    copy.train()
+    copy.eval()
+    for module, training in modes:
+        module.training = training
 
 
 def _same(a: torch.Tensor, b: object) -> bool:

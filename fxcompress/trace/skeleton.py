@@ -92,7 +92,7 @@ def _copied_table(table: dict[Any, Any], new: dict[Any, Any], memo: dict[Any, An
             copied = item
         elif id(item) in memo:
             copied = memo[id(item)]
-        elif not item and kind in _CONTAINERS:
+        elif kind in _CONTAINERS and not item:
             copied = memo[id(item)] = kind()
         else:
             copied = _copied(item, memo)
@@ -104,11 +104,16 @@ def _copied(value: Any, memo: dict[Any, Any]) -> Any:  # noqa: ANN401 - whatever
     kind = type(value)
     if kind is tuple and all(type(item) in _ATOMS for item in value):
         return value
-    if kind is not dict or id(value) in memo:
+    if isinstance(value, torch.Tensor) and not value.is_leaf:
+        return value  # kept from a run, and no tensor that copy.deepcopy copies
+    if kind not in {dict, list} or id(value) in memo:
         return copy.deepcopy(value, memo)
-    new: dict[Any, Any] = {}
-    memo[id(value)] = new
-    return _copied_table(value, new, memo)
+    if kind is dict:
+        memo[id(value)] = table = dict[Any, Any]()
+        return _copied_table(value, table, memo)
+    memo[id(value)] = new = list[Any]()
+    new += [item if type(item) in _ATOMS else _copied(item, memo) for item in value]
+    return new
 
 
 def _tensors(modules: list[nn.Module]) -> list[torch.Tensor]:

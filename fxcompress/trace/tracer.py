@@ -27,7 +27,7 @@ from fxcompress.trace.hooks import hooked, hooks_of, remove_hooks
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.lowering import lower, sweep
 from fxcompress.trace.memory import carried_over
-from fxcompress.trace.own_modes import own_modes
+from fxcompress.trace.own_modes import forget_runs, own_modes
 from fxcompress.trace.paths import run_paths
 from fxcompress.trace.questions import asking_type
 from fxcompress.trace.same_graph import same_graph
@@ -206,6 +206,7 @@ def _by_running(inputs: ExampleInputs) -> "partial[fx.Graph]":
 
 def _traced(model: nn.Module, graph_of: GraphOf) -> TracedModule:
     root = skeleton(model)
+    forget_runs(root)
     make_weights_plain(root)
     lower(root)
     modes = [(module, module.training) for module in modules_in(root)]

@@ -5,7 +5,7 @@ import warnings
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.prepare import prepare, prepare_pieces
@@ -62,21 +62,22 @@ def load(path: str | os.PathLike[str], model: nn.Module, example_inputs: Any = N
         _check_shapes(model, provenance, path)
     try:
         if provenance.pieces:
-            result = _in_pieces(model, example_inputs, provenance, path, plain=plain)
+            result, known = _in_pieces(model, example_inputs, provenance, path, plain=plain)
         else:
             inputs = example_inputs if example_inputs is not None else _inputs(provenance, model, path)
             analysis = prepare(model, inputs, plain=plain)
             if plain:
                 _check_shapes(analysis.module, provenance, path)
-            result = _cut(analysis, provenance, path)
+            result, known = _cut(analysis, provenance, path), _is_known(analysis, provenance)
     except ExampleInputError as error:
         raise StorageError(f"{path} does not fit the model: {error}") from error
     _fill(result, saved, path)
-    if saved.fingerprint and isinstance(result, fx.GraphModule) and fingerprint(result) != saved.fingerprint:
+    if not known:
         warnings.warn(
-            f"{path} was saved from a network of the same shapes as this {type(model).__name__}, but its graph has "
-            "other operations, arguments or settings of layers: it may compute something else. Build the model with "
-            "the code and arguments that it was built with, by the same versions of its libraries, or compare outputs",
+            f"{path} was saved from a network of the same shapes as this {type(model).__name__}, but the graph that it "
+            "was made from has other operations, arguments or settings of layers: it may compute something else. Build "
+            "the model with the code and arguments that it was built with, by the same versions of its libraries, or "
+            "compare outputs",
             stacklevel=3,  # the decorator lies between
         )
     return result.eval()
@@ -90,8 +91,11 @@ def _has_computed_weights(model: nn.Module, provenance: Provenance) -> bool:
 
 def _in_pieces(
     model: nn.Module, example_inputs: object, provenance: Provenance, path: object, *, plain: bool
-) -> nn.Module:
-    """A copy of a model without a graph as a whole, the pieces of which are cut as they were in the saved network."""
+) -> tuple[nn.Module, bool]:
+    """A copy of a model without a graph as a whole, the pieces of which are cut as they were in the saved network.
+
+    And whether all pieces have the graphs that they had.
+    """
     wanted = provenance.pieces.keys()
     if example_inputs is None:
         raise StorageError(
@@ -116,7 +120,12 @@ def _in_pieces(
         if plain:
             _check_shapes(analysis.module, provenance.of_piece(name), path)
         install(result.get_submodule(name), _cut(analysis, provenance.of_piece(name), path))
-    return result
+    return result, all(_is_known(analysis, provenance.of_piece(name)) for name, analysis in analyses.items())
+
+
+def _is_known(analysis: Analysis, provenance: Provenance) -> bool:
+    """Whether the graph is that of the network that was compressed or pruned, as far as the file can tell."""
+    return provenance.graph in {"", fingerprint(analysis.module)}
 
 
 def _check_shapes(model: nn.Module, provenance: Provenance, path: object) -> None:

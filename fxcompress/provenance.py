@@ -60,6 +60,7 @@ class PieceRecord:
     weights: int = 0
     inputs: Inputs = ()
     joins: tuple[Narrowing, ...] = ()
+    graph: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +76,9 @@ class Provenance:
         inputs: what the network was analysed on.
         biases: weights whose layers the original has without a bias, and which got one when constants were folded.
         joins: sums that a path narrower than the sum leads to. Which channels the path has lost follows from ``kept``.
-        pieces: by their paths, for a network that was rewritten in pieces; its own ``cuts``, ``inputs`` and ``joins``
-            are empty.
+        pieces: by their paths, for a network that was rewritten in pieces; its own ``cuts``, ``inputs``, ``joins`` and
+            ``graph`` are empty.
+        graph: :func:`~fxcompress.trace.fingerprint.fingerprint` of the original's graph; empty where it is not known.
     """
 
     shapes: dict[str, tuple[int, ...]]
@@ -88,6 +90,7 @@ class Provenance:
     biases: tuple[str, ...] = ()
     joins: tuple[Narrowing, ...] = ()
     pieces: dict[str, PieceRecord] = field(default_factory=dict)
+    graph: str = ""
 
     def of_piece(self, path: str) -> "Provenance":
         """What was cut out of one piece, with the names that its tensors have in it."""
@@ -98,7 +101,7 @@ class Provenance:
 
         piece, biases = self.pieces[path], tuple(own(dict.fromkeys(self.biases)))
         tables = own(self.shapes), own(self.kept), piece.cuts, own(self.grids)
-        return Provenance(*tables, piece.weights, piece.inputs, biases, piece.joins)
+        return Provenance(*tables, piece.weights, piece.inputs, biases, piece.joins, graph=piece.graph)
 
 
 def attach(module: fx.GraphModule, provenance: Provenance) -> None:
@@ -141,5 +144,7 @@ def _joined(module: nn.Module, pieces: dict[str, Provenance]) -> Provenance:
         grids=named({path: one.grids for path, one in pieces.items()}),
         weights=sum(one.weights for one in pieces.values()),
         biases=tuple(f"{path}.{name}" for path, one in pieces.items() for name in one.biases),
-        pieces={path: PieceRecord(one.cuts, one.weights, one.inputs, one.joins) for path, one in pieces.items()},
+        pieces={
+            path: PieceRecord(one.cuts, one.weights, one.inputs, one.joins, one.graph) for path, one in pieces.items()
+        },
     )

@@ -1,5 +1,9 @@
 """What comes out of training computes what was trained: random networks, from their quantizers to the file."""
 
+import copy
+import tempfile
+from pathlib import Path
+
 import torch
 from hypothesis import HealthCheck, given, settings
 from torch import nn
@@ -34,3 +38,26 @@ def test_finalized_networks_compute_the_same(example: Example) -> None:
     expected = outputs(net, example.inputs)
     for options in ({"prune": False}, {"fold": False}, {}):
         assert difference(expected, outputs(net.finalize(**options), example.inputs)) <= 1e-9
+
+
+@EXAMPLES
+@given(examples())
+def test_removed_step_by_step_it_loads_without_a_word(example: Example) -> None:
+    """The numbers of a slice depend on the steps, and ``load`` cuts at once: that is no other network."""
+    fresh, net = copy.deepcopy(example.net), compressed(example)
+    generator = torch.Generator().manual_seed(example.seed)
+    for _ in range(3):
+        with torch.no_grad():
+            for module in net.modules():
+                if isinstance(module, Quantizer):
+                    module.bits[torch.rand(module.bits.shape, generator=generator) < 0.3] = 0.0
+            for name, parameter in net.named_parameters():
+                if name.endswith("bias"):
+                    parameter[torch.rand(parameter.shape, generator=generator) < 0.8] = 0.0
+        net.step()
+        net.prune()
+    final = net.finalize()
+    with tempfile.TemporaryDirectory() as folder:
+        fxc.save(final, Path(folder) / "net.fxc")
+        loaded = fxc.load(Path(folder) / "net.fxc", fresh, example.inputs)
+    assert difference(outputs(final, example.inputs), outputs(loaded, example.inputs)) == 0

@@ -377,3 +377,26 @@ def test_load_tells_a_network_of_the_same_shapes_that_computes_something_else(tm
     for other in (Shaped(nn.GELU()), Shaped(nn.ReLU(), stride=2), Shaped(nn.ReLU(), slope=0.2)):
         with pytest.warns(UserWarning, match="same shapes as this Shaped, .* may compute something else"):
             fxc.load(tmp_path / "net.fxc", other)
+
+
+class Decides(nn.Module):
+    """It has no graph as a whole."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.inner(x)
+        return result if result.sum() > 0 else -result
+
+
+def test_load_tells_a_piece_of_the_same_shapes_that_computes_something_else(tmp_path: Path) -> None:
+    final = fxc.compress(Decides(Shaped(nn.ReLU())), image()).finalize()
+    fxc.save(final, tmp_path / "net.fxc")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded = fxc.load(tmp_path / "net.fxc", Decides(Shaped(nn.ReLU())), image())
+    assert torch.equal(loaded(image()), final.eval()(image()))
+    with pytest.warns(UserWarning, match="same shapes as this Decides, .* may compute something else"):
+        fxc.load(tmp_path / "net.fxc", Decides(Shaped(nn.GELU())), image())

@@ -3,19 +3,20 @@
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fxcompress.passes.prune_channels import Pruned
 from fxcompress.provenance import Grid, Provenance, provenance_of
+from fxcompress.trace.fingerprint import fingerprint
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.traced import TracedModule
 
 
-def original_provenance(module: nn.Module, inputs: ExampleInputs) -> Provenance:
+def original_provenance(module: TracedModule, inputs: ExampleInputs) -> Provenance:
     """The provenance of a network that nothing was cut out of."""
     state = module.state_dict(keep_vars=True)
     shapes = {name: tuple(value.shape) for name, value in state.items() if isinstance(value, Tensor)}
-    return Provenance(shapes, inputs=_described(inputs))
+    return Provenance(shapes, inputs=_described(inputs), graph=fingerprint(module))
 
 
 def started(module: TracedModule, inputs: ExampleInputs, weights: int) -> Provenance:

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from fxcompress.errors import StorageError
 from fxcompress.provenance import Cuts, Grid, Inputs, Narrowing, PieceRecord, Provenance, provenance_of
@@ -39,7 +39,6 @@ from fxcompress.storage.streams import (
     open_streams,
     write_streams,
 )
-from fxcompress.trace.fingerprint import fingerprint
 
 __all__ = ["FORMAT", "SavedNetwork", "read", "save"]
 
@@ -61,12 +60,10 @@ class SavedNetwork:
             stored as integers, that is, not those that were edited after ``finalize()``. And bit depths are whole
             numbers, for each channel the smallest whose range holds the codes that are present: the trained fractions
             are not stored.
-        fingerprint: of its graph; empty where it has none, and in files of earlier versions.
     """
 
     tensors: dict[str, Tensor]
     provenance: Provenance
-    fingerprint: str = ""
 
 
 def save(module: nn.Module, path: str | os.PathLike[str]) -> int:
@@ -110,8 +107,6 @@ def save(module: nn.Module, path: str | os.PathLike[str]) -> int:
         )
     writer = Writer()
     index = _describe({name: _storable(name, value) for name, value in module.state_dict().items()}, provenance, writer)
-    if isinstance(module, fx.GraphModule):
-        index["o"] = fingerprint(module)
     streams, length = writer.finish(json.dumps(index, separators=(",", ":")))
     return write_streams(file, streams, f"{FORMAT} {length} {checksum(streams)}")
 
@@ -175,7 +170,8 @@ def _describe(state: dict[str, Tensor], provenance: Provenance, writer: Writer) 
     more = {
         "b": provenance.biases,
         "j": _rows(provenance.joins),
-        "p": {path: [p.cuts, p.weights, p.inputs, _rows(p.joins)] for path, p in provenance.pieces.items()},
+        "h": provenance.graph,
+        "p": {path: [p.cuts, p.weights, p.inputs, _rows(p.joins), p.graph] for path, p in provenance.pieces.items()},
     }
     return index | {key: value for key, value in more.items() if value}
 
@@ -239,14 +235,14 @@ def _rebuild(reader: Reader, length: int) -> SavedNetwork:
     tensors |= {name: tensors[row["a"]] for name, row in rows.items() if "a" in row}
     grids |= {name: grids[row["a"]] for name, row in rows.items() if row.get("a") in grids and row["g"]}
     pieces = {
-        path: PieceRecord(_pairs(cuts), weights, _inputs(inputs), _joins(joins))
-        for path, (cuts, weights, inputs, joins) in index.get("p", {}).items()
+        path: PieceRecord(_pairs(cuts), weights, _inputs(inputs), _joins(joins), *graph)
+        for path, (cuts, weights, inputs, joins, *graph) in index.get("p", {}).items()
     }
     provenance = Provenance(
         shapes, kept, _pairs(index["c"]), grids, index["w"], _inputs(index.get("i", ())),
-        tuple(index.get("b", ())), _joins(index.get("j", ())), pieces,
+        tuple(index.get("b", ())), _joins(index.get("j", ())), pieces, index.get("h", ""),
     )  # fmt: skip
-    return SavedNetwork({name: tensors[name] for name in rows if name in tensors}, provenance, index.get("o", ""))
+    return SavedNetwork({name: tensors[name] for name in rows if name in tensors}, provenance)
 
 
 def _pairs(cuts: Iterable[list[str]]) -> Cuts:

@@ -22,7 +22,7 @@ VERSION = 1
 
 
 def encode(provenance: Provenance) -> Tensor:
-    """The record of a network in training, uint8 (n,); number formats and inputs are left out.
+    """The record of a network in training, uint8 (n,); number formats, inputs and the fingerprint are left out.
 
     >>> provenance = Provenance({"weight": (4, 3)}, {"weight": {0: (0, 2)}})
     >>> decode(encode(provenance)) == provenance

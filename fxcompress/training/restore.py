@@ -90,7 +90,7 @@ def plan_load(net: SizedModule, state: Mapping[str, Any], *, strict: bool) -> Re
         plan = None
         if missing_branches(have, want) or have.kept != want.kept:
             pruned = recut(analyse(net, net.settings.inputs), have, want)
-            plan = Recut(net, pruned, replace(want, grids=have.grids, inputs=have.inputs))
+            plan = Recut(net, pruned, replace(want, grids=have.grids, inputs=have.inputs, graph=have.graph))
     except ShapeError as error:
         raise CheckpointError(
             f"the state_dict does not fit {type(net).__name__}: {error}; load it into a network fresh from compress()"

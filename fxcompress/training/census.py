@@ -290,7 +290,7 @@ def _zero_before(use: _Use, known: Known) -> np.ndarray:
     if use.statistics is None:
         site = site_of(use.step.call)
         assert site is not None
-        return ~live_rows(site, known).numpy()
+        return ~live_rows(site, known)
     source: Value = use.step.call.args[0]
     found = known.of(source)
     others = [d for d in range(found.ndim) if d != 1]

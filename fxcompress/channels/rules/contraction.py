@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fxcompress.channels.layers import Layers, along, support, vector
-from fxcompress.channels.rules.patterns import Pattern, pattern
+from fxcompress.channels.rules.patterns import Pattern, is_array, pattern
 from fxcompress.channels.rules.pointwise import couple_aligned
 from fxcompress.channels.rules.registry import Known, OpClass, nothing_known, register
 from fxcompress.channels.space import Space
@@ -208,23 +208,23 @@ def may_read(site: Site, known: Known) -> np.ndarray:
 
 
 def _nonzero_along(source: Tensor, dim: int, size: int) -> np.ndarray:
-    may = (source != 0).cpu().numpy()
+    may = source.numpy() != 0 if is_array(source) else (source != 0).cpu().numpy()
     others = tuple(d for d, n in enumerate(may.shape) if n > 1 and d != dim)
     entries = (may.any(axis=others) if others else may).reshape(-1)
     return entries if len(entries) == size else np.repeat(entries, size)
 
 
-def live_rows(site: Site, known: Known) -> Tensor:
+def live_rows(site: Site, known: Known) -> np.ndarray:
     """Which outputs may depend on the input: bool (R,)."""
     weights, read = pattern_of(site, known), may_read(site, known)
     g = site.groups
     if g == 1:
-        rows: Tensor = known.once(weights, read.tobytes(), lambda: torch.from_numpy(weights.rows_with(read)))
+        rows: np.ndarray = known.once(weights, read.tobytes(), lambda: weights.rows_with(read))
         return rows
     may = weights.dense()
     if site.transposed:
-        return torch.from_numpy((may & read).reshape(-1, g, site.entries // g).any(-1).T.reshape(-1))
-    return torch.from_numpy((may.reshape(g, -1, may.shape[1]) & read.reshape(g, 1, -1)).any(-1).reshape(-1))
+        return np.asarray((may & read).reshape(-1, g, site.entries // g).any(-1).T.reshape(-1))
+    return np.asarray((may.reshape(g, -1, may.shape[1]) & read.reshape(g, 1, -1)).any(-1).reshape(-1))
 
 
 def _constants(step: Step, known: Known) -> list[Tensor]:
@@ -234,9 +234,9 @@ def _constants(step: Step, known: Known) -> list[Tensor]:
     scaled = any(step.call.kwargs.get(k, 1) != 1 for k in ("alpha", "beta"))
     if site is None or scaled or (site.bias is not None and site.bias.rank != 1):
         return nothing_known(step, known)
-    bias = torch.zeros(1, dtype=torch.float64, device="cpu") if site.bias is None else known.small(site.bias)
-    value = torch.where(live_rows(site, known), torch.nan, bias)
-    return [vector(value, out.rank, site.out_dim) if value.numel() > 1 else value.reshape((1,) * out.rank)]
+    bias = 0.0 if site.bias is None else known.small(site.bias)
+    value = np.where(live_rows(site, known), np.nan, bias)
+    return [torch.from_numpy(value.reshape([-1 if d == site.out_dim else 1 for d in range(out.rank)]))]
 
 
 CONVOLUTION = register(OpClass("convolution", _conv_labels, _constants), ["convolution"])

@@ -167,9 +167,9 @@ def _constants(step: Step, known: Known) -> list[Tensor]:
     zero = zero.all(dim=others).expand(sum(groups))
     found = torch.cat([part.all().expand(len(part)) for part in zero.split(list(groups))])
     if weight is not None:
-        found = found | (known.small(weight) == 0)
-    beta = torch.zeros(1, dtype=torch.float64, device="cpu") if bias is None else known.small(bias)
-    return [vector(torch.where(found, beta, torch.nan), value.rank, 1)]
+        found = found | torch.from_numpy(known.small(weight) == 0)
+    numbers = np.where(found.numpy(), 0.0 if bias is None else known.small(bias), np.nan)
+    return [vector(torch.from_numpy(numbers), value.rank, 1)]
 
 
 def left_of(groups: Sequence[int], kept: np.ndarray) -> Groups:

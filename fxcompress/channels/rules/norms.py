@@ -43,8 +43,7 @@ def _constants(step: Step, known: Known) -> list[Tensor]:
                 (x - means) * (gamma / np.sqrt(variances + eps)) + beta,
             )
             value = running if known.training is False else np.where(value == running, value, np.nan)
-    out = step.outputs[0]
-    return [vector(torch.from_numpy(value), out.rank, 1), *nothing_known(step, known)[1:]]
+    return [_along_channels(value, step.outputs[0].rank), *nothing_known(step, known)[1:]]
 
 
 def _channels(source: Tensor) -> np.ndarray:
@@ -55,8 +54,13 @@ def _channels(source: Tensor) -> np.ndarray:
     return source.double().cpu().numpy().reshape(-1)
 
 
+def _along_channels(value: np.ndarray, rank: int) -> Tensor:
+    """The map of a tensor of ``rank`` that varies along its channels alone, from (C,) or (1,)."""
+    return torch.from_numpy(value.reshape(1, -1, *(1,) * (rank - 2)))
+
+
 def _vector(value: Value | None, default: float, known: Known) -> np.ndarray:
-    return np.array([default]) if value is None else known.small(value).numpy()
+    return np.array([default]) if value is None else known.small(value)
 
 
 BATCH_NORM = register(
@@ -103,8 +107,8 @@ def _group_constants(step: Step, known: Known) -> list[Tensor]:
         return nothing_known(step, known)
     zero = (channels.reshape(-1).expand(source.shape[1]).reshape(groups, -1) == 0).all(1, keepdim=True).cpu()
     zero = zero.expand(groups, source.shape[1] // groups).reshape(-1)
-    value = torch.where(zero, torch.from_numpy(_vector(bias, 0.0, known)), torch.nan)
-    return [vector(value, step.outputs[0].rank, 1), *nothing_known(step, known)[1:]]
+    value = np.where(zero.numpy(), _vector(bias, 0.0, known), np.nan)
+    return [_along_channels(value, step.outputs[0].rank), *nothing_known(step, known)[1:]]
 
 
 _GROUP_NORM = torch.ops.aten.native_group_norm.default

@@ -96,7 +96,7 @@ def pattern(weight: Tensor, row: int, column: int, shape: Sequence[int]) -> Patt
         column: the dim of the inputs.
         shape: of the weight.
     """
-    if tuple(weight.shape) == tuple(shape) and _is_array(weight):
+    if tuple(weight.shape) == tuple(shape) and is_array(weight):
         array = np.moveaxis(weight.detach().numpy(), (row, column), (0, 1))
         if array.flags.c_contiguous:
             return Pattern(array)
@@ -112,7 +112,7 @@ def nonzero_anywhere(tensor: Tensor, dims: Sequence[int]) -> Tensor:
     Once for each weight of a network, so it is numpy where it can be: that takes a third of the time of torch's
     reduction over a small inner dim, and one thread, not as many as there are cores.
     """
-    if not _is_array(tensor):
+    if not is_array(tensor):
         may = tensor != 0
         return (may.any(dim=list(dims)) if dims else may).cpu()
     array = tensor.detach().numpy()
@@ -143,6 +143,6 @@ def _mark_nonzero(array: np.ndarray, result: np.ndarray) -> None:
         result[open_] = found
 
 
-def _is_array(tensor: Tensor) -> bool:
+def is_array(tensor: Tensor) -> bool:
     """Whether numpy can look at a tensor as it lies in memory."""
     return tensor.device.type == "cpu" and tensor.dtype in {torch.float16, torch.float32, torch.float64}

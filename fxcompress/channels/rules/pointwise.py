@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -90,6 +91,43 @@ def _labels(call: Call, space: Space) -> tuple[Layers, ...]:
 
 def run_known(step: Step, known: Known) -> list[Tensor]:
     """Run the op itself where all operands are known; NaN elsewhere."""
+    return _of_zeros(step, known) or _run(step, known)
+
+
+def _of_zeros(step: Step, known: Known) -> list[Tensor] | None:
+    """The same for a tensor and numbers, where all that is known of the tensor is zero; None for others.
+
+    Most activations meet nothing else: what each makes of zero is asked once.
+    """
+    call = step.call
+    source, *numbers = call.args or (None,)
+    if (
+        type(source) is not Value
+        or call.kwargs
+        or len(step.outputs) > 1
+        or not all(type(x) in _NUMBERS for x in numbers)
+    ):
+        return None
+    before = known.of(source)
+    if before.dtype is not torch.float64 or not before.is_cpu or not step.outputs[0].meta.is_floating_point():
+        return None
+    array = before.numpy()
+    zero = array == 0
+    if not zero.any():
+        return nothing_known(step, known) if np.isnan(array).all() else None
+    if not (zero | np.isnan(array)).all():
+        return None
+    at_zero = known.once(call.func, tuple(numbers), lambda: float(call.func(_ZERO, *numbers)))
+    if not at_zero:
+        return [before]
+    return [torch.from_numpy(np.where(zero, at_zero, np.nan))]
+
+
+_NUMBERS = frozenset({bool, int, float})
+_ZERO = torch.zeros((), dtype=torch.float64, device="cpu")
+
+
+def _run(step: Step, known: Known) -> list[Tensor]:
     tree = (step.call.args, step.call.kwargs)
     maps = [known.of(value) for value in find(Value, tree)]
     plain = any(isinstance(leaf, Tensor) for leaf in leaves(tree))
@@ -168,7 +206,7 @@ def _copied(step: Step, known: Known) -> list[Tensor]:
     return [pad_rank(known.of(source), step.outputs[0].rank)]
 
 
-_NUMBERS = {"zero": 0.0, "zeros_like": 0.0, "ones_like": 1.0}
+_FILLS = {"zero": 0.0, "zeros_like": 0.0, "ones_like": 1.0}
 """What ops fill a tensor with. A number that is given may be computed from sizes, and be another one next time."""
 
 
@@ -177,7 +215,7 @@ def _filled(step: Step, known: Known) -> list[Tensor]:
     (out,) = step.outputs
     if not out.meta.is_floating_point():
         return nothing_known(step, known)
-    number = _NUMBERS[step.call.func.overloadpacket.__name__]
+    number = _FILLS[step.call.func.overloadpacket.__name__]
     return [torch.full((1,) * out.rank, number, dtype=torch.float64, device="cpu")]
 
 
@@ -282,7 +320,7 @@ register(OpClass("choice", _labels, _choose), ["where", "masked_fill"])
 
 # Elementwise, but without the pointwise tag.
 register(POINTWISE, ["hardswish", "hardsigmoid", "fill", "full_like"])
-FILLED = register(OpClass("pointwise, filled", _labels, _filled), list(_NUMBERS))
+FILLED = register(OpClass("pointwise, filled", _labels, _filled), list(_FILLS))
 register(OpClass("copy", _labels, _copied), ["copy"])
 # Elementwise, but what they return where an operand is unknown need not be unknown, or is random.
 register(

@@ -27,7 +27,7 @@ def _labels(call: Call, space: Space) -> tuple[Layers, ...]:
 def _constants(step: Step, known: Known) -> list[Tensor]:
     """A channel of zero bits is zero."""
     weight, bits, _, channel_dim, groups = step.call.args
-    zero = known.small(bits) == 0
+    zero = torch.from_numpy(known.small(bits) == 0)
     if channel_dim == 1 and groups > 1:
         inner = weight.shape[0] // groups
         zero = zero.expand(bits.shape).reshape(groups, 1, -1).expand(groups, inner, -1).reshape(weight.shape[0], -1)

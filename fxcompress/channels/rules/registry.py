@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -80,15 +81,21 @@ class Known:
         found = self._maps.get(value.key)
         return unknown(value) if found is None else found
 
-    def small(self, value: Value) -> Tensor:
-        """The map of a vector, float64 (K,) or (1,) on the CPU."""
+    def small(self, value: Value) -> np.ndarray:
+        """The map of a vector, float64 (K,) or (1,): in numpy, which takes a third of the time of torch for so few."""
         found = self.of(value)
-        result: Tensor = self.once(found, "small", lambda: found.double().cpu().reshape(-1))
+        result: np.ndarray = self.once(found, "small", lambda: _array(found).reshape(-1))
         return result
 
     def bits(self, value: Value) -> Tensor:
         """The map with each float64 seen as an integer, so that NaN equals itself."""
         return self.of(value).double().view(torch.int64)
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    if tensor.device.type == "cpu" and tensor.dtype in {torch.float32, torch.float64}:
+        return tensor.detach().numpy().astype(np.float64, copy=False)
+    return tensor.double().cpu().numpy()
 
 
 def unknown(value: Value) -> Tensor:

@@ -1,5 +1,7 @@
 """``fit``: the whole loop on real data, its controllers, and its errors."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 
 import fxcompress as fxc
 from fxcompress.training.controller import ConstantGamma, TargetSize
+from fxcompress.training.guard import Guard
 from fxcompress.training.history import EpochRecord
 from tests.nets import Block
 
@@ -116,6 +119,23 @@ def test_no_pressure_while_the_accuracy_is_too_low() -> None:
     assert [record.gamma for record in result.history] == [0.5, 0.0, 0.0]
     with pytest.raises(ValueError, match="validate"):
         fxc.fit(Digits(), loader, F.cross_entropy, epochs=1, gamma=0.5, min_accuracy=0.9)
+
+
+@pytest.mark.parametrize("lowest", [4.0, 0.5, -0.5, -4.0])
+def test_a_loss_may_rise_by_a_share_of_its_lowest_on_either_side_of_zero(lowest: float) -> None:
+    """A logarithm of a likelihood may be of either sign."""
+    guard = Guard(max_loss_increase=0.2)
+    for rise, held in ((0.0, False), (0.15, False), (0.25, True), (0.15, False)):
+        for _ in range(500):  # until the smoothed loss is there
+            guard.see_loss(lowest + rise * abs(lowest))
+        assert guard.holds is held
+
+
+def test_a_metric_that_is_not_a_number_is_too_low() -> None:
+    guard = Guard(min_metric=-1.0)
+    for metric, held in ((-2.0, True), (0.0, False), (math.nan, True), (-1.0, False)):
+        guard.see_metric(metric)
+        assert guard.holds is held
 
 
 @pytest.mark.parametrize("held", [False, True])

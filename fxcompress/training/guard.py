@@ -49,7 +49,8 @@ class Guard:
     def holds(self) -> bool:
         """Whether there must be no pressure now."""
         return self.low or (
-            self.max_loss_increase is not None and self.smoothed > self.lowest * (1 + self.max_loss_increase)
+            self.max_loss_increase is not None
+            and self.smoothed > self.lowest + self.max_loss_increase * abs(self.lowest)  # likelihoods fall below 0
         )
 
     def see_loss(self, loss: float) -> None:
@@ -58,5 +59,5 @@ class Guard:
         self.lowest = min(self.lowest, self.smoothed)
 
     def see_metric(self, metric: float) -> None:
-        """Take in the metric of an epoch; the higher the better."""
-        self.low = self.min_metric is not None and metric < self.min_metric
+        """Take in the metric of an epoch; the higher the better, and one that is not a number reaches nothing."""
+        self.low = self.min_metric is not None and not metric >= self.min_metric

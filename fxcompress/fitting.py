@@ -133,7 +133,7 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
     _check_average(net, average)
     if target_size is not None and not going_on:
         _check_target(net, target_size)
-    chosen = optimizer or torch.optim.Adam(net.param_groups(lr, weight_decay=weight_decay))
+    chosen = optimizer or torch.optim.Adam(net.param_groups(lr, weight_decay=weight_decay, eps=_eps(net)))
     steps = epochs * count
     schedule = scheduler or cosine(chosen, steps, min(steps // 20, 100))
     keeper = None
@@ -257,6 +257,11 @@ def _compressed(
     inputs = example_inputs if example_inputs is not None else _first(model, loader)
     bits = min(24.0, max(8.0, 40 * (target_size or 0)))  # a quarter above the target of 32 bits, where 8 are too few
     return compress(model, inputs, bits=bits, death_limit=DEATH_LIMIT)
+
+
+def _eps(net: Compressed) -> float:
+    """Adam's own, or what is more than 0 in the precision of the parameters."""
+    return max([1e-8, *(torch.finfo(p.dtype).tiny for p in net.parameters() if p.is_floating_point())])
 
 
 def _check_average(net: Compressed, average: object) -> None:

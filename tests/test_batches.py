@@ -100,6 +100,16 @@ class Stream(torch.utils.data.IterableDataset[Any]):
         return iter(data())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_the_mean_loss_is_that_of_all_batches_in_any_precision(dtype: torch.dtype) -> None:
+    """A sum in half precision stops rising at a few hundred times what is added."""
+    result = trained(
+        Plain().to(dtype), [(torch.randn(4, 6, dtype=dtype), torch.zeros(4))] * 250,
+        lambda output, _: 0 * output.sum() + 7.25, epochs=1, lr=0.0, gamma=0.0,
+    )  # fmt: skip
+    assert result.history[0].loss == pytest.approx(7.25)
+
+
 @pytest.mark.parametrize(
     ("loader", "kind", "message"),
     [
@@ -189,6 +199,15 @@ def test_data_that_is_not_finite_is_named_and_leaves_the_statistics_alone() -> N
     mean = net.get_buffer("body.1.running_mean")
     assert mean.isfinite().all()
     assert mean.any()
+
+
+def test_a_network_that_the_optimizer_has_ruined_is_named() -> None:
+    """Adam's eps is 0 in float16, and divides 0 by 0 where there is no gradient."""
+    net = fxc.compress(Plain().half(), torch.zeros(4, 6).half())
+    adam = torch.optim.Adam(net.param_groups())
+    loader = [(torch.zeros(4, 6, dtype=torch.half), torch.zeros(4))]
+    with pytest.raises(DivergenceError, match=r"body\.0\.weight holds nan or inf since a step .* eps of Adam"):
+        trained(net, loader, lambda output, _: 0 * output.sum(), optimizer=adam)
 
 
 def test_the_loader_is_checked_before_anything_is_made(tmp_path: Path) -> None:

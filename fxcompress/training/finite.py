@@ -45,8 +45,8 @@ def what_is_not_finite(loss: Tensor, net: nn.Module) -> str:
     return f"the loss is {float(loss.detach()):.4g}, and the gradient of {wrong[0]}{more} is not finite"
 
 
-def what_of_the_batch(batch: Batch) -> str:
-    """Whether it is the data that is not finite, in words."""
+def why_not_finite(net: nn.Module, batch: Batch) -> str:
+    """Whether it is the data that is not finite, or the network by now, in words."""
     found: list[str] = []
 
     def see(where: str, tensor: Tensor) -> Tensor:
@@ -56,7 +56,13 @@ def what_of_the_batch(batch: Batch) -> str:
 
     replace(lambda tensor: see("inputs", tensor), [batch.args, batch.kwargs])
     replace(lambda tensor: see("target", tensor), batch.target)
-    return f"; the {found[0]} of this batch hold nan or inf already" if found else ""
+    if found:
+        return f"; the {found[0]} of this batch hold nan or inf already"
+    wrong = next(((n, p) for n, p in net.named_parameters() if not bool(torch.isfinite(p).all())), None)
+    if wrong is None:
+        return ""
+    small = "; the eps of Adam must be 1e-7 or more in float16, where less is 0" if wrong[1].dtype == torch.half else ""
+    return f"; {wrong[0]} holds nan or inf since a step that the optimizer made of finite gradients{small}"
 
 
 def _values(grad: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
@@ -12,12 +13,13 @@ from torch.optim.swa_utils import AveragedModel
 from fxcompress.passes.prune_report import PruneReport
 from fxcompress.training.batches import NO_BATCH, Batch, argument_names, scalar_loss
 from fxcompress.training.controller import ConstantGamma
-from fxcompress.training.finite import Forward, NotFinite, what_is_not_finite, what_of_the_batch
+from fxcompress.training.finite import Forward, NotFinite, what_is_not_finite, why_not_finite
 from fxcompress.training.guard import Guard
 from fxcompress.training.in_pieces import Compressed
 from fxcompress.training.interrupt import Interrupt, StepDone
 from fxcompress.training.policy import PrunePolicy
 
+_ELSEWHERE = "the loss in another process is not finite"
 Loss = Callable[[Any, Any], Tensor]
 Gamma = Callable[[float, float], float]
 
@@ -82,6 +84,7 @@ class Trainer:
         names = argument_names(self.net)
         for batch in loader:
             loss = self._step(Batch.of(batch, names).to(next(self.net.parameters()).device))
+            loss = loss.to(torch.promote_types(loss.dtype, torch.float32))  # a sum of halves stops rising
             self.loss_sum = loss if self.loss_sum is None else self.loss_sum + loss
             self.batch += 1
             if self.interrupt is not None and self.interrupt.requested:
@@ -127,7 +130,7 @@ class Trainer:
         if self.mean(float(bool(wrong))):  # in all processes or in none
             forward.undo()
             self.optimizer.zero_grad(set_to_none=True)
-            raise NotFinite(wrong + what_of_the_batch(batch) if wrong else "the loss in another process is not finite")
+            raise NotFinite(wrong + why_not_finite(self.net, batch) if wrong else _ELSEWHERE)
 
     def _pressure(self, net: Compressed) -> float:
         if self.guard.holds:

@@ -19,6 +19,7 @@ from fxcompress.errors import AverageError, CheckpointError
 from fxcompress.storage.states import read_states
 from fxcompress.training.averages import copies_of
 from fxcompress.training.batches import Batch, argument_names, check_callable, check_loss, count_batches, first_batch
+from fxcompress.training.controller import Gamma
 from fxcompress.training.fit import FitResult, Validate, gamma_of, train
 from fxcompress.training.guard import Guard
 from fxcompress.training.history import EpochRecord
@@ -26,7 +27,7 @@ from fxcompress.training.in_pieces import Compressed
 from fxcompress.training.policy import PrunePolicy, prune_policy
 from fxcompress.training.resume import Keeper, check_run
 from fxcompress.training.schedule import cosine
-from fxcompress.training.trainer import Gamma, Loss, Scheduler
+from fxcompress.training.trainer import Loss, Scheduler
 
 DEATH_LIMIT = 0.1
 """Share of the channels that may lose their last bit in one step, where :func:`fit` compresses the model."""

@@ -208,6 +208,15 @@ def test_resumed_training_goes_on_where_it_stopped(tmp_path: Path, restore: bool
         torch.testing.assert_close(ours, theirs, msg=name)
 
 
+def test_a_callback_may_be_used_for_several_trainings(tmp_path: Path) -> None:
+    fresh, callback = network(), SelfCompressionCallback(target_size=0.1)
+    nets = [copy.deepcopy(fresh) for _ in range(2)]
+    for net in nets:
+        trainer(TrainerModel(net), adam(net), tmp_path, callback).train()
+    for (name, first), second in zip(nets[0].named_parameters(), nets[1].parameters(), strict=True):
+        torch.testing.assert_close(first, second, msg=name)
+
+
 def test_a_shrunk_network_is_resumed(tmp_path: Path) -> None:
     fresh = network()
     whole, model = copy.deepcopy(fresh), TrainerModel(copy.deepcopy(fresh))

@@ -153,6 +153,20 @@ def test_resumed_training_goes_on_where_it_stopped(tmp_path: Path) -> None:
         torch.testing.assert_close(ours, theirs[1], msg=name)
 
 
+def test_a_callback_may_be_used_for_several_trainings() -> None:
+    """A second one begins anew; but one that its trainer makes longer goes on."""
+    fresh, callback = network(), SelfCompression(target_size=0.1)
+    nets = [copy.deepcopy(fresh) for _ in range(2)]
+    for net in nets:
+        trainer = fit(Model(net), callback)
+        assert callback.done == 48
+    for (name, first), second in zip(nets[0].named_parameters(), nets[1].parameters(), strict=True):
+        torch.testing.assert_close(first, second, msg=name)
+    trainer.fit_loop.max_epochs = 3
+    trainer.fit(Model(nets[1]), DataLoader(TensorDataset(*map(torch.cat, zip(*batches(), strict=True))), batch_size=8))
+    assert callback.done == 72
+
+
 def test_a_shrunk_network_is_resumed(tmp_path: Path) -> None:
     fresh = network()
     whole, resumed = copy.deepcopy(fresh), copy.deepcopy(fresh)

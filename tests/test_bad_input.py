@@ -426,6 +426,11 @@ Kind = type[Exception]
         ({"epochs": None}, TypeError, "epochs=None is a NoneType; it must be a whole number"),
         ({"epochs": 1.5}, TypeError, "epochs=1.5 is a float"),
         ({"gamma": "x"}, TypeError, "gamma='x' is a str"),
+        (
+            {"gamma": lambda progress: 0.1},
+            TypeError,
+            r"gamma is called as gamma\(progress, size\), which its signature",
+        ),
         ({"gamma": torch.nan}, ValueError, "gamma=nan must be finite"),
         ({"gamma": torch.inf}, ValueError, "gamma=inf must be finite"),
         ({"gamma": None, "target_size": "x"}, TypeError, "target_size='x' is a str"),

@@ -1,5 +1,6 @@
 """``fit``: the whole loop on real data, its controllers, and its errors."""
 
+import json
 import math
 
 import pytest
@@ -9,6 +10,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import fxcompress as fxc
+from fxcompress.adapters.core import Pressure
 from fxcompress.training.controller import ConstantGamma, TargetSize
 from fxcompress.training.guard import Guard
 from fxcompress.training.history import EpochRecord
@@ -119,6 +121,49 @@ def test_no_pressure_while_the_accuracy_is_too_low() -> None:
     assert [record.gamma for record in result.history] == [0.5, 0.0, 0.0]
     with pytest.raises(ValueError, match="validate"):
         fxc.fit(Digits(), loader, F.cross_entropy, epochs=1, gamma=0.5, min_accuracy=0.9)
+
+
+def test_one_controller_may_be_given_to_several_runs() -> None:
+    """What it adapts belongs to the run; the caller's object stays as it is."""
+    loader, _, _ = digits()
+    control = TargetSize(0.1, arrival=0.6)
+    histories = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        result = fxc.fit(Digits(), loader[:3], F.cross_entropy, epochs=4, gamma=control, progress=False)
+        histories.append([(record.loss, record.size, record.gamma) for record in result.history])
+    assert histories[0] == histories[1]
+    assert control == TargetSize(0.1, arrival=0.6)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "message"),
+    [
+        (None, TypeError, "gamma returned a NoneType for progress=0, size=0.25; it must return one number"),
+        ("0.1x", TypeError, "gamma returned a str"),
+        (torch.ones(2), TypeError, "gamma returned a Tensor"),
+        (math.nan, ValueError, "gamma returned nan for progress=0, size=0.25; it must be finite"),
+        (torch.tensor(math.inf), ValueError, "gamma returned inf"),
+    ],
+)
+def test_a_gamma_that_returns_no_finite_number(value: object, kind: type[Exception], message: str) -> None:
+    net, loader = fxc.compress(Digits(), digits()[1][:2]), digits()[0]
+    before = {name: entry.clone() for name, entry in net.state_dict().items()}
+    with pytest.raises(kind, match=message):
+        fxc.fit(net, loader, F.cross_entropy, epochs=1, gamma=lambda progress, size: value, progress=False)  # type: ignore[arg-type, return-value]
+    with pytest.raises(kind, match=message):
+        Pressure(lambda progress, size: value).press(net, 0.0)  # type: ignore[arg-type, return-value]
+    for name, parameter in net.named_parameters():
+        assert torch.equal(parameter, before[name])
+
+
+def test_a_gamma_may_be_a_tensor_and_records_hold_a_number() -> None:
+    loader, _, _ = digits()
+    result = fxc.fit(
+        Digits(), loader[:1], F.cross_entropy, epochs=1, gamma=lambda progress, size: torch.tensor(0.5),  # type: ignore[arg-type, return-value]
+        progress=False,
+    )  # fmt: skip
+    assert json.loads(json.dumps(result.history[0].as_dict()))["gamma"] == 0.5
 
 
 @pytest.mark.parametrize("lowest", [4.0, 0.5, -0.5, -4.0])

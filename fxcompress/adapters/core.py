@@ -14,13 +14,12 @@ from fxcompress.errors import OptimizerError, UnsupportedModelError
 from fxcompress.passes.prune_report import PruneReport
 from fxcompress.quantizer import Quantizer
 from fxcompress.training.compressed import CompressedModule
-from fxcompress.training.controller import ConstantGamma
+from fxcompress.training.controller import ConstantGamma, Gamma, gamma_now, own_gamma
 from fxcompress.training.distributed import wrappers_of
 from fxcompress.training.in_pieces import CompressedPieces
 from fxcompress.training.optimizer import check_optimizer
 from fxcompress.training.parallel import Processes
 from fxcompress.training.policy import PrunePolicy
-from fxcompress.training.trainer import Gamma
 
 _REMEDY = "build one optimizer for it after compress(): torch.optim.Adam(net.param_groups(lr=1e-3))"
 
@@ -33,7 +32,8 @@ class Pressure:
     takes no second pass through the network, and no hook on a parameter fires (those of DistributedDataParallel, say).
 
     Attributes:
-        gamma: from (progress, size).
+        given: from (progress, size); what a training adapts is kept in ``gamma``, a copy where it is one of ours.
+        gamma: of the present training.
         last: gamma of the last step.
 
     >>> from fxcompress import compress
@@ -43,8 +43,16 @@ class Pressure:
     tensor([0.0500, 0.0500])
     """
 
-    gamma: Gamma
+    given: Gamma
+    gamma: Gamma = field(init=False)
     last: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget what was adapted in an earlier training."""
+        self.gamma, self.last = own_gamma(self.given), 0.0
 
     def press(self, net: CompressedModule, progress: float, scale: Tensor | float = 1.0) -> None:
         """To be called once for each optimizer step, when its gradients are complete.
@@ -54,7 +62,7 @@ class Pressure:
             progress: share of the training that is done, 0 to 1.
             scale: what the gradients are multiplied by at this time, by a gradient scaler.
         """
-        self.last = self.gamma(progress, self._fraction(net))
+        self.last = gamma_now(self.gamma, progress, self._fraction(net))
         bits = [p for p in net.fxc_bits if p.requires_grad]
         if not bits or self.last == 0:
             return
@@ -98,6 +106,12 @@ class Removals:
     policy: PrunePolicy | None
     reports: list[PruneReport] = field(default_factory=list)
     _due: bool = False
+
+    def begin(self) -> None:
+        """Forget what an earlier training has counted, and left to be done."""
+        self._due = False
+        if self.policy is not None:
+            self.policy.wasted = 0.0
 
     def count(self, net: CompressedModule) -> None:
         """To be called after each ``net.step()``."""

@@ -18,9 +18,9 @@ from fxcompress.adapters.core import (
 from fxcompress.errors import MissingPackageError, UnsupportedModelError
 from fxcompress.passes.prune_report import PruneReport
 from fxcompress.training.compressed import CompressedModule
+from fxcompress.training.controller import Gamma
 from fxcompress.training.fit import gamma_of
 from fxcompress.training.policy import PrunePolicy, prune_policy
-from fxcompress.training.trainer import Gamma
 
 try:
     import accelerate  # noqa: F401 - the Trainer cannot do without, and says so later and less clearly
@@ -193,6 +193,9 @@ class SelfCompressionCallback(TrainerCallback, ExportableState):
         net, optimizer = _network(kwargs["model"]), _unwrapped(kwargs["optimizer"])
         optimizer_of(net, [optimizer])
         net.refresh()  # with several processes, it has taken over the tensors of the first by now
+        if not state.global_step:
+            self.pressure.begin()
+            self.removals.begin()
         stored = (state.stateful_callbacks or {}).get(type(self).__name__)
         if state.global_step > 0 and isinstance(stored, dict):
             self.adapted, self.removal = (stored["attributes"][key] for key in ("adapted", "removal"))

@@ -19,9 +19,9 @@ from fxcompress.adapters.core import (
 from fxcompress.errors import MissingPackageError, UnsupportedModelError
 from fxcompress.passes.prune_report import PruneReport
 from fxcompress.training.compressed import CompressedModule
+from fxcompress.training.controller import Gamma
 from fxcompress.training.fit import gamma_of
 from fxcompress.training.policy import PrunePolicy, prune_policy
-from fxcompress.training.trainer import Gamma
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -103,6 +103,10 @@ class SelfCompression(Callback):
         if stage != "fit":
             return
         self._network(pl_module)
+        if not trainer.global_step:  # a training of its own, unless a checkpoint is loaded after this
+            self.done = 0
+            self.pressure.begin()
+            self.removals.begin()
         if trainer.world_size > 1 and not isinstance(trainer.strategy, DDPStrategy):
             raise UnsupportedModelError(
                 f"the network is trained by {trainer.world_size} processes under {type(trainer.strategy).__name__}, "

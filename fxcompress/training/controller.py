@@ -1,8 +1,10 @@
 """How hard to press: gamma over the course of training."""
 
+import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from fxcompress.errors import check_number
 
@@ -14,6 +16,43 @@ _FORGETTING = 3.0
 """How much faster the integral falls than it rises: what was needed to get under way is soon too much."""
 _JUMP = 0.3
 """The integral sees no more of an error below the path: a network that loses a layer at once will not do so again."""
+
+
+Gamma = Callable[[float, float], float]
+_G = TypeVar("_G", bound=Gamma)
+
+
+def gamma_now(gamma: Gamma, progress: float, size: float) -> float:
+    """What a gamma says of the next step.
+
+    Args:
+        gamma: perhaps the user's own function.
+        progress: share of the training that is done, 0 to 1.
+        size: share of the original bits that is left.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is not finite.
+
+    >>> gamma_now(lambda progress, size: size, 0.5, 0.25)
+    0.25
+    """
+    value = gamma(progress, size)
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"gamma returned a {type(value).__name__} for progress={progress:.3g}, size={size:.3g}; it must return one "
+            "number, the weight of the size in the loss"
+        ) from error
+    if not math.isfinite(number):
+        raise ValueError(f"gamma returned {number} for progress={progress:.3g}, size={size:.3g}; it must be finite")
+    return number
+
+
+def own_gamma(gamma: _G) -> _G:
+    """For one training: what ours adapts belongs to it, and one object may be given to several trainings."""
+    return copy.copy(gamma) if isinstance(gamma, TargetSize) else gamma
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from fxcompress.errors import DivergenceError, check_number
 from fxcompress.passes.prune_report import PruneReport
-from fxcompress.training.batches import count_batches
-from fxcompress.training.controller import ConstantGamma, TargetSize
+from fxcompress.training.batches import check_callable, count_batches
+from fxcompress.training.controller import ConstantGamma, Gamma, TargetSize, own_gamma
 from fxcompress.training.display import Display
 from fxcompress.training.finite import NotFinite
 from fxcompress.training.guard import Guard
@@ -24,7 +24,7 @@ from fxcompress.training.interrupt import Interrupt, StepDone, TrainingInterrupt
 from fxcompress.training.parallel import Processes
 from fxcompress.training.policy import PrunePolicy, prune_policy
 from fxcompress.training.resume import Keeper, Run
-from fxcompress.training.trainer import Gamma, Loss, Scheduler, Trainer
+from fxcompress.training.trainer import Loss, Scheduler, Trainer
 
 Validate = Callable[[nn.Module], float | Tensor | None]
 
@@ -193,7 +193,7 @@ def gamma_of(gamma: float | Gamma | None, target_size: float | None) -> Gamma:
     """The controller for what the user asked for.
 
     Raises:
-        TypeError: one is no number.
+        TypeError: one is no number, and no function of (progress, size).
         ValueError: neither or both are given, or a value is out of range.
     """
     if (gamma is None) == (target_size is None):
@@ -201,7 +201,8 @@ def gamma_of(gamma: float | Gamma | None, target_size: float | None) -> Gamma:
     if target_size is not None:
         return TargetSize(target_size)
     if callable(gamma):
-        return gamma
+        check_callable("gamma", gamma, ("progress", "size"), "it gets shares of the training and of the original bits")
+        return own_gamma(gamma)
     assert gamma is not None
     check_number(gamma=gamma)
     if gamma < 0:

@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from fxcompress.passes.prune_report import PruneReport
 from fxcompress.training.batches import NO_BATCH, Batch, argument_names, scalar_loss
-from fxcompress.training.controller import ConstantGamma
+from fxcompress.training.controller import ConstantGamma, Gamma, gamma_now
 from fxcompress.training.finite import Forward, NotFinite, what_is_not_finite, why_not_finite
 from fxcompress.training.guard import Guard
 from fxcompress.training.in_pieces import Compressed
@@ -21,7 +21,6 @@ from fxcompress.training.policy import PrunePolicy
 
 _ELSEWHERE = "the loss in another process is not finite"
 Loss = Callable[[Any, Any], Tensor]
-Gamma = Callable[[float, float], float]
 
 
 class Scheduler(Protocol):
@@ -137,4 +136,4 @@ class Trainer:
             return 0.0
         # The size is on the device: to ask for it where the pressure is constant would wait for nothing.
         size = math.nan if isinstance(self.gamma, ConstantGamma) else net.fractional_size()
-        return self.gamma(self.done / max(1, self.total), size)
+        return gamma_now(self.gamma, self.done / max(1, self.total), size)

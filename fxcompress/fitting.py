@@ -27,6 +27,7 @@ from fxcompress.training.in_pieces import Compressed
 from fxcompress.training.policy import PrunePolicy, prune_policy
 from fxcompress.training.resume import Keeper, check_run
 from fxcompress.training.schedule import cosine
+from fxcompress.training.suited import check_objective, check_suited, what_is_mixed
 from fxcompress.training.trainer import Loss, Scheduler
 
 DEATH_LIMIT = 0.1
@@ -101,9 +102,10 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
     Raises:
         TypeError: an argument is of another kind, the loader has no length, a batch or what a function returned is of
             another form.
-        ValueError: the loader is empty; the loss has no gradient; neither or both of ``gamma`` and ``target_size`` are
-            given, the network is smaller than ``target_size`` already, an optimizer of a plain model, ``min_accuracy``
-            without ``validate``, or ``resume`` without ``checkpoint``.
+        ValueError: the loader is empty; the loss or the objective has no gradient; neither or both of ``gamma`` and
+            ``target_size`` are given, the network is smaller than ``target_size`` already, an optimizer of a plain
+            model, ``min_accuracy`` without ``validate``, or ``resume`` without ``checkpoint``.
+        OptimizerError: ``optimizer`` is of another network, or lacks the bits.
         AverageError: ``average`` is not of the network.
         CheckpointError: the checkpoint does not fit, or is there although the run is to start anew.
         TrainingInterrupted: Ctrl-C was pressed, or SIGTERM has come; a KeyboardInterrupt, raised after the step that
@@ -134,6 +136,9 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
     _check_average(net, average)
     if target_size is not None and not going_on:
         _check_target(net, target_size)
+    check_objective(net)
+    if optimizer is not None:
+        _check_optimizer(optimizer, net)
     chosen = optimizer or torch.optim.Adam(net.param_groups(lr, weight_decay=weight_decay, eps=_eps(net)))
     steps = epochs * count
     schedule = scheduler or cosine(chosen, steps, min(steps // 20, 100))
@@ -258,6 +263,13 @@ def _compressed(
     inputs = example_inputs if example_inputs is not None else _first(model, loader)
     bits = min(24.0, max(8.0, 40 * (target_size or 0)))  # a quarter above the target of 32 bits, where 8 are too few
     return compress(model, inputs, bits=bits, death_limit=DEATH_LIMIT)
+
+
+def _check_optimizer(optimizer: Optimizer, net: Compressed) -> None:
+    check_suited(optimizer, net)
+    mixed = what_is_mixed(optimizer, net)
+    if mixed:
+        _LOG.warning("fxcompress: %s: with those of the weights they hardly move. Take net.param_groups()", mixed)
 
 
 def _eps(net: Compressed) -> float:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 import fxcompress as fxc
 from fxcompress.adapters.core import Pressure
+from fxcompress.errors import OptimizerError
+from fxcompress.objectives import SizeTerms
 from fxcompress.training.controller import ConstantGamma, TargetSize
 from fxcompress.training.guard import Guard
 from fxcompress.training.history import EpochRecord
@@ -86,6 +89,57 @@ def test_an_optimizer_of_the_plain_model_is_refused() -> None:
     model = Digits()
     with pytest.raises(ValueError, match=r"net\.param_groups\(\)"):
         fxc.fit(model, loader, F.cross_entropy, epochs=1, gamma=0.1, optimizer=torch.optim.SGD(model.parameters(), 0.1))
+
+
+OPTIMIZERS: dict[str, tuple[Callable[[fxc.CompressedModule], object], type[Exception], str]] = {
+    "none": (lambda net: 3, TypeError, "expected a torch.optim.Optimizer, got int"),
+    "of the network as it was": (
+        lambda net: torch.optim.Adam(Digits().parameters()), OptimizerError, "parameters that are not the network's"
+    ),
+    "without bits": (
+        lambda net: torch.optim.Adam(net.param_groups()[:2]), OptimizerError,
+        "lacks the bits of 4 of 4 weights, so they would never shrink",
+    ),
+    "with a closure": (
+        lambda net: torch.optim.LBFGS(net.parameters()), TypeError, r"optimizer.step is called as optimizer.step\(\)"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_an_optimizer_that_cannot_train_the_network_is_refused_before_the_first_step(kind: str) -> None:
+    make, error, message = OPTIMIZERS[kind]
+    loader, x, _ = digits()
+    net = fxc.compress(Digits(), x[:2])
+    before = {name: parameter.clone() for name, parameter in net.named_parameters()}
+    with pytest.raises(error, match=message):
+        fxc.fit(net, loader, F.cross_entropy, epochs=1, gamma=0.1, optimizer=make(net), progress=False)  # type: ignore[arg-type]
+    assert all(torch.equal(parameter, before[name]) for name, parameter in net.named_parameters())
+
+
+def test_bits_that_are_trained_as_weights_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    loader, x, _ = digits()
+    for mixed in (True, False):
+        net = fxc.compress(Digits(), x[:2])
+        caplog.clear()
+        optimizer = torch.optim.Adam(net.parameters() if mixed else net.param_groups())
+        fxc.fit(net, loader[:1], F.cross_entropy, epochs=1, gamma=0.1, optimizer=optimizer, progress=False)
+        assert ("param_groups[0] of the optimizer holds bits together with weights" in caplog.text) is mixed
+
+
+def alive(terms: SizeTerms, bits: Tensor) -> Tensor:
+    """A number of channels: it has no gradient."""
+    return (bits > 0).float().mean()
+
+
+def test_an_objective_without_a_gradient_is_refused() -> None:
+    loader, x, _ = digits()
+    net = fxc.compress(Digits(), x[:2], objective=alive)
+    with pytest.raises(ValueError, match=r"objective .* returned a number without a gradient"):
+        fxc.fit(net, loader, F.cross_entropy, epochs=1, gamma=0.1, progress=False)
+    for parameter in net.fxc_bits:
+        parameter.requires_grad_(False)  # the weights alone are trained then
+    assert fxc.fit(net, loader[:1], F.cross_entropy, epochs=1, gamma=0.1, progress=False).history
 
 
 @pytest.mark.parametrize("target", [0.0, 1.0, 5.0])

@@ -12,7 +12,6 @@ from torch.utils.hooks import RemovableHandle
 
 from fxcompress.errors import OptimizerError, UnsupportedModelError
 from fxcompress.passes.prune_report import PruneReport
-from fxcompress.quantizer import Quantizer
 from fxcompress.training.compressed import CompressedModule
 from fxcompress.training.controller import ConstantGamma, Gamma, gamma_now, own_gamma
 from fxcompress.training.distributed import wrappers_of
@@ -20,6 +19,7 @@ from fxcompress.training.in_pieces import CompressedPieces
 from fxcompress.training.optimizer import check_optimizer
 from fxcompress.training.parallel import Processes
 from fxcompress.training.policy import PrunePolicy
+from fxcompress.training.suited import what_is_mixed, what_lacks
 
 _REMEDY = "build one optimizer for it after compress(): torch.optim.Adam(net.param_groups(lr=1e-3))"
 
@@ -198,18 +198,9 @@ def optimizer_of(net: CompressedModule, optimizers: Iterable[Optimizer]) -> Opti
 
 
 def _check_groups(optimizer: Optimizer, net: CompressedModule) -> None:
-    quantizers = [module for module in net.modules() if isinstance(module, Quantizer)]
-    special = {id(p) for q in quantizers for p in (q.bits, q.exponent)}
-    held = {id(p) for p in _held(optimizer)}
-    missing = sum(q.bits.requires_grad and id(q.bits) not in held for q in quantizers)
-    if missing:
-        raise OptimizerError(f"the optimizer lacks the bits of {missing} of {len(quantizers)} weights; {_REMEDY}")
-    for number, group in enumerate(optimizer.param_groups):
-        if len({id(p) in special for p in group["params"]}) == 2:
-            raise OptimizerError(
-                f"param_groups[{number}] of the optimizer holds bits together with weights, but they need a learning "
-                f"rate and an eps of their own; {_REMEDY}"
-            )
+    found = what_lacks(optimizer, net) or what_is_mixed(optimizer, net)
+    if found:
+        raise OptimizerError(f"{found}; {_REMEDY}")
 
 
 def _held(optimizer: Optimizer) -> Iterable[nn.Parameter]:

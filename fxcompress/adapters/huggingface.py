@@ -21,6 +21,7 @@ from fxcompress.training.compressed import CompressedModule
 from fxcompress.training.controller import Gamma
 from fxcompress.training.fit import gamma_of
 from fxcompress.training.policy import PrunePolicy, prune_policy
+from fxcompress.training.suited import check_objective
 
 try:
     import accelerate  # noqa: F401 - the Trainer cannot do without, and says so later and less clearly
@@ -189,9 +190,11 @@ class SelfCompressionCallback(TrainerCallback, ExportableState):
 
         Raises:
             OptimizerError: it is not right for the network.
+            ValueError: the objective has no gradient.
         """
         net, optimizer = _network(kwargs["model"]), _unwrapped(kwargs["optimizer"])
         optimizer_of(net, [optimizer])
+        check_objective(net)
         net.refresh()  # with several processes, it has taken over the tensors of the first by now
         if not state.global_step:
             self.pressure.begin()

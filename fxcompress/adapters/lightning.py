@@ -22,6 +22,7 @@ from fxcompress.training.compressed import CompressedModule
 from fxcompress.training.controller import Gamma
 from fxcompress.training.fit import gamma_of
 from fxcompress.training.policy import PrunePolicy, prune_policy
+from fxcompress.training.suited import check_objective
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -128,11 +129,12 @@ class SelfCompression(Callback):
 
         Raises:
             OptimizerError: none is right for the network.
-            ValueError: the training has no known end, and gamma depends on it.
+            ValueError: the training has no known end, and gamma depends on it; or the objective has no gradient.
         """
         net = self._network(pl_module)
         net.refresh()  # with several processes, it has taken over the tensors of the first by now
         self._optimizer = optimizer_of(net, trainer.optimizers)
+        check_objective(net)
         self._total = float(trainer.estimated_stepping_batches)
         if math.isinf(self._total) and self.pressure.needs_length():
             raise ValueError("gamma depends on how far the training is: set max_epochs or max_steps of the Trainer")

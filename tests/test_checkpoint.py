@@ -60,12 +60,15 @@ def fresh() -> fxc.CompressedModule:
     return copy.deepcopy(_made())
 
 
-def data(generator: torch.Generator | None = None, size: int = 48) -> DataLoader[Any]:
+def data(generator: torch.Generator | None = None, size: int = 48, workers: int = 0) -> DataLoader[Any]:
     """Shuffled batches; by the global generator where none is given."""
     fixed = torch.Generator().manual_seed(1)
     target = torch.randint(4, (size,), generator=fixed)
     x = torch.randn(4, 1, 6, 6, generator=fixed)[target] + 0.3 * torch.randn(size, 1, 6, 6, generator=fixed)
-    return DataLoader(TensorDataset(x, target), batch_size=8, shuffle=True, generator=generator)
+    return DataLoader(
+        TensorDataset(x, target), batch_size=8, shuffle=True, generator=generator, num_workers=workers,
+        multiprocessing_context="fork" if workers else None,
+    )  # fmt: skip
 
 
 Make = Callable[[fxc.CompressedModule], torch.optim.Optimizer]
@@ -143,6 +146,46 @@ def test_a_run_that_was_stopped_comes_out_the_same(
         random.seed(99)
         resume, done = True, stop
     assert_same_runs(whole, train(make, loader(77), checkpoint=tmp_path / "run.pt", resume=True))
+
+
+class Dying(DataLoader[Any]):
+    """Workers that get the signal that the program gets, so that a batch does not come."""
+
+    def __init__(self, after: int, seed: int) -> None:
+        like = data(torch.Generator().manual_seed(seed))
+        super().__init__(like.dataset, batch_size=8, shuffle=True, generator=like.generator)
+        self.left = after
+
+    def __iter__(self) -> Any:  # noqa: ANN401
+        for batch in super().__iter__():
+            if not self.left:
+                signal.raise_signal(signal.SIGTERM)
+                raise RuntimeError("DataLoader worker (pid 1) exited unexpectedly")
+            self.left -= 1
+            yield batch
+
+
+@pytest.mark.parametrize("after", [0, 4, 6, 9, 12])
+def test_a_loader_that_fails_after_a_signal_stops_the_run_and_no_more(after: int, tmp_path: Path) -> None:
+    """Also where the first batch of an epoch does not come, whose order has been drawn by then."""
+    torch.manual_seed(0)
+    whole = train(adam, data(torch.Generator().manual_seed(3)))
+    torch.manual_seed(0)
+    with pytest.raises(TrainingInterrupted, match=rf"after step {after} of 30, with {after // 6} of 5"):
+        train(adam, Dying(after, seed=3), checkpoint=tmp_path / "run.pt")
+    torch.manual_seed(99)
+    again = train(adam, data(torch.Generator().manual_seed(77)), checkpoint=tmp_path / "run.pt", resume=True)
+    assert_same_runs(whole, again)
+
+
+def test_a_loader_that_fails_without_a_signal_is_an_error() -> None:
+    loader: Any = Dying(3, seed=3)
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with pytest.raises(RuntimeError, match="exited unexpectedly"):
+            train(adam, loader)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def one_epoch(path: Path | None, **options: Any) -> FitResult:  # noqa: ANN401
@@ -500,6 +543,49 @@ def test_a_signal_ends_a_script_and_leaves_a_checkpoint(number: int, notice: str
     extra = fxc.load_checkpoint(path, fresh())
     assert extra["fit"]["done"] >= 7
     assert extra["fit"]["batch"] == extra["fit"]["done"] % 6 or extra["fit"]["batch"] == 6
+
+
+WITH_WORKERS = SCRIPT.replace("data()", "data(workers=2)")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_workers_of_a_loader_as_well(number: int, tmp_path: Path) -> None:
+    """As a terminal sends Ctrl-C, and a scheduler SIGTERM: to all processes of the group."""
+    path = tmp_path / "run.pt"
+    with subprocess.Popen(
+        [sys.executable, "-c", WITH_WORKERS, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT,
+        text=True, start_new_session=True,
+    ) as script:  # fmt: skip
+        assert script.stdout is not None
+        assert script.stderr is not None
+        for _ in range(8):
+            script.stdout.readline()
+        os.killpg(script.pid, number)
+        error = script.stderr.read()
+    assert error.count("stopping after this step") == 1
+    assert f"go on with fit(..., checkpoint='{path}', resume=True)" in error
+    assert "Exception ignored" not in error
+    assert fxc.load_checkpoint(path, fresh())["fit"]["done"] >= 7
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGCHLD"), reason="needs SIGCHLD")
+def test_the_death_of_a_worker_is_no_error_once_a_signal_has_come() -> None:
+    """PyTorch raises one from a handler, wherever the program is just then."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("DataLoader worker is killed by signal")
+
+    before = signal.signal(signal.SIGCHLD, fail)
+    try:
+        with Interrupt():
+            with pytest.raises(RuntimeError, match="is killed"):
+                signal.raise_signal(signal.SIGCHLD)
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGCHLD)
+        assert signal.getsignal(signal.SIGCHLD) is fail
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def test_the_second_ctrl_c_stops_at_once() -> None:

@@ -21,6 +21,10 @@ _NOTICES = {
 _Handler = Callable[[int, FrameType | None], Any] | int | None
 
 
+def _nothing(number: int, frame: FrameType | None) -> None:
+    """A handler, where a signal that has come already must find one."""
+
+
 class StepDone(Exception):  # noqa: N818 - no error
     """Raised between two steps, once the program has been asked to stop."""
 
@@ -52,6 +56,10 @@ class Interrupt:
     Only the main thread of a program can do so. In others nothing is changed, and a signal that is ignored, or handled
     by something that is not Python's, is left alone.
 
+    A terminal sends Ctrl-C to the workers of a DataLoader as well, and many schedulers send SIGTERM to them. torch
+    raises an error for a worker that has died, wherever the program is just then, from a handler of SIGCHLD: there is
+    none from the first signal on, so that the step is finished all the same.
+
     >>> with Interrupt() as interrupt:
     ...     signal.raise_signal(signal.SIGINT)
     >>> interrupt.requested, signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -61,6 +69,7 @@ class Interrupt:
     def __init__(self) -> None:
         self.requested = False
         self._before: dict[int, _Handler] = {}
+        self._process = os.getpid()
 
     def __enter__(self) -> "Interrupt":  # noqa: PYI034 - typing.Self needs Python 3.11
         if threading.current_thread() is threading.main_thread():
@@ -81,8 +90,17 @@ class Interrupt:
             signal.raise_signal(number)
             return
         self.requested = True
+        if os.getpid() != self._process:
+            return  # a worker that was forked: its parent will end it
+        self._let_children_die()
         with contextlib.suppress(OSError):
             os.write(2, _NOTICES[signal.Signals(number)])  # not print: the handler may run in the middle of one
+
+    def _let_children_die(self) -> None:
+        number = getattr(signal, "SIGCHLD", None)  # none on Windows
+        if number is not None and callable(before := signal.getsignal(number)):
+            self._before[number] = before
+            signal.signal(number, _nothing)
 
     def _restore(self) -> None:
         for number, before in self._before.items():

@@ -119,6 +119,7 @@ class Run:
         if skip and self._stopped is not None:
             restore_run(self._stopped, self.loader)
         yield from batches
+        self._began = None
 
     def keep(self, seconds: float = 0.0) -> None:
         """Write down where the run stands, where that is wanted; in the middle of an epoch after so many seconds."""
@@ -126,6 +127,7 @@ class Run:
             return
         trainer, guard = self.trainer, self.trainer.guard
         adapted = getattr(trainer.gamma, "state_dict", None)
+        unbegun = not trainer.batch and self._began is not None  # stopped before the first batch of an epoch was there
         self.keeper.write(
             {
                 "done": trainer.done, "last_gamma": float(trainer.last_gamma), "batch": trainer.batch,
@@ -136,7 +138,8 @@ class Run:
                 "average": None if trainer.average is None else trainer.average.state_dict(),
                 "guard": [guard.low, guard.smoothed, guard.lowest],
                 "wasted": None if trainer.policy is None else trainer.policy.wasted,
-                "began": self._began if trainer.batch else None, "now": run_states(self.loader),
+                "began": self._began if trainer.batch else None,
+                "now": self._began if unbegun else run_states(self.loader),
             }
         )  # fmt: skip
 

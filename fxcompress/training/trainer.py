@@ -1,7 +1,8 @@
 """One run over the data, step by step: task and size, the optimizer, what dies, and when it is removed."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -81,18 +82,40 @@ class Trainer:
         """
         self.net.train()
         names = argument_names(self.net)
-        for batch in loader:
-            loss = self._step(Batch.of(batch, names).to(next(self.net.parameters()).device))
-            loss = loss.to(torch.promote_types(loss.dtype, torch.float32))  # a sum of halves stops rising
-            self.loss_sum = loss if self.loss_sum is None else self.loss_sum + loss
-            self.batch += 1
-            if self.interrupt is not None and self.interrupt.requested:
-                raise StepDone
+        with closing(self._until_asked(loader)) as batches:
+            for batch in batches:
+                loss = self._step(Batch.of(batch, names).to(next(self.net.parameters()).device))
+                loss = loss.to(torch.promote_types(loss.dtype, torch.float32))  # a sum of halves stops rising
+                self.loss_sum = loss if self.loss_sum is None else self.loss_sum + loss
+                self.batch += 1
+                if self.interrupt is not None and self.interrupt.requested:
+                    raise StepDone
         if self.loss_sum is None:
             raise ValueError(NO_BATCH)
         mean = float(self.loss_sum) / self.batch
         self.batch, self.loss_sum = 0, None
         return self.mean(mean)
+
+    def _until_asked(self, loader: Iterable[Any]) -> Generator[Any]:
+        """The batches; where a loader fails after one was asked to stop, its workers have had the same signal.
+
+        To be closed, so that workers end with it, and not when a traceback is forgotten.
+        """
+        batches = iter(loader)
+        try:
+            while True:
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    return
+                except Exception:
+                    if self.interrupt is not None and self.interrupt.requested:
+                        raise StepDone from None
+                    raise
+                yield batch
+        finally:
+            if isinstance(batches, Generator):
+                batches.close()
 
     def remove(self) -> None:
         """Remove what is dead now."""

@@ -28,12 +28,11 @@ from fxcompress.training.policy import PrunePolicy, prune_policy
 from fxcompress.training.resume import Keeper, check_run
 from fxcompress.training.schedule import cosine
 from fxcompress.training.suited import check_objective, check_suited, what_is_mixed
+from fxcompress.training.target import check_target, tell_of_target
 from fxcompress.training.trainer import Loss, Scheduler
 
 DEATH_LIMIT = 0.1
 """Share of the channels that may lose their last bit in one step, where :func:`fit` compresses the model."""
-_MISSED = 1.25
-"""How many times its target a run may end at without a word."""
 _LOG = logging.getLogger("fxcompress")
 Resume = Literal[True, False, "auto"]
 
@@ -134,8 +133,8 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
     going_on = _goes_on(checkpoint, resume)
     net = _compressed(model, loader, optimizer, example_inputs, target_size)
     _check_average(net, average)
-    if target_size is not None and not going_on:
-        _check_target(net, target_size)
+    if not going_on:
+        check_target(net, control)
     check_objective(net)
     if optimizer is not None:
         _check_optimizer(optimizer, net)
@@ -165,22 +164,14 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
         average=average,
         keeper=keeper,
     )
-    _tell_of_target(target_size, result.history)
+    tell_of_target(net, control, _held(result.history))
     return result
 
 
-def _tell_of_target(target_size: float | None, history: Sequence[EpochRecord]) -> None:
-    """Warn where a run has ended well above its target, and of what is to blame as far as the record shows it."""
-    if target_size is None or history[-1].size <= _MISSED * target_size:
-        return
+def _held(history: Sequence[EpochRecord]) -> str:
+    """How often there was no pressure, in words."""
     held = sum(record.gamma == 0 for record in history)
-    why = f"; there was no pressure at the end of {held} of {len(history)} epochs" if held else ""
-    _LOG.warning(
-        "fxcompress: the target of %.3g of the bits was not reached: %.3g are left%s\n"
-        "  take more epochs, or a target nearer to this; min_accuracy= and max_loss_increase= hold the pressure off "
-        "while the network is worse than they allow, as many are in their first epochs alone",
-        target_size, history[-1].size, why,
-    )  # fmt: skip
+    return f"; there was no pressure at the end of {held} of {len(history)} epochs" if held else ""
 
 
 def _check_kinds(model: object, epochs: object) -> None:
@@ -288,15 +279,6 @@ def _check_average(net: Compressed, average: object) -> None:
             "fit(net, ..., average=AveragedModel(net))"
         )
     copies_of(net, [average])
-
-
-def _check_target(net: Compressed, target_size: float) -> None:
-    size = net.fractional_size()
-    if size < target_size:
-        raise ValueError(
-            f"target_size={target_size} is more than the network's present size of {size:.3g}, and training never adds "
-            "bits on purpose; begin with more: compress(model, bits=...)"
-        )
 
 
 def _first(model: nn.Module, loader: Iterable[Any]) -> tuple[Any, ...] | dict[str, Any]:

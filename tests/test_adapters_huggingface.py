@@ -217,6 +217,20 @@ def test_a_callback_may_be_used_for_several_trainings(tmp_path: Path) -> None:
         torch.testing.assert_close(first, second, msg=name)
 
 
+@pytest.mark.parametrize("steps", [3, 240])
+def test_a_target_that_was_missed_is_told(steps: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    net = network()
+    trainer(TrainerModel(net), adam(net), tmp_path, SelfCompressionCallback(target_size=0.1), max_steps=steps).train()
+    assert ("the target of 0.1 of the bits was not reached" in caplog.text) is (steps == 3)
+
+
+def test_a_target_above_the_present_size_is_refused(tmp_path: Path) -> None:
+    net = network()
+    run = trainer(TrainerModel(net), adam(net), tmp_path, SelfCompressionCallback(target_size=0.4))
+    with pytest.raises(ValueError, match=r"target_size=0.4 is more than the network's present size of 0.25"):
+        run.train()
+
+
 def test_a_shrunk_network_is_resumed(tmp_path: Path) -> None:
     fresh = network()
     whole, model = copy.deepcopy(fresh), TrainerModel(copy.deepcopy(fresh))

@@ -247,6 +247,84 @@ def test_bits_in_the_group_of_weights_are_refused(monkeypatch: pytest.MonkeyPatc
         fit(Model(network()), SelfCompression(gamma=GAMMA))
 
 
+class ByHand(Model):
+    """Manual optimization: so many batches a step, or steps a batch."""
+
+    def __init__(self, net: nn.Module, batches: int, steps: int) -> None:
+        super().__init__(net)
+        self.automatic_optimization = False
+        self.batches, self.steps = batches, steps
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:  # type: ignore[override]
+        optimizer: Any = self.optimizers()
+        for _ in range(self.steps):
+            self.manual_backward(super().training_step(batch, batch_idx) / self.batches)
+            if (batch_idx + 1) % self.batches == 0:
+                optimizer.step()
+                optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("ends", [{"max_epochs": 5}, {"max_epochs": -1, "max_steps": 0}], ids=["epochs", "steps"])
+@pytest.mark.parametrize(("of", "steps"), [(1, 1), (4, 1), (1, 3)])
+def test_progress_is_that_of_the_trainer_whatever_a_step_is(of: int, steps: int, ends: dict[str, int]) -> None:
+    """A callback that counted steps was at a quarter of its course when the training ended."""
+    seen: list[float] = []
+
+    def gamma(progress: float, size: float) -> float:
+        seen.append(progress)
+        return 0.0
+
+    total = 5 * 24 * steps // of
+    options = {name: value or total for name, value in ends.items()}
+    fit(ByHand(network(), of, steps), SelfCompression(gamma=gamma), **options)
+    assert len(seen) == total
+    assert seen == sorted(seen)
+    assert seen == pytest.approx([n / total for n in range(total)], abs=max(of, steps) / total)
+
+
+class Both(L.LightningModule):
+    """Two networks, each with an optimizer of its own."""
+
+    def __init__(self, nets: list[nn.Module]) -> None:
+        super().__init__()
+        self.first, self.second = nets
+        self.automatic_optimization = False
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        optimizers: Any = self.optimizers()
+        for net, optimizer in zip((self.first, self.second), optimizers, strict=True):
+            optimizer.zero_grad()
+            self.manual_backward(F.cross_entropy(net(batch[0]), batch[1]))
+            optimizer.step()
+
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.Adam(net.param_groups(lr=1e-2)) for net in (self.first, self.second)]  # type: ignore[operator]
+
+
+def test_two_networks_of_one_module_have_a_callback_each(tmp_path: Path) -> None:
+    model = Both([network(), network()])
+    callbacks = [SelfCompression(target_size=t, net=n) for t, n in ((0.1, "first"), (0.2, "second"))]
+    keep = ModelCheckpoint(tmp_path, filename="kept")
+    run = fit(model, *callbacks, keep, max_epochs=10, enable_checkpointing=True)
+    assert model.first.fractional_size() == pytest.approx(0.1, rel=0.1)  # type: ignore[operator]
+    assert model.second.fractional_size() == pytest.approx(0.2, rel=0.1)  # type: ignore[operator]
+    assert {"first/size/fractional", "second/size/fractional"} <= run.callback_metrics.keys()
+    others = [SelfCompression(target_size=t, net=n) for t, n in ((0.1, "first"), (0.2, "second"))]
+    fit(Both([network(), network()]), *others, ckpt_path=str(tmp_path / "kept.ckpt"), max_epochs=10)
+    assert [callback.state_dict() for callback in others] == [callback.state_dict() for callback in callbacks]
+
+
+@pytest.mark.parametrize("steps", [3, 240])
+def test_a_target_that_was_missed_is_told(steps: int, caplog: pytest.LogCaptureFixture) -> None:
+    fit(Model(network()), SelfCompression(target_size=0.1), max_epochs=-1, max_steps=steps)
+    assert ("the target of 0.1 of the bits was not reached" in caplog.text) is (steps == 3)
+
+
+def test_a_target_above_the_present_size_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"target_size=0.4 is more than the network's present size of 0.25"):
+        fit(Model(network()), SelfCompression(target_size=0.4))
+
+
 def test_target_size_needs_a_known_end() -> None:
     with pytest.raises(ValueError, match="set max_epochs or max_steps"):
         fit(Model(network()), SelfCompression(target_size=0.1), max_epochs=-1)

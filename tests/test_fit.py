@@ -266,6 +266,16 @@ def test_a_target_above_eight_bits_begins_with_more_and_one_above_the_present_si
         fxc.fit(fxc.compress(Digits(), x[:2]), loader, F.cross_entropy, epochs=1, target_size=0.4)
 
 
+def test_a_network_at_its_target_may_be_trained_on() -> None:
+    loader, x, _ = digits()
+    net = fxc.compress(Digits(), x[:2], bits=1.55)  # 4.8 % of the bits: where a run to 5 % may have ended
+    for options in ({"target_size": 0.07}, {"gamma": TargetSize(0.07)}):
+        with pytest.raises(ValueError, match=r"target_size=0.07 is more than the network's present size of 0.04"):
+            fxc.fit(net, loader[:1], F.cross_entropy, epochs=1, progress=False, **options)  # type: ignore[arg-type]
+    for options in ({"target_size": 0.05}, {"gamma": TargetSize(0.05)}):
+        assert fxc.fit(net, loader[:1], F.cross_entropy, epochs=1, progress=False, **options).history  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("prune", [True, 5, False])
 def test_when_to_remove_is_a_choice(prune: int) -> None:
     torch.manual_seed(0)

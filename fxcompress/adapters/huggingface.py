@@ -22,6 +22,7 @@ from fxcompress.training.controller import Gamma
 from fxcompress.training.fit import gamma_of
 from fxcompress.training.policy import PrunePolicy, prune_policy
 from fxcompress.training.suited import check_objective
+from fxcompress.training.target import check_target, tell_of_target
 
 try:
     import accelerate  # noqa: F401 - the Trainer cannot do without, and says so later and less clearly
@@ -190,7 +191,7 @@ class SelfCompressionCallback(TrainerCallback, ExportableState):
 
         Raises:
             OptimizerError: it is not right for the network.
-            ValueError: the objective has no gradient.
+            ValueError: the objective has no gradient, or the network is smaller than the target already.
         """
         net, optimizer = _network(kwargs["model"]), _unwrapped(kwargs["optimizer"])
         optimizer_of(net, [optimizer])
@@ -199,6 +200,7 @@ class SelfCompressionCallback(TrainerCallback, ExportableState):
         if not state.global_step:
             self.pressure.begin()
             self.removals.begin()
+            check_target(net, self.pressure.gamma)
         stored = (state.stateful_callbacks or {}).get(type(self).__name__)
         if state.global_step > 0 and isinstance(stored, dict):
             self.adapted, self.removal = (stored["attributes"][key] for key in ("adapted", "removal"))
@@ -250,6 +252,8 @@ class SelfCompressionCallback(TrainerCallback, ExportableState):
         net = _network(kwargs["model"])
         share_buffers(net)
         self.removals.make(net, _unwrapped(kwargs["optimizer"]), last=True)
+        if state.is_world_process_zero:
+            tell_of_target(net, self.pressure.gamma)
         self._release()
 
     def _release(self) -> None:

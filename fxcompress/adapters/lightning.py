@@ -23,6 +23,7 @@ from fxcompress.training.controller import Gamma
 from fxcompress.training.fit import gamma_of
 from fxcompress.training.policy import PrunePolicy, prune_policy
 from fxcompress.training.suited import check_objective
+from fxcompress.training.target import check_target, tell_of_target
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -46,7 +47,8 @@ class SelfCompression(Callback):
     Dead channels are removed after a batch, when that pays, and at the end. Several processes train one network with
     ``Trainer(strategy="ddp")``; all of them remove the same. ``size/fractional``,
     ``size/weights``, ``size/channels`` and ``size/gamma`` go to the module's loggers, and can be monitored by other
-    callbacks.
+    callbacks. Several networks in one module have a callback each, and what is logged is named after them:
+    ``generator/size/fractional``.
 
     Args:
         target_size: share of the original 32-bit weights to end at (fractional); gamma is steered to it.
@@ -76,8 +78,14 @@ class SelfCompression(Callback):
         self.done = 0
         self._total = math.inf
         self._noted = 0
+        self._prefix = ""
         self._optimizer: Optimizer | None = None
         self._hooks: list[RemovableHandle] = []
+
+    @property
+    def state_key(self) -> str:
+        """Of each network its own, where a callback for each of several is given."""
+        return str(super().state_key) if self.net == "net" else str(self._generate_state_key(net=self.net))
 
     @property
     def reports(self) -> list[PruneReport]:
@@ -129,16 +137,21 @@ class SelfCompression(Callback):
 
         Raises:
             OptimizerError: none is right for the network.
-            ValueError: the training has no known end, and gamma depends on it; or the objective has no gradient.
+            ValueError: the training has no known end, and gamma depends on it; the objective has no gradient, or the
+                network is smaller than the target already.
         """
         net = self._network(pl_module)
         net.refresh()  # with several processes, it has taken over the tensors of the first by now
         self._optimizer = optimizer_of(net, trainer.optimizers)
         check_objective(net)
+        if not self.done:
+            check_target(net, self.pressure.gamma)
         self._total = float(trainer.estimated_stepping_batches)
         if math.isinf(self._total) and self.pressure.needs_length():
             raise ValueError("gamma depends on how far the training is: set max_epochs or max_steps of the Trainer")
         self._noted = self.done
+        several = sum(isinstance(callback, SelfCompression) for callback in trainer.callbacks) > 1
+        self._prefix = f"{self.net}/" if several else ""
         self._release()
 
         def count(*_: object) -> None:
@@ -154,7 +167,15 @@ class SelfCompression(Callback):
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         scaled = scaler is not None and getattr(self._optimizer, "_step_supports_amp_scaling", False)
         scale = scaler.get_scale() if scaler is not None and scaled else 1.0
-        self.pressure.press(self._network(pl_module), self.done / max(1.0, self._total), scale)
+        self.pressure.press(self._network(pl_module), self._progress(trainer, pl_module), scale)
+
+    def _progress(self, trainer: Trainer, pl_module: LightningModule) -> float:
+        """The share of the training that is done; with manual optimization a batch may make many steps, or none."""
+        if pl_module.automatic_optimization:
+            return self.done / max(1.0, self._total)
+        steps = trainer.global_step / trainer.max_steps if trainer.max_steps > 0 else 0.0
+        batches = float(trainer.num_training_batches) * max(0, trainer.max_epochs or 0)
+        return max(steps, trainer.fit_loop.epoch_loop.total_batch_idx / batches if batches else 0.0)
 
     def on_train_batch_end(
         self,
@@ -183,12 +204,16 @@ class SelfCompression(Callback):
 
     def _log(self, pl_module: LightningModule, *, on_step: bool) -> None:
         for name, value in metrics(self._network(pl_module), self.pressure.last).items():
-            pl_module.log(name, value, on_step=on_step, on_epoch=not on_step, prog_bar=name in _PROGRESS_BAR)
+            bar = name in _PROGRESS_BAR
+            pl_module.log(self._prefix + name, value, on_step=on_step, on_epoch=not on_step, prog_bar=bar)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove what is dead, and leave the optimizer alone again."""
-        share_buffers(self._network(pl_module))
+        net = self._network(pl_module)
+        share_buffers(net)
         self._remove(pl_module, last=True)
+        if trainer.is_global_zero:
+            tell_of_target(net, self.pressure.gamma)
         self._release()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -1,0 +1,49 @@
+"""A target size: whether a network can get there, and whether it has."""
+
+import logging
+from collections.abc import Callable
+
+from fxcompress.training.controller import TargetSize
+from fxcompress.training.network import SizedNetwork
+
+MISSED = 1.25
+"""How far from its target, as a factor, a training may begin below it or end above it without a word."""
+_LOG = logging.getLogger("fxcompress")
+
+
+def check_target(net: SizedNetwork, gamma: Callable[[float, float], float]) -> None:
+    """Check, before a training, that its target is not far above where the network is.
+
+    One that another training has led to the target, and perhaps a little below it, may be trained on.
+
+    Raises:
+        ValueError: it is.
+    """
+    if not isinstance(gamma, TargetSize):
+        return
+    size = net.fractional_size()
+    if size * MISSED < gamma.target:
+        raise ValueError(
+            f"target_size={gamma.target} is more than the network's present size of {size:.3g}, and training never "
+            "adds bits on purpose; begin with more: compress(model, bits=...)"
+        )
+
+
+def tell_of_target(net: SizedNetwork, gamma: Callable[[float, float], float], why: str = "") -> None:
+    """Warn where a training has ended well above its target.
+
+    Args:
+        net: at its end.
+        gamma: that led it.
+        why: what the record of the training shows of it, in words.
+    """
+    if not isinstance(gamma, TargetSize):
+        return
+    size = net.fractional_size()
+    if size > MISSED * gamma.target:
+        _LOG.warning(
+            "fxcompress: the target of %.3g of the bits was not reached: %.3g are left%s\n"
+            "  take more epochs, or a target nearer to this%s", gamma.target, size, why,
+            "; min_accuracy= and max_loss_increase= hold the pressure off while the network is worse than they allow, "
+            "as many are in their first epochs alone" if why else "",
+        )  # fmt: skip

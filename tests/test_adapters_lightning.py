@@ -275,7 +275,7 @@ def test_progress_is_that_of_the_trainer_whatever_a_step_is(of: int, steps: int,
         return 0.0
 
     total = 5 * 24 * steps // of
-    options = {name: value or total for name, value in ends.items()}
+    options: dict[str, Any] = {name: value or total for name, value in ends.items()}
     fit(ByHand(network(), of, steps), SelfCompression(gamma=gamma), **options)
     assert len(seen) == total
     assert seen == sorted(seen)

@@ -271,9 +271,9 @@ def test_a_network_at_its_target_may_be_trained_on() -> None:
     net = fxc.compress(Digits(), x[:2], bits=1.55)  # 4.8 % of the bits: where a run to 5 % may have ended
     for options in ({"target_size": 0.07}, {"gamma": TargetSize(0.07)}):
         with pytest.raises(ValueError, match=r"target_size=0.07 is more than the network's present size of 0.04"):
-            fxc.fit(net, loader[:1], F.cross_entropy, epochs=1, progress=False, **options)  # type: ignore[arg-type]
+            fxc.fit(net, loader[:1], F.cross_entropy, epochs=1, progress=False, **options)
     for options in ({"target_size": 0.05}, {"gamma": TargetSize(0.05)}):
-        assert fxc.fit(net, loader[:1], F.cross_entropy, epochs=1, progress=False, **options).history  # type: ignore[arg-type]
+        assert fxc.fit(net, loader[:1], F.cross_entropy, epochs=1, progress=False, **options).history
 
 
 @pytest.mark.parametrize("prune", [True, 5, False])

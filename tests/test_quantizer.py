@@ -173,8 +173,23 @@ def test_autocast_changes_nothing() -> None:
 def test_second_derivative_is_refused() -> None:
     x = torch.randn(3, requires_grad=True)
     (grad,) = torch.autograd.grad(quantize(x, torch.ones(1), torch.zeros(1)).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiate twice"):
+    with pytest.raises(
+        RuntimeError, match=r"differentiate twice through a quantizer.*\(no create_graph=True for these\)"
+    ):
         grad.sum().backward()
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_first_derivatives_with_a_graph_are_those_without(which: int) -> None:
+    """One that nobody differentiates further is no error, as in a gradient penalty on inputs."""
+    arguments = [torch.randn(3, 4), torch.full((3, 1), 3.0), torch.zeros(3, 1)]
+    arguments[which].requires_grad_()
+    loss = quantize(*arguments).square().sum()
+    (plain,) = torch.autograd.grad(loss, arguments[which], retain_graph=True)
+    (graph,) = torch.autograd.grad(loss, arguments[which], create_graph=True)
+    assert torch.equal(plain, graph)
+    with pytest.raises(RuntimeError, match="differentiate twice through a quantizer"):
+        graph.sum().backward()
 
 
 def test_backward_keeps_of_a_weight_the_argument_and_the_result_and_nothing_else() -> None:

@@ -346,6 +346,32 @@ def test_frozen_weights_get_no_quantizer_and_still_count_as_inputs() -> None:
     assert net.size("eq5").item() > net.size("eq4").item()
 
 
+def test_what_was_frozen_on_the_way_stays_as_it_is() -> None:
+    """Biases of channels without bits are shrunk, but not those that the user has frozen since; others go on."""
+    net = compressed()
+    set_bits(net, "block1.conv1.weight", [3])
+    set_bits(net, "block2.conv1.weight", [2])
+    for name, parameter in net.named_parameters():
+        if name.endswith("1.bias"):
+            nn.init.ones_(parameter)
+    net.step()
+    net.step()
+    for parameter in net.get_submodule("block1").parameters():
+        parameter.requires_grad_(False)
+    before = {name: parameter.clone() for name, parameter in net.named_parameters()}
+    assert 0 < before["block1.bn1.bias"][3] < 1  # it has begun to shrink
+    for _ in range(3):
+        net.step()
+    changed = {name for name, parameter in net.named_parameters() if not torch.equal(parameter, before[name])}
+    assert changed
+    assert all(name.startswith("block2.") for name in changed)
+    for parameter in net.parameters():
+        parameter.requires_grad_(False)
+    before = {name: parameter.clone() for name, parameter in net.named_parameters()}
+    net.step()
+    assert all(torch.equal(parameter, before[name]) for name, parameter in net.named_parameters())
+
+
 def test_state_dict_round_trip_keeps_what_is_dead() -> None:
     net, other = compressed(), compressed()
     set_bits(net, "block1.conv1.weight", [3])

@@ -12,6 +12,26 @@ from fxcompress.quantizer.arithmetic import EAGER, FUSED, RANGE_BITS, Kernels, c
 __all__ = ["quantize", "quantize_by", "quantize_reference", "quantize_rows"]
 
 
+_TWICE = (
+    "trying to differentiate twice through a quantizer, which has no second derivatives: of weights, bits and "
+    "exponents there are first ones alone (no create_graph=True for these). Gradients of inputs, as in a gradient "
+    "penalty, can be differentiated; for a Hessian of the weights, take the network before compress() or after "
+    "finalize()"
+)
+
+
+class _Once(torch.autograd.Function):
+    """Hands gradients on, and refuses to be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        return tuple(None if gradient is None else gradient.view_as(gradient) for gradient in gradients)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        raise RuntimeError(_TWICE)
+
+
 class _Quantize(torch.autograd.Function):
     """By kernels that work at once. What they work out of the formats is kept for the way back: it is small."""
 
@@ -32,11 +52,14 @@ class _Quantize(torch.autograd.Function):
         return q
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         *tensors, low, high = ctx.saved_tensors
         kernels = FUSED if _is_fused(grad) else ctx.kernels  # of several gradients at once
-        return *_gradients(ctx, kernels, grad, tensors, (low, high)), None
+        with torch.no_grad():
+            gradients = _gradients(ctx, kernels, grad, tensors, (low, high))
+        if torch.is_grad_enabled() and grad.requires_grad:  # with create_graph=True
+            gradients = _Once.apply(grad, *gradients)
+        return *gradients, None
 
 
 class _QuantizeFused(torch.autograd.Function):

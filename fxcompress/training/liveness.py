@@ -190,10 +190,14 @@ class LivenessUpdate:
         torch._foreach_copy_(self._last, depths)
 
     def _soft_threshold(self) -> None:
-        size = torch._foreach_abs(self.biases)
-        torch._foreach_sub_(size, self._limits)
+        pairs = [(b, limit) for b, limit in zip(self.biases, self._limits, strict=True) if b.requires_grad]
+        if not pairs:  # all have been frozen since the start
+            return
+        biases, limits = (list(part) for part in zip(*pairs, strict=True))
+        size = torch._foreach_abs(biases)
+        torch._foreach_sub_(size, limits)
         torch._foreach_clamp_min_(size, 0.0)
-        torch._foreach_copy_(self.biases, [s.copysign(b) for s, b in zip(size, self.biases, strict=True)])
+        torch._foreach_copy_(biases, [s.copysign(b) for s, b in zip(size, biases, strict=True)])
 
     def _zero(self) -> Tensor:
         """Which bits and biases are zero just now, in one vector on the device."""

@@ -305,6 +305,8 @@ def test_bits_in_the_group_of_weights_are_refused(tmp_path: Path) -> None:
     [
         ({"remove_unused_columns": True}, "set remove_unused_columns=False"),
         ({"load_best_model_at_end": True}, "set load_best_model_at_end=False"),
+        ({"label_smoothing_factor": 0.1}, "set label_smoothing_factor=0: the Trainer would keep the labels from"),
+        ({"gradient_checkpointing": True}, "set gradient_checkpointing=False, and switch it on in the model before"),
     ],
 )
 def test_arguments_that_would_break_it_are_refused(tmp_path: Path, option: dict[str, Any], message: str) -> None:

@@ -174,6 +174,16 @@ class SelfCompressionCallback(TrainerCallback, ExportableState):
                 "set remove_unused_columns=False: the Trainer would drop all columns but the labels, as it cannot know "
                 "what a TrainerModel takes"
             )
+        if args.label_smoothing_factor:
+            raise ValueError(
+                "set label_smoothing_factor=0: the Trainer would keep the labels from the network, which computes its "
+                "loss of them; smooth them in the model's own loss"
+            )
+        if args.gradient_checkpointing:
+            raise ValueError(
+                "set gradient_checkpointing=False, and switch it on in the model before compress(): "
+                "model.gradient_checkpointing_enable(); what forward runs under a checkpoint then, the network does too"
+            )
         if args.load_best_model_at_end:
             raise ValueError(
                 "set load_best_model_at_end=False: an earlier checkpoint holds channels that are gone at the end; "

@@ -207,6 +207,9 @@ class SizedNetwork(nn.Module):
     ) -> list[dict[str, Any]]:
         """Parameter groups for an optimizer of the Adam family, with the paper's setting for bits.
 
+        What stands in a group wins over what the optimizer is given: say here what learning rate and weight decay
+        weights get.
+
         Args:
             lr: of weights, biases and norms.
             weight_decay: of weights alone.

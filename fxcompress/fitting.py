@@ -17,6 +17,7 @@ from fxcompress.checkpoint import check_scheduler, save_checkpoint, take_up
 from fxcompress.compress import compress
 from fxcompress.errors import AverageError, CheckpointError
 from fxcompress.storage.states import read_states
+from fxcompress.trace.modes import ordinary
 from fxcompress.training.averages import copies_of
 from fxcompress.training.batches import Batch, argument_names, check_callable, check_loss, count_batches, first_batch
 from fxcompress.training.controller import Gamma
@@ -37,6 +38,8 @@ _LOG = logging.getLogger("fxcompress")
 Resume = Literal[True, False, "auto"]
 
 
+@ordinary
+@torch.enable_grad()
 def fit(  # noqa: PLR0913 - the user's call, all by keyword
     model: nn.Module,
     loader: Iterable[Any],

@@ -3,6 +3,8 @@
 import json
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import pytest
 import torch
@@ -274,6 +276,41 @@ def test_a_network_at_its_target_may_be_trained_on() -> None:
             fxc.fit(net, loader[:1], F.cross_entropy, epochs=1, progress=False, **options)
     for options in ({"target_size": 0.05}, {"gamma": TargetSize(0.05)}):
         assert fxc.fit(net, loader[:1], F.cross_entropy, epochs=1, progress=False, **options).history
+
+
+class Long(list[Any]):
+    """Says that it has another length than it has."""
+
+    said = 0
+
+    def __len__(self) -> int:
+        return self.said
+
+
+@pytest.mark.parametrize("said", [2, 3, 9])
+def test_a_loader_with_another_length_than_it_says_is_told(said: int, caplog: pytest.LogCaptureFixture) -> None:
+    loader = Long(digits()[0][:3])
+    loader.said = said
+    fxc.fit(Digits(), loader, F.cross_entropy, epochs=2, gamma=0.1, progress=False)
+    texts = [record.getMessage() for record in caplog.records]
+    if said == 3:
+        assert texts == []
+    else:
+        (text,) = texts
+        assert f"has a length of {said}, and gave 3 batches in an epoch" in text
+        assert f"a course of {2 * said} steps, of which 6 will be made" in text
+
+
+@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
+def test_fit_trains_where_gradients_are_off(around: Callable[[], AbstractContextManager[None]]) -> None:
+    loader, x, _ = digits()
+    results = []
+    for context in (around, nullcontext):
+        torch.manual_seed(0)
+        with context():
+            results.append(fxc.fit(Digits(), loader[:3], F.cross_entropy, epochs=2, gamma=0.1, progress=False))
+    assert results[0].history[-1].loss == results[1].history[-1].loss
+    assert torch.equal(results[0].module(x), results[1].module(x))
 
 
 @pytest.mark.parametrize("prune", [True, 5, False])

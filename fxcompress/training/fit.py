@@ -1,5 +1,6 @@
 """The whole loop in one call: train, shrink, finalize."""
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -26,6 +27,7 @@ from fxcompress.training.policy import PrunePolicy, prune_policy
 from fxcompress.training.resume import Keeper, Run
 from fxcompress.training.trainer import Loss, Scheduler, Trainer
 
+_LOG = logging.getLogger("fxcompress")
 Validate = Callable[[nn.Module], float | Tensor | None]
 
 
@@ -87,6 +89,7 @@ def train(
                 raise _interrupted(run, trainer, epochs) from None
             except NotFinite as error:
                 raise _diverged(error, trainer, run.history, run) from error
+            _tell_of_batches(trainer.done, run.batches, epochs, now=processes.is_first and epoch == 1)
             processes.share_buffers(*([] if average is None else [average]))
             if epoch == epochs and trainer.policy is not None:
                 trainer.remove()
@@ -108,6 +111,16 @@ def train(
             if trainer.interrupt.requested:
                 raise _interrupted(run, trainer, epochs)
     return FitResult(net.finalize().eval(), net, run.history, trainer.reports)
+
+
+def _tell_of_batches(given: int, said: int, epochs: int, *, now: bool) -> None:
+    """Warn where a loader has not the length that it says: what falls over all steps would not have fallen."""
+    if now and given != said:
+        _LOG.warning(
+            "fxcompress: the loader has a length of %d, and gave %d batches in an epoch: learning rates and gamma follow "
+            "a course of %d steps, of which %d will be made\n"
+            "  let len(loader) be the number of batches that it gives", said, given, said * epochs, given * epochs,
+        )  # fmt: skip
 
 
 def _interrupted(run: Run, trainer: Trainer, epochs: int) -> TrainingInterrupted:

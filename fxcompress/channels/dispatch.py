@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._decomp import decomposition_table
+from torch.utils._mode_utils import no_dispatch
 
 from fxcompress.channels.composed import COMPOSED
 from fxcompress.channels.layers import Layers, same_layers, support
@@ -92,6 +93,8 @@ class Dispatch:
             self.unknown.setdefault(str(func), []).append(self.space.node)
         given = kwargs if target is func else _with_defaults(func, args, kwargs)
         outputs, template = self._apply(op, target, args, given)
+        if facts.turns_argument and op is not UNKNOWN:
+            return _turned(func, args, kwargs, outputs[0])
         if facts.writes:
             written = self._write_all(facts, args, kwargs, outputs[0] if op is not UNKNOWN and outputs else None)
             if written and facts.is_view:
@@ -255,12 +258,15 @@ class _Facts:
         functional: the op that computes the same without writing to its argument; None for none.
         writes: position and name of the arguments that are written to.
         is_view: whether an output shares the memory of an argument.
+        turns_argument: whether it makes its first argument another view of its memory (``transpose_``), and writes to
+            no memory.
         reads_number: whether it returns a number.
     """
 
     functional: Any
     writes: tuple[tuple[int, str], ...]
     is_view: bool
+    turns_argument: bool
     reads_number: bool
 
     def written(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
@@ -275,7 +281,8 @@ def _facts(func: Any) -> _Facts:  # noqa: ANN401
     written = [a.alias_info is not None and a.alias_info.is_write for a in schema.arguments]
     writes = [(i, a.name) for i, a in enumerate(schema.arguments) if written[i]] if schema.is_mutable else []
     is_view = any(r.alias_info is not None for r in schema.returns)
-    return _Facts(_without_writing(func), tuple(writes), is_view, func.name() == "aten::_local_scalar_dense")
+    turns = torch.Tag.inplace_view in func.tags
+    return _Facts(_without_writing(func), tuple(writes), is_view, turns, func.name() == "aten::_local_scalar_dense")
 
 
 def _without_writing(func: Any) -> Any:  # noqa: ANN401
@@ -318,6 +325,19 @@ def _unbatched(left: Tensor, right: Tensor) -> Tensor:
     """The same as a plain product: (N, L, K) times the (K, R) that all of the batch shares."""
     flat = left.reshape(-1, left.shape[2]).mm(right.select(0, 0))
     return flat.view(left.shape[0], left.shape[1], -1)
+
+
+def _turned(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], value: Value) -> LabelTensor:  # noqa: ANN401 - an op
+    """The first argument, with the shape that an op like ``transpose_`` gives it, and what it holds then.
+
+    The memory holds what it held: other tensors that share it stay as they are.
+    """
+    tensor: LabelTensor = args[0]
+    with no_dispatch():  # the kernel, which changes the shape of the wrapper and looks at no memory
+        func(*args, **kwargs)
+    tensor.fxc_value = value
+    tensor.fxc_extent = object()
+    return tensor
 
 
 def _shared(args: tuple[Any, ...]) -> Storage | None:

@@ -21,7 +21,7 @@ from torch import Tensor, fx
 
 from fxcompress.channels.factories import SIZES, SPREAD, kind_of
 from fxcompress.channels.rules.indexing import INDEX
-from fxcompress.channels.rules.movement import CAT, MOVEMENT, PERMUTE, RESHAPE, RESTRIDE
+from fxcompress.channels.rules.movement import CAT, DIAGONAL, MOVEMENT, PERMUTE, RESHAPE, RESTRIDE
 from fxcompress.channels.rules.pointwise import SAME
 from fxcompress.channels.size_reads import read_of
 from fxcompress.channels.survivors import has_own_labels
@@ -29,7 +29,7 @@ from fxcompress.channels.values import LabelTensor, Step, Value, find, leaves
 from fxcompress.trace.guards import check, check_argument, shape_of
 
 FLOWS = "a size flows into its value"
-STRUCTURAL = frozenset({CAT, INDEX, MOVEMENT, PERMUTE, RESHAPE, RESTRIDE, SAME, SPREAD})
+STRUCTURAL = frozenset({CAT, DIAGONAL, INDEX, MOVEMENT, PERMUTE, RESHAPE, RESTRIDE, SAME, SPREAD})
 """Classes whose numbers are sizes and places, which the check of labels and positions covers."""
 
 _CONVOLUTIONS = tuple(f"conv{kind}{n}d" for kind in ("", "_transpose") for n in (1, 2, 3))

@@ -68,6 +68,41 @@ def moved_constants(step: Step, known: Known) -> list[Tensor]:
     return [out.view(torch.float64) for out in move(on_labels(step.call), bits, source.shape)]
 
 
+def _diagonal_labels(call: Call, space: Space) -> tuple[Layers, ...]:
+    """Entries of one dim meet those of another, as in a sum of two tensors; what meets none shifts those that do."""
+    source: Value = call.args[0]
+    out = call.metas[0]
+    offset = call.arg(1, "offset", 0)
+    pair = [call.arg(1 + i, f"dim{i}", i - 1) % source.rank for i in (1, 2)]
+    sides: tuple[list[Tensor], list[Tensor]] = ([], [])
+    rest: list[Tensor] = []
+    for layer in source.layers:
+        varying = [i for i in (0, 1) if layer.shape[pair[i]] > 1]
+        if len(varying) == 2:
+            space.pin(layer, "crossing", "a diagonal mixes two of its labelled dims")
+            continue
+        for i in varying:
+            _pin_beside(layer, pair[i], max(0, offset if i else -offset), out.shape[-1], space)
+        (moved,) = move(on_labels(call), layer, source.shape)
+        (sides[varying[0]] if varying else rest).append(moved)
+    kept: Layers = ()
+    if any(sides):
+        kept = couple_aligned([(_covered(out.shape, side), tuple(side)) for side in sides], out.ndim, space)
+    return (settle([*kept, *rest], call, space),)
+
+
+def _pin_beside(layer: Tensor, dim: int, start: int, size: int, space: Space) -> None:
+    """Pin what lies along ``dim`` before and behind the entries that a diagonal reads."""
+    for beside in (layer.narrow(dim, 0, start), layer.narrow(dim, start + size, layer.shape[dim] - start - size)):
+        space.pin(beside, "crossing", "it lies beside the entries of a diagonal, which would be shifted")
+
+
+def _covered(shape: torch.Size, layers: list[Tensor]) -> torch.Size:
+    """A shape that has entries along its last dim, and along others where the layers have labels."""
+    last = len(shape) - 1
+    return torch.Size([n if d == last or any(x.shape[d] > 1 for x in layers) else 1 for d, n in enumerate(shape)])
+
+
 def _reshape_labels(call: Call, space: Space) -> tuple[Layers, ...]:
     """Of dims that become one, the outermost keeps its labels: channels lie there, and positions of a kernel inside."""
     source: Value = call.args[0]
@@ -231,10 +266,11 @@ def _restride_constants(step: Step, known: Known) -> list[Tensor]:
 MOVEMENT = register(
     OpClass("movement", moved_labels, moved_constants),
     [
-        "select", "slice", "split", "split_with_sizes", "chunk", "unbind", "narrow", "expand", "repeat", "diagonal",
-        "unfold", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "tile", "repeat_interleave",
+        "select", "slice", "split", "split_with_sizes", "chunk", "unbind", "narrow", "expand", "repeat", "unfold",
+         "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "tile", "repeat_interleave",
     ],
 )  # fmt: skip
+DIAGONAL = register(OpClass("diagonal", _diagonal_labels, moved_constants), ["diagonal"])
 RESHAPE = register(
     OpClass("reshape", _reshape_labels, _reshape_constants),
     ["view", "_unsafe_view", "reshape", "squeeze", "unsqueeze", "flatten", "unflatten", "_reshape_alias", "view_as"],

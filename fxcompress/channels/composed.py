@@ -50,6 +50,45 @@ COMPOSED: dict[Any, Callable[..., Any]] = {
 """From the op to a function of whoever runs ops on labels, and the arguments of the op."""
 
 
+_MASKED = frozenset({torch.ops.aten.index.Tensor, torch.ops.aten.masked_select.default})
+
+
+def by_places(func: object, args: tuple[Any, ...]) -> Callable[..., Any] | None:
+    """What runs a choice by masks of known numbers as one by the places where they are set: of these there is a shape.
+
+    None for any other call; a mask that the network computes has no numbers.
+    """
+    if func not in _MASKED:
+        return None
+    masks = args[1] if isinstance(args[1], list | tuple) else args[1:]
+    return _chosen if any(map(_is_known_mask, masks)) else None
+
+
+def _is_known_mask(index: object) -> bool:
+    return type(index) is Tensor and index.dtype in {torch.bool, torch.uint8} and not index.is_meta
+
+
+def _chosen(x: Tensor, masks: Tensor | Sequence[Tensor | None]) -> Tensor:
+    """``x[masks]``, or ``x.masked_select(mask)``.
+
+    Raises:
+        IndexError: a mask has another size than the dims that it chooses from, as torch says for real tensors.
+    """
+    if isinstance(masks, Tensor):
+        x, mask = torch.broadcast_tensors(x, masks)
+        masks = [mask]
+    places: list[Tensor | None] = []
+    for mask in masks:
+        if mask is None or not _is_known_mask(mask):
+            places.append(mask)
+            continue
+        if mask.shape != x.shape[len(places) : len(places) + mask.ndim]:
+            raise IndexError(f"a mask of shape {tuple(mask.shape)} chooses from a tensor of shape {tuple(x.shape)}")
+        places += mask.nonzero(as_tuple=True)
+    chosen: Tensor = torch.ops.aten.index.Tensor(x, places)
+    return chosen
+
+
 def in_pieces(callee: object) -> AbstractContextManager[object]:
     """While ``callee`` runs: circular padding as slices and joins. Torch writes it into memory that has no labels."""
     by_itself = callee is functional.pad or isinstance(callee, _CircularPadNd)

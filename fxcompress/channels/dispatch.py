@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._decomp import decomposition_table
 from torch.utils._mode_utils import no_dispatch
 
-from fxcompress.channels.composed import COMPOSED
+from fxcompress.channels.composed import COMPOSED, by_places
 from fxcompress.channels.layers import Layers, same_layers, support
 from fxcompress.channels.packed import PACKED
 from fxcompress.channels.recurrent import RECURRENT
@@ -114,7 +114,7 @@ class Dispatch:
             return _unbatched
         if func in _TAKEN_APART:
             return functools.partial(_TAKEN_APART[func], self)
-        return in_sums(func, args, kwargs) or in_extremes(func, args, kwargs)
+        return by_places(func, args) or in_sums(func, args, kwargs) or in_extremes(func, args, kwargs)
 
     def _write_all(self, facts: "_Facts", args: Any, kwargs: Any, value: Value | None) -> list[LabelTensor]:  # noqa: ANN401
         """Let the arguments that an op writes to hold a new value, None for an unknown one; those with labels."""

@@ -60,9 +60,17 @@ def propose(node: fx.Node, source: Value | None, result: object, alive: np.ndarr
         return None
     if kind_of(node):
         return _made(node, result, alive)
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    rule = _RULES.get(str(name))
+    rule = _RULES.get(_name(node))
     return rule(node, source, result, alive) if rule is not None and source is not None else None
+
+
+def _name(node: fx.Node) -> str:
+    """What a function or method is called."""
+    return str(node.target if isinstance(node.target, str) else getattr(node.target, "__name__", ""))
+
+
+_VIEWS = frozenset({"view", "reshape"})
+"""They put the same entries into other dims, so one of these may be -1."""
 
 
 def _sizes(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> Proposal | None:
@@ -70,7 +78,9 @@ def _sizes(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> P
 
     Where each entry of a dim has a label of its own, the size is a matter of the network and never of the input: a
     number will do. It may take one even if it stays: it was computed, perhaps, from the size of another tensor that is
-    cut. Where labels repeat, as those of heads do along ``batch * heads``, what is computed stays computed.
+    cut. Where labels repeat, as those of heads do along ``batch * heads``, what is computed stays computed. A computed
+    dim of a view that must be another is what the others leave: in an example of one sample the labels along
+    ``batch * heads`` do not repeat.
     """
     if not isinstance(result, Value):
         return None
@@ -85,8 +95,11 @@ def _sizes(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> P
         n != -1 and d not in free and (a != b or d in computed)
         for d, (n, a, b) in enumerate(zip(flat, old, new, strict=True))
     ]
-    sizes = tuple(new[d] if cut[d] else flat[d] for d in range(len(old)))
-    return Proposal(node.target, (node.args[0], sizes), {})
+    sizes = [new[d] if cut[d] else flat[d] for d in range(len(old))]
+    rest = sorted({d for d in free if old[d] != new[d]} or {d for d in computed if cut[d] and old[d] != new[d]})
+    if rest and -1 not in sizes and _name(node) in _VIEWS:
+        sizes[rest[0]] = -1
+    return Proposal(node.target, (node.args[0], tuple(sizes)), {})
 
 
 def _made(node: fx.Node, result: object, alive: np.ndarray) -> Proposal | None:

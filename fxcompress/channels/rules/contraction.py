@@ -149,9 +149,16 @@ def _through_kernel(call: Call, site: Site, space: Space) -> frozenset[int]:
 def _grouped(
     site: Site, read: Tensor | None, columns: Tensor | None, rows: Tensor | None, space: Space
 ) -> Tensor | None:
-    """A group of a grouped convolution goes as a whole: all of its inputs and all of its outputs."""
+    """A group of a grouped convolution goes as a whole: all of its inputs and all of its outputs.
+
+    Unless all groups read the same labels, as where each sample of a batch is a group with a weight of its own.
+    (Those of a transposed layer stay: of fewer channels nobody could tell how many groups they make.)
+    """
     inner = rows if site.transposed else columns
     outer = columns if site.transposed else rows
+    alike = [labels is None or _is_shared(labels, site.groups) for labels in (read, outer)]
+    if all(alike) or (alike[0] and read is not None and not site.transposed):
+        return _alike(site, read, columns, rows, space)
     if inner is not None:
         space.pin(inner, "group-inner", "all groups of a grouped convolution share it")
     if read is None or outer is None:
@@ -161,6 +168,26 @@ def _grouped(
     space.couple(members, members[:, :1])
     space.couple(members[:, :1], outer.reshape(site.groups, -1))
     return members[:, :1].expand(site.groups, site.rows // site.groups).reshape(-1) if site.transposed else outer
+
+
+def _is_shared(labels: Tensor, groups: int) -> bool:
+    """Whether each group has the same labels, and more than one."""
+    members = labels.reshape(groups, -1)
+    return members.shape[1] > 1 and bool((members == members[:1]).all())
+
+
+def _alike(site: Site, read: Tensor | None, columns: Tensor | None, rows: Tensor | None, space: Space) -> Tensor | None:
+    """An entry that goes leaves each group, and the groups stay as many; so must what each of them makes.
+
+    As of N samples (1, N * I, H, W), in N groups, with a weight (N * O, I, h, w).
+    """
+    if site.transposed:
+        meet(read, columns, space)
+        return None if rows is None else rows.repeat(site.groups)
+    meet(None if read is None else read.reshape(site.groups, -1)[0], columns, space)
+    if rows is not None and not _is_shared(rows, site.groups):
+        space.pin(rows, "group-inner", "each group of a grouped convolution makes as many channels")
+    return rows
 
 
 def pin_all(call: Call, space: Space) -> tuple[Layers, ...]:

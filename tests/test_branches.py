@@ -1,6 +1,8 @@
 """Branches of a sum that are zero disappear, and nothing that reads or writes the same memory notices."""
 
+import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -209,3 +211,34 @@ def test_what_is_left_of_a_module_keeps_its_parts() -> None:
     result = prune(Whole().double())
     assert result.report.branches == ("eval:add",)
     assert "part.conv.weight" in result.module.state_dict()
+
+
+class Inside(nn.Module):
+    """A sum inside of a branch goes before the branch does, and others after it; all leave copies, as one op writes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.branch, self.last = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 1), nn.Conv2d(6, 2, 1)
+        self.shifts = nn.ParameterList([nn.Parameter(torch.zeros(6, 1, 1)) for _ in range(3)])
+        nn.init.zeros_(self.branch.weight)
+        nn.init.zeros_(self.branch.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).tanh()
+        inside = x.exp() + self.shifts[0]
+        x = x + self.branch(inside * x)
+        x = (x + self.shifts[1]) + self.shifts[2]
+        return self.last(x.relu_()) + x.mean()  # type: ignore[no-any-return]
+
+
+def test_copies_are_called_alike_when_a_file_is_loaded(tmp_path: Path) -> None:
+    """Names that a branch has taken along are free again, in a copy of the graph."""
+    torch.manual_seed(0)
+    net = Inside().double().eval()
+    fresh = copy.deepcopy(net)
+    module = prune(net).module
+    assert module.code.count("clone") >= 2
+    fxc.save(module, tmp_path / "net.fxc")
+    loaded = fxc.load(tmp_path / "net.fxc", model=fresh)
+    x = image()
+    assert torch.equal(module(x), loaded(x))

@@ -44,9 +44,10 @@ def recut(analysis: Analysis, have: Provenance, want: Provenance) -> Pruned:
     joins = missing_joins(have, want)
     gone: list[str] = []
     if branches:
-        module = skeleton(analysis.module)
+        module = analysis.module
         try:
             for branch in branches:
+                module = skeleton(module)  # as when they were found: which names are free decides how copies are called
                 gone += remove_branches(module, [branch])
         except KeyError as error:
             raise ShapeError(f"its graph has no node {error}") from error

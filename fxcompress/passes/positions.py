@@ -23,6 +23,7 @@ from fxcompress.channels.values import Call, Step, Value, find, leaves, replace
 _PRODUCT = frozenset({MATMUL, BATCHED, RESHAPE, SAME})
 _ADD = torch.ops.aten.add.Tensor
 _AROUND = {torch.ops.aten.t.default, torch.ops.aten.transpose.int, torch.ops.aten.expand.default}
+_TURNS = {torch.ops.aten.permute.default, torch.ops.aten.transpose.int, torch.ops.aten.t.default}
 _COPIES = {torch.ops.aten.alias.default, torch.ops.aten.clone.default}
 """Where torch copies is a matter of strides, which change with sizes."""
 _PICKING = {MOVEMENT, INDEX}
@@ -76,7 +77,7 @@ def same_entries(before: Step, after: Step | None, left: Survivors) -> bool:
     if before.op not in _MOVING:
         return True
     source = before.call.args[0] if before.call.args else None
-    if not isinstance(source, Value) or find(Value, before.call.args[1:]):
+    if not isinstance(source, Value) or find(Value, before.call.args[1:]) or _is_same_turn(before, after):
         return True
     ragged = left.ragged(source)  # there each entry has a label of its own
     masks = {dim: torch.from_numpy(mask) for dim, mask in left.masks(source).items() if dim not in ragged}
@@ -100,6 +101,12 @@ def same_entries(before: Step, after: Step | None, left: Survivors) -> bool:
             if len(expected) != len(found) or not all(map(torch.equal, expected, found)):
                 return False
     return True
+
+
+def _is_same_turn(before: Step, after: Step | None) -> bool:
+    """Whether both order the dims anew, in the same way: that does the same to entries whatever the sizes are."""
+    func = before.call.func
+    return func in _TURNS and after is not None and after.call.func is func and _same_arguments(before.call, after.call)
 
 
 def _same_arguments(before: Call, after: Call) -> bool:

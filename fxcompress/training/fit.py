@@ -117,8 +117,8 @@ def _tell_of_batches(given: int, said: int, epochs: int, *, now: bool) -> None:
     """Warn where a loader has not the length that it says: what falls over all steps would not have fallen."""
     if now and given != said:
         _LOG.warning(
-            "fxcompress: the loader has a length of %d, and gave %d batches in an epoch: learning rates and gamma follow "
-            "a course of %d steps, of which %d will be made\n"
+            "fxcompress: the loader has a length of %d, and gave %d batches in an epoch: learning rates and gamma "
+            "follow a course of %d steps, of which %d will be made\n"
             "  let len(loader) be the number of batches that it gives", said, given, said * epochs, given * epochs,
         )  # fmt: skip
 

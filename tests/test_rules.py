@@ -321,6 +321,10 @@ CASES: dict[str, Case] = {
     "_embedding_bag_forward_only": Case(lambda h, net: h * bag(net, train=False)),
     "grid_sampler_2d": Case(lambda h, net: F.grid_sample(h, points(h), align_corners=False)),
     "grid_sampler_3d": Case(lambda h, net: F.grid_sample(deep(h), points(h, 3), "nearest", "border", True)),
+    "max_unpool2d": Case(lambda h, net: F.max_unpool2d(*F.max_pool2d(h, 2, return_indices=True), (2, 2))),
+    "max_unpool3d": Case(
+        lambda h, net: F.max_unpool3d(*F.max_pool3d(deep(h), (2, 3, 2), return_indices=True), (2, 3, 2))
+    ),
     "roi_align": Case(lambda h, net: torchvision.ops.roi_align(h, boxes(h), 3)),
     "roi_pool": Case(lambda h, net: torchvision.ops.roi_pool(h, boxes(h), 2)),
     "deform_conv2d": Case(lambda h, net: torchvision.ops.deform_conv2d(h, places(h), net.weight, net.shift)),

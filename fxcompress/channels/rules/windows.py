@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fxcompress.channels.layers import Layers, support, vector
+from fxcompress.channels.rules.pointwise import Operand, couple_aligned
 from fxcompress.channels.rules.reductions import pass_others
 from fxcompress.channels.rules.registry import ConstantRule, Known, OpClass, nothing_known, register
 from fxcompress.channels.space import Space
@@ -67,6 +68,37 @@ def _fold_labels(call: Call, space: Space) -> tuple[Layers, ...]:
     return (tuple(found),)
 
 
+def _unpool_labels(spatial: int) -> Callable[[Call, Space], tuple[Layers, ...]]:
+    """Each maximum goes back to where it stood, channel by channel: values and places have the same channels."""
+
+    def labels(call: Call, space: Space) -> tuple[Layers, ...]:
+        rank = call.metas[0].ndim
+        dims = frozenset(range(rank - spatial, rank))
+        operands: list[Operand] = []
+        for given in call.args[:2]:
+            layers = given.layers if isinstance(given, Value) else ()
+            text = "max_unpool reads places along this dim"
+            held = [space.hold(x, mixed, "window", text) if (mixed := support(x) & dims) else x for x in layers]
+            shape = torch.Size([1 if d in dims else n for d, n in enumerate(given.shape)])
+            operands.append((shape, tuple(layer for layer in held if layer is not None)))
+        return (couple_aligned(operands, rank, space),)
+
+    return labels
+
+
+def _unpool_constants(spatial: int) -> ConstantRule:
+    """Zeros among zeros."""
+
+    def constants(step: Step, known: Known) -> list[Tensor]:
+        source = step.call.args[0]
+        if not isinstance(source, Value):
+            return nothing_known(step, known)
+        channels = _everywhere(known.of(source), spatial)
+        return [torch.where(channels == 0, channels, torch.nan)]
+
+    return constants
+
+
 _FOLDS = "col2im adds up all entries of a channel's windows"
 
 
@@ -81,6 +113,8 @@ def _fold_constants(step: Step, known: Known) -> list[Tensor]:
 
 
 register(OpClass("fold", _fold_labels, _fold_constants), ["col2im"])
+for _n in (2, 3):
+    register(OpClass(f"max unpooling {_n}d", _unpool_labels(_n), _unpool_constants(_n)), [f"max_unpool{_n}d"])
 for _n in (1, 2, 3):
     register(
         OpClass(f"max pooling {_n}d", _labels(_n), _constants(_n)),

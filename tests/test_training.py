@@ -180,6 +180,21 @@ def test_bits_never_fall_below_zero() -> None:
     assert quantizer(net, "fc.weight").bits.min().item() == 0.0
 
 
+@pytest.mark.parametrize("forgotten", [False, True])
+@pytest.mark.parametrize("call", ["prune", "finalize"])
+def test_a_step_that_was_forgotten_is_told_once(
+    call: str, caplog: pytest.LogCaptureFixture, *, forgotten: bool
+) -> None:
+    net = compressed()
+    optimizer = torch.optim.Adam(net.param_groups())
+    for _ in range(2):
+        set_bits(net, "fc.weight", [2], -0.7)
+        if not forgotten:
+            net.step()
+        net.prune(optimizer) if call == "prune" else net.finalize()
+    assert [r.getMessage().count("net.step() after each optimizer.step()") for r in caplog.records] == [1] * forgotten
+
+
 def test_a_channel_may_recover_until_its_bias_is_gone() -> None:
     net = compressed()
     set_bits(net, "block1.conv1.weight", [1, 2])

@@ -150,6 +150,7 @@ class CompressedModule(SizedModule):
             raise ValueError("narrow removes channels: pass prune=True with it")
         refuse_sharded(self)
         check_finite(self)
+        self.fxc_tell_of_steps()
         own = copy.deepcopy(self)
         provenance = provenance_of(own)
         delattr(own, LIVENESS)

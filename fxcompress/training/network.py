@@ -1,5 +1,6 @@
 """What every network in training offers, whether it has one graph or is in pieces: its sizes and parameter groups."""
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +15,8 @@ from fxcompress.objectives import Objective, SizeTerms, Start, joined_terms, obj
 from fxcompress.quantizer import Quantizer, compile_quantizers, storage_bits
 from fxcompress.trace.inputs import ExampleInputs
 
-_JOINED = "_fxc_joined"
+_JOINED, _UNSTEPPED = "_fxc_joined", "_fxc_unstepped"
+_LOG = logging.getLogger("fxcompress")
 
 
 @dataclass(slots=True)
@@ -116,6 +118,16 @@ class SizedNetwork(nn.Module):
     def fxc_bits(self) -> list[Tensor]:
         """All bit depths that something reads; (O,) each."""
         return [p for part in self.fxc_parts().values() for p in part.fxc_bits]
+
+    @torch.no_grad()
+    def fxc_tell_of_steps(self) -> None:
+        """Warn, once, where bits are below 0: the optimizer has made steps that no ``step()`` has followed."""
+        if _UNSTEPPED not in self.__dict__ and bool((self._all_bits() < 0).any()):
+            self.__dict__[_UNSTEPPED] = True
+            _LOG.warning(
+                "fxcompress: %s has bits below 0, at which a channel is no zero and its size is negative: call "
+                "net.step() after each optimizer.step(), and before prune() and finalize()", type(self).__name__,
+            )  # fmt: skip
 
     def _all_bits(self) -> Tensor:
         """The bit depths of all channels; none are left where all of a network's branches have gone.

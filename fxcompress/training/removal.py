@@ -121,6 +121,7 @@ def remove_dead(
             check_wrapper(wrapper)
         return plan_removal(net, parts, optimizers, copies, join)
 
+    net.fxc_tell_of_steps()
     removal = agreed(wrappers, plan)
     if removal.report.modified:
         removal.commit(wrapped=bool(wrappers))

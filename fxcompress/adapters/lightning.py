@@ -112,15 +112,15 @@ class SelfCompression(Callback):
         if stage != "fit":
             return
         self._network(pl_module)
-        if not trainer.global_step:  # a training of its own, unless a checkpoint is loaded after this
-            self.done = 0
-            self.pressure.begin()
-            self.removals.begin()
         if trainer.world_size > 1 and not isinstance(trainer.strategy, DDPStrategy):
             raise UnsupportedModelError(
                 f"the network is trained by {trainer.world_size} processes under {type(trainer.strategy).__name__}, "
                 'which cannot follow when channels are removed; use Trainer(strategy="ddp"), or devices=1'
             )
+        if not trainer.global_step:  # a training of its own, unless a checkpoint is loaded after this
+            self.done = 0
+            self.pressure.begin()
+            self.removals.begin()
 
     def _network(self, pl_module: LightningModule) -> CompressedModule:
         where = f"{type(pl_module).__name__}.{self.net}"

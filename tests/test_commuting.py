@@ -81,6 +81,22 @@ class _Aliased(nn.Module):
         return out
 
 
+class _Mixer(nn.Module):
+    """Linear layers behind more dims than two, over channels and over positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.up, self.down = nn.Conv2d(3, 8, 1), nn.Linear(8, 12), nn.Linear(12, 8, bias=False)
+        self.mix, self.last = nn.Linear(64, 6), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.stem(x).flatten(2).transpose(1, 2)
+        tokens = tokens + self.down(torch.relu(self.up(tokens)))
+        tokens = self.mix(tokens.transpose(1, 2)).transpose(1, 2)
+        out: Tensor = self.last(tokens)
+        return out
+
+
 def _shared() -> nn.Module:
     conv = nn.Conv2d(8, 8, 1)
     return nn.Sequential(nn.Conv2d(3, 8, 1), conv, nn.SiLU(), conv, nn.Conv2d(8, 4, 1))
@@ -91,6 +107,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "gated": (_Gated, 10),
     "dense": (_Dense, 9),
     "aliased": (_Aliased, 2),
+    "mixer": (_Mixer, 4),
     "one layer twice": (_shared, 4),
 }
 """Each with the number of nodes that need not be run, at least."""
@@ -102,7 +119,7 @@ def _analysed(make: Callable[[], nn.Module], left: int = 0) -> tuple[Analysis, P
     net = make().eval()
     with torch.no_grad():
         for module in net.modules():
-            if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
+            if isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.Linear):
                 gone = slice(left, None) if left else slice(1, None, 2)
                 module.weight[gone] = 0.0
                 if module.bias is not None:

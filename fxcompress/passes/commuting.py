@@ -4,11 +4,11 @@ What the check of a rewrite asks of every node is
 
     labels(op(what is left of x)) == what is left of labels(op(x))
 
-For a convolution, a batch norm, an activation, a sum or product of two tensors and a ``cat``, labels along one dim go
-in and labels along one dim come out, entry by entry; all else that the rule does is to couple entries. So the two sides
-are equal for every cut that keeps or removes what is coupled together, provided that no dim loses so much that it has
-no label any more. That is looked up here, and torch is asked for the shape. All other nodes, and these where something
-is special, are run.
+For a convolution, a linear layer, a batch norm, an activation, a sum or product of two tensors and a ``cat``, labels
+along one dim go in and labels along one dim come out, entry by entry; all else that the rule does is to couple entries.
+So the two sides are equal for every cut that keeps or removes what is coupled together, provided that no dim loses so
+much that it has no label any more. That is looked up here, and torch is asked for the shape. All other nodes, and these
+where something is special, are run.
 """
 
 import operator
@@ -61,7 +61,7 @@ class Commuting:
     def __init__(
         self, analysis: Analysis, mode: str, steps: dict[str, list[Step]], left: Survivors, dispatch: Dispatch
     ) -> None:
-        self.values = analysis.trails[mode].values
+        self.values, self.args = analysis.trails[mode].values, analysis.trails[mode].args
         self.steps = steps
         self.left = left
         self.dispatch = dispatch
@@ -75,10 +75,16 @@ class Commuting:
             module: of the cut network, where the node calls one.
             args: what it is called with.
         """
-        steps = self.steps.get(node.name, ())
-        if not self.whole or len(steps) != 1 or steps[0].op not in _COMMUTE:
+        if not self.whole:
             return None
-        before = steps[0]
+        if type(module) is nn.Linear:
+            return self._linear(node, module, args[0])
+        steps = self.steps.get(node.name, [])
+        commutes = len(steps) == 1 and steps[0].op in _COMMUTE
+        return self._step(node, module, args, steps[0]) if commutes else None
+
+    def _step(self, node: fx.Node, module: nn.Module | None, args: tuple[Any, ...], before: Step) -> LabelTensor | None:
+        """The same for a node that is a single step, given as it was."""
         expected = before.outputs[0]
         called = _function(node, args) if module is None else _layer(module, args)
         if called is None or self.values[node.name] is not expected:  # written to memory that others share, perhaps
@@ -92,6 +98,22 @@ class Commuting:
         if target is not before.call.func or meta.shape != self.left.shape(expected):
             return None
         return self.dispatch.returned(func, first, Value(meta, self.left.layers(expected)))
+
+    def _linear(self, node: fx.Node, layer: nn.Linear, x: Any) -> LabelTensor | None:  # noqa: ANN401 - an argument
+        """What a linear layer returns: several steps, which fold all dims but the last one, and unfold them again."""
+        source, expected = self.args[node.name][0], self.values[node.name]
+        if not isinstance(x, LabelTensor) or not isinstance(source, Value) or not isinstance(expected, Value):
+            return None
+        alone = all(value.layers == () or _along_last(value) for value in (source, expected))
+        if not alone or not all(map(self.left.are_vectors, (source, expected))) or not expected.meta.is_contiguous():
+            return None
+        shape = (*x.shape[:-1], layer.out_features)
+        if x.shape[-1] != layer.in_features or shape != self.left.shape(expected):
+            return None
+        if not same_layers(self.left.layers(source), x.fxc_value.layers):
+            return None
+        meta = torch.empty(shape, dtype=expected.meta.dtype, device="meta")
+        return LabelTensor(Value(meta, self.left.layers(expected)), self.dispatch, x.device)
 
     def _agree(self, before: Step, found: list[Layers]) -> bool:
         """Whether the labels of a step run along one dim each, and still do; and those that go in are what is left.
@@ -107,6 +129,11 @@ class Commuting:
         if len(sources) != len(found) or not all(map(self.left.are_vectors, (*sources, before.outputs[0]))):
             return False
         return all(map(same_layers, map(self.left.layers, sources), found))
+
+
+def _along_last(value: Value) -> bool:
+    """Whether all labels run along the last dim alone."""
+    return all(layer.numel() == layer.shape[-1] for layer in value.layers)
 
 
 _Called = tuple[Any, tuple[Any, ...], LabelTensor]

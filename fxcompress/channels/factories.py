@@ -2,7 +2,8 @@
 
 Where their size is written as a number, that number can follow the channels that they meet. So each such dim gets
 labels of its own, which belong to no parameter, and the rewrite changes the number. Where it is read off another
-tensor, the dim has the labels of that one, and follows it by itself.
+tensor, the dim has the labels of that one, and follows it by itself. The same holds for the channels that a tensor is
+padded with.
 """
 
 from collections.abc import Iterator, Mapping
@@ -83,6 +84,40 @@ def spread_layers(node: fx.Node, values: Mapping[str, Any], rank: int) -> Layers
         found = copied_layers(sizes, values) if len(sizes) == rank else ()
     before = (1,) * (rank - source.rank) + tuple(source.shape)
     return tuple(layer for layer in found if all(before[d] == 1 for d in support(layer)))
+
+
+def padded_dims(node: fx.Node, value: Value) -> dict[int, tuple[int, int]]:
+    """How many entries a node puts before and behind those of a tensor, by the dim, where these have labels.
+
+    Args:
+        node: there are none unless it pads with a constant, by numbers of the graph's.
+        value: its result.
+    """
+    if node.target is not torch.nn.functional.pad:
+        return {}
+    amounts, mode = node.args[1] if len(node.args) > 1 else node.kwargs.get("pad"), node.kwargs.get("mode", "constant")
+    mode = node.args[2] if len(node.args) > 2 else mode
+    if mode != "constant" or not isinstance(amounts, tuple | list):
+        return {}
+    if not all(type(n) is int and n >= 0 for n in amounts):
+        return {}
+    labelled = {min(support(layer)) for layer in _vectors(value.layers)}
+    pairs = zip(amounts[::2], amounts[1::2], strict=False)
+    dims = {value.rank - 1 - i: (int(lo), int(hi)) for i, (lo, hi) in enumerate(pairs)}
+    return {d: pair for d, pair in dims.items() if d in labelled}
+
+
+def bordered(layer: Tensor, border: Tensor, before: int) -> Tensor:
+    """A layer along one dim with other labels at both ends.
+
+    Args:
+        layer: n labels, of any rank.
+        border: int64 (k,), the first ``before`` of them for the start and the others for the end.
+        before: how many.
+    """
+    flat = layer.reshape(-1)
+    inner = flat[before : flat.numel() - border.numel() + before]
+    return torch.cat([border[:before], inner, border[before:]]).reshape(layer.shape)
 
 
 def _vectors(layers: Layers) -> Iterator[Tensor]:

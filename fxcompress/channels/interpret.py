@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from dataclasses import replace as replace_fields
 from functools import partial
 from typing import Any
 
@@ -17,21 +18,24 @@ from fxcompress.channels.dispatch import Dispatch
 from fxcompress.channels.factories import (
     FILL,
     SPREAD,
+    bordered,
     copied_layers,
     filled_with,
     kind_of,
     made_sizes,
+    padded_dims,
     spread_layers,
     written_dims,
 )
-from fxcompress.channels.layers import Layers, vector
+from fxcompress.channels.layers import Layers, support, vector
 from fxcompress.channels.packed import with_lengths
 from fxcompress.channels.recurrent import as_given, is_recurrent, whole
 from fxcompress.channels.rules import extremes, pointwise, variances
+from fxcompress.channels.rules.movement import PAD
 from fxcompress.channels.rules.noise import NOISE, noise_of
 from fxcompress.channels.rules.quantize import QUANTIZE
 from fxcompress.channels.shapes import like
-from fxcompress.channels.space import Space
+from fxcompress.channels.space import PART, Space
 from fxcompress.channels.tables import follow, pin_rows, reads_a_size
 from fxcompress.channels.values import Call, LabelTensor, Step, Value, find, replace
 from fxcompress.errors import ExampleInputError, FxCompressError
@@ -222,7 +226,7 @@ class Interpreter:
     def _filled(self, node: fx.Node, result: Any) -> Any:  # noqa: ANN401 - whatever the node returns
         """The result of a node; with labels where it makes a tensor whose size is written in the graph."""
         if isinstance(result, LabelTensor):
-            return self._spread(node, result)
+            return self._bordered(node, self._spread(node, result))
         sizes = made_sizes(node, result)
         dims, copied = written_dims(sizes), copied_layers(sizes, self.trail.values)
         if not dims and not copied:
@@ -243,6 +247,24 @@ class Interpreter:
         value = Value(meta, SPREAD.labels(call, self.space)[0])
         self.dispatch.tape.append(Step(SPREAD, call, (value,), node.name))
         return LabelTensor(value, self.dispatch, result.device, result.fxc_storage)
+
+    def _bordered(self, node: fx.Node, result: LabelTensor) -> LabelTensor:
+        """The result of a node; with labels where it was padded, along a dim whose entries have some."""
+        before, tape = result.fxc_value, self.dispatch.tape
+        dims = padded_dims(node, before)
+        if not dims or tape[-1].op is not PAD or tape[-1].outputs[0] is not before:
+            return result
+        layers = []
+        for layer in before.layers:
+            own = dims.get(min(support(layer)), (0, 0)) if len(support(layer)) == 1 else (0, 0)
+            layers.append(bordered(layer, self.border_labels(node, layer, own), own[0]) if any(own) else layer)
+        value = Value(before.meta, tuple(layers))
+        tape[-1] = replace_fields(tape[-1], outputs=(value,))
+        return LabelTensor(value, self.dispatch, result.device, result.fxc_storage)
+
+    def border_labels(self, node: fx.Node, layer: Tensor, amounts: tuple[int, int]) -> Tensor:
+        """Labels for what a node puts at both ends of a dim, int64 (sum(amounts),)."""
+        return self.space.fresh("", PART, sum(amounts), is_parameter=False)
 
     def _adopted(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """The arguments of a call that writes to a tensor: that tensor with labels, if what is written has some.

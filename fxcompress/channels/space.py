@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 FIXED = 0
+PART = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,10 @@ class Reason:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """The atoms ``start .. start + size`` are the entries of dim ``dim`` of the tensor ``name``; no name for slots."""
+    """The atoms ``start .. start + size`` are the entries of dim ``dim`` of the tensor ``name``; no name for slots.
+
+    ``dim`` is :data:`PART` where they are some of the entries of a dim, which are not alone there.
+    """
 
     name: str
     dim: int

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from fxcompress.channels.factories import SIZES, kind_of, sizes_of
+from fxcompress.channels.factories import SIZES, kind_of, padded_dims, sizes_of
 from fxcompress.channels.layers import support
 from fxcompress.channels.rules.group_sums import left_of
 from fxcompress.channels.rules.reductions import reduced
@@ -194,6 +194,19 @@ def _slice(item: slice, kept: np.ndarray) -> slice | list[int]:
     return slice(int(positions[0]), int(positions[-1]) + 1, None if step == 1 else step)
 
 
+def _pad(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> Proposal | None:
+    """pad: how many of the entries that were put at both ends are left."""
+    dims = padded_dims(node, result) if isinstance(result, Value) else {}
+    if not isinstance(result, Value) or not dims:
+        return None
+    masks, amounts = kept_masks(result, alive), list(_argument(node, 1, "pad"))
+    for dim, (before, behind) in dims.items():
+        kept, place = masks[dim], 2 * (result.rank - 1 - dim)
+        amounts[place : place + 2] = int(kept[:before].sum()), int(kept[len(kept) - behind :].sum())
+    kwargs = {key: value for key, value in node.kwargs.items() if key != "pad"}
+    return Proposal(node.target, (node.args[0], tuple(amounts), *node.args[2:]), kwargs)
+
+
 def _narrow(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> Proposal | None:
     dim, start, length = (_argument(node, i, n) for i, n in ((1, "dim"), (2, "start"), (3, "length")))
     masks = kept_masks(source, alive)
@@ -361,6 +374,7 @@ _RULES: dict[str, Propose] = {
     "rms_norm": _rms_norm,
     "layer_norm": _layer_norm,
     "narrow": _narrow,
+    "pad": _pad,
     "select": _select,
     **dict.fromkeys((f"conv{n}d" for n in (1, 2, 3)), _groups),
     **dict.fromkeys((f"conv_transpose{n}d" for n in (1, 2, 3)), _groups),

@@ -17,7 +17,7 @@ from fxcompress.channels.interpret import Atoms, Interpreter, Trail
 from fxcompress.channels.layers import Layers, support
 from fxcompress.channels.plan import Plan
 from fxcompress.channels.rules.norms import per_group
-from fxcompress.channels.space import FIXED, Reason
+from fxcompress.channels.space import FIXED, PART, Reason
 from fxcompress.channels.survivors import Survivors
 from fxcompress.channels.values import LabelTensor, Step, Value, find
 from fxcompress.errors import ExampleInputError
@@ -123,6 +123,13 @@ class Replay(Interpreter):
         if tuple(meta.shape) != self.left.shape(original):
             return ()
         return tuple(layer for layer in self.left.layers(original) if support(layer) <= set(dims))
+
+    def border_labels(self, node: fx.Node, layer: Tensor, amounts: tuple[int, int]) -> Tensor:
+        """What is left of the labels of what a node pads with, where its sizes agree with that."""
+        original, (before, behind) = self.original.values[node.name], amounts
+        found = [x for x in self.left.layers(original) if x.shape == layer.shape]
+        flat = found[0].reshape(-1) if found else torch.zeros(layer.numel(), dtype=torch.int64, device="cpu")
+        return torch.cat([flat[:before], flat[flat.numel() - behind :]])
 
     def _run(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         """Run a node. Where one entry is all that is left of a dim, it has no label any more."""
@@ -289,9 +296,11 @@ def _lonely(analysis: Analysis, plan: Plan) -> np.ndarray:
     """
     roots = np.zeros(len(plan.alive), dtype=bool)
     roots[FIXED] = True
-    sizes = [1, *(block.size for block in analysis.space.blocks)]  # the blocks hold all atoms but FIXED, in order
+    blocks = analysis.space.blocks  # they hold all atoms but FIXED, in order
+    sizes = [1, *(block.size for block in blocks)]
     counts = np.add.reduceat(plan.alive, np.cumsum([0, *sizes[:-1]]), dtype=np.int64)
-    roots[analysis.component[np.repeat(counts == 1, sizes) & plan.alive]] = True
+    alone = (counts == 1) & np.array([True, *(block.dim != PART for block in blocks)])
+    roots[analysis.component[np.repeat(alone, sizes) & plan.alive]] = True
     lonely: np.ndarray = roots[analysis.component]
     return lonely
 

@@ -246,6 +246,7 @@ _SIZES_AT = {
     "index add": (2,),
     "group norm by sums": (3, 6),
     "extreme": (1, 2, 3),
+    "pad": (1,),
 }
 
 

@@ -69,6 +69,20 @@ def test_the_state_of_a_cell_shrinks_with_the_cell(name: str, tmp_path: Path) ->
     assert torch.equal(loaded(x), result.module(x))
 
 
+@pytest.mark.parametrize("left", [1, 2])
+@pytest.mark.parametrize("name", ["new_zeros", "zeros", "full"])
+def test_a_state_may_lose_all_but_one_channel_at_once(name: str, left: int) -> None:
+    x = torch.randn(2, 3, 3, 6, 6, dtype=torch.float64)
+    net = ConvGRU(STARTS[name]).double().eval()
+    analysis = prepare(net, x)
+    kill(analysis, atoms_of(analysis, removable_units(analysis)[left:]))
+    result = fxc.prune(net, x).module
+    assert difference(outputs(net, (x,)), outputs(result, (x,))) <= 1e-9
+    assert result.get_parameter("candidate.weight").shape[0] == left
+    again = fxc.prune(result, x).module
+    assert difference(outputs(net, (x,)), outputs(again, (x,))) <= 1e-9
+
+
 def test_what_decides_on_its_values_is_left_alone() -> None:
     """Integers keep their values: they may be indices."""
 

@@ -27,7 +27,7 @@ from fxcompress.channels.factories import (
     spread_layers,
     written_dims,
 )
-from fxcompress.channels.layers import Layers, support, vector
+from fxcompress.channels.layers import Layers, along, support, vector, zeros_like_dim
 from fxcompress.channels.packed import with_lengths
 from fxcompress.channels.recurrent import as_given, is_recurrent, whole
 from fxcompress.channels.rules import extremes, pointwise, variances
@@ -229,13 +229,17 @@ class Interpreter:
             return self._bordered(node, self._spread(node, result))
         sizes = made_sizes(node, result)
         dims, copied = written_dims(sizes), copied_layers(sizes, self.trail.values)
-        if not dims and not copied:
+        if not dims and not copied and not (sizes and self.is_followed(node)):
             return result
         meta = torch.empty_like(result, device="meta")
         value = Value(meta, (*self.made_layers(node, meta, dims), *copied))
         call = Call(FILL, (value.layers, filled_with(node)), {}, (meta,))
         self.dispatch.tape.append(Step(FILL, call, (value,), node.name))
         return LabelTensor(value, self.dispatch, result.device)
+
+    def is_followed(self, node: fx.Node) -> bool:
+        """Whether what a node makes is followed though no dim of it has more than one entry."""
+        return False
 
     def _spread(self, node: fx.Node, result: LabelTensor) -> LabelTensor:
         """The result of a node; with labels where it was expanded to the size of a tensor that has some."""
@@ -251,16 +255,21 @@ class Interpreter:
     def _bordered(self, node: fx.Node, result: LabelTensor) -> LabelTensor:
         """The result of a node; with labels where it was padded, along a dim whose entries have some."""
         before, tape = result.fxc_value, self.dispatch.tape
-        dims = padded_dims(node, before)
+        dims = padded_dims(node, self.labelled(node, before))
         if not dims or tape[-1].op is not PAD or tape[-1].outputs[0] is not before:
             return result
-        layers = []
-        for layer in before.layers:
-            own = dims.get(min(support(layer)), (0, 0)) if len(support(layer)) == 1 else (0, 0)
-            layers.append(bordered(layer, self.border_labels(node, layer, own), own[0]) if any(own) else layer)
+        layers = [layer for layer in before.layers if support(layer).isdisjoint(dims)]
+        for dim, amounts in dims.items():
+            own = along(before.layers, dim)
+            own = zeros_like_dim(before.shape[dim], before.rank, dim) if own is None else own
+            layers.append(bordered(own, self.border_labels(node, own, amounts), amounts[0]) if any(amounts) else own)
         value = Value(before.meta, tuple(layers))
         tape[-1] = replace_fields(tape[-1], outputs=(value,))
         return LabelTensor(value, self.dispatch, result.device, result.fxc_storage)
+
+    def labelled(self, node: fx.Node, value: Value) -> Value:
+        """The value that says along which dims the result of a node has labels; its own."""
+        return value
 
     def border_labels(self, node: fx.Node, layer: Tensor, amounts: tuple[int, int]) -> Tensor:
         """Labels for what a node puts at both ends of a dim, int64 (sum(amounts),)."""

@@ -124,6 +124,15 @@ class Replay(Interpreter):
             return ()
         return tuple(layer for layer in self.left.layers(original) if support(layer) <= set(dims))
 
+    def is_followed(self, node: fx.Node) -> bool:
+        """Whether it was before the cut, which has left one entry perhaps."""
+        return isinstance(self.original.values.get(node.name), Value)
+
+    def labelled(self, node: fx.Node, value: Value) -> Value:
+        """The value before the cut, where its sizes agree: a dim of one entry has no label any more."""
+        original = self.original.values[node.name]
+        return original if tuple(value.shape) == self.left.shape(original) else value
+
     def border_labels(self, node: fx.Node, layer: Tensor, amounts: tuple[int, int]) -> Tensor:
         """What is left of the labels of what a node pads with, where its sizes agree with that."""
         original, (before, behind) = self.original.values[node.name], amounts

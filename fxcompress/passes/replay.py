@@ -205,7 +205,10 @@ class Replay(Interpreter):
     def _disagreement(self, node: fx.Node, result: object, start: int) -> str:
         """Why the result of the steps from ``start`` on is not what is left of the original result; "" if it is."""
         expected = find(Value, self.original.values[node.name])
-        found = [tensor.fxc_value for tensor in find(LabelTensor, result)]
+        tensors = find(LabelTensor, result)
+        for before, tensor in zip(expected, tensors, strict=False):
+            self._forget_finer(before, tensor)
+        found = [tensor.fxc_value for tensor in tensors]
         if len(expected) != len(found) or not all(map(self._same, expected, found)):
             return "its labels would differ"
         pairs = pair_up(self.steps.get(node.name, []), self.dispatch.tape[start:], self.left)
@@ -220,6 +223,20 @@ class Replay(Interpreter):
         if not all(_same_numbers(numbers(before), numbers(step), deep=deep) for before, step in doubtful):
             return FLOWS
         return self.flow.misuse(node, result, self.dispatch.tape[start:])
+
+    def _forget_finer(self, expected: Value, tensor: LabelTensor) -> None:
+        """Take labels off a result along dims that have lost nothing, and had none before the cut.
+
+        With one head left the rows of its attention have labels, where those of several heads cross each other.
+        """
+        value, left = tensor.fxc_value, self.left.layers(expected)
+        if len(value.layers) <= len(left) or value.shape != self.left.shape(expected):
+            return
+        whole = {d for d, (old, new) in enumerate(zip(expected.shape, value.shape, strict=True)) if old == new}
+        free = whole - {d for layer in left for d in support(layer)}
+        kept = tuple(layer for layer in value.layers if not support(layer) <= free)
+        if len(kept) < len(value.layers):
+            tensor.fxc_value = Value(value.meta, kept)
 
     def _same(self, expected: Value, found: Value) -> bool:
         if found.shape != self.left.shape(expected):

@@ -20,6 +20,8 @@ from fxcompress.channels.rules.sums import EXTREME
 from fxcompress.channels.survivors import Survivors
 from fxcompress.channels.values import Call, Step, Value, find, leaves, replace
 
+EINSUM = frozenset({torch.einsum, torch.functional.einsum})
+"""What these compute stands in their equation; how torch gets there depends on sizes, and is of no interest."""
 _PRODUCT = frozenset({MATMUL, BATCHED, RESHAPE, SAME})
 _ADD = torch.ops.aten.add.Tensor
 _AROUND = {torch.ops.aten.t.default, torch.ops.aten.transpose.int, torch.ops.aten.expand.default}
@@ -61,7 +63,15 @@ def _is_product(step: Step) -> bool:
     """Whether a step is a matrix product, or what torch puts around one to fold its operands and to add a bias."""
     if step.call.func is _ADD:
         return all(isinstance(leaf, Value) for leaf in leaves((step.call.args, step.call.kwargs)))
-    return step.op in _PRODUCT or (step.op in _MOVING and step.call.func in _AROUND)
+    return step.op in _PRODUCT or (step.op in _MOVING and (step.call.func in _AROUND or _picks_a_copy(step)))
+
+
+def _picks_a_copy(step: Step) -> bool:
+    """Whether a step picks one of the entries of an expanded dim, all the same: the matrix of a whole batch."""
+    source = step.call.args[0]
+    if step.call.func is not torch.ops.aten.select.int or not isinstance(source, Value):
+        return False
+    return int(source.meta.stride(step.call.args[1])) == 0
 
 
 def same_entries(before: Step, after: Step | None, left: Survivors) -> bool:

@@ -25,7 +25,7 @@ from fxcompress.passes.attributes import fit_to_input
 from fxcompress.passes.commuting import Commuting
 from fxcompress.passes.cutting import Cut, CutModule
 from fxcompress.passes.literals import Proposal, propose
-from fxcompress.passes.positions import pair_up, same_entries
+from fxcompress.passes.positions import EINSUM, pair_up, same_entries
 from fxcompress.passes.size_flow import FLOWS, SizeFlow, UnfreezableError, numbers, same, same_call
 from fxcompress.passes.slots import KnownSlots, PackedSpace
 from fxcompress.trace.guards import check
@@ -211,7 +211,8 @@ class Replay(Interpreter):
         found = [tensor.fxc_value for tensor in tensors]
         if len(expected) != len(found) or not all(map(self._same, expected, found)):
             return "its labels would differ"
-        pairs = pair_up(self.steps.get(node.name, []), self.dispatch.tape[start:], self.left)
+        steps = self.steps.get(node.name, []), self.dispatch.tape[start:]
+        pairs = [] if node.target in EINSUM else pair_up(*steps, self.left)
         if pairs is None:
             return "it takes another path on fewer channels"
         if not all(same_entries(before, after, self.left) for before, after in pairs):

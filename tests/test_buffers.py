@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxcompress as fxc
-from tests.exactness import TOLERANCE, Fingerprint, difference
+from tests.exactness import TOLERANCE, Fingerprint, difference, outputs
 
 WIDTH, DEAD = 8, [1, 4]
 Step = Callable[["Net", Tensor], Tensor]
@@ -209,3 +209,36 @@ def test_circular_padding_by_hand(pad: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 3, *[7] * (len(pad) // 2), dtype=torch.float64)
     check_wrapped(Wrapped(lambda h: F.pad(h, pad, "circular"), x.ndim).double().eval(), x)
+
+
+class Halves(nn.Module):
+    """It keeps the means of two halves that change places; each of them may be left with one channel."""
+
+    means: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 2, 1)
+        self.register_buffer("means", torch.zeros(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = self.first(x).chunk(2, 1)
+        h = torch.cat([right, left], 1)
+        out: Tensor = self.second(h - self.means[:, None, None])
+        self.means.copy_(h.detach().mean((0, 2, 3)))
+        return out
+
+
+@pytest.mark.parametrize("alive", [[0, 3], [2, 4, 5], [0, 1, 5]])
+def test_halves_with_one_channel_left(alive: list[int]) -> None:
+    torch.manual_seed(0)
+    net, x = Halves().double().eval(), torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    dead = [c for c in range(6) if c not in alive]
+    with torch.no_grad():
+        net.first.weight[dead] = 0
+        assert net.first.bias is not None
+        net.first.bias[dead] = 0
+    result = fxc.prune(net, x).module
+    assert result.get_parameter("first.weight").shape[0] == len(alive)
+    for _ in range(3):
+        assert difference(outputs(net, (x,), calls=2), outputs(result, (x,), calls=2)) <= TOLERANCE

@@ -146,7 +146,8 @@ class Replay(Interpreter):
         result = super().call(node, args, kwargs)
         for atoms, reason in self.space.pins[start:]:
             if reason.code == "single-entry":
-                self.lonely[atoms] = True
+                component = self.analysis.component
+                self.lonely |= np.isin(component, component[atoms])
         return result
 
     def _decided(self, node: fx.Node, args: tuple[Any, ...]) -> tuple[Any, ...]:

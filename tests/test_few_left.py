@@ -1,0 +1,76 @@
+"""Networks that lose nearly all: torch computes by other paths on few channels, and that must keep nothing."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+import fxcompress as fxc
+from fxcompress.channels.prepare import prepare
+from tests.attention import Attention, Form
+from tests.exactness import TOLERANCE, atoms_of, difference, kill, outputs, removable_units
+
+
+def attention(form: Form) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 12, 1), Attention(12, form, 64), nn.ReLU(), nn.Conv2d(12, 4, 1))
+
+
+def swin() -> nn.Module:
+    net: nn.Module = torchvision.models.SwinTransformer(
+        patch_size=[4, 4], embed_dim=24, depths=[2, 2], num_heads=[2, 4], window_size=[4, 4], num_classes=5
+    )
+    return net
+
+
+def maxvit() -> nn.Module:
+    net: nn.Module = torchvision.models.MaxVit(
+        input_size=(32, 32),
+        stem_channels=8,
+        partition_size=4,
+        block_channels=[16, 24],
+        block_layers=[1, 1],
+        head_dim=8,
+        stochastic_depth_prob=0.0,
+        num_classes=5,
+    )
+    return net
+
+
+class Turned(nn.Module):
+    """A linear layer over the channels of an image that was turned, as norms and mixers of channels read them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.mix, self.last = nn.Conv2d(3, 12, 3), nn.Linear(12, 10), nn.Linear(10, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.mix(self.first(x).permute(0, 2, 3, 1)).relu().flatten(1, 2))  # type: ignore[no-any-return]
+
+
+NETS: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "swin": (swin, 32),
+    "maxvit": (maxvit, 32),
+    "turned": (Turned, 8),
+    "attention": (lambda: attention(Form(4, 6, 5)), 8),
+    "attention by einsum": (lambda: attention(Form(4, 6, 5, "einsum")), 8),
+    "attention over channels": (lambda: attention(Form(4, 6, 6, "cross")), 8),
+}
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("name", NETS)
+def test_nothing_stays_because_of_how_torch_computes_it(name: str, seed: int) -> None:
+    make, size = NETS[name]
+    torch.manual_seed(seed)
+    net, x = make().double().eval(), torch.randn(2, 3, size, size, dtype=torch.float64)
+    analysis = prepare(net, x)
+    units = removable_units(analysis)
+    kill(analysis, atoms_of(analysis, units[np.random.default_rng(seed).random(len(units)) < 0.93]))
+    result = fxc.prune(net, x)
+    assert difference(outputs(net, (x,)), outputs(result.module, (x,))) <= TOLERANCE
+    assert "rewritten" not in str(result.report)
+    before, after = (sum(p.numel() for p in m.parameters()) for m in (net, result.module))
+    assert after < 0.5 * before

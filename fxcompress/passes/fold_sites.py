@@ -125,6 +125,8 @@ class _Finder:
             uniform &= _is_uniform(calls[0][1])
         if any(s.site.groups > 1 for s in sites):
             return None
+        if len({s.site.transposed for s in sites}) > 1:
+            return "a convolution and a transposed one share it, and the inputs of one are the outputs of the other"
         constants = self._constants(sites)
         if not np.isfinite(constants).any():
             return None

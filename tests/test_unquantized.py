@@ -62,14 +62,15 @@ def frozen() -> nn.Module:
 
 
 class Both(nn.Module):
-    """One matrix, read in both directions."""
+    """One kernel, read in both directions, in groups."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.weight, self.last = nn.Parameter(torch.randn(D, D)), nn.Linear(D, 2)
+        self.weight, self.last = nn.Parameter(torch.randn(D, D // 2, 1)), nn.Linear(4, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(F.linear(x, self.weight) @ self.weight)  # type: ignore[no-any-return]
+        h = F.conv1d(x, self.weight, groups=2)
+        return self.last(F.conv_transpose1d(h, self.weight, groups=2))  # type: ignore[no-any-return]
 
 
 class Unused(nn.Module):
@@ -96,7 +97,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Tensor, dict[str, str]]] = {
     ),
     "beside": (Regularized, TOKENS, {"table.weight": "the op prod (node prod, at "}),
     "frozen": (frozen, ROW, {"0.weight": "it is frozen; set requires_grad=True"}),
-    "both": (Both, ROW, {"weight": "take its outputs along different dims"}),
+    "both": (Both, torch.randn(2, D, 4), {"weight": "share it take its outputs in different groups"}),
     "unused": (Unused, ROW, {"aside.weight": "nothing in the graph reads it"}),
     "an op": (Wide, ROW, {"other": "the op prod (node prod, at "}),
 }  # fmt: skip

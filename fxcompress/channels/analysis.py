@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fxcompress.channels.carried import Held, carried
 from fxcompress.channels.interpret import Atoms, Interpreter, Trail, fresh_atoms
 from fxcompress.channels.layers import support
 from fxcompress.channels.rules.contraction import CONTRACTIONS, Site, site_of
@@ -18,7 +19,7 @@ from fxcompress.channels.rules.quantize import QUANTIZE
 from fxcompress.channels.rules.sums import SUMS, summed
 from fxcompress.channels.space import FIXED, Block, Space
 from fxcompress.channels.units import find_units
-from fxcompress.channels.values import Call, Step, Value, find
+from fxcompress.channels.values import Call, Value, find
 from fxcompress.channels.worklist import Index
 from fxcompress.trace.heap import without_collections
 from fxcompress.trace.inputs import ExampleInputs
@@ -40,8 +41,9 @@ class SiteAtoms:
         rows: (R,) what is made.
         weight_name: the parameter behind the weight, or "" for a product of two activations.
         call: what runs.
-        reads_columns: whether the weight is a table as well, and what is contracted are its columns, which are the
-            channels of the table: an embedding that is tied to the layer behind it.
+        reads_columns: whether what is contracted are the channels of the weight: those of a table that the layer is
+            tied to, or of another layer, which reads the weight the other way round (a tied autoencoder).
+        held: what the weight holds of the parameter behind it.
     """
 
     site: Site
@@ -52,6 +54,7 @@ class SiteAtoms:
     weight_name: str
     call: Call
     reads_columns: bool = False
+    held: Held | None = None
 
     @property
     def has_bits(self) -> bool:
@@ -70,11 +73,10 @@ class SiteAtoms:
             atoms: of the parameter.
         """
         site = self.site
-        if site.weight.rank != 2:
+        if self.held is None:
             return site.row, site.column
-        found = {d: layer.reshape(-1) for layer in site.weight.layers for d in support(layer)}
-        straight = any(torch.equal(atoms.get(d, torch.empty(0, device="cpu")), own) for d, own in found.items())
-        return (site.row, site.column) if straight else (site.column, site.row)
+        dims = self.held.dims(atoms, site.weight.rank)
+        return dims[site.row], dims[site.column]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -169,6 +171,7 @@ class Analysis:
     atoms: Atoms
     counters: frozenset[str] = frozenset()
     trails: dict[str, Trail] = field(default_factory=dict)
+    _weights: dict[str, dict[int, Held]] = field(default_factory=dict, init=False)
 
     @cached_property
     def component(self) -> np.ndarray:
@@ -227,19 +230,34 @@ class Analysis:
     def sites(self) -> list[SiteAtoms]:
         """Every contraction of every graph."""
         result = []
-        tables = {found.weight_name for found in self.tables}
         for mode, trail in self.trails.items():
-            names = self.weight_names(mode)
             for step in trail.tape:
                 site = site_of(step.call) if step.op in CONTRACTIONS else None
                 if site is not None:
                     rows = _vector(step.outputs[0], site.out_dim, site.rows)
                     entries = _entries(site)
-                    name = names.get(site.weight.key, "")
-                    sites = SiteAtoms(site, mode, step.node, entries, rows, name, step.call)
-                    if name in tables and sites.dims(self.atoms[name])[1] == COLUMNS:
-                        sites = replace(sites, reads_columns=True)
-                    result.append(sites)
+                    held = self.weights(mode).get(site.weight.key)
+                    name = "" if held is None else held.name
+                    sites = SiteAtoms(site, mode, step.node, entries, rows, name, step.call, held=held)
+                    result.append(replace(sites, reads_columns=self._reads_columns(sites)))
+        return result
+
+    def _reads_columns(self, sites: SiteAtoms) -> bool:
+        """Whether a site contracts the dim of its weight that holds the channels; of one entry nobody can tell."""
+        dim = self.channel_dims.get(sites.weight_name)
+        if dim is None or max(sites.site.weight.shape) == 1:
+            return False
+        return sites.dims(self.atoms[sites.weight_name])[0] != dim
+
+    @cached_property
+    def channel_dims(self) -> dict[str, int]:
+        """The dim that holds the channels, of the weights with a quantizer and of the tables."""
+        result = {found.weight_name: COLUMNS for found in self.tables}
+        for mode, trail in self.trails.items():
+            for step in trail.tape:
+                held = self.weights(mode).get(step.call.args[0].key) if step.op is QUANTIZE else None
+                if held is not None:
+                    result[held.name] = step.call.args[3]
         return result
 
     @cached_property
@@ -247,13 +265,12 @@ class Analysis:
         """Every lookup of every graph in a parameter."""
         result = []
         for mode, trail in self.trails.items():
-            names = self.weight_names(mode)
             for step in trail.tape:
                 table = step.call.args[0] if step.op in LOOKUPS else None
-                if isinstance(table, Value) and table.key in names:
+                if isinstance(table, Value) and (held := self.weights(mode).get(table.key)) is not None:
                     out = step.outputs[0]
                     rows = _vector(out, out.rank - 1, out.shape[-1])
-                    result.append(TableAtoms(mode, step.node, table, rows, names[table.key], step.call))
+                    result.append(TableAtoms(mode, step.node, table, rows, held.name, step.call))
         return result
 
     @cached_property
@@ -306,15 +323,14 @@ class Analysis:
         found = {id(x): x for trail in self.trails.values() for v in find(Value, trail.values) for x in v.layers}
         return [layer.numpy().reshape(-1) for layer in found.values()]
 
-    def weight_names(self, mode: str) -> dict[int, str]:
-        """The parameter that each value holds, also behind a quantizer or a view, by the key of the value."""
-        names = {value.key: name for name, value in self.trails[mode].parameters.items()}
-        for step in self.trails[mode].tape:
-            source = step.call.args[0] if step.call.args else None
-            same = step.op is QUANTIZE or step.op.name in {"reshape", "permute", "same values"} or _is_broadcast(step)
-            if same and isinstance(source, Value) and source.key in names:
-                names[step.outputs[0].key] = names[source.key]
-        return names
+    def weights(self, mode: str) -> dict[int, Held]:
+        """The parameter that each value holds, by its key: behind a quantizer too, a turn, a mask or a scale."""
+        if mode not in self._weights:
+            trail = self.trails[mode]
+            start = {value.key: Held(name, value.layers) for name, value in trail.parameters.items()}
+            parameters = {name for name, _ in self.module.named_parameters(remove_duplicate=False)}
+            self._weights[mode] = carried(trail.tape, start, parameters)
+        return self._weights[mode]
 
     def _layers(self) -> list[Tensor]:
         values: list[Any] = []
@@ -349,11 +365,6 @@ def analyse(module: TracedModule, inputs: ExampleInputs) -> Analysis:
             for atoms in dims.values():
                 space.pin(atoms, "unused", "no node of the graph uses this tensor")
     return result
-
-
-def _is_broadcast(step: Step) -> bool:
-    """Whether a step repeats a tensor along a new dim, or takes one of the repetitions."""
-    return step.call.func in {torch.ops.aten.expand.default, torch.ops.aten.select.int}
 
 
 def _entries(site: Site) -> np.ndarray:

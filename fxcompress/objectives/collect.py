@@ -100,20 +100,23 @@ class _Builder:
     def _table(self, table: TableAtoms, *, runs: bool) -> None:
         """Each column has as many weights as the table has rows, which are there for good."""
         left = self.alive[table.rows] | (table.rows == 0)
-        self._columns(table.weight_name, table.table.shape[0], left, multiplied=0, written=written(table) * runs)
+        self._columns(table.weight_name, table.table.shape[0], left, 1, multiplied=0, written=written(table) * runs)
 
     def _tied(self, sites: SiteAtoms, *, runs: bool) -> None:
-        """A layer that reads a table: its weights have the bits of its inputs."""
+        """A layer that reads a table, or the weight of another one turned: its weights have the bits of its inputs."""
+        site = sites.site
+        kernel = prod(n for d, n in enumerate(site.weight.shape) if d not in {site.row, site.column})
         rows = int((self.alive[sites.rows] | (sites.rows == 0)).sum())
         left = self.alive[sites.entries] | (sites.entries == 0)
         if runs:
             self.uses.append(LayerUse(sites.weight_name, rows, int(left.sum()), (self.blocks, 1), bits_of_inputs=True))
-        self._columns(sites.weight_name, rows, left, multiplied=multiplied(sites) * runs, written=0)
+        self._columns(sites.weight_name, rows, left, kernel, multiplied=kernel * multiplied(sites) * runs, written=0)
 
-    def _columns(self, name: str, rows: int, left: np.ndarray, *, multiplied: int, written: int) -> None:
+    def _columns(self, name: str, rows: int, left: np.ndarray, kernel: int, *, multiplied: int, written: int) -> None:
         self._put(
             rows=self.row_start[name][0] + np.flatnonzero(left), row_block=np.full(left.sum(), self.blocks),
-            kernel=np.full(1, name not in self.seen), macs=np.full(1, multiplied), writes=np.full(1, written),
+            kernel=np.full(1, kernel * (name not in self.seen)),
+            macs=np.full(1, multiplied), writes=np.full(1, written),
             inputs=np.full(1, rows), outputs=np.full(1, left.sum()), cell_block=np.full(1, self.blocks),
             cell_count=np.full(1, rows), free=np.ones(1, dtype=bool),
         )  # fmt: skip

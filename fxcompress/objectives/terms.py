@@ -18,7 +18,8 @@ class LayerUse:
         weight: name of the parameter.
         outputs, inputs: channels that are not gone, over all groups.
         blocks: where its blocks start in the terms, and how many they are.
-        bits_of_inputs: whether the channels of its blocks are the inputs of the layer: its weight is a table as well.
+        bits_of_inputs: whether the channels of its blocks are the inputs of the layer: its weight is a table as well,
+            or that of another layer, turned.
     """
 
     weight: str

@@ -36,9 +36,11 @@ class InjectQuantizers(Pass):
 
     Weights of conv 1d, 2d, 3d, their transposed forms and linear, as modules or as functional calls on a parameter,
     matrices that inputs are multiplied with (``x @ self.weight``, or ``addmm`` as in the layers of GPT-2), and tables
-    (embeddings), whose channels are their columns, also where a linear layer is tied to one. A weight that is frozen,
-    or that something else reads as well, gets none; neither does one that is complex or empty, or a table with sparse
-    gradients or a norm that each lookup restores.
+    (embeddings), whose channels are their columns, also where a linear layer is tied to one. Where a weight is computed
+    from a parameter entry by entry (turned, masked, scaled), the parameter gets the quantizer; where layers read one
+    both ways, its channels are the outputs of the first of them. A weight that is frozen, or that something else reads
+    as well, gets none; neither does one that is complex or empty, or a table with sparse gradients or a norm that each
+    lookup restores.
 
     Attributes:
         bits: bit depth to start with.
@@ -89,12 +91,21 @@ def _connect(module: TracedModule, use: Use, weight: fx.Node) -> None:
     if use.recurrent:
         _to_given(module, use.node)
         _give(module, use, weight)
-    elif use.turned:
-        use.node.args = (weight, *use.node.args[1:])
+    elif use.computed:
+        names = _names(module, use.weight)
+        for read in use.node.all_input_nodes:
+            if read.op == "get_attr" and str(read.target) in names:
+                use.node.replace_input_with(read, weight)
     else:
         if use.node.op == "call_module":
             _to_function(module, use.node)
         _read(use.node, weight)
+
+
+def _names(module: TracedModule, weight: str) -> set[str]:
+    """All names of a parameter."""
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    return {name for name, parameter in parameters.items() if parameter is parameters[weight]}
 
 
 def _add(module: TracedModule, weight: str, layout: Layout, bits: float) -> str:

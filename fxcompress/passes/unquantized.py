@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 
 from torch import fx, nn
 
-from fxcompress.passes.weight_uses import MODULES, layer_reads
+from fxcompress.passes.weight_steps import WeightSteps
+from fxcompress.passes.weight_uses import MODULES, Use, uses_of
 from fxcompress.quantizer import Quantizer
 from fxcompress.trace.places import line_of
 from fxcompress.trace.traced import TracedModule
@@ -46,7 +47,8 @@ def unquantized(module: TracedModule) -> tuple[Unquantized, ...]:
         if isinstance(child, Quantizer)
     }
     weights = {n: p for n, p in module.named_parameters() if id(p) not in quantized and is_weight(p)}
-    found = [Unquantized(name, weight.numel(), _reason(module, weight)) for name, weight in weights.items()]
+    uses = uses_of(module) if weights else []
+    found = [Unquantized(name, weight.numel(), _reason(module, weight, uses)) for name, weight in weights.items()]
     return tuple(sorted(found, key=lambda item: -item.elements))
 
 
@@ -72,16 +74,23 @@ def coverage(found: Iterable[Unquantized], quantized: int) -> str:
     )
 
 
-def _reason(module: TracedModule, weight: nn.Parameter) -> str:
+def _reason(module: TracedModule, weight: nn.Parameter, uses: list[Use]) -> str:
     if not weight.requires_grad:
         return "it is frozen; set requires_grad=True before compress() to train its bits"
     nodes = [node for graph in module.graphs.values() for node in _readers(module, graph, weight)]
     if not nodes:
         return "nothing in the graph reads it"
-    layers = set(layer_reads(module, weight))
+    names = {name for name, p in module.named_parameters(remove_duplicate=False) if p is weight}
+    layers = {use.node for use in uses if use.weight in names}
     others = [node for node in nodes if node not in layers]
     if not others:
-        return "the layers that share it take its outputs along different dims, or in different groups"
+        return "the layers that share it take its outputs in different groups"
+    steps = WeightSteps(module, others[0].graph)
+    if steps.parameters(others[0]) and steps.layers_behind(others[0]):
+        return (
+            f"{_described(module, others[0])} computes a weight from it, the entries of which are not those of this "
+            "parameter alone, zero wherever it is zero"
+        )
     tied = " beside a layer" if len(others) < len(nodes) else ""
     return f"{_described(module, others[0])} reads it{tied}"
 

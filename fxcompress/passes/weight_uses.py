@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from fxcompress.passes.weight_steps import WeightSteps, asks_for_kind, last_write
 from fxcompress.quantizer.recurrent import QUANTIZED, weight_names
 from fxcompress.trace.traced import TracedModule
-from fxcompress.trace.weights.reads import FUNCTIONS, LOOKUPS, PRODUCTS, is_turned, weight_of
+from fxcompress.trace.weights.reads import FUNCTIONS, LOOKUPS, PRODUCTS
 
 MODULES: dict[type[nn.Module], Callable[..., Any]] = {
     nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d, nn.Linear: F.linear,
@@ -21,8 +22,6 @@ MODULES: dict[type[nn.Module], Callable[..., Any]] = {
 """Layers with a weight and a bias, and the function that each of them calls."""
 TABLES: dict[type[nn.Module], Callable[..., Any]] = {nn.Embedding: F.embedding, nn.EmbeddingBag: F.embedding_bag}
 """Layers that look up rows of a table, and the function that each of them calls."""
-_KINDS = {"dtype", "device", "shape", "ndim", "layout", "is_cuda"}
-"""What a quantized weight has in common with its parameter."""
 _TRANSPOSED = {F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
 
 
@@ -36,7 +35,7 @@ class Use:
         transposed: whether its outputs lie along dim 1.
         groups: of a convolution.
         recurrent: whether the node calls a recurrent layer, one of whose weights it is.
-        turned: whether the node turns the weight, and layers read what it makes.
+        computed: whether the node is the first of some steps that compute what a layer reads (turned, masked, scaled).
         looked_up: whether it is a table.
     """
 
@@ -46,7 +45,7 @@ class Use:
     transposed: bool
     groups: int
     recurrent: bool = False
-    turned: bool = False
+    computed: bool = False
     looked_up: bool = False
 
 
@@ -60,18 +59,17 @@ class Layout:
 
 def uses_of(module: TracedModule) -> list[Use]:
     """Every place in every graph where a parameter is read as a weight or as a table."""
-    return [use for graph in module.graphs.values() for node in graph.nodes for use in _uses(module, graph, node)]
+    found: list[Use] = []
+    for graph in module.graphs.values():
+        steps = WeightSteps(module, graph)
+        for node in graph.nodes:
+            found += _uses(module, graph, node) or _computed_uses(graph, node, steps)
+    return found
 
 
 def is_quantizable(module: TracedModule) -> bool:
     """Whether :func:`inject_quantizers` would find a weight."""
     return bool(quantizable(module, uses_of(module)))
-
-
-def layer_reads(module: TracedModule, weight: nn.Parameter) -> list[fx.Node]:
-    """The nodes that read ``weight`` as the weight of a convolution, a linear layer or a product, or as a table."""
-    names = {name for name, p in module.named_parameters(remove_duplicate=False) if p is weight}
-    return [use.node for use in uses_of(module) if use.weight in names]
 
 
 def quantizable(module: TracedModule, uses: list[Use]) -> dict[str, Layout]:
@@ -84,45 +82,63 @@ def quantizable(module: TracedModule, uses: list[Use]) -> dict[str, Layout]:
     for use in uses:
         if use.weight in parameters:
             readers.setdefault(id(parameters[use.weight]), []).append(use)
-    reads = _reads(module, parameters)
+    reads = _reads(module, parameters, readers)
     found: dict[str, Layout] = {}
     for key, own in readers.items():
         name, layout = first[key], _layout(own)
         parameter = parameters[name]
         trained = parameter.requires_grad and parameter.is_floating_point()
-        if trained and parameter.numel() and parameter.ndim >= 2 and len(own) == reads.get(key) and layout is not None:
+        alone = _readers(own) == reads.get(key)
+        if trained and parameter.numel() and parameter.ndim >= 2 and alone and layout is not None:
             found[name] = layout
     return found
 
 
+def _readers(uses: list[Use]) -> int:
+    """How many nodes read a weight with these uses; of one that computes a weight, several layers may be behind."""
+    return sum(not use.computed for use in uses) + len({use.node for use in uses if use.computed})
+
+
 def _layout(uses: list[Use]) -> Layout | None:
-    """Where a weight with these uses has its channels; None where they do not agree.
+    """Where a weight with these uses has its channels; None where groups do not let them agree.
 
     The channels of a table are its columns. A linear layer that is tied to one reads them: its bits are those of its
-    inputs. Its outputs could not go anyway, as the rows of the table are looked up.
+    inputs. Its outputs could not go anyway, as the rows of the table are looked up. Where layers read a weight both
+    ways, as encoder and decoder of a tied autoencoder do, its channels are those of the first one.
     """
     tied = any(use.looked_up for use in uses)
-    layouts = {Layout(tied or use.transposed, use.groups if use.transposed else 1) for use in uses}
-    return next(iter(layouts)) if len(layouts) == 1 else None
+    layouts = [Layout(tied or use.transposed, use.groups if use.transposed else 1) for use in uses]
+    if len(set(layouts)) > 1 and any(layout.groups > 1 for layout in layouts):
+        return None
+    return layouts[0]
 
 
-def _reads(module: TracedModule, parameters: dict[str, nn.Parameter]) -> dict[int, int]:
-    """How many nodes read the values of each parameter, in all graphs, by its id."""
+def _reads(module: TracedModule, parameters: dict[str, nn.Parameter], uses: dict[int, list[Use]]) -> dict[int, int]:
+    """How many nodes read the values of each parameter, in all graphs, by its id; not those that write before all uses.
+
+    Args:
+        module: a traced network.
+        parameters: by all of their names.
+        uses: of each parameter, by its id.
+    """
     reads: dict[int, int] = {}
     for graph in module.graphs.values():
         for node in graph.nodes:
             if node.op == "get_attr" and str(node.target) in parameters:
                 key = id(parameters[str(node.target)])
-                reads[key] = reads.get(key, 0) + sum(not _asks_for_kind(user) for user in node.users)
+                own = [use.node for use in uses.get(key, []) if use.graph is graph]
+                users = [user for user in node.users if not asks_for_kind(user) and not _is_written_before(user, own)]
+                reads[key] = reads.get(key, 0) + len(users)
             elif node.op == "call_module":
                 for parameter in module.get_submodule(str(node.target)).parameters():
                     reads[id(parameter)] = reads.get(id(parameter), 0) + 1
     return reads
 
 
-def _asks_for_kind(node: fx.Node) -> bool:
-    """Whether a node asks for what a quantized weight has in common with its parameter, and for no value of it."""
-    return node.op == "call_function" and node.target is getattr and node.args[1] in _KINDS
+def _is_written_before(node: fx.Node, uses: list[fx.Node]) -> bool:
+    """Whether a node only writes to a parameter, and before all of these: they read what is there then."""
+    written = last_write(node)
+    return written is not None and all(written < use for use in uses)
 
 
 def _uses(module: TracedModule, graph: fx.Graph, node: fx.Node) -> list[Use]:
@@ -149,19 +165,24 @@ def _use(module: TracedModule, graph: fx.Graph, node: fx.Node) -> Use | None:
         weight = node.args[PRODUCTS[node.target]]
         if _is_read(weight) and _rank(module, str(weight.target)) == 2:
             return Use(graph, node, str(weight.target), transposed=True, groups=1)
-    elif is_turned(node) and _is_read(weight := node.args[0]) and _rank(module, str(weight.target)) == 2:
-        return _use_turned(graph, node, str(weight.target))
     return None
 
 
-def _use_turned(graph: fx.Graph, node: fx.Node, weight: str) -> Use | None:
-    """A weight that is turned before it is read, if all that read it read it as a weight, in the same way."""
-    linear = {user.target is F.linear for user in node.users}
-    if not node.users or len(linear) != 1 or any(weight_of(user) is not node for user in node.users):
-        return None
-    if any(user.all_input_nodes.count(node) > 1 for user in node.users):  # it may be what is multiplied as well
-        return None
-    return Use(graph, node, weight, transposed=linear == {True}, groups=1, turned=True)
+def _computed_uses(graph: fx.Graph, node: fx.Node, steps: WeightSteps) -> list[Use]:
+    """The layers behind a node that reads a parameter and computes their weights, if their channels are dims of it."""
+    found = []
+    for reading in steps.readings(node):
+        layer = reading.layer
+        product = layer.target in PRODUCTS
+        groups = 1 if product else layer.args[6] if len(layer.args) > 6 else layer.kwargs.get("groups", 1)
+        transposed = layer.target in _TRANSPOSED
+        dim = reading.dims[int(product or transposed)]
+        if dim > 1 or (product and len(reading.dims) != 2) or not isinstance(groups, int):
+            return []
+        if transposed and groups > 1 and dim != 1:
+            return []
+        found.append(Use(graph, node, reading.weight, dim == 1, groups, computed=True))
+    return found
 
 
 def _use_by_module(graph: fx.Graph, node: fx.Node, layer: nn.Module) -> Use | None:

@@ -316,7 +316,7 @@ MULTIPLY = register(OpClass("multiply", _labels, _multiply), ["mul", "multiply"]
 DIVIDE = register(OpClass("divide", _labels, _divide), ["div"])
 SAME = register(OpClass("same values", _labels, _untouched), ["clone", "detach", "alias", "lift_fresh", "_to_copy"])
 
-register(OpClass("choice", _labels, _choose), ["where", "masked_fill"])
+CHOICE = register(OpClass("choice", _labels, _choose), ["where", "masked_fill"])
 
 # Elementwise, but without the pointwise tag.
 register(POINTWISE, ["hardswish", "hardsigmoid", "fill", "full_like"])

@@ -1,4 +1,4 @@
-"""The functions that multiply by a weight, where among their arguments it stands, and what turns it before."""
+"""The functions that multiply by a weight, and where among their arguments it stands."""
 
 import operator
 from typing import Any
@@ -20,26 +20,6 @@ PRODUCTS: dict[Any, int] = {
 
 LOOKUPS = {F.embedding, F.embedding_bag}
 """The functions that look up rows of a table, which is their second argument, or ``weight``."""
-
-
-def is_turned(node: fx.Node) -> bool:
-    """Whether a node turns a matrix, its first argument: ``w.T``, ``w.t()``, ``w.transpose(0, 1)``, ..."""
-    if node.op not in {"call_function", "call_method"} or node.kwargs:
-        return False
-    if node.target is getattr:
-        return node.args[1] in {"T", "mT"}
-    given = node.args[1:]
-    if node.target in {"t", torch.t}:
-        return not given
-    if node.target in {"transpose", "swapaxes", "swapdims", torch.transpose, torch.swapaxes, torch.swapdims}:
-        return _dims(given) in {(0, 1), (1, 0)}
-    return node.target in {"permute", torch.permute} and _dims(given) == (1, 0)
-
-
-def _dims(given: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Dims of a matrix, counted from the front; one by one, or in a sequence."""
-    dims = given[0] if len(given) == 1 and isinstance(given[0], tuple | list) else given
-    return tuple(d % 2 if isinstance(d, int) else d for d in dims)
 
 
 def weight_of(node: fx.Node) -> fx.Node | None:

@@ -1,0 +1,108 @@
+"""Which tensors hold a parameter, entry by entry: itself, or what a network computes of it before it multiplies.
+
+A weight that is quantized, turned, masked or scaled is a weight of that parameter all the same: what is made with it
+has the bits of the parameter. Where two parameters of the same shape make one, as in ``mu + sigma * noise``, it is
+neither.
+"""
+
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fxcompress.channels.layers import Layers, support
+from fxcompress.channels.rules.movement import PERMUTE
+from fxcompress.channels.rules.pointwise import CHOICE, DIVIDE, MULTIPLY, POINTWISE, SAME
+from fxcompress.channels.rules.quantize import QUANTIZE
+from fxcompress.channels.space import Space
+from fxcompress.channels.values import Call, Step, Value, find
+
+_ENTRYWISE = frozenset({MULTIPLY, DIVIDE, POINTWISE, CHOICE, SAME})
+_LABELS_ALONE = frozenset({"reshape"})
+"""Beside turns, broadcasts and quantizers: ops through which the labels say where the entries are."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Held:
+    """What a value holds.
+
+    Attributes:
+        name: of the parameter.
+        layers: its labels, where they are in the value. Those of the value may be others, which these are coupled with.
+    """
+
+    name: str
+    layers: Layers
+
+    def dims(self, atoms: Mapping[int, Tensor], rank: int) -> list[int]:
+        """For each dim of a value of ``rank`` the dim of the parameter that lies along it.
+
+        Args:
+            atoms: of the parameter, by its dims; those of size 1 have none, and follow in order.
+            rank: of the value.
+        """
+        found = {
+            d: own
+            for layer in self.layers
+            for d in support(layer)
+            for own, labels in atoms.items()
+            if torch.equal(labels, layer.reshape(-1))
+        }
+        rest = iter([d for d in range(rank + len(found)) if d not in found.values()])
+        return [found[d] if d in found else next(rest) for d in range(rank)]
+
+
+def carried(tape: Iterable[Step], held: Mapping[int, Held], parameters: Container[str]) -> dict[int, Held]:
+    """What the values of a tape hold, by their keys.
+
+    Args:
+        tape: the steps of one graph.
+        held: what the values at its start hold.
+        parameters: the names that stand for parameters, not for buffers: masks and scales are none of the weight.
+    """
+    found, fixed = dict(held), set(held)
+    for step in tape:
+        values = find(Value, (step.call.args, step.call.kwargs))
+        one = _moved(step, found)
+        if fixed.issuperset(value.key for value in values):
+            fixed.update(value.key for value in step.outputs)
+            one = one or _computed(step, values, found, parameters)
+        if one is not None:
+            found[step.outputs[0].key] = one
+    return found
+
+
+def _moved(step: Step, found: Mapping[int, Held]) -> Held | None:
+    """What the first argument of a step holds, if the step quantizes it, or puts its entries in other places."""
+    source = step.call.args[0] if step.call.args else None
+    if not isinstance(source, Value) or source.key not in found:
+        return None
+    held = found[source.key]
+    if step.op is QUANTIZE:
+        return held
+    if step.op is not PERMUTE and step.op.name not in _LABELS_ALONE and not _is_broadcast(step):
+        return None
+    if len(held.layers) == len(source.layers) and all(a is b for a, b in zip(held.layers, source.layers, strict=True)):
+        return Held(held.name, step.outputs[0].layers)
+    if step.op is not PERMUTE:
+        return None
+    call = Call(
+        step.call.func, (Value(source.meta, held.layers), *step.call.args[1:]), step.call.kwargs, step.call.metas
+    )
+    return Held(held.name, step.op.labels(call, Space())[0])
+
+
+def _is_broadcast(step: Step) -> bool:
+    """Whether a step repeats a tensor along a new dim, or takes one of the repetitions."""
+    return step.call.func in {torch.ops.aten.expand.default, torch.ops.aten.select.int}
+
+
+def _computed(step: Step, values: list[Value], found: Mapping[int, Held], parameters: Container[str]) -> Held | None:
+    """What each entry of a result is computed from, if that is one parameter of its shape, and no input."""
+    if step.op not in _ENTRYWISE or len(step.outputs) != 1:
+        return None
+    own = [found[v.key] for v in values if v.key in found and v.shape == step.outputs[0].shape]
+    if len(values) > 1:
+        own = [held for held in own if held.name in parameters]
+    return own[0] if len({held.name for held in own}) == 1 else None

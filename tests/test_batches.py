@@ -116,6 +116,7 @@ def test_the_mean_loss_is_that_of_all_batches_in_any_precision(dtype: torch.dtyp
         ([], ValueError, "the loader is empty"),
         (Once(), ValueError, "can it be gone through only once"),
         (iter(data()), TypeError, "can be gone through only once"),
+        (torch.utils.data.TensorDataset(*data()[0]), TypeError, r"a dataset, .* pass DataLoader\(dataset,"),
         (torch.utils.data.DataLoader(Stream()), TypeError, "has no length .*a dataset that has a length"),
         ([torch.zeros(4, 6)], TypeError, r"a batch must be \(input, \.\.\., target\), or a dict .* got a Tensor"),
         ([(torch.zeros(4, 6),)], TypeError, "got a tuple of length 1"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils.data import Dataset
 
 from fxcompress.trace.trees import replace
 
@@ -97,7 +98,7 @@ def count_batches(loader: Iterable[Any]) -> int:
     """The number of batches of a loader.
 
     Raises:
-        TypeError: it does not say, or can be gone through only once.
+        TypeError: it does not say, can be gone through only once, or is a dataset, which gives samples.
         ValueError: there are none.
     """
     remedy = "pass a DataLoader of a dataset that has a length, or a list of batches"
@@ -105,6 +106,11 @@ def count_batches(loader: Iterable[Any]) -> int:
         raise TypeError(f"{type(loader).__name__} can be gone through only once, and each epoch does; {remedy}")
     if not isinstance(loader, Sized):
         raise TypeError(f"{type(loader).__name__} has no length; {remedy}")
+    if isinstance(loader, Dataset):
+        raise TypeError(
+            f"{type(loader).__name__} is a dataset, whose items are samples; pass DataLoader(dataset, batch_size=...), "
+            "or with batch_size=None if its items are batches"
+        )
     try:
         count = len(loader)
     except TypeError as error:  # a DataLoader of a stream

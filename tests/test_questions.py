@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, is_tensor, nn
 
 import fxcompress as fxc
+import tests.test_questions
 from fxcompress.errors import TraceError
 from fxcompress.trace import tracer
 from fxcompress.trace.inputs import ExampleInputs
@@ -20,6 +22,7 @@ from tests.exactness import TOLERANCE, Fingerprint, difference, outputs
 from tests.nets import made_dead
 
 D = 6
+helpers = ModuleType("helpers")
 
 
 class Net(nn.Module):
@@ -203,6 +206,61 @@ def test_methods_that_ask_for_a_type_are_found(model: nn.Module) -> None:
     assert asking_type(model) is Plain.forward
     with pytest.raises(TraceError, match=r"forward asks for the type of a value .* the graph computes something else"):
         trace(model, ExampleInputs.of(torch.randn(2, 4)))
+
+
+def class_of(x: object) -> str:
+    """A function that asks for a type, and that has the name of what the next models read."""
+    return type(x).__name__
+
+
+helpers.named = class_of  # type: ignore[attr-defined]
+
+
+class Reads(nn.Module):
+    """Reads a layer that has the name of a global function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.class_of = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return next(self.class_of(y) for y in (x,)).relu()  # type: ignore[no-any-return]
+
+
+class Calls(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(x) * len(class_of(x))  # type: ignore[no-any-return]
+
+
+class CallsInside(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return max((self.first(x) * len(class_of(y)) for y in (x,)), key=len)  # type: ignore[no-any-return]
+
+
+class CallsOfModule(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(x) * len(helpers.named(x))  # type: ignore[no-any-return]
+
+
+class CallsOfPackage(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(x) * len(tests.test_questions.helpers.named(x))  # type: ignore[no-any-return]
+
+
+class CallsByName(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(x) * len(getattr(helpers, "named")(x))  # type: ignore[no-any-return]  # noqa: B009
+
+
+def test_an_attribute_is_no_global_function_of_its_name() -> None:
+    assert asking_type(Reads()) is None
+    x = torch.randn(2, 4)
+    assert fxc.compress(Reads(), x).weights == 16
+
+
+@pytest.mark.parametrize("kind", [Calls, CallsInside, CallsOfModule, CallsOfPackage, CallsByName])
+def test_a_function_that_is_called_is_found(kind: type[Net]) -> None:
+    assert asking_type(kind(lambda _, value: value)) is class_of
 
 
 class Taking(nn.Module):

@@ -8,7 +8,7 @@ import dis
 import inspect
 import sys
 from collections.abc import Iterable, Iterator
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from torch import nn
@@ -18,6 +18,7 @@ _NOT_AT_WORK = {"__init__", "__repr__", "extra_repr", "_load_from_state_dict", "
 _TELLS_ALL = {"children", "named_children", "modules", "named_modules", "parameters", "named_parameters", "state_dict"}
 _BY_STRING = {"getattr", "get_submodule", "get_parameter", "get_buffer", "attrgetter"}
 
+_OF_GLOBALS = {"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"}
 _OF_OBJECTS = {"LOAD_ATTR", "LOAD_METHOD", "STORE_ATTR", "DELETE_ATTR"}
 _JUMPS = frozenset({*dis.hasjrel, *dis.hasjabs})
 _PUSHING = ("LOAD_FAST", "LOAD_CONST", "LOAD_GLOBAL", "LOAD_DEREF", "LOAD_CLOSURE", "LOAD_SMALL_INT", "PUSH_")
@@ -77,9 +78,39 @@ def with_called(functions: Iterable[FunctionType]) -> frozenset[FunctionType]:
             continue
         found.add(function)
         cells = [cell.cell_contents for cell in function.__closure__ or () if is_full(cell)]
-        named = [*(function.__globals__.get(name) for name in _names(function.__code__)), *cells]
+        named = [*_globals(function.__code__, function.__globals__), *cells]
         left += [inspect.unwrap(f) for f in named if isinstance(f, FunctionType) and _package(f) == _package(function)]
     return frozenset(found)
+
+
+def _globals(code: CodeType, space: dict[str, Any]) -> Iterator[Any]:
+    """What code loads by the name of a global, and what it reads off a module that it has loaded: ``helpers.f``.
+
+    A name that it reads off anything else, as ``self.f``, is none of a global, although there may be one of that name.
+    """
+    steps = _steps(code)
+    loaded: list[Any] = []
+    for i, step in enumerate(steps):
+        if step.opname in _OF_GLOBALS:
+            found = space.get(str(step.argval))
+            for after in steps[i + 1 :]:
+                if not isinstance(found, ModuleType) or after.opname not in _OF_OBJECTS:
+                    break
+                loaded.append(found)
+                found = vars(found).get(str(after.argval))
+            loaded.append(found)
+    yield from loaded
+    strings = list(_strings(code))
+    yield from (
+        vars(module)[name]
+        for module in loaded
+        if isinstance(module, ModuleType)
+        for name in strings
+        if name in vars(module)
+    )
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _globals(constant, space)
 
 
 def _package(function: FunctionType) -> str:

@@ -230,6 +230,15 @@ def test_pressure_takes_channels(name: str) -> None:
     assert removed
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_a_latency_table_of_the_original_holds_them(name: str) -> None:
+    """Also where a weight has several names: that of the first module that holds it."""
+    make, inputs = CASES[name]
+    model, x = make(), inputs()
+    table = fxc.LatencyTable.measure(model, x, repeats=1, progress=False)
+    assert fxc.compress(model, x, objective=table).size().item() > 0
+
+
 def test_multiply_adds_of_a_tied_decoder() -> None:
     """Each weight of a decoder costs the bits of the hidden channel that it reads."""
     x = image()

@@ -93,10 +93,12 @@ class LatencyTable:
         analyses = _analyses(model, example_inputs)
         for path, analysis in analyses.items():
             parameters = dict(analysis.module.named_parameters(remove_duplicate=False))
+            first = {id(parameter): name for name, parameter in reversed(parameters.items())}
             for sites in analysis.sites:
                 if sites.mode == EVALUATION and sites.weight_name in parameters:
                     work = work_of(sites, parameters[sites.weight_name].device)
-                    name = f"{path}.{sites.weight_name}" if path else sites.weight_name
+                    own = first[id(parameters[sites.weight_name])]  # the name that its quantizer has
+                    name = f"{path}.{own}" if path else own
                     layers[name] = (*layers.get(name, ()), works.setdefault(work, len(works)))
         grids = [(work, *widths_of(work.outputs, work.inputs, work.groups, shares)) for work in works]
         curves = tuple(

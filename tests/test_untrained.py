@@ -56,3 +56,64 @@ def test_no_warning_where_nothing_is_left_behind(how: str, caplog: pytest.LogCap
     report = net.prune({"both": [weights, others], "none": None}.get(how, weights))
     assert report.modified == (how != "nothing dead")
     assert not caplog.text
+
+
+def trained(net: CompressedModule, *optimizers: torch.optim.Optimizer) -> None:
+    """One step of a loop."""
+    net(torch.randn(4, 6)).square().sum().backward()
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)
+    net.step()
+
+
+def test_an_optimizer_that_prune_was_not_told_of_is_noticed(caplog: pytest.LogCaptureFixture) -> None:
+    net = shrinking()
+    optimizer = torch.optim.Adam(net.param_groups(1e-3))
+    trained(net, optimizer)
+    assert net.prune().channels == 3
+    net.step()
+    assert not caplog.text  # no gradient has come yet
+    trained(net, optimizer)
+    assert "net.prune() has cut 2.weight, and nothing trains it since then" in caplog.text
+    assert "pass it, net.prune(optimizer)" in caplog.text
+    caplog.clear()
+    trained(net, optimizer)
+    assert not caplog.text
+
+
+class ByData(torch.optim.Optimizer):
+    """Writes to parameters behind the back of autograd, as some optimizers do."""
+
+    def __init__(self, groups: list[dict[str, object]]) -> None:
+        super().__init__(groups, {"lr": 1e-2})
+
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.data -= 0.01 * parameter.grad
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.SGD, ByData])
+def test_an_optimizer_that_is_built_after_it_is_none_to_warn_of(
+    kind: type[torch.optim.Optimizer], caplog: pytest.LogCaptureFixture
+) -> None:
+    net = shrinking()
+    trained(net, kind(net.param_groups(1e-3)))  # type: ignore[call-arg]
+    assert net.prune().channels == 3
+    optimizer = kind(net.param_groups(1e-3))  # type: ignore[call-arg]
+    for _ in range(2):
+        trained(net, optimizer)
+    assert not caplog.text
+
+
+def test_a_step_that_was_skipped_for_its_gradients_decides_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    net = shrinking()
+    net.prune()
+    net.get_parameter("2.weight").grad = torch.full_like(net.get_parameter("2.weight"), torch.inf)
+    net.step()
+    assert not caplog.text
+    net.get_parameter("2.weight").grad = None
+    trained(net)
+    assert "nothing trains it" in caplog.text

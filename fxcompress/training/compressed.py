@@ -22,6 +22,7 @@ from fxcompress.trace.support import check_finite
 from fxcompress.trace.traced import TracedModule
 from fxcompress.training.census import free_entries
 from fxcompress.training.distributed import refuse_sharded
+from fxcompress.training.left_behind import warn_of_left_behind
 from fxcompress.training.liveness import Liveness
 from fxcompress.training.network import Settings
 from fxcompress.training.record import encode
@@ -101,6 +102,7 @@ class CompressedModule(SizedModule):
         moment when a channel dies, keeps one channel of a layer that the network cannot do without, and holds at zero
         what is dead.
         """
+        warn_of_left_behind(self)
         self.liveness.step()
 
     def prune(
@@ -116,6 +118,7 @@ class CompressedModule(SizedModule):
             optimizer: whose parameters are those of this network; its groups and its schedulers go on. Several, where
                 more than one trains it (Muon for weights, say, and AdamW for the rest). A warning names parameters that
                 are cut, require gradients and are in none of them: one that is left out would train what was cut off.
+                Without any, the next ``step()`` warns where what was cut has a gradient and nothing has changed it.
             averages: moving averages of this network, such as ``torch.optim.swa_utils.AveragedModel(net)``: each is a
                 copy of it, or holds one. They lose the same channels, whatever the averages of these are by now, and
                 the averages of all others stay as they are, so averaging goes on.

@@ -16,6 +16,7 @@ from fxcompress.passes.unquantized import Unquantized, is_weight
 from fxcompress.trace.modes import ordinary
 from fxcompress.training.compressed import CompressedModule
 from fxcompress.training.distributed import refuse_sharded
+from fxcompress.training.left_behind import warn_of_left_behind
 from fxcompress.training.network import Settings, SizedNetwork
 from fxcompress.training.piece import become_plain
 from fxcompress.training.removal import remove_dead
@@ -90,6 +91,7 @@ class CompressedPieces(SizedNetwork):
 
     def step(self) -> None:
         """To be called after each ``optimizer.step()``; see :meth:`CompressedModule.step`."""
+        warn_of_left_behind(self)
         for piece in self.pieces.values():
             piece.step()
 

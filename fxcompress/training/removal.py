@@ -22,6 +22,7 @@ from fxcompress.training.averages import copies_of
 from fxcompress.training.census import Zeros, seeds
 from fxcompress.training.distributed import check_wrapper, rebuild, wrappers_of
 from fxcompress.training.handover import hand_over
+from fxcompress.training.left_behind import watch
 from fxcompress.training.network import SizedNetwork
 from fxcompress.training.optimizer import PreparedResize, Replacement, check_optimizers, prepare_resize
 from fxcompress.training.sized import SizedModule
@@ -126,6 +127,8 @@ def remove_dead(
     if removal.report.modified:
         removal.commit(wrapped=bool(wrappers))
         _warn_of_untrained(net, removal.untrained)
+        if not optimizers:
+            watch(net, removal.changes)
         for wrapper in wrappers:
             rebuild(wrapper)
     return removal.report

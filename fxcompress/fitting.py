@@ -203,7 +203,11 @@ def _goes_on(checkpoint: str | os.PathLike[str] | None, resume: Resume) -> bool:
         if resume:
             raise ValueError("resume= needs checkpoint=, the file that the run is kept in")
         return False
-    there = Path(checkpoint).exists()
+    path = Path(checkpoint)
+    if path.is_dir() or not path.parent.is_dir():  # at once, and not after the first epoch
+        why = "it is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+        raise CheckpointError(f"cannot write {checkpoint}: {why}; pass the path of a file in a folder that exists")
+    there = path.exists()
     if there and not resume:
         raise CheckpointError(
             f"{checkpoint} holds a run already: pass resume=True to go on with it, or delete the file to start anew"

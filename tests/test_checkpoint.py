@@ -266,6 +266,15 @@ def test_a_run_goes_on_as_it_began_or_not_at_all(options: dict[str, Any], messag
     assert (tmp_path / "run.pt").read_bytes() == before
 
 
+@pytest.mark.parametrize("resume", [False, True, "auto"])
+def test_a_run_that_could_not_be_kept_does_not_begin(resume: Any, tmp_path: Path) -> None:  # noqa: ANN401
+    seen: list[object] = []
+    for path, why in ((tmp_path / "runs" / "run.pt", "there is no folder .*runs; pass"), (tmp_path, "it is a folder")):
+        with pytest.raises(CheckpointError, match=f"cannot write .*: {why}"):
+            one_epoch(path, resume=resume, on_epoch=seen.append)
+    assert not seen
+
+
 def test_what_to_resume_must_be_said(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no file .*run\.pt to go on from.*resume='auto'"):
         one_epoch(tmp_path / "run.pt", resume=True)
@@ -392,7 +401,7 @@ def test_bad_calls_are_explained(tmp_path: Path) -> None:
         fxc.save_checkpoint(path, net, adam(fresh()))
     with pytest.raises(CheckpointError, match=r"cannot save extra\['a'\]\[0\]: a pathlib\S+ would have to be pi"):
         fxc.save_checkpoint(path, net, a=[tmp_path])
-    with pytest.raises(CheckpointError, match=r"cannot write .*absent"):
+    with pytest.raises(CheckpointError, match=r"cannot write .*: there is no folder .*absent; make it first"):
         fxc.save_checkpoint(tmp_path / "absent" / "run.pt", net)
     assert not list(tmp_path.iterdir())
     with pytest.raises(CheckpointError, match=r"there is no file .*run\.pt; check the path"):

@@ -243,7 +243,7 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match=r"cannot write .*absent"):
+    with pytest.raises(StorageError, match=r"cannot write .*: there is no folder .*absent; make it first"):
         save(finalized(small()), tmp_path / "absent" / "net")
 
 

@@ -33,6 +33,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> int:
     >>> size, found
     (3, (b'abc', 1))
     """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent}; make it first")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("xb") as file:

@@ -12,12 +12,14 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import Dataset
 
 from fxcompress.checkpoint import check_scheduler, save_checkpoint, take_up
 from fxcompress.compress import compress
 from fxcompress.errors import AverageError, CheckpointError
 from fxcompress.storage.states import read_states
 from fxcompress.trace.modes import ordinary
+from fxcompress.trace.support import check_module
 from fxcompress.training.averages import copies_of
 from fxcompress.training.batches import Batch, argument_names, check_callable, check_loss, count_batches, first_batch
 from fxcompress.training.controller import Gamma
@@ -132,6 +134,11 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
     check_loss(loss_fn)
     _check_calls(validate, on_epoch, scheduler)
     count = count_batches(loader)
+    if isinstance(loader, Dataset):
+        _LOG.warning(
+            "fxcompress: the loader is a %s, and each of its %d items is taken for a whole batch; if they are samples, "
+            "pass DataLoader(dataset, batch_size=...)", type(loader).__name__, count,
+        )  # fmt: skip
     guard, policy = Guard(min_accuracy, max_loss_increase), prune_policy(prune)
     going_on = _goes_on(checkpoint, resume)
     net = _compressed(model, loader, optimizer, example_inputs, target_size)
@@ -178,8 +185,7 @@ def _held(history: Sequence[EpochRecord]) -> str:
 
 
 def _check_kinds(model: object, epochs: object) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    check_module(model)
     if not isinstance(epochs, Integral):
         raise TypeError(f"epochs={epochs!r} is a {type(epochs).__name__}; it must be a whole number")
 

@@ -1,6 +1,10 @@
 """The dependency graph, counted by hand on small networks."""
 
+from collections import OrderedDict
+from typing import Any
+
 import networkx as nx
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -118,11 +122,18 @@ def test_explain_an_op_without_a_rule() -> None:
         ("", 0, KeyError, "'' has no weight or bias of its own: name a parameter in it, such as '0.weight'"),
         ("0", 8, IndexError, r"0\.weight has no channel 8: its shape is \(8, 3, 3, 3\)"),
         ("0", -1, IndexError, r"0\.weight has no channel -1"),
+        ("0", "3", TypeError, "channel='3' is a str; it must be a whole number"),
+        ("0", 1.0, TypeError, "channel=1.0 is a float"),
     ],
 )
-def test_find_says_what_is_wrong(name: str, channel: int, error: type[Exception], text: str) -> None:
+def test_find_says_what_is_wrong(name: str, channel: Any, error: type[Exception], text: str) -> None:  # noqa: ANN401
     with pytest.raises(error, match=text):
         graph_of(Chain()).find(name, channel)
+
+
+@pytest.mark.parametrize("channel", [3, np.int64(3), torch.tensor(3)])
+def test_find_takes_whole_numbers_of_all_kinds(channel: Any) -> None:  # noqa: ANN401
+    assert graph_of(Chain()).find("0", channel).producers == (("0.weight", 3),)
 
 
 def test_find_knows_transposed_convolutions() -> None:
@@ -189,6 +200,16 @@ def test_print() -> None:
     assert "8 of them removable" in text
     assert any(line.split()[:4] == ["8", "528", "0", "3"] and line.endswith("-") for line in text.splitlines())
     assert "it is an output of the network" in text
+
+
+def test_columns_of_the_table_begin_where_their_titles_do() -> None:
+    name = "a_module_with_a_name_that_is_longer_than_most"
+    layers = {f"{name}_{n}": nn.Linear(8, 8) for n in range(3)}
+    lines = str(fxc.ChannelGraph.of(nn.Sequential(OrderedDict(layers)), torch.randn(2, 8))).splitlines()
+    header = next(line for line in lines if "made by" in line)
+    row = next(line for line in lines if line.endswith(f"{name}_1  -"))
+    assert header.index("made by") == row.index(f"{name}_0")
+    assert header.index("read by") == row.index(f"{name}_1")
 
 
 def test_inputs_are_inferred(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,5 +1,6 @@
 """The dependency graph of a network's channels, for people: what hangs on what, and what keeps it."""
 
+import operator
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -269,7 +270,12 @@ class ChannelGraph:
         Raises:
             KeyError: there is no such module or parameter.
             IndexError: it has no such channel.
+            TypeError: ``channel`` is no whole number.
         """
+        try:
+            channel = operator.index(channel)
+        except TypeError:
+            raise TypeError(f"channel={channel!r} is a {type(channel).__name__}; it must be a whole number") from None
         atoms = self.analysis.atoms
         tensor = next(
             (n for n in (name, f"{name}.weight", f"{name}.weight{SUFFIX}", f"{name}.bias") if n in atoms), None
@@ -312,7 +318,7 @@ class ChannelGraph:
         """What hangs on one output channel, and what keeps it, in words.
 
         Raises:
-            KeyError, IndexError: see :meth:`find`.
+            KeyError, IndexError, TypeError: see :meth:`find`.
         """
         group = self.find(name, channel)
         lines = [f"{name}[{channel}] belongs to group {group.index}, {group.parameters:,} parameters"]
@@ -332,15 +338,15 @@ class ChannelGraph:
             f"{type(self.analysis.module).__name__} on {self.analysis.inputs}",
             f"{len(self.groups):,} groups, {removable:,} of them removable, with {self.share:.2%} of the parameters",
             "",
-            f"{'groups':>7} {'parameters':>12}  {'made by':<34} {'read by':<34} kept by",
         ]
+        rows = [("groups", "parameters", "made by", "read by", "kept by")]
         for bundle in self.bundles:
             if bundle.producers or bundle.consumers:
                 kept = "-" if bundle.removable else _shortened(bundle.reasons) or "no parameter makes it"
-                lines.append(
-                    f"{len(bundle.groups):>7,} {bundle.parameters:>12,}  {_names(bundle.producers):<34} "
-                    f"{_names(bundle.consumers):<34} {kept}"
-                )
+                numbers = f"{len(bundle.groups):,}", f"{bundle.parameters:,}"
+                rows.append((*numbers, _names(bundle.producers), _names(bundle.consumers), kept))
+        made, read = (max(len(row[column]) for row in rows) for column in (2, 3))
+        lines += [f"{row[0]:>7} {row[1]:>12}  {row[2]:<{made}}  {row[3]:<{read}}  {row[4]}" for row in rows]
         lines += map(str, self.uncovered)
         return "\n".join(lines)
 

@@ -7,6 +7,7 @@ from dataclasses import replace as replace_fields
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -424,11 +425,14 @@ def _last_use(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
 
 def _run_message(node: fx.Node, args: object, kwargs: object, error: Exception) -> str:
     shapes = ", ".join(str(tuple(t.shape)) for t in find(torch.Tensor, [args, kwargs]))
-    place = _place(node)
-    return (
-        f"the model does not run on the example inputs: node {node.name} ({node.op} {node.target}) failed "
-        f"on tensors of shape {shapes or 'none'}{place}\n  {type(error).__name__}: {error}"
-    )
+    place, what = _place(node), f"node {node.name} ({node.op} {node.target})"
+    if any(True for _ in find(np.ndarray, [args, kwargs])):
+        return (
+            f"the example inputs hold numpy arrays, which {what} does not take{place}\n"
+            "  pass tensors: torch.from_numpy(array)"
+        )
+    failed = f"{what} failed on tensors of shape {shapes or 'none'}{place}\n  {type(error).__name__}: {error}"
+    return f"the model does not run on the example inputs: {failed}"
 
 
 def _place(node: fx.Node) -> str:

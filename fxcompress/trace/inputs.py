@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx, nn
+from torch.utils.data import DataLoader
 
 from fxcompress.errors import ExampleInputError
 from fxcompress.trace import trees
@@ -20,6 +22,13 @@ _CONVS: dict[type[nn.Module], int] = {
     nn.ConvTranspose1d: 1, nn.ConvTranspose2d: 2, nn.ConvTranspose3d: 3,
 }  # fmt: skip
 _NORMS: dict[type[nn.Module], int] = {nn.BatchNorm1d: 1, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}
+
+_HINTS: tuple[tuple[type | tuple[type, ...], str], ...] = (
+    (nn.Module, ": the model is the first argument, what it is called with the second"),
+    (np.ndarray, ": torch.from_numpy(array)"),
+    (torch.Size, ": torch.zeros(shape), if floats of this shape are what the model takes"),
+    (DataLoader, ": of one batch, what the model is called with, without targets"),
+)
 
 
 @dataclass(frozen=True)
@@ -49,11 +58,12 @@ class ExampleInputs:
             return cls((inputs,))
         if isinstance(inputs, Mapping):
             return cls((), dict(inputs))
-        if isinstance(inputs, Sequence) and not isinstance(inputs, str | bytes):
+        if isinstance(inputs, Sequence) and not isinstance(inputs, str | bytes | torch.Size):
             return cls(tuple(inputs))
+        hint = next((hint for kinds, hint in _HINTS if isinstance(inputs, kinds)), "")
         raise ExampleInputError(
             f"example_inputs is a {type(inputs).__name__}; pass a tensor, a tuple of positional arguments, or a dict "
-            "of keyword arguments"
+            f"of keyword arguments{hint}"
         )
 
     def converted(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "ExampleInputs":
@@ -77,8 +87,13 @@ class ExampleInputs:
         named = next((t for t in targets if t.startswith("**")), "")
         places = targets[: targets.index(rest)] if rest else [t for t in targets if t != named]
         if len(self.args) > len(places) and not rest:
+            hint = ""
+            if all(type(value) is int for value in self.args):
+                hint = f": these are numbers; if they are a shape, pass torch.zeros{self.args}"
+            elif len(self.args) == len(places) + 1:
+                hint = ": leave out what the model is not called with, such as the targets of a batch"
             raise ExampleInputError(
-                f"forward takes {len(places)} arguments ({', '.join(targets)}); {len(self.args)} given"
+                f"forward takes {len(places)} arguments ({', '.join(targets)}); {len(self.args)} given{hint}"
             )
         unknown = sorted(set(self.kwargs) - set(targets))
         if unknown and not named:

@@ -31,8 +31,7 @@ def check_supported(model: nn.Module) -> None:
             hooks (but for weight norm, and forward hooks that the model's own code registers), ScriptModules, a
             ``train()`` that changes weights.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    check_module(model)
     own = hooks_of_its_own(model)
     for name, module in named_modules_in(model).items():
         reason = _module_reason(module, own)
@@ -45,6 +44,18 @@ def check_supported(model: nn.Module) -> None:
             raise UnsupportedModelError(f"tensor {name!r} {tuple(tensor.shape)}: {reason}")
     own_modes(model)
     check_finite(model)
+
+
+def check_module(model: object) -> None:
+    """Raise an error when ``model`` is no module, as where arguments are swapped.
+
+    Raises:
+        TypeError: it says what it is.
+    """
+    if isinstance(model, type) and issubclass(model, nn.Module):
+        raise TypeError(f"expected a torch.nn.Module, got the class {model.__name__}; pass an object of it")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}; the model is the first argument")
 
 
 def check_finite(model: nn.Module) -> None:

@@ -26,7 +26,8 @@ def cosine(optimizer: Optimizer, steps: int, warmup: int = 0, *, settle: float =
         settle: share of the steps, at the end, in which bits and exponents have a learning rate of 0.
 
     Raises:
-        ValueError: ``settle`` is no share.
+        TypeError: an argument is of another kind.
+        ValueError: ``settle`` is no share, there are no steps, or ``warmup`` is negative.
 
     >>> import torch, fxcompress as fxc
     >>> net = fxc.compress(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)))
@@ -38,7 +39,13 @@ def cosine(optimizer: Optimizer, steps: int, warmup: int = 0, *, settle: float =
     >>> {group["name"]: round(group["lr"], 6) for group in optimizer.param_groups}
     {'weights': 2.4e-05, 'biases and norms': 2.4e-05, 'bits': 0.0, 'exponents': 0.0}
     """
-    check_number(settle=settle)
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"expected a torch.optim.Optimizer, got {type(optimizer).__name__}: call it as cosine(optimizer, steps)"
+        )
+    check_number(steps=steps, warmup=warmup, settle=settle)
+    if not (steps >= 1 and warmup >= 0):
+        raise ValueError(f"steps={steps} must be at least 1, and warmup={warmup} at least 0")
     if not 0 <= settle < 1:
         raise ValueError(f"settle={settle} must be a share of the training: at least 0, and below 1")
     ends = [(1 - settle if group.get("name") in _FORMATS else 1) * steps for group in optimizer.param_groups]

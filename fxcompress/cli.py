@@ -1,6 +1,7 @@
 """The command line: ``fxcompress demo`` and ``fxcompress inspect``."""
 
 import argparse
+import difflib
 import importlib
 import inspect
 import logging
@@ -47,7 +48,9 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--epochs", type=int, default=None, help="of each network; fewer are faster and worse")
     look = commands.add_parser("inspect", help="show which channels of a network hang together")
     look.add_argument(
-        "model", help="torchvision:resnet18, or what builds it: package.module:function, or path/to/file.py:function"
+        "model",
+        help="torchvision:resnet18, or a module or what builds it (a class, a function without arguments): "
+        "package.module:name, or path/to/file.py:name",
     )
     look.add_argument(
         "--input", action="append", metavar="SHAPE", help="of the input, such as 1,3,224,224, or 1,16:int64 where it "
@@ -117,16 +120,20 @@ def _model(name: str) -> nn.Module:
     place, _, what = name.rpartition(":")
     if not place or not what:
         raise FxCompressError(
-            f"{name!r} names no model; write torchvision:resnet18, package.module:function or file.py:function"
+            f"{name!r} names no model; write torchvision:resnet18, package.module:name or file.py:name"
         )
     if place == "torchvision":
         return _torchvision(what)
+    if place.endswith(".py") and not Path(place).is_file():
+        raise FxCompressError(f"there is no file {place}; check the path")
     try:
-        built = getattr(_module(place), what)()
+        found = getattr(_module(place), what)
+        built = found() if callable(found) and not isinstance(found, nn.Module) else found
     except (ImportError, AttributeError, TypeError) as error:
         raise FxCompressError(f"cannot build {name}: {error}") from error
     if not isinstance(built, nn.Module):
-        raise FxCompressError(f"{name}() is a {type(built).__name__}, not a torch.nn.Module")
+        call = "()" if callable(found) else ""
+        raise FxCompressError(f"{name}{call} is a {type(built).__name__}, not a torch.nn.Module")
     return built
 
 
@@ -149,5 +156,7 @@ def _torchvision(name: str) -> nn.Module:
         backbone = {"weights_backbone": None} if "weights_backbone" in inspect.signature(builder).parameters else {}
         model: nn.Module = builder(weights=None, **backbone)
     except ValueError as error:
-        raise FxCompressError(f"torchvision has no model {name!r}: {error}") from error
+        close = difflib.get_close_matches(name, models.list_models(), n=3)
+        hint = f"did you mean {', '.join(close)}?" if close else "see torchvision.models.list_models()"
+        raise FxCompressError(f"torchvision has no model {name!r}; {hint}") from error
     return model

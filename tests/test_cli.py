@@ -37,7 +37,10 @@ def test_explain(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "text"),
     [
         (["inspect", "resnet18"], "names no model"),
-        (["inspect", "torchvision:resnet19"], "no model 'resnet19'"),
+        (["inspect", "torchvision:resnet19"], "no model 'resnet19'; did you mean resnet18"),
+        (["inspect", "torchvision:quxquux"], "no model 'quxquux'; see torchvision.models.list_models()"),
+        (["inspect", "nowhere/nets.py:Net"], "there is no file nowhere/nets.py"),
+        (["inspect", "tests.nets:__name__"], "tests.nets:__name__ is a str, not a torch.nn.Module"),
         (["inspect", "nowhere:Net"], "cannot build nowhere:Net"),
         (["inspect", "tests.nets:batch"], "not a torch.nn.Module"),
         (["inspect", NET, "--input", "1,3,x"], "write it as 1,3,224,224"),
@@ -74,17 +77,21 @@ class Words(nn.Module):
 
     def forward(self, ids, scale):
         return self.out(self.table(ids) * scale)
+
+words = Words()
 """
 
 
-@pytest.mark.parametrize("name", ["own_words", "own_words.py", "{folder}/own_words.py"])
+@pytest.mark.parametrize(
+    "name", ["own_words:Words", "own_words.py:Words", "{folder}/own_words.py:Words", "own_words:words"]
+)
 def test_a_model_of_ones_own(name: str, tmp_path: Path) -> None:
     """A command does not look for modules where it is called, as ``python -m`` does."""
     (tmp_path / "own_words.py").write_text(OWN, "utf-8")
     command = [sys.executable, "-c", "import sys; sys.path.pop(0); from fxcompress.cli import main; sys.exit(main())"]
     inputs = ["--input", "2,5:int64", "--input", "2,5,8"]
     run = subprocess.run(
-        [*command, "inspect", f"{name.format(folder=tmp_path)}:Words", *inputs],
+        [*command, "inspect", name.format(folder=tmp_path), *inputs],
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr

@@ -196,8 +196,10 @@ def test_data_that_is_not_finite_is_named_and_leaves_the_statistics_alone() -> N
     loader = data(2)
     loader[1][0][0, 0] = float("nan")
     net = fxc.compress(Plain(), torch.zeros(4, 6))
-    with pytest.raises(DivergenceError, match=r"batch 2 .*the inputs of this batch hold nan or inf already"):
+    with pytest.raises(DivergenceError, match=r"batch 2 .*the inputs of this batch hold nan or inf already") as caught:
         trained(net, loader)
+    assert "look at the data" in str(caught.value)
+    assert "lower lr" not in str(caught.value)  # which would not help
     mean = net.get_buffer("body.1.running_mean")
     assert mean.isfinite().all()
     assert mean.any()

@@ -82,14 +82,12 @@ def save(module: nn.Module, path: str | os.PathLike[str]) -> int:
         StorageError: safetensors is missing, the module comes from elsewhere, its state holds something other than
             dense tensors with values, or the file cannot be written.
 
-    >>> import tempfile
-    >>> from fxcompress.provenance import attach
-    >>> net = torch.fx.symbolic_trace(torch.nn.Linear(8, 4))
-    >>> attach(net, Provenance({"weight": (4, 8), "bias": (4,)}))
+    >>> import tempfile, fxcompress as fxc
+    >>> final = fxc.compress(torch.nn.Linear(64, 64), torch.zeros(1, 64)).finalize()
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     size = save(net, Path(folder, "net.fxc"))
-    ...     saved = read(Path(folder, "net.fxc"))
-    >>> torch.equal(saved.tensors["weight"], net.weight), size < 500
+    ...     size = fxc.save(final, f"{folder}/net.fxc")
+    ...     saved = read(f"{folder}/net.fxc")
+    >>> torch.equal(saved.tensors["weight"], final.weight), size < 4 * final.weight.numel() / 2
     (True, True)
     """
     library()
@@ -97,8 +95,9 @@ def save(module: nn.Module, path: str | os.PathLike[str]) -> int:
     provenance = provenance_of(module)
     if provenance is None:
         raise StorageError(
-            f"cannot save this {type(module).__name__}: nothing is known of the network that it was made from; "
-            "save what finalize() or prune() returned, not a copy that was traced again"
+            f"cannot save this {type(module).__name__}: nothing is known of the network that it was made from\n"
+            "  save what finalize() returned, or prune() of a model with one graph, not a copy that was traced again; "
+            "of a model that was pruned in pieces, torch.save(module.state_dict(), path) keeps the tensors"
         )
     if any(isinstance(child, Quantizer) for child in module.modules()):
         raise StorageError(

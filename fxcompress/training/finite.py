@@ -7,6 +7,8 @@ from torch.nn.utils import get_total_norm
 from fxcompress.trace.trees import replace
 from fxcompress.training.batches import Batch
 
+IN_THE_DATA = "of this batch hold nan or inf already"
+
 
 class NotFinite(Exception):  # noqa: N818 - turned into an error that says where
     """Raised before a step that would ruin the network; what is not finite, in words."""
@@ -57,7 +59,7 @@ def why_not_finite(net: nn.Module, batch: Batch) -> str:
     replace(lambda tensor: see("inputs", tensor), [batch.args, batch.kwargs])
     replace(lambda tensor: see("target", tensor), batch.target)
     if found:
-        return f"; the {found[0]} of this batch hold nan or inf already"
+        return f"; the {found[0]} {IN_THE_DATA}"
     wrong = next(((n, p) for n, p in net.named_parameters() if not bool(torch.isfinite(p).all())), None)
     if wrong is None:
         return ""

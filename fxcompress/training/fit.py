@@ -17,7 +17,7 @@ from fxcompress.passes.prune_report import PruneReport
 from fxcompress.training.batches import check_callable, count_batches
 from fxcompress.training.controller import ConstantGamma, Gamma, TargetSize, own_gamma
 from fxcompress.training.display import Display
-from fxcompress.training.finite import NotFinite
+from fxcompress.training.finite import IN_THE_DATA, NotFinite
 from fxcompress.training.guard import Guard
 from fxcompress.training.history import EpochRecord
 from fxcompress.training.in_pieces import Compressed
@@ -142,7 +142,12 @@ def _diverged(
         lines += [
             f"  {path} holds the run as it was after epoch {len(history)}; load_checkpoint({path!r}, net) reads it"
         ]
-    lines += ["  take a lower lr= or a longer warm-up, or look at what the loss divides by or takes the logarithm of"]
+    if IN_THE_DATA in str(error):
+        lines += ["  look at the data, and at what prepares it: torch.isfinite(batch).all() finds the samples"]
+    else:
+        lines += [
+            "  take a lower lr= or a longer warm-up, or look at what the loss divides by or takes the logarithm of"
+        ]
     return DivergenceError("\n".join(lines), trainer.net, history)
 
 

@@ -8,7 +8,7 @@ from typing import cast
 from torch import fx, nn
 
 from fxcompress.channels.analysis import Analysis
-from fxcompress.channels.prepare import NO_GRAPH, prepare, prepare_pieces
+from fxcompress.channels.prepare import NO_GRAPH, in_pieces_by_inputs, prepare, prepare_pieces
 from fxcompress.errors import FxCompressError, UnsupportedModelError, check_number
 from fxcompress.objectives import Objective, objective_of
 from fxcompress.passes.history import started
@@ -100,7 +100,7 @@ def compress(
             analysis = prepare(model, example_inputs)
     except NO_GRAPH as error:
         if example_inputs is None:
-            raise
+            raise in_pieces_by_inputs(error) from error
         pieces = _in_pieces(model, replace(settings, inputs=ExampleInputs.of(example_inputs)), bits, error)
         # One type for both: they are trained by the same calls, and what only a graph has raises an error that says so.
         return cast("CompressedModule", pieces)
@@ -171,8 +171,10 @@ def _in_pieces(model: nn.Module, settings: Settings, bits: float, why: FxCompres
     _tell_of_plain_weights(model, net)
     _warn_of_the_rest(net)
     _LOG.warning(
-        "fxcompress: %s has no graph as a whole (%s); %d modules of it compress themselves, each on its own: %s",
-        type(model).__name__, outside.why, len(analyses), ", ".join(analyses),
+        "fxcompress: %s has no graph as a whole (%s); what compresses itself is %s: %s",
+        type(model).__name__, outside.why,
+        "one module of it" if len(analyses) == 1 else f"{len(analyses)} modules of it, each on its own",
+        ", ".join(analyses),
     )  # fmt: skip
     return net
 

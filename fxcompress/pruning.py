@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from fxcompress.channels.prepare import NO_GRAPH, prepare, prepare_pieces
+from fxcompress.channels.prepare import NO_GRAPH, in_pieces_by_inputs, prepare, prepare_pieces
 from fxcompress.errors import OptimizerError, UnsupportedModelError
 from fxcompress.passes.cutting import Cut
 from fxcompress.passes.pieces import prune_pieces
@@ -115,7 +115,7 @@ def _prune(
         analysis = prepare(model, example_inputs, plain=plain)
     except NO_GRAPH as error:
         if example_inputs is None:
-            raise
+            raise in_pieces_by_inputs(error) from error
         pieces, analyses = prepare_pieces(model, ExampleInputs.of(example_inputs), error, plain=plain)
         pruned = prune_pieces(pieces, analyses, fold=fold, narrow=narrow)
         _own(pieces.model, pruned.module, list(pruned.removals.values()), optimizer)

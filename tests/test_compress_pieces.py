@@ -308,3 +308,9 @@ def test_a_network_in_pieces_is_in_the_mode_of_its_model(training: bool) -> None
     assert [net.get_submodule(name).training for name in names] == [
         model.get_submodule(name).training for name in names
     ]
+
+
+@pytest.mark.parametrize("call", [fxc.compress, fxc.prune])
+def test_without_inputs_the_error_says_that_there_are_pieces(call: Any) -> None:  # noqa: ANN401
+    with pytest.raises(TraceError, match="with example_inputs, on which it runs, those modules of it"):
+        call(reading())

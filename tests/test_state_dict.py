@@ -204,6 +204,10 @@ def frozen(_: dict[str, Tensor]) -> dict[str, Tensor]:
     return fxc.compress(model, INPUTS).state_dict()
 
 
+def of_the_model(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return ResidualNet().state_dict()
+
+
 def damaged(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return state | {RECORD: state[RECORD].flip(0)}
 
@@ -212,6 +216,7 @@ def damaged(state: dict[str, Tensor]) -> dict[str, Tensor]:
     ("change", "message"),
     [
         (renamed, r"does not fit ResidualNet: it lacks fc\.bias, fc\.weight"),
+        (of_the_model, r"it lacks .*; one without quantizers goes into the model, before compress\(\)"),
         (halved, r"does not fit ResidualNet: fc\.weight is \(2, 8\), not \(5, 8\)"),
         (without_record, r"block2\.bn1\.bias is \(6,\), not \(8,\),.*it has no _extra_state, which tells what was cut"),
         (other_model, r"of another network: its original had block1\.bn1\.bias of shape \(6,\), that of this Resid"),

@@ -74,6 +74,12 @@ def _traced_on(model: nn.Module, guess: ExampleInputs, why: TraceError, *, plain
         return trace_by_running(model, guess, why, plain=plain)
 
 
+def in_pieces_by_inputs(error: FxCompressError) -> FxCompressError:
+    """What :func:`prepare` has raised for a model without inputs, with the way that there is besides."""
+    hint = "with example_inputs, on which it runs, those modules of it that have a graph are taken, each on its own"
+    return type(error)(f"{error}\n  {hint}")
+
+
 def prepare_pieces(
     model: nn.Module,
     inputs: ExampleInputs,

@@ -140,7 +140,8 @@ def _check_state(net: nn.Module, plan: Recut | None, state: Mapping[str, Any], *
     if strict:
         for what, names in (("lacks", own.keys() - given.keys()), ("has too much:", given.keys() - own.keys())):
             if names:
-                raise CheckpointError(f"the state_dict does not fit {kind}: it {what} {listed(names)}")
+                plain = "" if RECORD in state else "; one without quantizers goes into the model, before compress()"
+                raise CheckpointError(f"the state_dict does not fit {kind}: it {what} {listed(names)}{plain}")
     shapes = [(n, tuple(value.shape), own[n]) for n, value in given.items() if n in own and torch.is_tensor(value)]
     wrong = [f"{name} is {found}, not {expected}" for name, found, expected in shapes if found != expected]
     if wrong:

@@ -27,6 +27,8 @@ def test_example_runs_as_pasted(tmp_path: Path) -> None:
     script.write_text(example(), "utf-8")
     run = subprocess.run([sys.executable, script.name], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
+    assert not run.stderr  # no warnings
+    assert " -> " in run.stdout
     assert (tmp_path / "net.fxc").stat().st_size > 0
 
 

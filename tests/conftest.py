@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -32,3 +33,11 @@ def _seeds() -> None:
     """The same random numbers for a test, alone or after others, in whichever worker."""
     random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(name="double")
+def _double() -> Iterator[None]:
+    """What a test makes is in float64, unless it says otherwise."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)

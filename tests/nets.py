@@ -73,6 +73,19 @@ def kill(net: CompressedModule) -> None:
     net.step()
 
 
+def lose(net: CompressedModule, seed: int, share: float) -> None:
+    """A share of all bits, and most biases, become zero; and a step is made."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, Quantizer):
+                module.bits[torch.rand(module.bits.shape, generator=generator) < share] = 0.0
+        for name, parameter in net.named_parameters():
+            if name.endswith("bias"):
+                parameter[torch.rand(parameter.shape, generator=generator) < 0.8] = 0.0
+    net.step()
+
+
 def batch(classes: int = 5, size: int = 32, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Inputs (N, 3, 10, 10) in float64 with labels that can be learnt from them."""
     generator = torch.Generator().manual_seed(seed)

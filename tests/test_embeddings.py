@@ -14,6 +14,8 @@ import fxcompress as fxc
 from fxcompress.objectives import OBJECTIVES
 from fxcompress.quantizer import Quantizer
 
+pytestmark = pytest.mark.usefixtures("double")
+
 V, D, H = 20, 8, 6
 
 
@@ -68,14 +70,6 @@ CASES: dict[str, Case] = {
     "tied by hand": (lambda: Language(tied=True, by_hand=True), words, ("words.weight", "places.weight")),
     "bags": (Bags, bags, ("sums.weight", "means.weight", "table")),
 }
-
-
-@pytest.fixture(autouse=True)
-def _double() -> object:
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def kill(net: fxc.CompressedModule, columns: int) -> None:

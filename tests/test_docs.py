@@ -4,13 +4,17 @@ import ast
 import importlib
 import importlib.util
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 import fxcompress as fxc
 import fxcompress.passes
+from fxcompress.channels.rules import registry
+from tests.exactness import difference
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -37,6 +41,41 @@ def test_examples_run_as_pasted(code: str, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     exec(compile(tree, "example", "exec"), {})
+
+
+@torch.library.custom_op("mylib::my_activation", mutates_args=())
+def _my_activation(x: Tensor) -> Tensor:
+    return x / 2
+
+
+@torch.library.custom_op("mylib::my_filter", mutates_args=())
+def _my_filter(x: Tensor) -> Tensor:
+    return x.flip(-1)
+
+
+_my_activation.register_fake(torch.empty_like)
+_my_filter.register_fake(torch.empty_like)
+
+
+def test_the_rules_of_the_architecture_let_channels_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_RULES", registry.registered())
+    text = TEXTS["architecture.md"]
+    code = text[text.index("    from fxcompress.channels.rules import OpClass") : text.index("The label rule returns")]
+    exec(textwrap.dedent(code), {"torch": torch})
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), Through(), nn.Conv2d(8, 4, 3)).double()
+    with torch.no_grad():
+        net.get_parameter("0.weight")[2] = net.get_parameter("0.bias")[2] = 0
+    x = torch.randn(2, 3, 10, 10).double()
+    result = fxc.prune(net, x)
+    assert result.module.get_parameter("2.weight").shape == (4, 7, 3, 3)
+    assert difference(net(x), result.module(x)) <= 1e-9
+
+
+class Through(nn.Module):
+    """Both ops of the example."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _my_filter(_my_activation(x))  # type: ignore[no-any-return]
 
 
 def _anchors(text: str) -> set[str]:

@@ -15,6 +15,7 @@ from fxcompress.channels.constants import propagate
 from fxcompress.channels.interpret import Trail
 from fxcompress.channels.plan import Plan, make_plan
 from fxcompress.channels.rules.contraction import CONTRACTIONS, live_rows, site_of
+from fxcompress.channels.rules.movement import RESHAPE
 from fxcompress.channels.rules.norms import BATCH_NORM
 from fxcompress.channels.rules.recurrent import STATE
 from fxcompress.channels.rules.registry import Known
@@ -27,6 +28,7 @@ from fxcompress.trace.skeleton import skeleton
 from fxcompress.trace.traced import TracedModule
 
 _NONE = np.zeros(1, dtype=bool)
+_ADD = torch.ops.aten.add.Tensor
 
 Zeros = dict[str, np.ndarray]
 """For bits and biases by name, which of their entries are zero (for good, or just now); bool (K,)."""
@@ -42,19 +44,23 @@ class Span:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Use:
-    """One place where a bias may be added: by a contraction, or by batch norm.
+    """One place where a bias may be added: by a contraction, by batch norm, or by a sum (``x @ w + b``).
 
     Attributes:
         mode: of the graph.
         step: of its tape.
         bias: its name, or nothing.
         statistics: of a batch norm, the names of the running mean and variance; nothing where they are not known.
+        source: of a sum, the other summand.
+        dim: of its channels there.
     """
 
     mode: str
     step: Step
     bias: str
     statistics: tuple[str, str] | None
+    source: Value | None = None
+    dim: int = 1
 
     @property
     def runs(self) -> bool:
@@ -115,6 +121,13 @@ class Census:
                 found.append(_Use(mode, step, names.get(_key(bias), ""), statistics))
             elif step.op in CONTRACTIONS and (site := site_of(step.call)) is not None and site.bias is not None:
                 found.append(_Use(mode, step, names.get(site.bias.key, ""), None))
+            elif step.op is RESHAPE and _key(step.call.args[0]) in names:  # bias.view(1, -1, 1, 1)
+                names[step.outputs[0].key] = names[step.call.args[0].key]
+            elif step.call.func is _ADD and len(step.call.args) == 2 and step.call.kwargs.get("alpha", 1) == 1:
+                for source, bias in (step.call.args, step.call.args[::-1]):
+                    dim = _dim_of(bias, source) if _key(bias) in names and isinstance(source, Value) else None
+                    if dim is not None:
+                        found.append(_Use(mode, step, names[bias.key], None, source, dim))
         return found
 
     def _pairs(self) -> tuple[np.ndarray, np.ndarray]:
@@ -286,20 +299,35 @@ def _key(value: Any) -> int:  # noqa: ANN401
     return value.key if isinstance(value, Value) else -1
 
 
+def _dim_of(bias: Value, source: Value) -> int | None:
+    """The dim of a summand along which a vector is added to it; None where it is no vector, or larger."""
+    dims = [d for d, n in enumerate(bias.shape) if n > 1]
+    dim = dims[0] + source.rank - bias.rank if len(dims) == 1 else -1
+    return dim if dim >= 0 and source.rank > 1 and source.shape[dim] == bias.shape[dims[0]] else None
+
+
 def _zero_before(use: _Use, known: Known) -> np.ndarray:
+    if use.source is not None:
+        return _zero_along(use.source, use.dim, known)
     if use.statistics is None:
         site = site_of(use.step.call)
         assert site is not None
         return ~live_rows(site, known)
-    source: Value = use.step.call.args[0]
+    return _zero_along(use.step.call.args[0], 1, known)
+
+
+def _zero_along(source: Value, dim: int, known: Known) -> np.ndarray:
+    """Which entries along a dim are zero throughout, bool (size,)."""
     found = known.of(source)
-    others = [d for d in range(found.ndim) if d != 1]
+    others = [d for d in range(found.ndim) if d != dim]
     zero = (found == 0).all(dim=others) if others else found == 0
-    return zero.expand(source.shape[1]).numpy().copy()
+    return zero.expand(source.shape[dim]).numpy().copy()
 
 
 def _fed(use: _Use, segments: Segments) -> list[int]:
     """The segment of each entry that a bias is added to."""
+    if use.source is not None:
+        return list(segments.along(use.source, use.dim))
     if use.statistics is None:
         out = use.step.outputs[0]
         site = site_of(use.step.call)

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import Dataset
 
 from fxcompress.checkpoint import check_scheduler, save_checkpoint, take_up
 from fxcompress.compress import compress
@@ -134,11 +133,6 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
     check_loss(loss_fn)
     _check_calls(validate, on_epoch, scheduler)
     count = count_batches(loader)
-    if isinstance(loader, Dataset):
-        _LOG.warning(
-            "fxcompress: the loader is a %s, and each of its %d items is taken for a whole batch; if they are samples, "
-            "pass DataLoader(dataset, batch_size=...)", type(loader).__name__, count,
-        )  # fmt: skip
     guard, policy = Guard(min_accuracy, max_loss_increase), prune_policy(prune)
     going_on = _goes_on(checkpoint, resume)
     net = _compressed(model, loader, optimizer, example_inputs, target_size)

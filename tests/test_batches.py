@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 
 import fxcompress as fxc
 from fxcompress.errors import DivergenceError
@@ -218,13 +217,3 @@ def test_the_loader_is_checked_before_anything_is_made(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the loader is empty"):
         trained(Plain(), [], checkpoint=tmp_path / "run.pt")
     assert not list(tmp_path.iterdir())
-
-
-def test_samples_in_place_of_batches_are_noticed(caplog: pytest.LogCaptureFixture) -> None:
-    samples = TensorDataset(torch.randn(6, 4, 4), torch.zeros(6, 4, dtype=torch.long))
-    model, loss = nn.Sequential(nn.Linear(4, 2)), lambda output, target: output.square().sum()
-    fxc.fit(model, samples, loss, epochs=1, gamma=0.0, progress=False)  # type: ignore[arg-type]
-    assert "the loader is a TensorDataset, and each of its 6 items is taken for a whole batch" in caplog.text
-    caplog.clear()
-    fxc.fit(model, DataLoader(samples, 3), loss, epochs=1, gamma=0.0, progress=False)
-    assert "whole batch" not in caplog.text

@@ -165,7 +165,7 @@ def test_a_record_holds_the_joins() -> None:
     provenance = provenance_of(traced(module))
     assert provenance is not None
     assert [(join.place, join.operand, join.dim) for join in provenance.joins] == [("eval:add", 1, 1)]
-    assert decode(encode(provenance)) == replace(provenance, inputs=())
+    assert decode(encode(provenance)) == replace(provenance, inputs=(), graph="")
     assert decode(encode(Provenance({}))).joins == ()
 
 

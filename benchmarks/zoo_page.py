@@ -12,6 +12,7 @@ CHECKS = ("gone", "batch", "size", "trains", "exports", "compiles")
 SHARES = {"vit_b_16": 0.98, "swin_t": 0.92, "convnext_tiny": 0.91, "maxvit_t": 0.99}
 MIXING = ("convnext", "maxvit", "swin", "vit")
 CONVOLUTIONAL = 0.99
+OTHERS = ("timm", "transformers")
 
 _SUMMARY = (
     Column("family", "family"), Column("count", "networks", "d"), Column("traced", "traced", "d"),
@@ -103,10 +104,11 @@ def claims(rows: list[Row]) -> list[Claim]:
     """What the scoreboard is measured for; a network without a share counts as one of which nothing may go."""
     shares = {row["model"]: row.get("share", 0.0) for row in rows}
     plain = [row["model"] for row in rows if row["family"] == "classification" and not row["model"].startswith(MIXING)]
-    exact = [row for row in rows if row["exact"]]
+    own = [row for row in rows if row["family"] not in OTHERS]  # of torchvision, all of which there are
+    exact = [row for row in own if row["exact"]]
     text = f"smallest share of the parameters that may go, over {len(plain)} convolutional classifiers"
     result = [
-        Claim("share of the networks that are exact", len(exact) / len(rows), 1.0, at_least=True),
+        Claim("share of torchvision's networks that are exact", len(exact) / len(own), 1.0, at_least=True),
         Claim(text, min(shares[name] for name in plain), CONVOLUTIONAL, at_least=True),
     ]
     for name, limit in SHARES.items():

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fxcompress.channels.layers import Layers
-from fxcompress.channels.rules.patterns import Pattern
+from fxcompress.channels.rules.patterns import Pattern, is_array
 from fxcompress.channels.space import Space
 from fxcompress.channels.values import Call, Step, Value
 
@@ -93,7 +93,7 @@ class Known:
 
 
 def _array(tensor: Tensor) -> np.ndarray:
-    if tensor.device.type == "cpu" and tensor.dtype in {torch.float32, torch.float64}:
+    if is_array(tensor):
         return tensor.detach().numpy().astype(np.float64, copy=False)
     return tensor.double().cpu().numpy()
 

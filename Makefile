@@ -3,6 +3,7 @@
 #   make demo    train a small network that compresses itself; results in out/demo
 #   make test    lint, types, package check, tests: everything that CI runs
 #   make lint    the first two of those
+#   make device  the tests on a device that is not the CPU, pretended where there is none
 #   make fuzz    the property tests on far more examples, seeded at random
 #   make bench   the benchmarks; results in out/bench
 #   make clean   remove all that the others made
@@ -16,7 +17,7 @@ BIN    := $(VENV)/bin
 # One thread for each worker: torch's own threads on top of them would compete for the same cores.
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: help demo test lint fuzz bench clean
+.PHONY: help demo test lint device fuzz bench clean
 .DELETE_ON_ERROR:
 
 help:
@@ -34,6 +35,9 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+device: $(VENV)/.test
+	$(PYTEST) -p tests.pretend_device
 
 fuzz: $(VENV)/.test
 	FXCOMPRESS_FUZZ=1 $(PYTEST) -m hypothesis

@@ -23,7 +23,7 @@ from fxcompress.quantizer import Quantizer
 from tests.ranks import launch
 
 # The libraries warn of what is theirs: pinned memory without a GPU, their own deprecations.
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.cpu]
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "huggingface_digits.py"
 GAMMA, CLIP = 3.0, 0.5

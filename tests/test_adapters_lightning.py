@@ -26,7 +26,7 @@ from fxcompress.errors import OptimizerError, UnsupportedModelError
 from tests.ranks import launch
 
 # Lightning warns of what it is not asked for: few workers, no logger, its own deprecations.
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.cpu]
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "lightning_digits.py"
 EPOCHS = 8

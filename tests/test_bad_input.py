@@ -273,6 +273,7 @@ def test_meta_lazy_scripted_parallel_and_compiled() -> None:
         fxc.prune(3, image())  # type: ignore[arg-type]
 
 
+@pytest.mark.cpu
 @pytest.mark.filterwarnings("ignore")
 def test_scripted_and_quantized() -> None:
     scripted = torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 1)))

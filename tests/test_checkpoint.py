@@ -430,6 +430,7 @@ def test_the_loop_in_the_docs_runs_and_goes_on(tmp_path: Path, monkeypatch: pyte
 # The file
 
 
+@pytest.mark.cpu
 def test_plain_values_come_back(tmp_path: Path) -> None:
     values = {"a": [1, 2.5, "x", b"y", None, True], "t": torch.arange(3), "n": np.float64(0.5), "d": {1: (torch.int8,)}}
     write_states(tmp_path / "file", values)

@@ -264,6 +264,7 @@ def test_what_cannot_be_done_is_refused() -> None:
         fxc.compress(frozen, image())
 
 
+@pytest.mark.cpu
 def test_a_detector_of_torchvision() -> None:
     from torchvision.models.detection import FasterRCNN
     from torchvision.models.detection.anchor_utils import AnchorGenerator

@@ -109,6 +109,7 @@ def test_torch_jit_trace(name: str, *, narrow: bool) -> None:
     check(torch.jit.trace(final, x), final, x)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("dynamo", [True, False])
 @pytest.mark.parametrize("narrow", [False, True])
 def test_onnx_runtime(name: str, tmp_path: Path, *, narrow: bool, dynamo: bool) -> None:

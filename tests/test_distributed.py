@@ -29,6 +29,8 @@ from fxcompress.training.distributed import wrappers_of
 from tests.nets import ResidualNet, batch, set_bits
 from tests.ranks import DIED, launch, single_process
 
+pytestmark = pytest.mark.cpu
+
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs" / "distributed.md"
 SAMPLES = 16

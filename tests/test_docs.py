@@ -28,6 +28,7 @@ RUN_ELSEWHERE = ("init_process_group", "load_checkpoint", "LatencyTable", "half 
 """In other tests, with several processes, say, or more than once."""
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("code", BLOCKS)
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning", "ignore:.*:FutureWarning")
 def test_examples_run_as_pasted(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

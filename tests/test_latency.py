@@ -127,6 +127,7 @@ def test_a_compressed_network_gives_the_table_of_its_model() -> None:
         assert one.about["dtype"] == str(kind).removeprefix("torch.")
 
 
+@pytest.mark.cpu
 def test_measured_seconds() -> None:
     model = chain().train()
     state = torch.random.get_rng_state()

@@ -281,6 +281,7 @@ def test_muon_keeps_its_momentum() -> None:
     torch.testing.assert_close(change.new, whole[[0, 2, 3, 7]].detach(), rtol=0, atol=2e-3)  # its steps are in bfloat16
 
 
+@pytest.mark.cpu
 def test_sparse_adam_goes_on() -> None:
     whole = nn.Parameter(torch.randn(6, 4, dtype=torch.float64))
     small = nn.Parameter(whole.detach().clone())

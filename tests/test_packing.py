@@ -13,6 +13,8 @@ from fxcompress.provenance import Grid
 from fxcompress.quantizer import Quantizer, from_rows
 from fxcompress.storage.packing import Coded, decode, encode, pack, packed_size, unpack
 
+pytestmark = pytest.mark.cpu
+
 
 @given(
     st.lists(st.tuples(st.integers(0, 32), st.integers(-(2**31), 2**31)), min_size=1, max_size=9),

@@ -113,6 +113,7 @@ def trained(net: CompressedModule) -> tuple[CompressedModule, torch.optim.Optimi
     return net, optimizer
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("how", COPIES)
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_copy_goes_on_as_the_network_does(kind: str, how: str) -> None:

@@ -351,6 +351,7 @@ def test_inspect_shows_each_piece(capsys: pytest.CaptureFixture[str]) -> None:
     assert "layers.0[2] belongs to group" in capsys.readouterr().out
 
 
+@pytest.mark.cpu
 def test_a_detector_of_torchvision() -> None:
     """Two stages: raw outputs, losses and boxes stay."""
     from torchvision.models.detection import FasterRCNN

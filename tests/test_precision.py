@@ -80,6 +80,7 @@ def test_a_converted_network_goes_on(kind: str, conversion: str) -> None:
     assert final(**given).dtype == dtype
 
 
+@pytest.mark.cpu
 def test_nothing_is_analysed_anew_where_nothing_is_converted() -> None:
     net = fxc.compress(Two(), MODELS["graph"][1])
     before = net.liveness

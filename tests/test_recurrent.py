@@ -485,7 +485,7 @@ class Packed(nn.Module):
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         lengths = self.lengths if lengths is None else lengths
         packed = nn.utils.rnn.pack_padded_sequence(
-            self.first(x), lengths, batch_first=True, enforce_sorted=self.ordered
+            self.first(x), lengths.cpu(), batch_first=True, enforce_sorted=self.ordered
         )
         out, state = self.layer(packed)
         padded, _ = pad_packed_sequence(out, batch_first=True)

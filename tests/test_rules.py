@@ -198,7 +198,7 @@ CASES: dict[str, Case] = {
     "rand_like": Case(lambda h, net: torch.rand_like(h) * 0 + h, zero=False),
     "randn_like": Case(lambda h, net: torch.randn_like(h) * 0 + h, zero=False),
     "empty_like": Case(lambda h, net: torch.empty_like(h).zero_() + h, zero=False),
-    "native_dropout": Case(lambda h, net: aten.native_dropout.default(h, 0.0, True)[0], zero=False),
+    "native_dropout": Case(lambda h, net: aten.native_dropout.default(h, 0.5, net.training)[0]),
     "uniform": Case(lambda h, net: aten.uniform.default(h, 0.0, 0.0) + h, zero=False),
     "exponential": Case(lambda h, net: aten.exponential.default(h) * 0 + h, zero=False),
     "geometric": Case(lambda h, net: aten.geometric.default(h, 0.5) * 0 + h, zero=False),

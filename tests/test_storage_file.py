@@ -18,6 +18,8 @@ from fxcompress.quantizer import Quantizer
 from fxcompress.storage.file import FORMAT, read, save
 from fxcompress.storage.streams import checksum
 
+pytestmark = pytest.mark.cpu
+
 
 def finalized(model: nn.Module, *, bits: float = 4.0) -> fx.GraphModule:
     """The model with all conv and linear weights on a grid, as ``finalize()`` leaves it; every 4th channel dead."""

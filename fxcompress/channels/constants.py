@@ -53,7 +53,7 @@ def knowns_of(
             for name, last in trail.written.items():
                 tensor = id(analysis.atoms[name])
                 for known in knowns[mode]:
-                    before = lasting.get(tensor, known.of(trail.parameters[name]).double().cpu())
+                    before = lasting.get(tensor, known.of(trail.parameters[name]).double())
                     after = known.maps.get(last, torch.full_like(before, torch.nan))
                     lasting[tensor] = torch.where(before == after, before, torch.nan)
                     changed |= bool((lasting[tensor].isnan() & ~before.isnan()).any())

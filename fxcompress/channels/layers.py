@@ -44,7 +44,7 @@ def compress(full: Tensor) -> Tensor:
         flat = full.reshape(-1).numpy()
         if flat[0] != flat[-1]:
             return full
-    array = full.cpu().numpy()  # most are small, and a slice takes a fifth of the time of torch's
+    array = full.numpy()  # most are small, and a slice takes a fifth of the time of torch's
     for dim, (size, step) in enumerate(zip(array.shape, array.strides, strict=True)):
         if size > 1 and step == 0:  # at first what is plain to see, so that there is less to look at
             array = array[_at(dim, slice(0, 1))]

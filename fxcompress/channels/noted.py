@@ -19,7 +19,7 @@ class Answer:
     Attributes:
         found: the map of each output; None where nothing is known.
         asked: what the rule was told, by the key of the value: its map, or None.
-        private: the rule asked for the mode, or looked at the maps past :meth:`Known.of`.
+        private: the rule asked for the mode, or looked at the maps past :meth:`Known.held`.
     """
 
     found: list[Tensor | None]
@@ -64,7 +64,7 @@ class Noted(Known):
         self.private = True
         return self._maps
 
-    def of(self, value: Value) -> Tensor:
+    def held(self, value: Value) -> Tensor:
         """As that of :class:`Known`."""
         self.asked[value.key] = found = self._maps.get(value.key)
         return unknown(value) if found is None else found

@@ -86,7 +86,7 @@ class SumCheck:
 
     def __init__(self, sums: SumAtoms, known: Known) -> None:
         self.entries, self.slots = sums.entries, sums.slots
-        may = (known.of(sums.source) != 0).cpu()
+        may = (known.held(sums.source) != 0).cpu()
         others = [d for d, n in enumerate(self.entries.shape) if n == 1]
         self.may_read = (may.any(dim=others, keepdim=True) if others else may).numpy()
         self.reason = _not_zero(known, sums.node)

@@ -115,7 +115,7 @@ def _zero(value: object, knowns: list[Known], ignored: np.ndarray | None) -> boo
 
 def _matters(value: Value, known: Known, ignored: np.ndarray | None) -> bool:
     """Whether some entry that is not ignored may be other than zero."""
-    may = (known.of(value) != 0).cpu().numpy()
+    may = (known.of(value) != 0).numpy()
     if ignored is not None and may.any():
         for layer in value.layers:
             may = np.logical_and(may, ~ignored[layer.numpy()])

@@ -119,10 +119,9 @@ class _Folding:
     def fold(self, fold: Fold) -> bool:
         """Fold at one weight, and say whether that was possible: not where numbers would become too large."""
         layer, weight = fold.layer, self.module.get_parameter(fold.layer.weight)
-        new = weight.detach().clone()
+        new = weight.detach().to("cpu", copy=True)  # there, as not every device has float64
         columns = new.movedim(layer.column, 0)
-        entries = torch.from_numpy(fold.entries).to(weight.device)
-        constants = torch.from_numpy(layer.constants[fold.entries]).to(weight.device)
+        entries, constants = torch.from_numpy(fold.entries), torch.from_numpy(layer.constants[fold.entries])
         moved = torch.tensordot(constants, columns[entries].double(), dims=1)
         columns[entries] = 0
         if fold.target is None:
@@ -132,7 +131,7 @@ class _Folding:
             columns[fold.target] = merged.to(new.dtype)
             possible = bool(columns[fold.target].isfinite().all())
         if possible:
-            self._replace(weight, new)
+            self._replace(weight, new.to(weight.device))
             self.changed = True
         return possible
 
@@ -160,4 +159,4 @@ class _Folding:
 
 
 def _sum(tensor: Tensor, by: Tensor) -> Tensor:
-    return (tensor.detach().double() + by).to(tensor.dtype)
+    return (tensor.detach().cpu().double() + by).to(tensor)

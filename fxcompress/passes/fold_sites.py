@@ -169,7 +169,7 @@ class _Finder:
 
 def constants_of(site: Site, known: Known) -> np.ndarray:
     """The constant that each entry is everywhere, float64 (K,); NaN where it is none."""
-    source = known.of(site.source).double().cpu().movedim(site.source_dim, 0).flatten(1)
+    source = known.of(site.source).double().movedim(site.source_dim, 0).flatten(1)
     same = (source == source[:, :1]).all(dim=1)
     value = torch.where(same, source[:, 0], torch.nan)
     return value.expand(site.entries).numpy()

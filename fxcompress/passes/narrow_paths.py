@@ -122,7 +122,7 @@ def _zeros(value: Value, dim: int, knowns: list[Known]) -> np.ndarray:
     """Which entries along a dim are zero everywhere, in each mode; bool (size,)."""
     zero = np.ones(value.shape[dim], dtype=bool)
     for known in knowns:
-        may = (known.of(value) != 0).cpu().movedim(dim, 0)
+        may = (known.of(value) != 0).movedim(dim, 0)
         zero &= ~may.reshape(may.shape[0], -1).any(dim=1).numpy()
     return zero
 

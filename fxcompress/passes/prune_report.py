@@ -234,7 +234,7 @@ class WhyKept:
 
 def _value(sites: SiteAtoms, known: Known, entry: int) -> str:
     mode = "training" if known.training else "evaluation"
-    source = known.of(sites.site.source).double().cpu()
+    source = known.of(sites.site.source).double()
     others = [d for d in range(source.ndim) if d != sites.site.source_dim]
     values = source.amax(dim=others) if others else source
     value = float(values.expand(sites.site.entries)[entry])

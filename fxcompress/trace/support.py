@@ -145,13 +145,13 @@ def _tensor_reason(tensor: torch.Tensor) -> str | None:
 def _not_finite(named: list[tuple[str, nn.Parameter]]) -> Iterator[str]:
     """Names of the parameters with NaN or infinite values.
 
-    A sum is finite unless a value is not (or it overflows, which the second look tells apart): one pass over the
-    weights, and one host synchronisation for each device.
+    A sum is finite unless a value is not (or it overflows, in float32 at the latest, which the second look tells
+    apart): one pass over the weights, and one host synchronisation for each device.
     """
     floating = [(name, p.detach()) for name, p in named if p.is_floating_point() and p.numel()]
     for device in {p.device for _, p in floating}:
         here = [(name, p) for name, p in floating if p.device == device]
-        sums = torch.stack([p.sum().double() for _, p in here])
+        sums = torch.stack([p.sum().float() for _, p in here])
         for i in (~torch.isfinite(sums)).nonzero().flatten().tolist():
             name, parameter = here[i]
             if not bool(torch.isfinite(parameter).all()):

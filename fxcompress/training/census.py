@@ -222,7 +222,7 @@ class Census:
     def _tensor(self, name: str) -> Tensor:
         owner, _, leaf = name.rpartition(".")
         tensor: Tensor = getattr(self.view.get_submodule(owner), leaf)
-        return tensor.detach().double().cpu()
+        return tensor.detach().cpu().double()
 
     def drop_dead_branches(self, zeros: Zeros, reset: Zeros) -> dict[str, list[Known]]:
         """Take branches out of the view that are zero for good; what is known in the view that is left, in all modes.

@@ -177,12 +177,11 @@ class SizedNetwork(nn.Module):
     def stored_size(self) -> float:
         """Whole bits for the codes of each channel and the bytes of its bits and exponent (1 + 4), over 32 N bits."""
         bits = self._all_bits()
-        whole = storage_bits(bits).to(torch.float64)
         terms = self._size_terms(bits)
-        per_row = torch.zeros_like(whole).index_add(
-            0, terms.rows, (terms.kernel * terms.inputs).to(whole)[terms.row_block]
-        )
-        left = (whole[terms.rows.unique()] > 0).sum()
+        rows, block = terms.rows.cpu(), terms.row_block.cpu()
+        whole = storage_bits(bits).cpu().to(torch.float64)  # there, as not every device has float64
+        per_row = torch.zeros_like(whole).index_add(0, rows, (terms.kernel * terms.inputs).to(whole)[block])
+        left = (whole[rows.unique()] > 0).sum()
         return float((whole * per_row).sum() + 40 * left) / (32 * self.weights)
 
     @torch.no_grad()

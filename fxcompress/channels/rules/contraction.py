@@ -219,7 +219,7 @@ def _matmul_labels(call: Call, space: Space) -> tuple[Layers, ...]:
 def pattern_of(site: Site, known: Known) -> Pattern:
     """Which weights may be other than zero: (R, K/G), or (O/G, K) where ``transposed`` with groups."""
     key = site.weight.key, site.row, site.column
-    weight, shape = known.of(site.weight), site.weight.shape
+    weight, shape = known.held(site.weight), site.weight.shape
     if key not in known.patterns:
         known.patterns[key] = known.once_in_memory(
             weight, (*key[1:], shape), lambda: pattern(weight, site.row, site.column, shape)
@@ -229,7 +229,7 @@ def pattern_of(site: Site, known: Known) -> Pattern:
 
 def may_read(site: Site, known: Known) -> np.ndarray:
     """Which entries of the source may be other than zero: bool (K,)."""
-    source, dim, size = known.of(site.source), site.source_dim, site.entries
+    source, dim, size = known.held(site.source), site.source_dim, site.entries
     found: np.ndarray = known.once(source, ("may read", dim, size), lambda: _nonzero_along(source, dim, size))
     return found
 

@@ -162,7 +162,7 @@ def summed_in_groups(step: Step) -> Iterator[tuple[Tensor, Tensor]]:
 def _constants(step: Step, known: Known) -> list[Tensor]:
     """A group of zeros is the bias, and so is a channel whose weight is zero."""
     value, weight, bias, groups, *_ = step.call.args
-    zero = (known.of(value) == 0).cpu()
+    zero = known.of(value) == 0
     others = [d for d in range(zero.ndim) if d != 1]
     zero = zero.all(dim=others).expand(sum(groups))
     found = torch.cat([part.all().expand(len(part)) for part in zero.split(list(groups))])

@@ -99,7 +99,7 @@ def _index_constants(step: Step, known: Known) -> list[Tensor]:
 
 def _equal_along(channels: Tensor, dims: frozenset[int]) -> Tensor:
     """What every entry along ``dims`` is; NaN where they differ. float64 on the CPU, size 1 along ``dims``."""
-    channels = channels.double().cpu()
+    channels = channels.double()
     for dim in dims:
         first = channels.narrow(dim, 0, 1)
         same = (channels == first).all(dim, keepdim=True)
@@ -227,7 +227,7 @@ def _put_constants(step: Step, known: Known) -> list[Tensor]:
 
 def _zeros(channels: Tensor, dims: frozenset[int]) -> Tensor:
     """Where a map is zero everywhere along ``dims``: bool, of size 1 along these."""
-    zero = channels.cpu() == 0
+    zero = channels == 0
     for dim in dims:
         zero = zero.all(dim, keepdim=True)
     return zero

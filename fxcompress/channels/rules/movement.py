@@ -172,7 +172,7 @@ def _cat_constants(step: Step, known: Known) -> list[Tensor]:
     # A tensor from outside, made of sizes or positions: other inputs give it other entries. Empty ones do not count.
     parts = [t if isinstance(t, Value) else Value(t) for t in step.call.args[0]]
     parts = [t for t in parts if t.rank == out.rank]
-    maps = [known.of(t).double().cpu() for t in parts]
+    maps = [known.of(t).double() for t in parts]
     full = [max(m.shape[d] for m in maps) for d in range(out.rank)]
     shapes = [[t.shape[dim] if d == dim else n for d, n in enumerate(full)] for t in parts]
     pieces = [own.expand(shape) for own, shape in zip(maps, shapes, strict=True)]
@@ -223,9 +223,9 @@ def _embedding_labels(call: Call, space: Space) -> tuple[Layers, ...]:
 
 
 def _embedding_constants(step: Step, known: Known) -> list[Tensor]:
-    table = known.of(step.call.args[0])
-    first = table[:1]
-    same = torch.where((table == first).all(0, keepdim=True), first, torch.nan)
+    table = known.held(step.call.args[0])
+    same = (table == table[:1]).all(0, keepdim=True).cpu()
+    same = torch.where(same, table[:1].cpu(), torch.nan)
     rank = step.outputs[0].rank
     return [same.reshape((1,) * (rank - 1) + (-1,))]
 

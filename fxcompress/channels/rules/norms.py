@@ -51,7 +51,7 @@ def _channels(source: Tensor) -> np.ndarray:
     others = [d for d, n in enumerate(source.shape) if n > 1 and d != 1]
     if others:  # a weight, perhaps, that is standardised: its rows of zeros are known
         source = torch.where((source == 0).all(dim=others, keepdim=True), 0.0, torch.nan)
-    return source.double().cpu().numpy().reshape(-1)
+    return source.double().numpy().reshape(-1)
 
 
 def _along_channels(value: np.ndarray, rank: int) -> Tensor:
@@ -105,7 +105,7 @@ def _group_constants(step: Step, known: Known) -> list[Tensor]:
     channels = known.of(source)
     if any(n > 1 for d, n in enumerate(channels.shape) if d != 1):
         return nothing_known(step, known)
-    zero = (channels.reshape(-1).expand(source.shape[1]).reshape(groups, -1) == 0).all(1, keepdim=True).cpu()
+    zero = (channels.reshape(-1).expand(source.shape[1]).reshape(groups, -1) == 0).all(1, keepdim=True)
     zero = zero.expand(groups, source.shape[1] // groups).reshape(-1)
     value = np.where(zero.numpy(), _vector(bias, 0.0, known), np.nan)
     return [_along_channels(value, step.outputs[0].rank), *nothing_known(step, known)[1:]]

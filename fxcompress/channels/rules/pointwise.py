@@ -109,7 +109,7 @@ def _of_zeros(step: Step, known: Known) -> list[Tensor] | None:
     ):
         return None
     before = known.of(source)
-    if before.dtype is not torch.float64 or not before.is_cpu or not step.outputs[0].meta.is_floating_point():
+    if before.dtype is not torch.float64 or not step.outputs[0].meta.is_floating_point():
         return None
     array = before.numpy()
     zero = array == 0
@@ -133,9 +133,9 @@ def _run(step: Step, known: Known) -> list[Tensor]:
     plain = any(isinstance(leaf, Tensor) for leaf in leaves(tree))
     if plain or not all(v.meta.is_floating_point() for v in step.outputs) or any(_none(m) for m in maps):
         return nothing_known(step, known)
-    args, kwargs = replace(lambda value: known.of(value).double().cpu().nan_to_num(), Value, tree)
+    args, kwargs = replace(lambda value: known.of(value).double().nan_to_num(), Value, tree)
     result = step.call.func(*args, **kwargs)
-    varies, *others = [(m != 0 if _jumps(step.call) else m.isnan()).cpu() for m in maps] or [torch.tensor(False)]
+    varies, *others = [m != 0 if _jumps(step.call) else m.isnan() for m in maps] or [torch.tensor(False)]
     for other in others:
         varies = varies | other
     outputs = result if isinstance(result, tuple | list) else [result]
@@ -164,7 +164,7 @@ def _multiply(step: Step, known: Known) -> list[Tensor]:
     """As :func:`run_known`; beside that, zero times anything (finite) is zero."""
     (result,) = run_known(step, known)
     for value in find(Value, step.call.args[:2]):
-        zero = pad_rank(known.of(value).cpu(), step.outputs[0].rank) == 0
+        zero = pad_rank(known.of(value), step.outputs[0].rank) == 0
         if zero.any():
             result, zero = torch.broadcast_tensors(result, zero)
             result = torch.where(zero, 0.0, result)
@@ -181,7 +181,7 @@ def _divide(step: Step, known: Known) -> list[Tensor]:
     if not isinstance(above, Value) or not isinstance(below, Value) or step.call.kwargs.get("rounding_mode"):
         return [result]
     rank = step.outputs[0].rank
-    zero = pad_rank(known.of(above).cpu(), rank) == 0
+    zero = pad_rank(known.of(above), rank) == 0
     shape = (1,) * (rank - below.rank) + tuple(unexpanded(below))
     for dim, own in enumerate(shape):  # along such a dim there are other numbers to divide by
         if own > 1:
@@ -196,6 +196,14 @@ def _untouched(step: Step, known: Known) -> list[Tensor]:
     value = find(Value, step.call.args)[0]
     floating = all(v.meta.is_floating_point() for v in (value, *step.outputs))
     return [known.of(value)] * len(step.outputs) if floating else nothing_known(step, known)
+
+
+def _dropped(step: Step, known: Known) -> list[Tensor]:
+    """Dropout as the op of accelerators, which runs in evaluation too: it drops nothing there, and zero stays zero."""
+    value, _, train = step.call.args
+    found = known.of(value)
+    kept = found if train is False else torch.where(found == 0, found, torch.nan)
+    return [kept, *nothing_known(step, known)[1:]]
 
 
 def _copied(step: Step, known: Known) -> list[Tensor]:
@@ -251,14 +259,14 @@ def _is_mask(leaf: object) -> bool:
 def _choice(leaf: object, known: Known) -> Tensor | None:
     """What is known of one of the tensors or numbers to choose from; None for nothing."""
     if isinstance(leaf, Value):
-        return known.of(leaf).double().cpu() if leaf.meta.is_floating_point() else None
+        return known.of(leaf).double() if leaf.meta.is_floating_point() else None
     return torch.tensor(float(leaf), dtype=torch.float64, device="cpu") if isinstance(leaf, int | float) else None
 
 
 def _overwritten(step: Step, known: Known) -> list[Tensor]:
     """Each entry is what it was, or one of those that may have been written there: the same number, if all are."""
     whole, part = step.call.args
-    before, number = (known.of(value).double().cpu() for value in (whole, part))
+    before, number = (known.of(value).double() for value in (whole, part))
     if not number.numel():
         return [before]
     places = _places(whole, part)
@@ -322,12 +330,13 @@ CHOICE = register(OpClass("choice", _labels, _choose), ["where", "masked_fill"])
 register(POINTWISE, ["hardswish", "hardsigmoid", "fill", "full_like"])
 FILLED = register(OpClass("pointwise, filled", _labels, _filled), list(_FILLS))
 register(OpClass("copy", _labels, _copied), ["copy"])
+register(OpClass("dropout", _labels, _dropped), ["native_dropout"])
 # Elementwise, but what they return where an operand is unknown need not be unknown, or is random.
 register(
     OPAQUE_VALUES,
     [
-        "nan_to_num", "fmax", "fmin", "bernoulli", "rand_like", "randn_like", "empty_like", "native_dropout", "uniform",
-        "exponential", "geometric", "log_normal", "cauchy", "normal_functional", "rrelu_with_noise",
+        "nan_to_num", "fmax", "fmin", "bernoulli", "rand_like", "randn_like", "empty_like", "uniform", "exponential",
+        "geometric", "log_normal", "cauchy", "normal_functional", "rrelu_with_noise",
         "rrelu_with_noise_functional",
     ],
 )  # fmt: skip

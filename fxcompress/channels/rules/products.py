@@ -90,7 +90,7 @@ def _slots(layer: Tensor, space: Space) -> Layers:
 
 def may_multiply(product: Product, known: Known) -> tuple[Tensor, Tensor]:
     """Which entries may be other than zero: of the left operand bool (N, K), of the right one (N, K, R); or sizes 1."""
-    left, right = ((known.of(value) != 0).cpu() for value in (product.left, product.right))
+    left, right = ((known.held(value) != 0).cpu() for value in (product.left, product.right))
     return left.any(1), right
 
 
@@ -99,7 +99,7 @@ def _constants(step: Step, known: Known) -> list[Tensor]:
     product = product_of(step.call)
     if product is None or product.bias is not None:
         return nothing_known(step, known)
-    left, right = ((known.of(value) != 0).cpu().double() for value in (product.left, product.right))
+    left, right = ((known.held(value) != 0).cpu().double() for value in (product.left, product.right))
     entries = max(left.shape[2], right.shape[1])
     live = left.expand(-1, -1, entries) @ right.expand(-1, entries, -1) > 0
     return [torch.where(live, torch.nan, 0.0).to(torch.float64)]

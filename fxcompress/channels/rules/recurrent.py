@@ -175,13 +175,13 @@ def _none_constants(step: Step, known: Known) -> list[Tensor]:
 
 def _is_zero(value: Value, known: Known) -> Tensor:
     """Which entries along the last dim are zero everywhere: bool (size,)."""
-    zero = (known.of(value) == 0).cpu()
+    zero = known.of(value) == 0
     return zero.reshape(-1, zero.shape[-1]).all(0).expand(value.shape[-1])
 
 
 def _nonzero(weight: Value, kind: Kind | None, known: Known) -> Tensor:
     """Which entries of a parameter may be other than zero, bool; with a kind, of the rows for the candidate alone."""
-    may = nonzero_anywhere(known.of(weight), ()).expand(weight.shape)
+    may = nonzero_anywhere(known.held(weight), ()).expand(weight.shape)
     return may if kind is None else kind.of(may)
 
 

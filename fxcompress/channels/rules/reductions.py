@@ -78,7 +78,7 @@ def _pick_constants(step: Step, known: Known) -> list[Tensor]:
 
 def _kept_constants(step: Step, known: Known) -> list[Tensor]:
     """Equal entries in another order, or the largest so far, are what they were; where they stood is unknown."""
-    channels = known.of(step.call.args[0]).double().cpu()
+    channels = known.of(step.call.args[0]).double()
     if not step.outputs[0].meta.is_floating_point():
         return nothing_known(step, known)
     for dim in _one(step.call):
@@ -98,7 +98,7 @@ def _product_constants(step: Step, known: Known) -> list[Tensor]:
 
 
 def _zeros(channels: Tensor, dims: frozenset[int]) -> Tensor:
-    zero = (channels == 0).all(dim=list(dims), keepdim=True).cpu()
+    zero = (channels == 0).all(dim=list(dims), keepdim=True)
     return torch.where(zero, 0.0, torch.nan).to(torch.float64)
 
 

@@ -28,7 +28,7 @@ def _constants(step: Step, known: Known) -> list[Tensor]:
     channels = known.of(source) if isinstance(source, Value) else None
     if channels is None or any(n > 1 for d, n in enumerate(channels.shape) if d != 1):
         return nothing_known(step, known)
-    return [torch.where(channels == 0, 0.0, torch.nan).double().cpu(), *nothing_known(step, known)[1:]]
+    return [torch.where(channels == 0, 0.0, torch.nan).double(), *nothing_known(step, known)[1:]]
 
 
 def _grid_labels(call: Call, space: Space) -> tuple[Layers, ...]:
@@ -46,7 +46,7 @@ def _grid_constants(step: Step, known: Known) -> list[Tensor]:
     source = step.call.args[0]
     if not isinstance(source, Value):
         return nothing_known(step, known)
-    zero = (known.of(source) == 0).cpu().all(dim=sorted(_but_channels(source)), keepdim=True)
+    zero = (known.of(source) == 0).all(dim=sorted(_but_channels(source)), keepdim=True)
     return [torch.where(zero, 0.0, torch.nan).double()]
 
 

@@ -32,7 +32,7 @@ class Known:
     Attributes:
         training: batch norm normalises by the batch, as in training; None where some of them may and others not.
         maps: the map of each value, by its key; float64 on the CPU, except that parameters stand as they are. Rules ask
-            for one with :meth:`of`.
+            for one with :meth:`of` or :meth:`held`.
         patterns: for each weight, which entries may be other than zero.
         shared: what :meth:`once` has found, shared between modes and graphs.
     """
@@ -77,7 +77,12 @@ class Known:
         return found[1]
 
     def of(self, value: Value) -> Tensor:
-        """The map of a value."""
+        """The map of a value, on the CPU."""
+        found = self.held(value)
+        return found if found.is_cpu else self.once(found, "on the CPU", found.cpu)
+
+    def held(self, value: Value) -> Tensor:
+        """The map of a value; that of a parameter where it lies, for what makes less of it before it is copied."""
         found = self._maps.get(value.key)
         return unknown(value) if found is None else found
 
@@ -95,7 +100,7 @@ class Known:
 def _array(tensor: Tensor) -> np.ndarray:
     if is_array(tensor):
         return tensor.detach().numpy().astype(np.float64, copy=False)
-    return tensor.double().cpu().numpy()
+    return tensor.double().numpy()
 
 
 def unknown(value: Value) -> Tensor:

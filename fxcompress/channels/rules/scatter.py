@@ -97,7 +97,7 @@ def _constants(step: Step, known: Known) -> list[Tensor]:
     if scatter is None:
         return _computed_constants(step, known)
     dim = scatter.dim
-    whole, source = (known.of(value).double().cpu() for value in (scatter.whole, scatter.source))
+    whole, source = (known.of(value).double() for value in (scatter.whole, scatter.source))
     sizes = [max(a, b) for a, b in zip(whole.shape, source.shape, strict=True)]
     there = source.expand([len(scatter.index) if d == dim else n for d, n in enumerate(sizes)])
     before = whole.expand([scatter.whole.shape[dim] if d == dim else n for d, n in enumerate(sizes)])
@@ -109,7 +109,7 @@ def _computed_constants(step: Step, known: Known) -> list[Tensor]:
     whole, dim, _, source = _arguments(step.call)
     if not isinstance(whole, Value) or not isinstance(source, Value) or not whole.rank == source.rank > 0:
         return nothing_known(step, known)
-    zeros = [(known.of(value).cpu() == 0).all(dim % whole.rank, keepdim=True) for value in (whole, source)]
+    zeros = [(known.of(value) == 0).all(dim % whole.rank, keepdim=True) for value in (whole, source)]
     return [torch.where(zeros[0] & zeros[1], 0.0, torch.nan).double()]
 
 

@@ -29,7 +29,7 @@ def _transform_constants(step: Step, known: Known) -> list[Tensor]:
 
 def _zeros(channels: Tensor) -> Tensor:
     """What is left when only zeros are followed: a map holds one number where a complex entry has two."""
-    return torch.where(channels == 0, 0.0, torch.nan).double().cpu()
+    return torch.where(channels == 0, 0.0, torch.nan).double()
 
 
 def _as_real_labels(call: Call, space: Space) -> tuple[Layers, ...]:

@@ -70,7 +70,7 @@ def _constants(step: Step, known: Known) -> list[Tensor]:
     zero = known.of(step.call.args[0]) == 0
     dims = reduced_dims(step.call)
     zero = zero.all(dim=list(dims), keepdim=True) if dims else zero
-    return [squeeze(torch.where(zero, 0.0, torch.nan).to(torch.float64), dims, out.rank).cpu()]
+    return [squeeze(torch.where(zero, 0.0, torch.nan).to(torch.float64), dims, out.rank)]
 
 
 def _extreme_constants(step: Step, known: Known) -> list[Tensor]:

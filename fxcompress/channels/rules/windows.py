@@ -106,7 +106,7 @@ def _fold_constants(step: Step, known: Known) -> list[Tensor]:
     """Sums of zeros are zero."""
     source: Value = step.call.args[0]
     (out,), dim = step.outputs, source.rank - 2
-    zero = (known.of(source) == 0).all(dim + 1, keepdim=True).cpu()
+    zero = (known.of(source) == 0).all(dim + 1, keepdim=True)
     if zero.shape[dim] > 1:
         zero = zero.unflatten(dim, (out.shape[dim], -1)).all(dim + 1)
     return [torch.where(zero.unsqueeze(-1), 0.0, torch.nan).double()]

@@ -108,7 +108,7 @@ def _input(text: str) -> torch.Tensor:
     if not isinstance(dtype, torch.dtype):
         raise FxCompressError(f"--input {text!r}: torch has no dtype {kind!r}; write int64, say, or float32")
     try:
-        return torch.zeros([int(n) for n in shape.split(",")], dtype=dtype)
+        return torch.zeros([int(n) for n in shape.split(",")], dtype=dtype, device="cpu")
     except (ValueError, RuntimeError) as error:
         raise FxCompressError(
             f"--input {text!r} is no shape; write it as 1,3,224,224, or with a dtype as 1,16:int64"

@@ -74,12 +74,18 @@ def _module() -> ModuleType:
     module = ModuleType(f"torch.{NAME}")
     answers = {
         "is_available": True, "is_initialized": True, "_is_in_bad_fork": False, "device_count": 1, "current_device": 0,
-        "get_amp_supported_dtype": [torch.float16, torch.bfloat16], "get_rng_state_all": [], "set_rng_state_all": None,
-        "manual_seed_all": None, "synchronize": None,
+        "get_amp_supported_dtype": [torch.float16, torch.bfloat16], "manual_seed_all": None, "synchronize": None,
     }  # fmt: skip
     for name, answer in answers.items():
         setattr(module, name, lambda *_, answer=answer, **__: answer)
-    module.__dict__["device"] = device
+    # Its kernels are the CPU's, and so are its random numbers.
+    module.__dict__.update(
+        device=device,
+        get_rng_state=lambda *_: torch.get_rng_state(),
+        set_rng_state=lambda state, *_: torch.set_rng_state(state),
+        get_rng_state_all=lambda: [torch.get_rng_state()],
+        set_rng_state_all=lambda states: torch.set_rng_state(states[0]),
+    )
     return module
 
 

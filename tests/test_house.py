@@ -219,3 +219,33 @@ def test_import_leaves_optional_packages_alone() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert run.stdout.split() == []
+
+
+FACTORIES = frozenset(
+    {
+        "arange", "empty", "empty_strided", "eye", "full", "linspace", "ones", "rand", "randint", "randn", "randperm",
+        "scalar_tensor", "tensor", "zeros", "Generator",
+    }
+)  # fmt: skip
+
+
+def without_device(source: str) -> list[str]:
+    """The tensors that code makes wherever the caller's default device happens to be."""
+    calls = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call))
+    named = ((call, ast.unparse(call.func).removeprefix("torch.")) for call in calls)
+    of_torch = ((call, name) for call, name in named if ast.unparse(call.func).startswith("torch."))
+    return [
+        ast.unparse(call)
+        for call, name in of_torch
+        if name in FACTORIES and not any(keyword.arg == "device" for keyword in call.keywords)
+    ]
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_tensors_are_made_on_a_device_that_is_named(path: Path) -> None:
+    assert without_device(path.read_text("utf-8")) == []
+
+
+def test_tensors_made_on_any_device_are_found() -> None:
+    source = "x = torch.zeros(3)\ny = torch.zeros(3, device=x.device)\nz = x.new_zeros(3)\nr = torch.randn_like(x)"
+    assert without_device(source) == ["torch.zeros(3)"]

@@ -50,7 +50,10 @@ def sizes(module: nn.Module, file_bytes: int) -> Sizes:
     original = _FLOAT_BITS * provenance.weights
     fractional = stored = 0.0
     for name, grid in provenance.grids.items():
-        bits, each = torch.tensor(grid.bits, dtype=torch.float64), _weights_of_a_channel(module, name, grid)
+        bits, each = (
+            torch.tensor(grid.bits, dtype=torch.float64, device="cpu"),
+            _weights_of_a_channel(module, name, grid),
+        )
         whole = storage_bits(bits.float())
         fractional += float(bits.sum()) * each
         stored += int(whole.sum()) * each + _CHANNEL_BITS * int((whole > 0).sum())

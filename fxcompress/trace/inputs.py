@@ -160,7 +160,7 @@ def _needed(model: nn.Module) -> list[str]:
 
 
 def _guesses(model: nn.Module) -> Iterator[ExampleInputs]:
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros((), device="cpu"))
     for shape in _shapes(model):
         yield ExampleInputs((torch.zeros(shape, dtype=like.dtype, device=like.device),), inferred=True)
     first = next((m for m in model.modules() if isinstance(m, nn.Embedding)), None)

@@ -201,7 +201,11 @@ class LivenessUpdate:
 
     def _zero(self) -> Tensor:
         """Which bits and biases are zero just now, in one vector on the device."""
-        return torch.cat([p.detach() == 0 for p in (*self.bits, *self.biases)]) if self.bits else torch.zeros(0)
+        return (
+            torch.cat([p.detach() == 0 for p in (*self.bits, *self.biases)])
+            if self.bits
+            else torch.zeros(0, device="cpu")
+        )
 
     def _refresh(self, zero: Tensor) -> None:
         """All that follows from a change in what is zero; a few times an epoch, not every step."""

@@ -135,7 +135,9 @@ class SizedNetwork(nn.Module):
         Even then a size has a gradient, so that a loop goes on that has nothing left to train.
         """
         bits = [p.to(torch.promote_types(p.dtype, torch.float32)) for p in self.fxc_bits]
-        return torch.cat(bits) if bits else torch.zeros(0, requires_grad=True)
+        if bits:
+            return torch.cat(bits)
+        return torch.zeros(0, device=next((p.device for p in self.parameters()), "cpu"), requires_grad=True)
 
     def size(self, objective: str | Objective | None = None) -> Tensor:
         """Q of the paper: what the network costs over what it cost at the start, a scalar with a gradient.

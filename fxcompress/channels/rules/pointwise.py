@@ -135,7 +135,7 @@ def _run(step: Step, known: Known) -> list[Tensor]:
         return nothing_known(step, known)
     args, kwargs = replace(lambda value: known.of(value).double().nan_to_num(), Value, tree)
     result = step.call.func(*args, **kwargs)
-    varies, *others = [m != 0 if _jumps(step.call) else m.isnan() for m in maps] or [torch.tensor(False)]
+    varies, *others = [m != 0 if _jumps(step.call) else m.isnan() for m in maps] or [torch.tensor(False, device="cpu")]
     for other in others:
         varies = varies | other
     outputs = result if isinstance(result, tuple | list) else [result]

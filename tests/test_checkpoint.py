@@ -249,6 +249,25 @@ def test_a_run_without_a_course_may_be_made_longer(tmp_path: Path) -> None:
         run("b.pt", epochs=4, resume=True, gamma=ConstantGamma(0.1, warmup=0.5))
 
 
+def test_another_target_than_the_run_began_with_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def run(name: str, target: float, **options: Any) -> None:  # noqa: ANN401
+        net = fresh()
+        fxc.fit(
+            net, data(), F.cross_entropy, epochs=2, target_size=target, optimizer=adam(net), progress=False,
+            checkpoint=tmp_path / name, **options,
+        )  # fmt: skip
+
+    def stop(_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    for name, target in (("same", 0.05), ("other", 0.04)):
+        with pytest.raises(TrainingInterrupted):
+            run(name, 0.05, on_epoch=stop)
+        run(name, target, resume=True)
+        assert ("began with" in caplog.text) == (target != 0.05)
+    assert "the run began with TargetSize target=0.05 and goes on with 0.04" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

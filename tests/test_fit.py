@@ -346,3 +346,20 @@ def test_records_call_the_metric_by_the_name_of_its_function() -> None:
         text = str(result.history[0])
         assert shown in text
         assert ("accuracy" in text) == (validate is accuracy)
+
+
+def test_norms_that_were_put_into_evaluation_stay_there() -> None:
+    """As those that are frozen while the rest is tuned; a network that is in evaluation as a whole is trained."""
+    batches, _, _ = digits()
+    for whole in (False, True):
+        torch.manual_seed(0)
+        model = Digits().train(not whole)
+        frozen = next(name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d))
+        model.get_submodule(frozen).eval()
+        before = {name: value.clone() for name, value in model.named_buffers()}
+        result = fxc.fit(
+            model, batches[:4], F.cross_entropy, epochs=2, gamma=0.01, progress=False, validate=lambda net: 1.0
+        )
+        after = dict(result.net.named_buffers())
+        same = {name for name, value in before.items() if torch.equal(value, after[name])}
+        assert same == (set() if whole else {name for name in before if name.startswith(f"{frozen}.")})

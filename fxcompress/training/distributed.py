@@ -109,7 +109,9 @@ def _hook_name(wrapper: DistributedDataParallel) -> str:
 
 
 def rebuild(wrapper: DistributedDataParallel) -> None:
-    """Build a wrapper again, in place, for the parameters that its module has now; without communication.
+    """Build a wrapper again, in place, for the parameters that its module has now.
+
+    Without communication, but for releases of torch that know no other way.
 
     Options, hooks, mode and whether it is inside ``no_sync`` stay as they were.
     """
@@ -136,8 +138,9 @@ def _options(wrapper: DistributedDataParallel) -> dict[str, Any]:
         options["bucket_cap_mb"] = wrapper.bucket_bytes_cap / _MEBI
     if getattr(wrapper, "bucket_bytes_cap_list", None):
         options["bucket_cap_mb_list"] = [size / _MEBI for size in wrapper.bucket_bytes_cap_list]
-    # All ranks hold the same: they have just compared it, and were the same before.
-    return options | {"init_sync": False}
+    if "init_sync" in accepted:  # all ranks hold the same: they have just compared it, and were the same before
+        options["init_sync"] = False
+    return options
 
 
 def _kept_attributes(wrapper: DistributedDataParallel) -> list[str]:

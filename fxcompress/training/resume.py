@@ -5,8 +5,9 @@ the loader starts again and gives the batches that were done, which are dropped;
 they stood when the run was stopped.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Protocol
 
 import torch
@@ -20,6 +21,8 @@ from fxcompress.training.guard import Guard
 from fxcompress.training.history import EpochRecord
 from fxcompress.training.policy import PrunePolicy
 from fxcompress.training.randomness import loader_generators, restore_run, run_states
+
+_LOG = logging.getLogger("fxcompress")
 
 
 class Position(Protocol):
@@ -132,7 +135,8 @@ class Run:
             {
                 "done": trainer.done, "last_gamma": float(trainer.last_gamma), "batch": trainer.batch,
                 "loss_sum": trainer.loss_sum, "seconds": seconds, "batches": self.batches, "total": trainer.total,
-                "control": type(trainer.gamma).__name__, "gamma": None if adapted is None else adapted(),
+                "control": type(trainer.gamma).__name__, "settings": _settings(trainer.gamma),
+                "gamma": None if adapted is None else adapted(),
                 "history": [record.as_dict() for record in self.history],
                 "reports": [asdict(report) for report in trainer.reports],
                 "average": None if trainer.average is None else trainer.average.state_dict(),
@@ -174,6 +178,12 @@ def check_run(
             f"the run was one with a {state['control']} for gamma, and this one has a {kind}; "
             "pass the gamma or target_size that it began with"
         )
+    was, now = state.get("settings", {}), _settings(gamma)
+    for name in sorted(name for name in was.keys() & now.keys() if was[name] != now[name]):
+        _LOG.warning(
+            "the run began with %s %s=%g and goes on with %g: the result is that of neither", kind, name, was[name],
+            now[name],
+        )  # fmt: skip
     if batches != state["batches"]:
         raise CheckpointError(
             f"the run had {state['batches']} batches in an epoch, and the loader has {batches}; "
@@ -192,6 +202,14 @@ def check_run(
             f"the loader of the run had {before} random generators of its own, and this one has {generators}; "
             "pass a loader that is made as it was then"
         )
+
+
+def _settings(gamma: object) -> dict[str, float]:
+    """The numbers that a pressure was made with: its target, say, and not what it has adapted since."""
+    if not is_dataclass(gamma):
+        return {}
+    named = {f.name: getattr(gamma, f.name) for f in fields(gamma) if f.init and not f.name.startswith("_")}
+    return {name: float(value) for name, value in named.items() if isinstance(value, int | float)}
 
 
 def _check_epochs(before: int, now: int, gamma: object, *, own_scheduler: bool) -> None:

@@ -71,9 +71,15 @@ class Trainer:
     last_gamma: float = 0.0
     batch: int = 0
     loss_sum: Tensor | None = None
+    _in_evaluation: frozenset[str] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Note which modules of a network in training the caller has put into evaluation: frozen norms, say."""
+        modules = self.net.named_modules() if self.net.training else ()
+        self._in_evaluation = frozenset(name for name, module in modules if not module.training)
 
     def epoch(self, loader: Iterable[Any]) -> float:
-        """Train on each batch once; the mean task loss.
+        """Train on each batch once; the mean task loss. What was in evaluation alone at the start stays there.
 
         Raises:
             ValueError: there was no batch.
@@ -81,6 +87,9 @@ class Trainer:
             StepDone: Ctrl-C was pressed, or SIGTERM has come.
         """
         self.net.train()
+        for name, module in self.net.named_modules():
+            if name in self._in_evaluation:
+                module.training = False
         names = argument_names(self.net)
         with closing(self._until_asked(loader)) as batches:
             for batch in batches:

@@ -110,11 +110,28 @@ class Dispatch:
 
     def _taken_apart(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any] | None:  # noqa: ANN401
         """What runs a call as other calls, where we do that ourselves."""
-        if func is torch.ops.aten.bmm.default and _is_one_matrix(args[1]):
+        if func is torch.ops.aten.bmm.default and self._is_one_matrix(args[1]):
             return _unbatched
         if func in _TAKEN_APART:
             return functools.partial(_TAKEN_APART[func], self)
         return by_places(func, args) or in_sums(func, args, kwargs) or in_extremes(func, args, kwargs)
+
+    def _is_one_matrix(self, right: Any) -> bool:  # noqa: ANN401 - an argument of bmm
+        """Whether the right operand of a batched product is one matrix, expanded: so torch runs some linear layers.
+
+        In a batch of one sample strides do not tell; where the matrix has come from does.
+        """
+        if not isinstance(right, LabelTensor) or right.shape[0] != 1:
+            return isinstance(right, LabelTensor) and right.stride(0) == 0
+        value = right.fxc_value
+        for step in reversed(self.tape):
+            if step.outputs and step.outputs[0] is value:
+                if step.call.func not in _GIVE_A_BATCH:
+                    return False
+                value = step.call.args[0]
+                if value.rank == 2:
+                    return True
+        return False
 
     def _write_all(self, facts: "_Facts", args: Any, kwargs: Any, value: Value | None) -> list[LabelTensor]:  # noqa: ANN401
         """Let the arguments that an op writes to hold a new value, None for an unknown one; those with labels."""
@@ -316,9 +333,9 @@ def _rule(func: Any) -> OpClass | None:  # noqa: ANN401
     return rule
 
 
-def _is_one_matrix(right: Any) -> bool:  # noqa: ANN401 - an argument of bmm
-    """Whether the right operand of a batched product is one matrix, expanded: so torch runs some linear layers."""
-    return isinstance(right, LabelTensor) and right.shape[0] > 1 and right.stride(0) == 0
+_GIVE_A_BATCH = frozenset(
+    getattr(torch.ops.aten, name).default for name in ("expand", "unsqueeze", "view", "_unsafe_view", "_reshape_alias")
+)
 
 
 def _unbatched(left: Tensor, right: Tensor) -> Tensor:

@@ -335,3 +335,19 @@ def test_models_that_are_to_be_quantized_are_float_models() -> None:
     module = fxc.prune(net, x).module
     assert module.get_parameter("first.weight").shape == (6, 3, 3, 3)
     assert difference(net(x), module(x)) <= 1e-12
+
+
+def test_equal_annotations_are_one_object() -> None:
+    """Of two that are not, torch 2.6 cannot write the code."""
+
+    class Masked(nn.Module):
+        def forward(self, x: Tensor, mask: Tensor | None = None, other: Tensor | None = None) -> Tensor:
+            x = x if mask is None else x * mask
+            return x if other is None else x + other
+
+    x = torch.randn(2, 3)
+    traced = trace(Masked(), ExampleInputs.of((x, x, x)))
+    kinds = [node.type for node in traced.graph.find_nodes(op="placeholder")]
+    assert kinds[1] == (Tensor | None)
+    assert kinds[1] is kinds[2]
+    assert torch.equal(traced(x, x, x), x * x + x)

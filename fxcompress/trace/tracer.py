@@ -225,6 +225,9 @@ def _traced(model: nn.Module, graph_of: GraphOf) -> TracedModule:
             sweep(train_graph)
             call_variances(train_graph)
             call_extremes(train_graph)
+    for each in (graph, train_graph):
+        if each is not None:
+            _share_annotations(each)
     for module, training in modes:
         module.training = training
     remove_hooks(root)  # what they do is in the graph
@@ -238,6 +241,14 @@ def _traced(model: nn.Module, graph_of: GraphOf) -> TracedModule:
         traced.other_modes = own_modes(model)
     traced.meta = dict(model.meta) if isinstance(model, fx.GraphModule) else {}
     return traced
+
+
+def _share_annotations(graph: fx.Graph) -> None:
+    """Let inputs with equal annotations have the same one: older torch.fx writes no code of ``Tensor | None`` twice."""
+    found: list[object] = []
+    for node in graph.find_nodes(op="placeholder"):
+        node.type = next((kind for kind in found if kind == node.type), node.type)
+        found.append(node.type)
 
 
 def _knows_its_mode(module: nn.Module) -> bool:

@@ -1,6 +1,8 @@
 """Networks that lose nearly all: torch computes by other paths on few channels, and that must keep nothing."""
 
+import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -74,3 +76,40 @@ def test_nothing_stays_because_of_how_torch_computes_it(name: str, seed: int) ->
     assert "rewritten" not in str(result.report)
     before, after = (sum(p.numel() for p in m.parameters()) for m in (net, result.module))
     assert after < 0.5 * before
+
+
+class AmongDims(nn.Module):
+    """Attention among the dims of each head, over the tokens: all dims of several heads stay, those of one may go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(4, 9) for _ in range(3))
+        self.out = nn.Linear(9, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).unflatten(-1, (-1, 3)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        y = v @ (k.transpose(-1, -2) @ q).softmax(-2)
+        return self.out(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+def test_what_went_one_after_the_other_is_loaded(tmp_path: Path) -> None:
+    """Of a fresh network not all of it may go at once: two heads, and then dims of the one that is left."""
+    model, x = AmongDims().double().eval(), torch.randn(2, 5, 4, dtype=torch.float64)
+    fresh = copy.deepcopy(model)
+    with torch.no_grad():
+        for layer in (model.q, model.k, model.v):
+            assert layer.bias is not None
+            layer.weight[3:], layer.bias[3:] = 0, 0
+        model.out.weight[:, 3:] = 0
+    first = fxc.prune(model, x).module
+    assert first.get_parameter("q.weight").shape == (3, 4)
+    with torch.no_grad():
+        for name in ("q.weight", "q.bias"):
+            first.get_parameter(name)[1:] = 0
+        first.get_parameter("out.weight")[:, 1:] = 0
+    second = fxc.prune(first, x).module
+    assert second.get_parameter("q.weight").shape == (1, 4)
+    assert difference(second(x), first(x)) <= 1e-9
+    fxc.save(second, tmp_path / "net.fxc")
+    loaded = fxc.load(tmp_path / "net.fxc", fresh, (x,))
+    assert torch.equal(loaded(x), second(x))

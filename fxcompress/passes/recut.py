@@ -16,6 +16,7 @@ from fxcompress.channels.plan import Plan
 from fxcompress.channels.survivors import kept_masks
 from fxcompress.channels.values import Value
 from fxcompress.passes.branches import Branch, remove_branches
+from fxcompress.passes.cutting import Cut
 from fxcompress.passes.narrow_paths import NarrowPath, close_joins, open_joins
 from fxcompress.passes.prune_channels import Pruned
 from fxcompress.passes.replay import MismatchError
@@ -54,14 +55,59 @@ def recut(analysis: Analysis, have: Provenance, want: Provenance) -> Pruned:
         analysis = analyse(module, analysis.inputs)
     if joins:
         analysis = _with_joins(analysis, joins, have, want)
+    result = _cut(analysis, have, want)
+    close_joins(result.module)
+    return replace(result, branches=branches, gone=tuple(gone))
+
+
+def _cut(analysis: Analysis, have: Provenance, want: Provenance) -> Pruned:
+    """Take out channels, all at once where that is possible."""
     alive = _alive(analysis, have, want)
     plan = Plan(analysis.without_empty_slots(alive))
     try:
         result = carry_out(analysis, plan)
     except MismatchError as mismatch:
+        # Once one head is left, its dims may go that those of several heads held.
+        whole = ~np.isin(analysis.component, analysis.component[_of_tensors(analysis, want) & alive])
+        first = Plan(analysis.without_empty_slots(~whole))
+        if first.changes and not np.array_equal(first.alive, plan.alive):
+            return _one_after_the_other(analysis, first, have, want)
         raise ShapeError(str(mismatch.reason)) from mismatch
-    close_joins(result.module)
-    return Pruned(result.module, analysis, {}, plan, result.cuts, branches, tuple(gone))
+    return Pruned(result.module, analysis, {}, plan, result.cuts)
+
+
+def _one_after_the_other(analysis: Analysis, first: Plan, have: Provenance, want: Provenance) -> Pruned:
+    """Take out what goes as a whole, and then the rest."""
+    try:
+        result = carry_out(analysis, first)
+    except MismatchError as mismatch:
+        raise ShapeError(str(mismatch.reason)) from mismatch
+    kept = {name: dict(dims) for name, dims in have.kept.items()}
+    for name, cut in result.cuts.items():
+        for dim, index in cut.indices.items():
+            own = kept.setdefault(name, {}).get(dim, range(cut.old.shape[dim]))
+            kept[name][dim] = tuple(own[i] for i in index.tolist())
+    rest = _cut(analyse(result.module, analysis.inputs), replace(have, kept=kept), want)
+    return replace(rest, cuts=_joined_cuts(result.cuts, rest.cuts))
+
+
+def _joined_cuts(first: dict[str, Cut], second: dict[str, Cut]) -> dict[str, Cut]:
+    joined = first | second
+    for name in first.keys() & second.keys():
+        indices = dict(first[name].indices)
+        for dim, index in second[name].indices.items():
+            indices[dim] = indices[dim][index] if dim in indices else index
+        joined[name] = Cut(first[name].old, second[name].new, indices)
+    return joined
+
+
+def _of_tensors(analysis: Analysis, want: Provenance) -> np.ndarray:
+    """Which atoms are of tensors that the other network has, bool (atoms,)."""
+    found = np.zeros(analysis.space.size, dtype=bool)
+    for name, dims in analysis.atoms.items():
+        for atoms in dims.values() if name in want.shapes else ():
+            found[atoms.numpy()] = True
+    return found
 
 
 def missing_branches(have: Provenance, want: Provenance) -> tuple[Branch, ...]:

@@ -29,6 +29,7 @@ from fxcompress.trace.traced import TracedModule
 
 _NONE = np.zeros(1, dtype=bool)
 _ADD = torch.ops.aten.add.Tensor
+_WHOLE = frozenset({torch.ops.aten.slice.Tensor, torch.ops.aten.alias.default})
 
 Zeros = dict[str, np.ndarray]
 """For bits and biases by name, which of their entries are zero (for good, or just now); bool (K,)."""
@@ -121,7 +122,7 @@ class Census:
                 found.append(_Use(mode, step, names.get(_key(bias), ""), statistics))
             elif step.op in CONTRACTIONS and (site := site_of(step.call)) is not None and site.bias is not None:
                 found.append(_Use(mode, step, names.get(site.bias.key, ""), None))
-            elif step.op is RESHAPE and _key(step.call.args[0]) in names:  # bias.view(1, -1, 1, 1)
+            elif _lays_out(step) and _key(step.call.args[0]) in names:  # bias.view(1, -1, 1, 1)
                 names[step.outputs[0].key] = names[step.call.args[0].key]
             elif step.call.func is _ADD and len(step.call.args) == 2 and step.call.kwargs.get("alpha", 1) == 1:
                 for source, bias in (step.call.args, step.call.args[::-1]):
@@ -304,6 +305,12 @@ def _dim_of(bias: Value, source: Value) -> int | None:
     dims = [d for d, n in enumerate(bias.shape) if n > 1]
     dim = dims[0] + source.rank - bias.rank if len(dims) == 1 else -1
     return dim if dim >= 0 and source.rank > 1 and source.shape[dim] == bias.shape[dims[0]] else None
+
+
+def _lays_out(step: Step) -> bool:
+    """Whether a step gives all entries of what it reads, in their order: ``bias[None, :]`` slices all of it first."""
+    whole = step.call.func in _WHOLE and step.outputs[0].shape == step.call.args[0].shape
+    return step.op is RESHAPE or whole
 
 
 def _zero_before(use: _Use, known: Known) -> np.ndarray:

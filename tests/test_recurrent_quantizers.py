@@ -35,7 +35,7 @@ class Reader(nn.Module):
         h = self.first(x)
         if self.packed:
             lengths = torch.tensor([5, 4, 2])
-            made, _ = self.layer(pack_padded_sequence(h, lengths, batch_first=self.layer.batch_first))
+            made, _ = self.layer(pack_padded_sequence(h, lengths.cpu(), batch_first=self.layer.batch_first))
             made, _ = pad_packed_sequence(made, batch_first=self.layer.batch_first)
         else:
             made, _ = self.layer(h)

@@ -358,3 +358,15 @@ def test_inputs_that_the_file_cannot_say_are_asked_for(given: tuple[float, ...],
             fxc.load(tmp_path / "net.fxc", Optional())
     loaded = fxc.load(tmp_path / "net.fxc", Optional(), inputs if given else None)
     assert torch.equal(loaded(*inputs), final(*inputs))
+
+
+def test_a_dtype_that_an_older_safetensors_lacks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(streams: object, about: object) -> bytes:
+        del streams, about
+        raise KeyError(torch.uint16)
+
+    monkeypatch.setattr("safetensors.torch.save", write)
+    net = fxc.compress(nn.Linear(3, 2), torch.randn(1, 3)).finalize()
+    with pytest.raises(StorageError, match=r"safetensors has no torch.uint16, which the network holds; upgrade it"):
+        fxc.save(net, tmp_path / "net.fxc")
+    assert not (tmp_path / "net.fxc").exists()

@@ -42,8 +42,8 @@ def load_digits(validation: int | None = None) -> Digits:
     except ImportError as error:
         raise FxCompressError('the demo needs scikit-learn: pip install "fxcompress[demo]"') from error
     data = datasets.load_digits()
-    x = torch.tensor(data.images, dtype=torch.float32, device="cpu")[:, None] / 8 - 1
-    y = torch.tensor(data.target, device="cpu")
+    x = torch.tensor(data.images, dtype=torch.float32)[:, None] / 8 - 1
+    y = torch.tensor(data.target)
     train, test = selection.train_test_split(range(len(x)), test_size=0.25, random_state=0, stratify=data.target)
     if validation is not None:
         train, test = selection.train_test_split(
@@ -64,7 +64,7 @@ class Batches:
         return len(self.x) // self.size
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order = torch.randperm(len(self.x), device="cpu")
+        order = torch.randperm(len(self.x))
         for i in range(len(self)):
             chosen = order[i * self.size : (i + 1) * self.size]
             yield warp(self.x[chosen]), self.y[chosen]
@@ -82,12 +82,12 @@ def warp(x: Tensor) -> Tensor:
     first = torch.stack([width * angle.cos(), shear - angle.sin(), shift_x], 1)
     second = torch.stack([angle.sin(), height * angle.cos(), shift_y], 1)
     grid = F.affine_grid(torch.stack([first, second], 1), list(x.shape), align_corners=False)
-    as_is = torch.rand(len(x), 1, 1, 1, device="cpu") < 0.4
+    as_is = torch.rand(len(x), 1, 1, 1) < 0.4
     return torch.where(as_is, x, F.grid_sample(x + 1, grid, align_corners=False) - 1)
 
 
 def _spread(count: int) -> Tensor:
-    return torch.rand(count, device="cpu") * 2 - 1
+    return torch.rand(count) * 2 - 1
 
 
 class ConvNorm(nn.Sequential):

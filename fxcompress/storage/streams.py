@@ -135,5 +135,10 @@ def write_streams(path: Path, streams: Streams, about: str) -> int:
         # Not save_file, whose files only their owner can read.
         content = found.torch.save(streams, {_KEY: about})
         return write_atomically(path, lambda file: file.write(content))
+    except KeyError as error:  # what its table of dtypes lacks
+        raise StorageError(
+            f"cannot write {path}: this release of safetensors has no {error.args[0]}, which the network holds; upgrade "
+            "it: pip install --upgrade safetensors"
+        ) from error
     except (OSError, found.SafetensorError) as error:
         raise StorageError(f"cannot write {path}: {error}; nothing was changed") from error

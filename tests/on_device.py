@@ -67,24 +67,31 @@ def loses_thirds(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
+def train(net: fxc.CompressedModule, optimizer: Optimizer, steps: int, gamma: float = 1.0) -> Iterator[int]:
+    """Make steps of training; the number of each, as soon as it is made."""
+    x, target = data()
+    for step in range(steps):
+        found = net(x)
+        (F.cross_entropy(found, target[: len(found)]) + gamma * net.size()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        net.step()
+        yield step
+
+
 @pytest.mark.parametrize("make", NETWORKS)
 def test_a_life_without_float64(make: Callable[[], nn.Module], tmp_path: Path, without_float64: None) -> None:
     """Compressed, trained, cut, finalized, saved and loaded where it lies, as a user of MPS does."""
     del without_float64
-    x, target = data()
+    x, _ = data()
     net = fxc.compress(make(), (x,), bits=2.0)
     optimizer = Adam(net.param_groups())
     assert places(net) == {NAME}
     sizes = []
-    for step in range(16):
-        found = net(x)
-        (F.cross_entropy(found, target[: len(found)]) + net.size()).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        net.step()
+    for step in train(net, optimizer, 16):
         sizes += [net.size().item(), net.size("macs").item(), net.stored_size(), net.weights_left()]
         if step % 5 == 4:
-            assert net.prune(optimizer) is not None
+            net.prune(optimizer)
     assert sizes[-1] < 1
     net.eval()
     final = net.finalize()
@@ -135,16 +142,9 @@ def test_fit_and_its_checkpoints_without_float64(
 @pytest.mark.parametrize("make", [ResidualNet, Attention])
 def test_a_training_step_never_waits(make: Callable[[], nn.Module], kind: type[Optimizer]) -> None:
     """Nothing is copied to the host after the first step: a device gets its work in advance."""
-    x, target = data()
-    net = fxc.compress(make(), (x,))
+    net = fxc.compress(make(), (data()[0],))
     optimizer = kind(net.param_groups(lr=1e-3))  # type: ignore[call-arg]
-    copies = []
-    for _ in range(4):
-        (F.cross_entropy(net(x), target) + 0.1 * net.size()).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        net.step()
-        copies.append(copies_to_host())
+    copies = [copies_to_host() for _ in train(net, optimizer, 4, gamma=0.1)]
     assert copies[0] == copies[-1]
 
 
@@ -169,15 +169,10 @@ def test_the_same_goes_as_on_the_cpu(make: Callable[[], nn.Module], fold: bool, 
 def test_a_network_may_move(make: Callable[[], nn.Module], without_float64: None) -> None:
     """Compressed on the host, trained and cut on the device, and finished on the host."""
     del without_float64
-    x, target = data()
+    x, _ = data()
     net = fxc.compress(make().to(CPU), (x.cpu(),), bits=2.0).to(NAME)
     optimizer = Adam(net.param_groups())
-    for step in range(10):
-        found = net(x)
-        (F.cross_entropy(found, target[: len(found)]) + net.size()).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        net.step()
+    for step in train(net, optimizer, 10):
         if step == 4:
             net.prune(optimizer)
     assert places(net) == {NAME}

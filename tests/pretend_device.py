@@ -19,7 +19,6 @@ from types import ModuleType
 
 import pytest
 import torch
-from torch.utils import cpp_extension
 from torch.utils.backend_registration import generate_methods_for_privateuse1_backend, rename_privateuse1_backend
 
 NAME = "pretend"
@@ -55,9 +54,10 @@ def _library() -> Path:
     result = Path(tempfile.gettempdir()) / f"pretend_device_{hashlib.sha256(about).hexdigest()[:16]}.so"
     if not result.exists():
         command = [str(compiler()), "-shared", "-fPIC", "-std=c++20", "-O0", "-w"]
-        command += [f"-isystem{path}" for path in cpp_extension.include_paths()]
+        torch_at = Path(torch.__file__).parent
+        command += [f"-isystem{torch_at / 'include'}", f"-isystem{torch_at / 'include/torch/csrc/api/include'}"]
         command += [f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}", str(SOURCE)]
-        command += [f"-L{path}" for path in cpp_extension.library_paths()] + ["-lc10", "-ltorch_cpu"]
+        command += [f"-L{torch_at / 'lib'}", "-lc10", "-ltorch_cpu"]
         with tempfile.TemporaryDirectory(dir=result.parent) as folder:
             made = Path(folder) / result.name
             subprocess.run([*command, "-o", str(made)], check=True)

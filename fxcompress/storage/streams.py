@@ -137,8 +137,8 @@ def write_streams(path: Path, streams: Streams, about: str) -> int:
         return write_atomically(path, lambda file: file.write(content))
     except KeyError as error:  # what its table of dtypes lacks
         raise StorageError(
-            f"cannot write {path}: this release of safetensors has no {error.args[0]}, which the network holds; upgrade "
-            "it: pip install --upgrade safetensors"
+            f"cannot write {path}: this release of safetensors has no {error.args[0]}, which the network holds; "
+            "upgrade it: pip install --upgrade safetensors"
         ) from error
     except (OSError, found.SafetensorError) as error:
         raise StorageError(f"cannot write {path}: {error}; nothing was changed") from error

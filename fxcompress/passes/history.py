@@ -1,15 +1,19 @@
 """Keeps the provenance of a network up to date with what passes cut out of it."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from fxcompress.passes.cutting import Cut
 from fxcompress.passes.prune_channels import Pruned
 from fxcompress.provenance import Grid, Provenance, provenance_of
 from fxcompress.trace.fingerprint import fingerprint
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.traced import TracedModule
+
+Kept = dict[str, dict[int, tuple[int, ...]]]
 
 
 def original_provenance(module: TracedModule, inputs: ExampleInputs) -> Provenance:
@@ -40,22 +44,28 @@ def extended(before: TracedModule, pruned: Pruned) -> Provenance:
         pruned: what was done to it. Tensors that the original does not have (those of quantizers) are left out.
     """
     base = provenance_of(before) or original_provenance(before, pruned.analysis.inputs)
-    kept = {name: dict(dims) for name, dims in base.kept.items() if name not in pruned.gone}
+    cuts = {name: cut for name, cut in pruned.cuts.items() if name in base.shapes}
+    kept = kept_after({name: dims for name, dims in base.kept.items() if name not in pruned.gone}, cuts)
     grids = {name: grid for name, grid in base.grids.items() if name not in pruned.gone}
-    for name, cut in pruned.cuts.items():
-        if name not in base.shapes:
-            continue
-        dims = kept.setdefault(name, {})
-        for dim, index in cut.indices.items():
-            earlier = dims.get(dim)
-            positions = index.tolist()
-            dims[dim] = tuple(positions) if earlier is None else tuple(earlier[i] for i in positions)
+    for name, cut in cuts.items():
         if name in grids:
             grids[name] = _cut_grid(grids[name], cut.old.shape[0], cut.indices)
     biases = tuple(name for name in base.biases if name not in pruned.gone)
     places = {f"{mode}:{node.name}" for mode, graph in pruned.module.graphs.items() for node in graph.nodes}
     joins = tuple(join for join in base.joins if join.place in places)
     return replace(base, kept=kept, cuts=base.cuts + pruned.branches, grids=grids, biases=biases, joins=joins)
+
+
+def kept_after(kept: Kept, cuts: Mapping[str, Cut]) -> Kept:
+    """What stays of each tensor of the original (see :class:`Provenance`) once cuts follow those that are recorded."""
+    result = {name: dict(dims) for name, dims in kept.items()}
+    for name, cut in cuts.items():
+        dims = result.setdefault(name, {})
+        for dim, index in cut.indices.items():
+            earlier = dims.get(dim)
+            positions = index.tolist()
+            dims[dim] = tuple(positions) if earlier is None else tuple(earlier[i] for i in positions)
+    return result
 
 
 def _cut_grid(grid: Grid, inputs: int, indices: dict[int, Tensor]) -> Grid:

@@ -17,6 +17,7 @@ from fxcompress.channels.survivors import kept_masks
 from fxcompress.channels.values import Value
 from fxcompress.passes.branches import Branch, remove_branches
 from fxcompress.passes.cutting import Cut
+from fxcompress.passes.history import kept_after
 from fxcompress.passes.narrow_paths import NarrowPath, close_joins, open_joins
 from fxcompress.passes.prune_channels import Pruned
 from fxcompress.passes.replay import MismatchError
@@ -82,12 +83,8 @@ def _one_after_the_other(analysis: Analysis, first: Plan, have: Provenance, want
         result = carry_out(analysis, first)
     except MismatchError as mismatch:
         raise ShapeError(str(mismatch.reason)) from mismatch
-    kept = {name: dict(dims) for name, dims in have.kept.items()}
-    for name, cut in result.cuts.items():
-        for dim, index in cut.indices.items():
-            own = kept.setdefault(name, {}).get(dim, range(cut.old.shape[dim]))
-            kept[name][dim] = tuple(own[i] for i in index.tolist())
-    rest = _cut(analyse(result.module, analysis.inputs), replace(have, kept=kept), want)
+    now = replace(have, kept=kept_after(have.kept, result.cuts))
+    rest = _cut(analyse(result.module, analysis.inputs), now, want)
     return replace(rest, cuts=_joined_cuts(result.cuts, rest.cuts))
 
 

@@ -30,6 +30,9 @@ POSITIONS: dict[str, Callable[[Text, int], Tensor]] = {
     "slice": lambda net, n: net.table.transpose(1, 2)[:, :n],
     "narrow": lambda net, n: net.table.narrow(2, 0, n).mT,
     "last rows": lambda net, n: net.places.weight[-n:],
+    "scaled": lambda net, n: (net.places.weight * 0.5)[:n],
+    "computed from two": lambda net, n: (net.places.weight + net.table[0].t())[:n],
+    "squeezed": lambda net, n: net.table.tanh().squeeze(0)[:, :n].t(),
 }
 
 
@@ -40,6 +43,16 @@ def test_rows_that_a_longer_input_reads_stay(name: str) -> None:
     for length in (1, 12, 20, 32):
         x = torch.randint(50, (3, length))
         assert difference(model(x), result.module(x)) == 0
+
+
+@pytest.mark.parametrize("name", POSITIONS)
+def test_they_stay_while_the_network_trains_its_bits(name: str) -> None:
+    net = fxc.compress(Text(POSITIONS[name]).double(), torch.zeros(2, 12, dtype=torch.int64))
+    sizes, longer = net.places.weight.shape + net.table.shape, torch.randint(50, (3, 32))
+    before = net(longer)
+    net.prune()
+    assert net.places.weight.shape + net.table.shape == sizes
+    assert difference(before, net(longer)) == 0
 
 
 def test_rows_that_no_input_reads_still_go() -> None:

@@ -12,9 +12,7 @@ from torch import fx
 from fxcompress.channels.rules.indexing import INDEX
 from fxcompress.channels.rules.movement import MOVEMENT
 from fxcompress.channels.space import Space
-from fxcompress.channels.values import LabelTensor, Step, Value
-
-_SAME_ROWS = {"reshape", "permute", "same values"}
+from fxcompress.channels.values import LabelTensor, Step, Value, find
 
 
 def reads_a_size(node: fx.Node, env: Mapping[fx.Node, Any], constant: Collection[fx.Node]) -> bool:
@@ -54,8 +52,11 @@ def pin_rows(steps: Iterable[Step], tables: set[int], space: Space) -> None:
 
 
 def follow(steps: Iterable[Step], tables: set[int]) -> None:
-    """Add the values that are a table in another form."""
+    """Add the values that are computed from tables alone: one in another form, scaled, quantized."""
     for step in steps:
         source = step.call.args[0] if step.call.args else None
-        if step.op.name in _SAME_ROWS and isinstance(source, Value) and source.key in tables:
+        if not isinstance(source, Value) or source.key not in tables:  # most are activations
+            continue
+        values = find(Value, (step.call.args, step.call.kwargs))
+        if tables.issuperset(value.key for value in values):
             tables.update(value.key for value in step.outputs)

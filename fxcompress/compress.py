@@ -12,8 +12,9 @@ from fxcompress.channels.prepare import NO_GRAPH, in_pieces_by_inputs, prepare, 
 from fxcompress.errors import FxCompressError, UnsupportedModelError, check_number
 from fxcompress.objectives import Objective, objective_of
 from fxcompress.passes.history import started
-from fxcompress.passes.inject_quantizers import inject_quantizers
-from fxcompress.passes.unquantized import coverage
+from fxcompress.passes.inject_quantizers import inject_at_reads, inject_quantizers
+from fxcompress.passes.plain_weights import plain_weights
+from fxcompress.passes.unquantized import coverage, left_out
 from fxcompress.passes.weight_uses import is_quantizable
 from fxcompress.progress import progress
 from fxcompress.provenance import attach
@@ -136,6 +137,7 @@ def _quantized(analysis: Analysis, bits: float) -> TracedModule:
     """A copy of a traced network, with quantizers and tensors of its own."""
     traced = copy.deepcopy(analysis.module)
     quantized = inject_quantizers(traced, bits)
+    quantized |= inject_at_reads(traced, bits, plain_weights(analysis, left_out(traced)))
     weights = sum(traced.get_parameter(name).numel() for name in quantized)
     attach(traced, started(analysis.module, analysis.inputs, weights))
     return traced

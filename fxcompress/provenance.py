@@ -23,12 +23,15 @@ class Grid:
         channel_dim: the dim of the weight that holds the output channels (1 for transposed convs, else 0).
         groups: with ``channel_dim == 1``, the number of groups that dim 0 is split into; the O output channels are
             then the (groups, O / groups) pairs in order.
+        batch_dims: dims beside ``channel_dim`` along which each entry has channels of its own, as each expert of a
+            weight (E, I, O) has; the channels are then the (E, O) pairs in the order of the dims.
     """
 
     bits: tuple[float, ...]
     exponent: tuple[float, ...]
     channel_dim: int = 0
     groups: int = 1
+    batch_dims: tuple[int, ...] = ()
 
 
 Cuts = tuple[tuple[str, str], ...]

@@ -25,14 +25,18 @@ MAPS: dict[str, Rows] = {
     "view": lambda x, w, b: F.conv2d(x, w, padding=1) + b.view(1, -1, 1, 1),
     "index": lambda x, w, b: F.conv2d(x, w, padding=1) + b[:, None, None],
     "last dim": lambda x, w, b: (F.conv2d(x, w, padding=1).permute(0, 2, 3, 1) + b).permute(0, 3, 1, 2),
+    "laid out": lambda x, w, b: F.conv2d(x, w, padding=1) + b,
+    "laid out, in place": lambda x, w, b: F.conv2d(x, w, padding=1).add_(b[0]),
 }
 
 
 class Layer(nn.Module):
     def __init__(self, rows: Rows, weight: Tensor) -> None:
         super().__init__()
-        size = weight.shape[0] if weight.ndim == 4 else weight.shape[1]
-        self.rows, self.weight, self.bias = rows, nn.Parameter(weight), nn.Parameter(0.02 * torch.randn(size))
+        bias = 0.02 * torch.randn(weight.shape[0] if weight.ndim == 4 else weight.shape[1])
+        laid_out = rows in {MAPS["laid out"], MAPS["laid out, in place"]}
+        self.rows, self.weight = rows, nn.Parameter(weight)
+        self.bias = nn.Parameter(bias[None, :, None, None] if laid_out else bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.rows(x, self.weight, self.bias)

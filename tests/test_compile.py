@@ -1,6 +1,7 @@
 """torch.compile and networks that shrink: no graph break, nothing compiled anew but after a removal."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -86,11 +87,12 @@ def test_compiled_quantizers_survive_removals_without_compiling_anew() -> None:
     torch.testing.assert_close(run.net.finalize()(run.x), plain.net.finalize()(run.x))
 
 
-LAYOUTS: dict[str, tuple[Tensor, dict[str, int]]] = {
+LAYOUTS: dict[str, tuple[Tensor, dict[str, Any]]] = {
     "matrix": (torch.randn(5, 8), {}),
     "kernel": (torch.randn(5, 4, 3, 3), {}),
     "channels last": (torch.randn(5, 4, 3, 3).contiguous(memory_format=torch.channels_last), {}),
     "transposed, grouped": (torch.randn(4, 3, 3), {"channel_dim": 1, "groups": 2}),
+    "experts": (torch.randn(3, 4, 5), {"channel_dim": 2, "batch_dims": (0,)}),
     "vector": (torch.randn(6), {}),
 }
 

@@ -63,25 +63,28 @@ def test_unpack_refuses_what_does_not_fit(size: int, width: int) -> None:
         unpack(torch.zeros(size, dtype=torch.uint8), torch.tensor([0]), torch.tensor([width]), 1)
 
 
-LAYOUTS = [((6, 5), 0, 1), ((6, 4, 3, 3), 0, 1), ((4, 6, 3), 1, 1), ((4, 3, 3, 3), 1, 2), ((6,), 0, 1)]
+Layout = tuple[int, int, tuple[int, ...]]
+LAYOUTS: list[tuple[tuple[int, ...], Layout]] = [
+    ((6, 5), (0, 1, ())), ((6, 4, 3, 3), (0, 1, ())), ((4, 6, 3), (1, 1, ())), ((4, 3, 3, 3), (1, 2, ())),
+    ((6,), (0, 1, ())), ((2, 4, 3), (2, 1, (0,))), ((4, 3, 2), (1, 1, (2,))),
+]  # fmt: skip
 
 
-def on_grid(shape: tuple[int, ...], channel_dim: int, groups: int, dtype: torch.dtype) -> tuple[Tensor, Grid]:
+def on_grid(shape: tuple[int, ...], layout: Layout, dtype: torch.dtype) -> tuple[Tensor, Grid]:
     weight = torch.randn(shape).to(dtype)
-    quantizer = Quantizer.for_weight(weight, bits=6.0, channel_dim=channel_dim, groups=groups)
+    channel_dim, groups, batch_dims = layout
+    quantizer = Quantizer.for_weight(weight, bits=6.0, channel_dim=channel_dim, groups=groups, batch_dims=batch_dims)
     with torch.no_grad():
         quantizer.bits.copy_(torch.tensor([0.0, 0.7, 2.0, 3.3, 5.0, 8.0]))
         quantizer.exponent.add_(torch.rand(6))
         result: Tensor = quantizer(weight)
-    return result, Grid(tuple(quantizer.bits.tolist()), tuple(quantizer.exponent.tolist()), channel_dim, groups)
+    return result, Grid(tuple(quantizer.bits.tolist()), tuple(quantizer.exponent.tolist()), *layout)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize(("shape", "channel_dim", "groups"), LAYOUTS)
-def test_weights_come_back_bit_for_bit(
-    shape: tuple[int, ...], channel_dim: int, groups: int, dtype: torch.dtype
-) -> None:
-    weight, grid = on_grid(shape, channel_dim, groups, dtype)
+@pytest.mark.parametrize(("shape", "layout"), LAYOUTS)
+def test_weights_come_back_bit_for_bit(shape: tuple[int, ...], layout: Layout, dtype: torch.dtype) -> None:
+    weight, grid = on_grid(shape, layout, dtype)
     coded = encode(weight, grid)
     assert coded is not None
     back = decode(coded, shape, dtype, grid)
@@ -107,7 +110,7 @@ def test_scales_of_another_device_are_found(ulps: int) -> None:
 
 
 def test_weights_off_their_grid_are_told_apart() -> None:
-    weight, grid = on_grid((6, 5), 0, 1, torch.float32)
+    weight, grid = on_grid((6, 5), (0, 1, ()), torch.float32)
     edited = weight.clone()
     edited[5, 0] *= 1.001
     shorter = Grid(grid.bits[1:], grid.exponent[1:])

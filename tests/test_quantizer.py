@@ -429,8 +429,32 @@ def test_state_dict_names() -> None:
     assert torch.equal(expected.T, net.quantizer(net.weight))
 
 
+@pytest.mark.parametrize(
+    ("shape", "channel_dim", "batch_dims"), [((2, 5, 3), 2, (0,)), ((2, 3, 5), 1, (0,)), ((5, 3, 2), 1, (2,))]
+)
+def test_each_expert_has_channels_of_its_own(
+    shape: tuple[int, ...], channel_dim: int, batch_dims: tuple[int, ...]
+) -> None:
+    weight = torch.randn(shape)
+    quantizer = Quantizer.for_weight(weight, bits=3.0, channel_dim=channel_dim, batch_dims=batch_dims)
+    with torch.no_grad():
+        quantizer.bits.copy_(torch.tensor([0.0, 1.0, 2.5, 3.0, 4.0, 8.0]))
+        quantizer.exponent.add_(torch.linspace(0, 5, 6))
+    result = quantizer(weight)
+    layout = channel_dim, 1, batch_dims
+    expected = quantize(rows(weight, *layout), quantizer.bits[:, None], quantizer.exponent[:, None])
+    assert torch.equal(rows(result, *layout), expected)
+    assert torch.equal(quantizer.codes(weight) * quantizer.scale(weight), result)
+    assert torch.equal(from_rows(rows(weight, *layout), shape, *layout), weight)
+    dead = (result == 0).all(dim=shape.index(5)).reshape(-1)
+    assert dead.tolist()[:2] == [True, False]
+    assert repr(quantizer).endswith(f"channel_dim={channel_dim}, groups=1, batch_dims={batch_dims})")
+    with pytest.raises(UnsupportedModelError, match="has 9 output channels"):
+        quantizer(torch.randn([3 if size == 2 else size for size in shape]))
+
+
 def test_split_groups_matches_per_channel() -> None:
-    blocks = split_groups(torch.zeros(4, 3, 5), 1, 2) + per_channel(torch.arange(6), 3, 1, 2)
+    blocks = split_groups(torch.zeros(4, 3, 5), 1, 2) + per_channel(torch.arange(6), (4, 3, 5), 1, 2)
     assert blocks.shape == (2, 2, 3, 5)
     assert torch.equal(rows(blocks.reshape(4, 3, 5), 1, 2), torch.arange(6.0)[:, None].expand(6, 10))
 

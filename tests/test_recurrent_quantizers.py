@@ -17,12 +17,15 @@ from fxcompress.quantizer import Quantizer
 pytestmark = pytest.mark.usefixtures("double")
 
 I, H, CLASSES = 6, 8, 3
-KINDS = {"LSTM": (nn.LSTM, 4, 2), "GRU": (nn.GRU, 3, 2), "RNN": (nn.RNN, 1, 0)}
-"""The layer, its gates, and which of them makes the candidate."""
+KINDS: dict[str, tuple[Any, int, int]] = {
+    "LSTM": (nn.LSTM, 4, 2), "GRU": (nn.GRU, 3, 2), "RNN": (nn.RNN, 1, 0),
+    "LSTMCell": (nn.LSTMCell, 4, 2), "GRUCell": (nn.GRUCell, 3, 2), "RNNCell": (nn.RNNCell, 1, 0),
+}  # fmt: skip
+"""The layer or cell, its gates, and which of them makes the candidate."""
 
 
 class Reader(nn.Module):
-    """A recurrent layer between others; ``packed`` runs sequences of several lengths."""
+    """A recurrent layer, or a cell in a loop, between others; ``packed`` runs sequences of several lengths."""
 
     def __init__(self, kind: str, *, packed: bool = False, **options: Any) -> None:  # noqa: ANN401
         super().__init__()
@@ -37,6 +40,12 @@ class Reader(nn.Module):
             lengths = torch.tensor([5, 4, 2])
             made, _ = self.layer(pack_padded_sequence(h, lengths.cpu(), batch_first=self.layer.batch_first))
             made, _ = pad_packed_sequence(made, batch_first=self.layer.batch_first)
+        elif isinstance(self.layer, nn.RNNCellBase):
+            state, hidden = None, []
+            for step in h:
+                state = self.layer(step, state)
+                hidden.append(state[0] if isinstance(state, tuple) else state)
+            made = torch.stack(hidden)
         else:
             made, _ = self.layer(h)
         return self.head(made)  # type: ignore[no-any-return]
@@ -49,6 +58,7 @@ CASES: dict[str, dict[str, Any]] = {
     "projection": {"kind": "LSTM", "proj_size": 4},
     "no bias": {"kind": "RNN", "bias": False, "nonlinearity": "relu"},
     "packed": {"kind": "GRU", "packed": True, "batch_first": True},
+    "cell, no bias": {"kind": "LSTMCell", "bias": False},
 }
 
 
@@ -92,7 +102,7 @@ def test_dead_units_and_inputs_go_and_nothing_changes(name: str, tmp_path: Path)
         torch.testing.assert_close(net(x), before, rtol=1e-9, atol=1e-12)
         net.train()
         layer = net.get_submodule("layer")
-        assert isinstance(layer, nn.RNNBase)
+        assert isinstance(layer, nn.RNNBase | nn.RNNCellBase)
         assert (layer.hidden_size, layer.input_size) == (left, I - 2 if left == H - 3 else I - 4)
     finished = net.eval().finalize()
     assert torch.equal(finished(x), net(x))
@@ -121,7 +131,7 @@ def test_pressure_takes_units(name: str) -> None:
         torch.testing.assert_close(net(x), before, rtol=1e-9, atol=1e-12)
         net.train()
     layer = net.get_submodule("layer")
-    assert isinstance(layer, nn.RNNBase)
+    assert isinstance(layer, nn.RNNBase | nn.RNNCellBase)
     assert layer.hidden_size < H
     assert layer.input_size < I
 
@@ -146,17 +156,18 @@ def test_removal_as_it_goes_and_at_the_end_train_alike(kind: str) -> None:
     assert outputs[0][1] == outputs[1][1]
 
 
-def test_the_biases_of_gates_are_left_alone() -> None:
+@pytest.mark.parametrize(("kind", "bias"), [("LSTM", "bias_ih_l0"), ("LSTMCell", "bias_ih")])
+def test_the_biases_of_gates_are_left_alone(kind: str, bias: str) -> None:
     x = sequences()
-    net = fxc.compress(Reader("LSTM"), x)
+    net = fxc.compress(Reader(kind), x)
     with torch.no_grad():
         for name, parameter in net.named_parameters():
             if "layer" in name and name.endswith(".bits"):
                 parameter.zero_()
-    before = net.get_parameter("layer.bias_ih_l0").detach().clone()
+    before = net.get_parameter(f"layer.{bias}").detach().clone()
     for _ in range(3):
         net.step()
-    changed = (net.get_parameter("layer.bias_ih_l0") != before).view(4, H)
+    changed = (net.get_parameter(f"layer.{bias}") != before).view(4, H)
     assert changed.any(1).tolist() == [False, False, True, False]
 
 

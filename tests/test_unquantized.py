@@ -26,15 +26,11 @@ class Words(nn.Module):
         return self.last(self.between(self.table(x)))  # type: ignore[no-any-return]
 
 
-class Recurrent(nn.Module):
-    """One step of a recurrent layer."""
+class OwnLayer(nn.GRU):
+    """A recurrent layer with a class of its own, which may compute anything."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.cell = nn.GRUCell(D, D)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.cell(x[:, 0])  # type: ignore[no-any-return]
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x)[0] * 2
 
 
 class Wide(nn.Module):
@@ -91,10 +87,6 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Tensor, dict[str, str]]] = {
         lambda: Words(max_norm=1.0), TOKENS,
         {"table.weight": "Embedding table, a table whose lookups restore a norm, reads it"},
     ),
-    "recurrent": (
-        lambda: Words(Recurrent()), TOKENS,
-        {"between.cell.weight_ih": "GRUCell between.cell, a recurrent layer, reads it"},
-    ),
     "beside": (Regularized, TOKENS, {"table.weight": "the op prod (node prod, at "}),
     "frozen": (frozen, ROW, {"0.weight": "it is frozen; set requires_grad=True"}),
     "both": (Both, torch.randn(2, D, 4), {"weight": "share it take its outputs in different groups"}),
@@ -144,6 +136,13 @@ def test_who_asks_a_weight_for_its_kind_reads_no_value() -> None:
     net = fxc.compress(Careful(), ROW)
     assert net.unquantized() == ()
     assert torch.equal(net.finalize()(ROW), net.eval()(ROW))
+
+
+def test_recurrent_layers_with_a_class_of_their_own_are_quantized() -> None:
+    net = fxc.compress(Words(OwnLayer(D, D)), TOKENS)
+    assert net.unquantized() == ()
+    before = net.eval()(TOKENS)
+    assert torch.equal(net.finalize()(TOKENS), before)
 
 
 def test_all_of_an_ordinary_network_is_quantized(caplog: pytest.LogCaptureFixture) -> None:

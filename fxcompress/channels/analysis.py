@@ -21,6 +21,7 @@ from fxcompress.channels.space import FIXED, Block, Space
 from fxcompress.channels.units import find_units
 from fxcompress.channels.values import Call, Value, find
 from fxcompress.channels.worklist import Index
+from fxcompress.quantizer import channel_dims
 from fxcompress.trace.heap import without_collections
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.traced import TracedModule
@@ -110,7 +111,59 @@ class TableAtoms:
         return self.call.metas[0].shape
 
 
-Maker = SiteAtoms | TableAtoms
+@dataclass(frozen=True, slots=True, eq=False)
+class PlainAtoms:
+    """A quantized parameter that is no layer's weight and no table, with the atoms of its channels.
+
+    As position embeddings are, which are added, and the weights of experts, which a batched product takes.
+
+    Attributes:
+        mode: the graph that holds it.
+        node: the node that quantizes it.
+        weight: its value.
+        dim: that holds the channels.
+        dims: along which they differ: this one, and those of experts or heads, say.
+        rows: (O,) the atoms of its bits.
+        weight_name: the parameter.
+        multiplied: how often each entry is multiplied with, in all batched products of the graph.
+        call: what quantizes it.
+    """
+
+    mode: str
+    node: str
+    weight: Value
+    dim: int
+    dims: tuple[int, ...]
+    rows: np.ndarray
+    weight_name: str
+    multiplied: int
+    call: Call
+
+    @property
+    def has_bits(self) -> bool:
+        """Whether the bits are those of what is made."""
+        return True
+
+    @property
+    def output(self) -> torch.Size:
+        """The shape of the parameter."""
+        return self.weight.shape
+
+    def others(self, alive: np.ndarray) -> int:
+        """How many entries a channel has.
+
+        Args:
+            alive: bool (atoms,), what is left.
+        """
+        count = 1
+        for dim, size in enumerate(self.weight.shape):
+            if dim not in self.dims:
+                labels = _vector(self.weight, dim, size)
+                count *= int((alive[labels] | (labels == FIXED)).sum())
+        return count
+
+
+Maker = SiteAtoms | TableAtoms | PlainAtoms
 """What makes channels."""
 
 
@@ -274,9 +327,35 @@ class Analysis:
         return result
 
     @cached_property
+    def plain(self) -> list[PlainAtoms]:
+        """Every quantized parameter that no contraction and no lookup reads, once for each graph."""
+        others = {sites.weight_name for sites in self.sites} | {table.weight_name for table in self.tables}
+        found: dict[tuple[str, str], PlainAtoms] = {}
+        for mode, trail in self.trails.items():
+            names = {value.key: name for name, value in trail.parameters.items()}
+            for step in trail.tape:
+                name = names.get(step.call.args[0].key, "") if step.op is QUANTIZE else ""
+                if name and name not in others and (mode, name) not in found:
+                    weight, bits, _, dim, _, batch = step.call.args
+                    rows, times = _vector(bits, 0, bits.shape[0]), self._multiplied(mode, name)
+                    dims = channel_dims(dim, batch)
+                    found[mode, name] = PlainAtoms(mode, step.node, weight, dim, dims, rows, name, times, step.call)
+        return list(found.values())
+
+    def _multiplied(self, mode: str, name: str) -> int:
+        """How often each entry of a parameter is multiplied with, in batched products and as what a layer reads."""
+        held, times = self.weights(mode), 0
+        for step in self.trails[mode].tape:
+            product = product_of(step.call) if step.op is BATCHED else None
+            site = site_of(step.call) if step.op in CONTRACTIONS else None
+            uses = product.uses if product is not None else () if site is None else ((site.source, site.rows),)
+            times += sum(others for value, others in uses if value.key in held and held[value.key].name == name)
+        return times
+
+    @cached_property
     def makers(self) -> list[Maker]:
-        """All that makes channels: the contractions, and behind them the lookups."""
-        return [*self.sites, *self.tables]
+        """All that makes channels: the contractions, the lookups, and what is read as it is."""
+        return [*self.sites, *self.tables, *self.plain]
 
     @cached_property
     def products(self) -> list[ProductAtoms]:

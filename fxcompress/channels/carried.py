@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fxcompress.channels.factories import SPREAD
 from fxcompress.channels.layers import Layers, support
 from fxcompress.channels.rules.movement import PERMUTE
 from fxcompress.channels.rules.pointwise import CHOICE, DIVIDE, MULTIPLY, POINTWISE, SAME
@@ -95,7 +96,7 @@ def _moved(step: Step, found: Mapping[int, Held]) -> Held | None:
 
 def _is_broadcast(step: Step) -> bool:
     """Whether a step repeats a tensor along a new dim, or takes one of the repetitions."""
-    return step.call.func in {torch.ops.aten.expand.default, torch.ops.aten.select.int}
+    return step.op is SPREAD or step.call.func in {torch.ops.aten.expand.default, torch.ops.aten.select.int}
 
 
 def _computed(step: Step, values: list[Value], found: Mapping[int, Held], parameters: Container[str]) -> Held | None:

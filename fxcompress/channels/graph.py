@@ -206,6 +206,9 @@ class ChannelGraph:
         for table in self.analysis.tables:
             atoms = self.analysis.atoms[table.weight_name]
             rows |= set(atoms[COLUMNS].tolist()) if COLUMNS in atoms else set()
+        for plain in self.analysis.plain:
+            atoms = self.analysis.atoms[plain.weight_name]
+            rows |= set(atoms[plain.dim].tolist()) if plain.dim in atoms else set()
         return rows, columns
 
     @cached_property
@@ -307,6 +310,9 @@ class ChannelGraph:
         names = {name for name, own in self.analysis.atoms.items() if own is atoms}
         if any(table.weight_name in names for table in self.analysis.tables):
             return COLUMNS
+        plain = next((p for p in self.analysis.plain if p.weight_name in names), None)
+        if plain is not None:
+            return plain.dim
         return next((s.dims(atoms)[0] for s in self.analysis.sites if s.weight_name in names), 0)
 
     def _shape(self, tensor: str) -> tuple[int, ...]:

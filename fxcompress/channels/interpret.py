@@ -385,7 +385,7 @@ class Interpreter:
 
     def _quantize(self, path: str, quantizer: Quantizer, weight: LabelTensor) -> LabelTensor:
         bits, exponent = (self._labelled(f"{path}.{n}", getattr(quantizer, n)) for n in ("bits", "exponent"))
-        layout = (quantizer.channel_dim, quantizer.groups)
+        layout = (quantizer.channel_dim, quantizer.groups, quantizer.batch_dims)
         args = (weight.fxc_value, bits.fxc_value, exponent.fxc_value, *layout)  # type: ignore[attr-defined]
         call = Call(Quantizer, args, {}, (weight.fxc_value.meta,))
         (layers,) = QUANTIZE.labels(call, self.space)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fxcompress.channels.analysis import Maker, SiteAtoms
+from fxcompress.channels.analysis import Maker, PlainAtoms, SiteAtoms
 from fxcompress.channels.interpret import Trail
 from fxcompress.channels.layers import along, pad_rank, vector
 from fxcompress.channels.rules.products import BATCHED, product_of
@@ -52,7 +52,7 @@ def trace_segments(trail: Trail, makers: Sequence[Maker]) -> Segments:
 
     Args:
         trail: its interpretation.
-        makers: its contractions and lookups; ``sources`` refers to them by position.
+        makers: its contractions, its lookups, and what is read as it is; ``sources`` refers to them by position.
     """
     result = Segments()
     known = Known(result.maps, training=False)
@@ -69,10 +69,13 @@ def trace_segments(trail: Trail, makers: Sequence[Maker]) -> Segments:
 
 
 def _make(step: Step, maker: Maker, position: int, result: Segments) -> None:
-    """New segments for the outputs of a contraction, or the columns of a table."""
+    """New segments for the outputs of a contraction, the columns of a table, or the channels of a plain parameter."""
     out, first, rows = step.outputs[0], len(result.sources), len(maker.rows)
     result.sources += [((position, row),) for row in range(rows)]
     ids = torch.arange(first, first + rows, dtype=torch.float64, device="cpu")
+    if isinstance(maker, PlainAtoms):
+        result.maps[out.key] = ids.reshape([n if d in maker.dims else 1 for d, n in enumerate(out.shape)])
+        return
     dim = maker.site.out_dim if isinstance(maker, SiteAtoms) else out.rank - 1
     result.maps[out.key] = vector(ids, out.rank, dim)
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fxcompress.channels.analysis import Analysis, Maker, SiteAtoms, TableAtoms
+from fxcompress.channels.analysis import Analysis, Maker, PlainAtoms, SiteAtoms, TableAtoms
 from fxcompress.channels.plan import Plan
 from fxcompress.channels.segments import Segments, trace_segments
 from fxcompress.objectives.terms import LayerUse, SizeTerms, Start
@@ -31,6 +31,8 @@ def multiplied(sites: SiteAtoms) -> int:
 
 def written(maker: Maker) -> int:
     """The values that a use of a layer, or a lookup in a table, writes for each output channel."""
+    if isinstance(maker, PlainAtoms):
+        return 0
     dim = maker.site.out_dim if isinstance(maker, SiteAtoms) else len(maker.output) - 1
     return prod(n for d, n in enumerate(maker.output) if d != dim)
 
@@ -44,9 +46,11 @@ def starting_costs(analysis: Analysis, weights: Collection[str]) -> Start:
     """
     uses = [s for s in analysis.sites if s.mode == EVALUATION and s.weight_name in weights]
     written = [m for m in analysis.makers if m.mode == EVALUATION and m.weight_name in weights and m.has_bits]
+    plain = [m for m in written if isinstance(m, PlainAtoms)]
     return Start(
-        macs=sum(multiplied(s) * prod(s.site.weight.shape) for s in uses),
-        activations=sum(prod(maker.output) for maker in written),
+        macs=sum(multiplied(s) * prod(s.site.weight.shape) for s in uses)
+        + sum(m.multiplied * prod(m.weight.shape) for m in plain),
+        activations=sum(prod(maker.output) for maker in written if not isinstance(maker, PlainAtoms)),
         uses=tuple(LayerUse(s.weight_name, s.site.rows, s.site.entries) for s in uses),
     )
 
@@ -91,6 +95,9 @@ class _Builder:
             return
         if isinstance(maker, TableAtoms):
             self._table(maker, runs=runs)
+        elif isinstance(maker, PlainAtoms):
+            left = self.alive[maker.rows] | (maker.rows == 0)
+            self._columns(name, maker.others(self.alive), left, 1, multiplied=maker.multiplied * runs, written=0)
         elif maker.reads_columns:
             self._tied(maker, runs=runs)
         else:

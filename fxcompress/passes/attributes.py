@@ -5,7 +5,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from fxcompress.quantizer import Quantizer
+from fxcompress.quantizer import Quantizer, is_grouped
 from fxcompress.trace.weights.computed import SUFFIX
 
 
@@ -52,7 +52,7 @@ def fit_to_input(module: nn.Module, args: tuple[object, ...]) -> None:
 
 
 def _quantizer(module: Quantizer, original: nn.Module) -> None:
-    if module.channel_dim == 1 and module.groups > 1:
+    if is_grouped(module.channel_dim, module.groups):
         module.groups = module.groups * module.bits.numel() // original.get_parameter("bits").numel()
 
 

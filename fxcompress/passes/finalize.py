@@ -42,7 +42,7 @@ def finalize_quantizers(module: TracedModule) -> dict[str, Grid]:
             _replace_weight(module, weight, quantizer)
             grids[weight] = Grid(
                 tuple(quantizer.bits.detach().tolist()), tuple(quantizer.exponent.detach().tolist()),
-                quantizer.channel_dim, quantizer.groups,
+                quantizer.channel_dim, quantizer.groups, quantizer.batch_dims,
             )  # fmt: skip
     for graph in module.graphs.values():
         _drop_quantizers(module, graph)

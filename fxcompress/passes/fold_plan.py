@@ -13,6 +13,7 @@ from fxcompress.channels.rules.registry import Known
 from fxcompress.passes.fold_sites import Foldable, Knowns, foldable
 from fxcompress.passes.rewrite import rewrite
 from fxcompress.provenance import Grid
+from fxcompress.quantizer import channels_of
 
 _FLOAT_BITS = 32
 _CHANNEL_BITS = 40
@@ -148,7 +149,8 @@ class FoldPlan:
             grid = self.grids.get(name)
             each = _FLOAT_BITS if grid is None else sum(grid.bits) / max(len(grid.bits), 1)
             total += math.prod(left) * each
-            total += _CHANNEL_BITS * left[grid.channel_dim] if grid is not None else 0
+            if grid is not None:
+                total += _CHANNEL_BITS * channels_of(left, grid.channel_dim, grid.groups, grid.batch_dims)
         return total + sum(_FLOAT_BITS * self._new_bias(layer, plan) for layer in layers)
 
     def _new_bias(self, layer: Foldable, plan: Plan) -> int:

@@ -1,6 +1,6 @@
 """Keeps the provenance of a network up to date with what passes cut out of it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 from fxcompress.passes.cutting import Cut
 from fxcompress.passes.prune_channels import Pruned
 from fxcompress.provenance import Grid, Provenance, provenance_of
+from fxcompress.quantizer import channel_dims, is_grouped
 from fxcompress.trace.fingerprint import fingerprint
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.traced import TracedModule
@@ -49,7 +50,7 @@ def extended(before: TracedModule, pruned: Pruned) -> Provenance:
     grids = {name: grid for name, grid in base.grids.items() if name not in pruned.gone}
     for name, cut in cuts.items():
         if name in grids:
-            grids[name] = _cut_grid(grids[name], cut.old.shape[0], cut.indices)
+            grids[name] = _cut_grid(grids[name], cut.old.shape, cut.indices)
     biases = tuple(name for name in base.biases if name not in pruned.gone)
     places = {f"{mode}:{node.name}" for mode, graph in pruned.module.graphs.items() for node in graph.nodes}
     joins = tuple(join for join in base.joins if join.place in places)
@@ -68,19 +69,34 @@ def kept_after(kept: Kept, cuts: Mapping[str, Cut]) -> Kept:
     return result
 
 
-def _cut_grid(grid: Grid, inputs: int, indices: dict[int, Tensor]) -> Grid:
-    """The number format of the channels that are left."""
-    grouped = grid.channel_dim == 1 and grid.groups > 1
+def _cut_grid(grid: Grid, shape: Sequence[int], indices: dict[int, Tensor]) -> Grid:
+    """The number format of the channels that are left of a weight that had ``shape``."""
+    grouped = is_grouped(grid.channel_dim, grid.groups)
+    if grid.batch_dims:
+        return _cut_batch(grid, shape, indices)
     index = indices.get(0 if grouped else grid.channel_dim)
     if index is None:
         return grid
     groups = grid.groups
     if grouped:
-        left = torch.unique(index // (inputs // groups))
+        left = torch.unique(index // (shape[0] // groups))
         each = len(grid.bits) // groups
         index = (left[:, None] * each + torch.arange(each, device="cpu")).reshape(-1)
         groups = len(left)
+    return _channels(replace(grid, groups=groups), index)
+
+
+def _cut_batch(grid: Grid, shape: Sequence[int], indices: dict[int, Tensor]) -> Grid:
+    """The same where each entry of some dims has channels of its own."""
+    dims = channel_dims(grid.channel_dim, grid.batch_dims)
+    left = torch.arange(len(grid.bits), device="cpu").reshape([shape[dim] for dim in dims])
+    for position, dim in enumerate(dims):
+        left = left.index_select(position, indices[dim]) if dim in indices else left
+    return _channels(grid, left.reshape(-1))
+
+
+def _channels(grid: Grid, index: Tensor) -> Grid:
+    """The number format of some of the channels."""
     channels = index.tolist()
-    return Grid(
-        tuple(grid.bits[c] for c in channels), tuple(grid.exponent[c] for c in channels), grid.channel_dim, groups
-    )
+    bits, exponent = (tuple(values[c] for c in channels) for values in (grid.bits, grid.exponent))
+    return replace(grid, bits=bits, exponent=exponent)

@@ -6,6 +6,8 @@ x ------------------------------> F.conv2d
 """
 
 import copy
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +42,8 @@ class InjectQuantizers(Pass):
     from a parameter entry by entry (turned, masked, scaled), the parameter gets the quantizer; where layers read one
     both ways, its channels are the outputs of the first of them. A weight that is frozen, or that something else reads
     as well, gets none; neither does one that is complex or empty, or a table with sparse gradients or a norm that each
-    lookup restores.
+    lookup restores. Parameters that no layer multiplies with (positions that are added, experts in a batch) take an
+    analysis to find where their channels are; :func:`fxcompress.compress` gives them theirs.
 
     Attributes:
         bits: bit depth to start with.
@@ -86,6 +89,29 @@ def inject_quantizers(module: TracedModule, bits: float) -> dict[str, str]:
     return made
 
 
+def inject_at_reads(module: TracedModule, bits: float, layouts: Mapping[str, Layout]) -> dict[str, str]:
+    """Put quantizers behind all reads of some parameters, in place; what :func:`inject_quantizers` does to layers.
+
+    Args:
+        module: a traced network.
+        bits: bit depth to start with.
+        layouts: where the channels of these parameters are; see
+            :func:`~fxcompress.passes.plain_weights.plain_weights`.
+
+    Returns:
+        the name of each new quantizer, by the name of its parameter.
+    """
+    made = {weight: _add(module, weight, layout, bits) for weight, layout in layouts.items()}
+    for weight, quantizer in made.items():
+        for graph in module.graphs.values():
+            _read_quantized(module, graph, weight, quantizer)
+    for graph in module.graphs.values() if made else ():
+        graph.lint()
+    if made:
+        module.recompile()
+    return made
+
+
 def _connect(module: TracedModule, use: Use, weight: fx.Node) -> None:
     """Let whoever reads a weight read the quantized one."""
     if use.recurrent:
@@ -102,6 +128,20 @@ def _connect(module: TracedModule, use: Use, weight: fx.Node) -> None:
         _read(use.node, weight)
 
 
+def _read_quantized(module: TracedModule, graph: fx.Graph, weight: str, quantizer: str) -> None:
+    """Let all that reads a parameter in a graph read it quantized."""
+    names, quantized = _names(module, weight), None
+    for node in graph.find_nodes(op="get_attr"):
+        if str(node.target) not in names:
+            continue
+        users = list(node.users)
+        if quantized is None:
+            with graph.inserting_after(node):
+                quantized = graph.call_module(quantizer, (node,))
+        for user in users:
+            user.replace_input_with(node, quantized)
+
+
 def _names(module: TracedModule, weight: str) -> set[str]:
     """All names of a parameter."""
     parameters = dict(module.named_parameters(remove_duplicate=False))
@@ -110,7 +150,7 @@ def _names(module: TracedModule, weight: str) -> set[str]:
 
 def _add(module: TracedModule, weight: str, layout: Layout, bits: float) -> str:
     parameter = module.get_parameter(weight)
-    quantizer = Quantizer.for_weight(parameter, bits=bits, channel_dim=int(layout.transposed), groups=layout.groups)
+    quantizer = Quantizer.for_weight(parameter, bits=bits, **dataclasses.asdict(layout))
     owner, _, leaf = weight.rpartition(".")
     module.get_submodule(owner).add_module(f"{leaf}_quantizer", quantizer)
     return f"{weight}_quantizer"

@@ -41,15 +41,20 @@ def unquantized(module: TracedModule) -> tuple[Unquantized, ...]:
 
     Vectors (biases, norms, a scale for each channel) are no weights here.
     """
+    weights = left_out(module)
+    uses = uses_of(module) if weights else []
+    found = [Unquantized(name, weight.numel(), _reason(module, weight, uses)) for name, weight in weights.items()]
+    return tuple(sorted(found, key=lambda item: -item.elements))
+
+
+def left_out(module: TracedModule) -> dict[str, nn.Parameter]:
+    """The parameters of ``module`` with two or more dims of size > 1 that have no quantizer, by their names."""
     quantized = {
         id(module.get_parameter(name.removesuffix("_quantizer")))
         for name, child in module.named_modules()
         if isinstance(child, Quantizer)
     }
-    weights = {n: p for n, p in module.named_parameters() if id(p) not in quantized and is_weight(p)}
-    uses = uses_of(module) if weights else []
-    found = [Unquantized(name, weight.numel(), _reason(module, weight, uses)) for name, weight in weights.items()]
-    return tuple(sorted(found, key=lambda item: -item.elements))
+    return {name: p for name, p in module.named_parameters() if id(p) not in quantized and is_weight(p)}
 
 
 def is_weight(parameter: nn.Parameter) -> bool:
@@ -111,8 +116,6 @@ def _described(module: TracedModule, node: fx.Node) -> str:
         kind = type(layer).__name__
         if type(layer) in MODULES:
             return f"{kind} {node.target}, called with more than its input,"
-        if isinstance(layer, nn.RNNBase | nn.RNNCellBase):
-            return f"{kind} {node.target}, a recurrent layer,"
         if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
             how = "a table with sparse gradients" if layer.sparse else "a table"
             how = "a table whose lookups restore a norm" if layer.max_norm is not None else how

@@ -41,8 +41,8 @@ def last_write(node: fx.Node) -> fx.Node | None:
     users = list(node.users)
     if node.target is not getattr or node.args[1] != "data" or not users:
         return None
-    writes = all(_writes(user) and user.args[0] is node and not user.users for user in users)
-    return max(users) if writes else None
+    alone = all(writes(user) and user.args[0] is node and not user.users for user in users)
+    return max(users) if alone else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,12 +188,13 @@ def _steps(graph: fx.Graph) -> set[fx.Node]:
     found: set[fx.Node] = set()
     for node in graph.nodes:
         fixed = all(used.op == "get_attr" or used in found for used in node.all_input_nodes)
-        if node.op in {"call_function", "call_method"} and fixed and not _writes(node):
+        if node.op in {"call_function", "call_method"} and fixed and not writes(node):
             found.add(node)
     return found
 
 
-def _writes(node: fx.Node) -> bool:
+def writes(node: fx.Node) -> bool:
+    """Whether a call writes to what it is given, by its name."""
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     return name == "setitem" or (name.endswith("_") and not name.endswith("__"))
 

@@ -51,10 +51,11 @@ class Use:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where a weight holds its channels: along dim 1 if ``transposed``, which ``groups`` of dim 0 may have each."""
+    """Where a weight holds its channels; see :class:`~fxcompress.quantizer.Quantizer`."""
 
-    transposed: bool
-    groups: int
+    channel_dim: int
+    groups: int = 1
+    batch_dims: tuple[int, ...] = ()
 
 
 def uses_of(module: TracedModule) -> list[Use]:
@@ -107,7 +108,7 @@ def _layout(uses: list[Use]) -> Layout | None:
     ways, as encoder and decoder of a tied autoencoder do, its channels are those of the first one.
     """
     tied = any(use.looked_up for use in uses)
-    layouts = [Layout(tied or use.transposed, use.groups if use.transposed else 1) for use in uses]
+    layouts = [Layout(int(tied or use.transposed), use.groups if use.transposed else 1) for use in uses]
     if len(set(layouts)) > 1 and any(layout.groups > 1 for layout in layouts):
         return None
     return layouts[0]

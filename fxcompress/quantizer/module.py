@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from fxcompress.errors import UnsupportedModelError
 from fxcompress.quantizer.arithmetic import EAGER, FUSED, Kernels, codes_of, wide
 from fxcompress.quantizer.function import quantize, quantize_by
-from fxcompress.quantizer.layout import is_grouped, per_channel, rows, split_groups
+from fxcompress.quantizer.layout import channels_of, is_grouped, per_channel, rows, split_groups
 
 __all__ = ["Quantizer", "compile_quantizers"]
 
@@ -51,6 +51,9 @@ class Quantizer(nn.Module):
             lets exponents follow.
         groups: with ``channel_dim == 1``, the groups that dim 0 is split into: the weight is (I, O/groups, *k), and
             channel c is entry c % (O/groups) of group c // (O/groups). Without meaning for ``channel_dim == 0``.
+        batch_dims: dims beside ``channel_dim`` along which each entry has channels of its own, as each expert of a
+            weight (E, I, O) has with ``channel_dim == 2`` and ``batch_dims == (0,)``: channel c is entry c % O of
+            expert c // O. They are counted in the order of the dims.
 
     >>> conv = nn.Conv2d(3, 8, 3)
     >>> quantizer = Quantizer.for_weight(conv.weight, bits=4.0)
@@ -58,16 +61,27 @@ class Quantizer(nn.Module):
     (torch.Size([8, 3, 3, 3]), True)
     """
 
-    def __init__(self, bits: Tensor, exponent: Tensor, *, channel_dim: int = 0, groups: int = 1) -> None:
+    def __init__(
+        self, bits: Tensor, exponent: Tensor, *, channel_dim: int = 0, groups: int = 1, batch_dims: tuple[int, ...] = ()
+    ) -> None:
         super().__init__()
         self.bits = nn.Parameter(bits)
         self.exponent = nn.Parameter(exponent)
         self.channel_dim = channel_dim
         self.groups = groups
+        self.batch_dims = batch_dims
         self.keep_range = False
 
     @classmethod
-    def for_weight(cls, weight: Tensor, *, bits: float = 8.0, channel_dim: int = 0, groups: int = 1) -> "Quantizer":
+    def for_weight(
+        cls,
+        weight: Tensor,
+        *,
+        bits: float = 8.0,
+        channel_dim: int = 0,
+        groups: int = 1,
+        batch_dims: tuple[int, ...] = (),
+    ) -> "Quantizer":
         """A quantizer for a float ``weight`` of any rank >= 1, on its device, with all bit depths at ``bits``.
 
         Exponents start where the grid of each channel just spans its weights, so that nothing is clipped; with few
@@ -85,11 +99,12 @@ class Quantizer(nn.Module):
             )
         if is_grouped(channel_dim, groups) and shape[0] % groups:
             raise UnsupportedModelError(f"a weight of shape {shape} cannot have {groups} groups along dim 0")
-        matrix = wide(rows(weight.detach(), channel_dim, groups))
+        matrix = wide(rows(weight.detach(), channel_dim, groups, batch_dims))
         exponent = _spanning(matrix, bits)
         if bits < _FEW:
             exponent = _least_error(matrix, bits, exponent)
-        return cls(torch.full_like(exponent, bits), exponent, channel_dim=channel_dim, groups=groups)
+        layout: dict[str, Any] = {"channel_dim": channel_dim, "groups": groups, "batch_dims": batch_dims}
+        return cls(torch.full_like(exponent, bits), exponent, **layout)
 
     def forward(self, weight: Tensor) -> Tensor:
         """The quantized weight, of the same shape and dtype; see :func:`quantize`.
@@ -128,19 +143,19 @@ class Quantizer(nn.Module):
 
     def extra_repr(self) -> str:
         """Channels and layout; no values, which would wait for the device."""
-        return f"channels={self.bits.numel()}, channel_dim={self.channel_dim}, groups={self.groups}"
+        batch = f", batch_dims={self.batch_dims}" if self.batch_dims else ""
+        return f"channels={self.bits.numel()}, channel_dim={self.channel_dim}, groups={self.groups}{batch}"
 
     def _broadcast(self, values: Tensor, weight: Tensor) -> Tensor:
-        return per_channel(values, weight.ndim, self.channel_dim, self.groups)
+        return per_channel(values, weight.shape, self.channel_dim, self.groups, self.batch_dims)
 
     def _blocks(self, weight: Tensor) -> Tensor:
-        channels = weight.shape[self.channel_dim]
-        channels *= self.groups if is_grouped(self.channel_dim, self.groups) else 1
+        channels = channels_of(weight.shape, self.channel_dim, self.groups, self.batch_dims)
         if channels != self.bits.numel():
             raise UnsupportedModelError(
                 f"the weight of shape {tuple(weight.shape)} has {channels} output channels (channel_dim="
-                f"{self.channel_dim}, groups={self.groups}), but its quantizer has {self.bits.numel()} bit depths; "
-                "both must be cut together"
+                f"{self.channel_dim}, groups={self.groups}, batch_dims={self.batch_dims}), but its quantizer has "
+                f"{self.bits.numel()} bit depths; both must be cut together"
             )
         return split_groups(weight, self.channel_dim, self.groups)
 

@@ -6,7 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["PLAIN", "QUANTIZED", "QuantizedGRU", "QuantizedLSTM", "QuantizedRNN", "weight_names"]
+__all__ = [
+    "PLAIN", "QUANTIZED", "QuantizedGRU", "QuantizedGRUCell", "QuantizedLSTM", "QuantizedLSTMCell", "QuantizedRNN",
+    "QuantizedRNNCell", "weight_names",
+]  # fmt: skip
 
 
 class _Given(nn.RNNBase):
@@ -23,6 +26,17 @@ class _Given(nn.RNNBase):
         return super(_Given, layer).forward(*args, **kwargs)
 
 
+class _GivenCell(nn.RNNCellBase):
+    """One step of a recurrent layer, the same way."""
+
+    def forward(self, *args: Any, weights: Sequence[Tensor], **kwargs: Any) -> Any:  # noqa: ANN401 - as torch.nn has it
+        """What the cell returns with these tensors in the place of its parameters, which stand in the same order."""
+        cell = object.__new__(type(self))
+        cell.__dict__.update(self.__dict__)
+        cell.__dict__["_parameters"] = self._parameters | dict(zip(weight_names(self), weights, strict=True))
+        return super(_GivenCell, cell).forward(*args, **kwargs)
+
+
 class QuantizedLSTM(_Given, nn.LSTM):  # type: ignore[misc]
     """An ``nn.LSTM`` that is called with its weights."""
 
@@ -35,15 +49,29 @@ class QuantizedRNN(_Given, nn.RNN):  # type: ignore[misc]
     """An ``nn.RNN`` that is called with its weights."""
 
 
+class QuantizedLSTMCell(_GivenCell, nn.LSTMCell):  # type: ignore[misc]
+    """An ``nn.LSTMCell`` that is called with its weights."""
+
+
+class QuantizedGRUCell(_GivenCell, nn.GRUCell):  # type: ignore[misc]
+    """An ``nn.GRUCell`` that is called with its weights."""
+
+
+class QuantizedRNNCell(_GivenCell, nn.RNNCell):  # type: ignore[misc]
+    """An ``nn.RNNCell`` that is called with its weights."""
+
+
 QUANTIZED: dict[type[nn.Module], type[nn.Module]] = {
     nn.LSTM: QuantizedLSTM, nn.GRU: QuantizedGRU, nn.RNN: QuantizedRNN,
+    nn.LSTMCell: QuantizedLSTMCell, nn.GRUCell: QuantizedGRUCell, nn.RNNCell: QuantizedRNNCell,
 }  # fmt: skip
-"""For each recurrent layer of torch.nn the one that is called with its weights."""
+"""For each recurrent layer of torch.nn, and each cell, the one that is called with its weights."""
 PLAIN: dict[type[nn.Module], type[nn.Module]] = {made: plain for plain, made in QUANTIZED.items()}
 """The other way round."""
 
 
 def weight_names(layer: nn.Module) -> list[str]:
-    """The parameters of a recurrent layer, in the order in which it is given them."""
-    assert isinstance(layer, nn.RNNBase)
-    return list(layer._flat_weights_names)
+    """The parameters of a recurrent layer or cell, in the order in which it is given them."""
+    if isinstance(layer, nn.RNNBase):
+        return list(layer._flat_weights_names)
+    return [name for name, parameter in layer._parameters.items() if parameter is not None]

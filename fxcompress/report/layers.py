@@ -1,5 +1,6 @@
 """What became of each layer: its channels before and after."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -49,7 +50,8 @@ def _width(module: nn.Module, name: str, provenance: Provenance) -> LayerWidth:
 
 
 def _channels(shape: tuple[int, ...], row: int) -> tuple[int, int]:
-    return (shape[1], shape[0]) if row == 1 else (shape[0], shape[1])
+    others = [size for dim, size in enumerate(shape) if dim != row]
+    return shape[row], others[0] if row < 2 else math.prod(others)
 
 
 def _mean_bits(grid: Grid | None) -> float:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from fxcompress.errors import StorageError
 from fxcompress.provenance import Cuts, Grid, Inputs, Narrowing, PieceRecord, Provenance, provenance_of
-from fxcompress.quantizer import Quantizer
+from fxcompress.quantizer import Quantizer, channels_of
 from fxcompress.storage.arguments import check_arguments
 from fxcompress.storage.packing import Coded, decode, encode, pack, packed_size, unpack
 from fxcompress.storage.streams import (
@@ -211,7 +211,8 @@ def _content(name: str, tensor: Tensor, provenance: Provenance, writer: Writer) 
     for part in (widths, minimum, coded.scale, pack(coded.codes, minimum, widths)):
         writer.put(part)
     types = [dtype_name(minimum.dtype), dtype_name(coded.scale.dtype)]
-    return row | {"g": [grid.channel_dim, grid.groups]} | ({} if types == _USUAL else {"x": types})
+    layout = [grid.channel_dim, grid.groups, *grid.batch_dims]
+    return row | {"g": layout} | ({} if types == _USUAL else {"x": types})
 
 
 def _rebuild(reader: Reader, length: int) -> SavedNetwork:
@@ -262,13 +263,14 @@ def _mask(reader: Reader, size: int) -> tuple[int, ...]:
 
 
 def _read_coded(reader: Reader, row: _Json, shape: tuple[int, ...]) -> tuple[Tensor, Grid]:
-    (channel_dim, groups), (minimum_type, scale_type) = row["g"], row.get("x", _USUAL)
-    channels = shape[channel_dim] * (groups if channel_dim == 1 else 1)
+    (channel_dim, groups, *batch), (minimum_type, scale_type) = row["g"], row.get("x", _USUAL)
+    layout = channel_dim, groups, tuple(batch)
+    channels = channels_of(shape, *layout)
     columns = math.prod(shape) // channels
     widths = reader.take("uint8", (channels,))
     minimum, scale = reader.take(minimum_type, (channels,)), reader.take(scale_type, (channels,))
     packed = reader.take("uint8", (packed_size(widths, columns),))
     coded = Coded(unpack(packed, minimum, widths, columns), scale)
     bits, exponent = coded.bits.double().tolist(), scale.double().log2().tolist()
-    grid = Grid(tuple(bits), tuple(exponent), channel_dim, groups)
+    grid = Grid(tuple(bits), tuple(exponent), *layout)
     return decode(coded, shape, getattr(torch, row["d"]), grid), grid

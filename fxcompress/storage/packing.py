@@ -140,14 +140,15 @@ def encode(weight: Tensor, grid: Grid) -> Coded | None:
     """
     if weight.numel() == 0 or not weight.is_floating_point():
         return None
-    matrix = rows(weight.detach().cpu(), grid.channel_dim, grid.groups)
+    matrix = rows(weight.detach().cpu(), grid.channel_dim, grid.groups, grid.batch_dims)
     scale = _fitting_scale(matrix, grid.exponent) if len(grid.exponent) == len(matrix) else None
     return None if scale is None else Coded(_round(matrix, scale).long(), scale)
 
 
 def decode(coded: Coded, shape: tuple[int, ...], dtype: torch.dtype, grid: Grid) -> Tensor:
-    """The weight that :func:`encode` was given; of ``grid`` only ``channel_dim`` and ``groups`` are read."""
-    return from_rows(_on_grid(coded.codes, coded.scale, dtype), shape, grid.channel_dim, grid.groups)
+    """The weight that :func:`encode` was given; of ``grid`` only the layout is read, no bits and exponents."""
+    matrix = _on_grid(coded.codes, coded.scale, dtype)
+    return from_rows(matrix, shape, grid.channel_dim, grid.groups, grid.batch_dims)
 
 
 def _round(matrix: Tensor, scale: Tensor) -> Tensor:

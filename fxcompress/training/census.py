@@ -17,7 +17,7 @@ from fxcompress.channels.plan import Plan, make_plan
 from fxcompress.channels.rules.contraction import CONTRACTIONS, live_rows, site_of
 from fxcompress.channels.rules.movement import RESHAPE
 from fxcompress.channels.rules.norms import BATCH_NORM
-from fxcompress.channels.rules.recurrent import STATE
+from fxcompress.channels.rules.recurrent import STATE, kind_of_cell
 from fxcompress.channels.rules.registry import Known
 from fxcompress.channels.segments import Segments, trace_segments
 from fxcompress.channels.values import Step, Value, find
@@ -29,7 +29,7 @@ from fxcompress.trace.traced import TracedModule
 
 _NONE = np.zeros(1, dtype=bool)
 _ADD = torch.ops.aten.add.Tensor
-_WHOLE = frozenset({torch.ops.aten.slice.Tensor, torch.ops.aten.alias.default})
+_WHOLE = frozenset({torch.ops.aten.slice.Tensor, torch.ops.aten.alias.default, torch.ops.aten.select.int})
 
 Zeros = dict[str, np.ndarray]
 """For bits and biases by name, which of their entries are zero (for good, or just now); bool (K,)."""
@@ -207,7 +207,9 @@ class Census:
         for mode, graph in self.view.graphs.items():
             trail = self.analysis.trails[mode]
             vectors = {
-                v.key: self._tensor(n) for n, v in trail.parameters.items() if v.rank == 1 and n not in self.bits
+                v.key: self._tensor(n)
+                for n, v in trail.parameters.items()
+                if (v.rank == 1 or n in self.free) and n not in self.bits
             }
             shrunk = {
                 key: torch.where(zero == 0, zero, vectors[key])
@@ -252,21 +254,27 @@ class Census:
 def free_entries(analysis: Analysis) -> Zeros:
     """Which entries of bits and trained biases may die: those that nothing pins.
 
-    Of the biases of a recurrent layer those of the candidates alone: a unit dies by its candidate, whatever its gates
-    do, and a gate without weights may do well with a bias.
+    A bias is a vector, which may be laid out along a dim, as (1, C, 1, 1) is. Of the biases of a recurrent layer those
+    of the candidates alone: a unit dies by its candidate, whatever its gates do, and a gate without weights may do well
+    with a bias.
     """
     result: Zeros = {}
     for name, parameter in analysis.module.named_parameters():
         owner = analysis.module.get_submodule(name.rpartition(".")[0])
+        dims = [dim for dim, size in enumerate(parameter.shape) if size > 1] or [0]
         if (
-            parameter.ndim != 1
+            parameter.ndim == 0
+            or len(dims) > 1
+            or f"{name}_quantizer.bits" in analysis.atoms
             or not parameter.requires_grad
             or name not in analysis.atoms  # complex ones have no labels
             or (isinstance(owner, Quantizer) and not name.endswith(".bits"))
         ):
             continue
-        atoms = analysis.atoms[name].get(0)
+        atoms = analysis.atoms[name].get(dims[0])
         result[name] = np.zeros(parameter.numel(), bool) if atoms is None else ~analysis.pinned[atoms.numpy()]
+        if isinstance(owner, nn.RNNCellBase):
+            result[name] &= kind_of_cell(owner).is_candidate(parameter.numel())
     for trail in analysis.trails.values():
         names = {value.key: name for name, value in trail.parameters.items()}
         for step in (step for step in trail.tape if step.op is STATE):
@@ -281,7 +289,7 @@ def seeds(trail: Trail, zeros: Zeros) -> dict[int, Tensor]:
     maps: dict[int, Tensor] = {}
     for name, value in trail.parameters.items():
         if name in zeros:
-            zero = torch.from_numpy(zeros[name])
+            zero = torch.from_numpy(zeros[name]).reshape(value.shape)
             maps[value.key] = torch.where(zero, 0.0, torch.nan).to(torch.float64)
     return maps
 
@@ -309,7 +317,7 @@ def _dim_of(bias: Value, source: Value) -> int | None:
 
 def _lays_out(step: Step) -> bool:
     """Whether a step gives all entries of what it reads, in their order: ``bias[None, :]`` slices all of it first."""
-    whole = step.call.func in _WHOLE and step.outputs[0].shape == step.call.args[0].shape
+    whole = step.call.func in _WHOLE and step.outputs[0].shape.numel() == step.call.args[0].shape.numel()
     return step.op is RESHAPE or whole
 
 

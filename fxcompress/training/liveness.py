@@ -28,10 +28,10 @@ _FINEST = 24.0
 class Liveness(nn.Module):
     """What is remembered from step to step, as buffers, so that checkpoints hold it and pruning cuts it.
 
-    For bits and biases: what is dead for good, and what may die at all (a layer that is down to one channel has no
-    labels that would tell). For biases as well: what is being shrunk, which the next step needs before it has looked
-    at anything. For bits: what was zero after the last step, and how many there were. For running means: what has been
-    reset.
+    All of it is flat, of whatever shape a bias is. For bits and biases: what is dead for good, and what may die at all
+    (a layer that is down to one channel has no labels that would tell). For biases as well: what is being shrunk, which
+    the next step needs before it has looked at anything. For bits: what was zero after the last step, and how many
+    there were. For running means: what has been reset.
 
     Args:
         sizes: the size of each parameter or buffer, by its name.
@@ -159,7 +159,8 @@ class LivenessUpdate:
             self.module.get_parameter(name.removesuffix("bits") + "exponent") for name in depths
         ]
         self._limits = [
-            self.flags.shrinks(n).to(b) * self.shrink for n, b in zip(self.census.biases, self.biases, strict=True)
+            self.flags.shrinks(n).to(b).view_as(b) * self.shrink
+            for n, b in zip(self.census.biases, self.biases, strict=True)
         ]
         self._hold()
 
@@ -202,7 +203,7 @@ class LivenessUpdate:
     def _zero(self) -> Tensor:
         """Which bits and biases are zero just now, in one vector on the device."""
         return (
-            torch.cat([p.detach() == 0 for p in (*self.bits, *self.biases)])
+            torch.cat([p.detach().view(-1) == 0 for p in (*self.bits, *self.biases)])
             if self.bits
             else torch.zeros(0, device="cpu")
         )
@@ -221,7 +222,7 @@ class LivenessUpdate:
         for bias, limit in zip(self.census.biases, self._limits, strict=True):
             may = before[bias] & self.census.free[bias]
             self.flags.shrinks(bias).copy_(torch.from_numpy(may))
-            limit.copy_(self.flags.shrinks(bias)).mul_(self.shrink)
+            limit.copy_(self.flags.shrinks(bias).view_as(limit)).mul_(self.shrink)
         self._hold()
         self._seen = self._zero()
         if self._flag(rows, biases):
@@ -329,7 +330,9 @@ class LivenessUpdate:
 
     def _hold(self) -> None:
         """What each held parameter is multiplied with after a step: 0 where it is dead, in dead branches as well."""
-        self._keep = [(~self.flags.flags(name)).to(parameter.dtype) for name, parameter in self._held]
+        self._keep = [
+            (~self.flags.flags(name)).to(parameter.dtype).view_as(parameter) for name, parameter in self._held
+        ]
 
 
 def _key(name: str) -> str:

@@ -20,7 +20,7 @@ def take_over(net: SizedModule, pruned: Pruned, provenance: Provenance) -> None:
     flags = net.get_submodule(LIVENESS)
     assert isinstance(flags, Liveness)
     for name, cut in pruned.cuts.items():
-        flags.keep(name, cut.indices.get(0))
+        flags.keep(name, next(iter(cut.indices.values()), None))  # what has flags is cut along one dim
     for name in pruned.gone:
         flags.keep(name, None)
     new = dict(pruned.module.named_modules(remove_duplicate=False))  # a module may have two names

@@ -3,15 +3,19 @@
 import torch
 from torch import Tensor
 
-from fxcompress.channels.layers import Layers
+from fxcompress.channels.layers import Layers, vector
 from fxcompress.channels.rules.contraction import take
 from fxcompress.channels.rules.registry import Known, OpClass
 from fxcompress.channels.space import Space
-from fxcompress.channels.values import Call, Step
+from fxcompress.channels.values import Call, Step, Value
+from fxcompress.quantizer import channel_dims
 
 
 def _labels(call: Call, space: Space) -> tuple[Layers, ...]:
-    weight, bits, exponent, channel_dim, groups = call.args
+    weight, bits, exponent, channel_dim, groups, batch_dims = call.args
+    if batch_dims:
+        _batched(weight, (bits, exponent), channel_dim, batch_dims, space)
+        return (weight.layers,)
     channels = take(weight, 0 if groups > 1 else channel_dim, space)
     for value in (bits, exponent):
         own = take(value, 0, space)
@@ -24,16 +28,35 @@ def _labels(call: Call, space: Space) -> tuple[Layers, ...]:
     return (weight.layers,)
 
 
+def _batched(
+    weight: Value, formats: tuple[Value, ...], channel_dim: int, batch_dims: tuple[int, ...], space: Space
+) -> None:
+    """Where each expert, say, has channels of its own: one goes with those of all experts, and these stay as many."""
+    dims = channel_dims(channel_dim, batch_dims)
+    channels = take(weight, channel_dim, space)
+    shape, place = [weight.shape[dim] for dim in dims], dims.index(channel_dim)
+    for value in formats:
+        for own in value.layers:
+            space.couple(
+                own.reshape(shape), own.new_zeros(()) if channels is None else vector(channels, len(dims), place)
+            )
+    for dim in batch_dims:
+        labels = take(weight, dim, space)
+        if labels is not None:
+            space.pin(labels, "batch", "each entry of this dim has channels of its own, with bits of their own")
+
+
 def _constants(step: Step, known: Known) -> list[Tensor]:
     """A channel of zero bits is zero."""
-    weight, bits, _, channel_dim, groups = step.call.args
+    weight, bits, _, channel_dim, groups, batch_dims = step.call.args
     zero = torch.from_numpy(known.small(bits) == 0)
     if channel_dim == 1 and groups > 1:
         inner = weight.shape[0] // groups
         zero = zero.expand(bits.shape).reshape(groups, 1, -1).expand(groups, inner, -1).reshape(weight.shape[0], -1)
         shape = [*zero.shape, *[1] * (weight.rank - 2)]
     else:
-        shape = [zero.numel() if d == channel_dim else 1 for d in range(weight.rank)]
+        dims = channel_dims(channel_dim, batch_dims)
+        shape = [n if d in dims and zero.numel() > 1 else 1 for d, n in enumerate(weight.shape)]
     return [torch.where(zero, 0.0, torch.nan).to(torch.float64).reshape(shape)]
 
 

@@ -58,6 +58,11 @@ GRU = Kind(3, 2, keeps=True, cell=False, module=nn.GRU)
 RNN = Kind(1, 0, keeps=False, cell=False, module=nn.RNN)
 
 
+def kind_of_cell(cell: nn.RNNCellBase) -> Kind:
+    """The kind of layer that a cell is one step of: it has as many gates."""
+    return next(kind for kind in (LSTM, GRU, RNN) if kind.gates * cell.hidden_size == cell.weight_ih.shape[0])
+
+
 @dataclass(frozen=True, slots=True)
 class Weights:
     """The parameters of one layer in one direction, as they stand in torch.nn.

@@ -1,0 +1,206 @@
+"""Which parameters can take a quantizer though no layer multiplies with them, and where their channels are.
+
+pos_embed (1, N, C) -> add                 a bit depth for each of the C channels, which the sum has as well
+experts (E, I, O)   -> torch.bmm           one for each of the O channels of each expert
+bias_table (V, H)   -> index -> add        one for each of the H heads
+
+What is read of such a parameter must be linear in it: then an error of its values is one of the same size in what is
+made. Behind an exponential or a softmax it would be any, and those stay floats.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxcompress.channels.analysis import Analysis
+from fxcompress.channels.carried import Held
+from fxcompress.channels.factories import SPREAD
+from fxcompress.channels.interpret import Trail
+from fxcompress.channels.layers import along
+from fxcompress.channels.rules.contraction import CONTRACTIONS, MATMUL, site_of
+from fxcompress.channels.rules.products import BATCHED, product_of
+from fxcompress.channels.values import Step, Value, find
+from fxcompress.passes.weight_steps import asks_for_kind, writes
+from fxcompress.passes.weight_uses import Layout
+from fxcompress.trace.traced import TracedModule
+
+_MOVES = frozenset({
+    "movement", "diagonal", "reshape", "permute", "cat", "pad", "restride", "index", "gather", "same values", "dropout",
+    "noise", "embedding", "sum", "window 1d", "window 2d", "window 3d",
+})  # fmt: skip
+"""Classes of ops each entry of whose results is a sum of entries of what they are given, each times a number."""
+_SUMS = frozenset({"add", "sub", "neg", "mul", "mean", "where", "masked_fill", "index_add", "lerp"})
+_BOTH = frozenset({"add", "sub", "where"})
+"""Linear in all operands at once."""
+_PRODUCTS = frozenset({"bmm", "baddbmm", "mm", "addmm", "convolution"})
+_NONE = -1
+_TURNS = frozenset({"T", "mT"})
+_DIVISION = "div"
+"""Linear in what is divided."""
+
+
+@dataclass(slots=True)
+class _Readings:
+    """What is made of one parameter in a network.
+
+    Attributes:
+        linear: whether all of it is linear in the parameter.
+        rows: dims of the parameter that are those of what products make.
+        contracted: dims that products sum over.
+        batches: dims that are those of the batch of a product.
+        layers: whether layers multiply with it (a matrix that is expanded to the batch, say).
+    """
+
+    linear: bool = True
+    rows: set[int] = field(default_factory=set)
+    contracted: set[int] = field(default_factory=set)
+    batches: set[int] = field(default_factory=set)
+    layers: bool = False
+
+
+def plain_weights(analysis: Analysis, names: Iterable[str]) -> dict[str, Layout]:
+    """Where the channels are of those parameters that can take a quantizer behind each read.
+
+    Args:
+        analysis: of a network.
+        names: of parameters that no quantizer is in front of as yet.
+    """
+    found, module = dict[str, Layout](), analysis.module
+    for name in names:
+        parameter = module.get_parameter(name)
+        if not parameter.requires_grad or not parameter.is_floating_point():
+            continue
+        aliases = {other for other, p in module.named_parameters(remove_duplicate=False) if p is parameter}
+        if not _only_read(module, aliases):
+            continue
+        readings = _Readings()
+        for mode, trail in analysis.trails.items():
+            for value in {v.key: v for n, v in trail.parameters.items() if n in aliases}.values():
+                _follow(trail, value, analysis.weights(mode), analysis.atoms[name], readings)
+        layout = _layout(analysis, name, readings) if readings.linear else None
+        if layout is not None:
+            found[name] = layout
+    return found
+
+
+def _only_read(module: TracedModule, aliases: Collection[str]) -> bool:
+    """Whether nodes of the graphs read a parameter, none writes to it, and no module has it for itself."""
+    held = {id(module.get_parameter(name)) for name in aliases}
+    read = False
+    for graph in module.graphs.values():
+        own: set[fx.Node] = set()
+        for node in graph.nodes:
+            if node.op == "get_attr" and str(node.target) in aliases:
+                own.add(node)
+            elif node.op == "call_module" and any(
+                id(p) in held for p in module.get_submodule(str(node.target)).parameters()
+            ):
+                return False
+            elif own.intersection(node.all_input_nodes) and not asks_for_kind(node):
+                if writes(node) or node.op == "output" or (node.target is getattr and node.args[1] not in _TURNS):
+                    return False
+                read = True
+                if all(used.op == "get_attr" or used in own for used in node.all_input_nodes):
+                    own.add(node)
+    return read
+
+
+def _follow(
+    trail: Trail, start: Value, held: Mapping[int, Held], atoms: Mapping[int, Tensor], readings: _Readings
+) -> None:
+    """Note what the steps of a graph do with a parameter, until it meets what is computed from inputs."""
+    parameters = {value.key for value in trail.parameters.values()}
+    fixed, own = set(parameters), {start.key}
+    for step in trail.tape:
+        values = find(Value, (step.call.args, step.call.kwargs))
+        is_fixed = fixed.issuperset(value.key for value in values)
+        if is_fixed:
+            fixed.update(value.key for value in step.outputs)
+        read = [value for value in values if value.key in own]
+        if not read:
+            continue
+        if not _is_linear(step, read):
+            readings.linear = False
+            return
+        _note_product(step, read, held, atoms, readings)
+        if is_fixed or _moves(step):
+            own.update(value.key for value in step.outputs)
+
+
+def _is_linear(step: Step, read: list[Value]) -> bool:
+    """Whether a step makes something linear of what it reads."""
+    name = _name(step.call.func)
+    if len(read) > 1 and not _moves(step) and name not in _BOTH:
+        return False  # it may be a product with itself
+    if step.op in CONTRACTIONS or step.op is BATCHED:
+        site = site_of(step.call) if step.op in CONTRACTIONS else None
+        kernel = site is not None and step.op is not MATMUL and any(value is site.weight for value in read)
+        bias = site is not None and any(value is site.bias for value in read)
+        return name in _PRODUCTS and not kernel and not bias
+    if name == _DIVISION:
+        return all(value is step.call.args[0] for value in read)
+    return _moves(step) or name in _SUMS
+
+
+def _note_product(
+    step: Step, read: list[Value], held: Mapping[int, Held], atoms: Mapping[int, Tensor], readings: _Readings
+) -> None:
+    """Note where the dims of a parameter are in a product."""
+    for value, batch, row, contracted, is_layer in _operands(step):
+        if not any(value is other for other in read):
+            continue
+        one = held.get(value.key)
+        there = {} if one is None else {d: own for own in atoms for d in range(value.rank) if _lies(one, d, atoms[own])}
+        for dims, dim in ((readings.batches, batch), (readings.rows, row), (readings.contracted, contracted)):
+            dims.update([there[dim]] if dim in there else [])
+        if is_layer:
+            readings.layers = True
+            readings.linear &= row in there and contracted in there
+
+
+def _operands(step: Step) -> Iterator[tuple[Value, int, int, int, bool]]:
+    """The operands of a product: dims of its batch, of what it makes, of the sum; whether it is a layer's weight."""
+    product = product_of(step.call) if step.op is BATCHED else None
+    site = site_of(step.call) if step.op is MATMUL else None
+    if product is not None:
+        yield product.left, 0, 1, 2, False
+        yield product.right, 0, 2, 1, False
+    elif site is not None:
+        yield site.source, _NONE, 0, site.source_dim, False
+        yield site.weight, _NONE, site.row, site.column, True
+
+
+def _lies(held: Held, dim: int, labels: Tensor) -> bool:
+    """Whether a dim of a parameter, by its labels, is that dim of a value."""
+    found = along(held.layers, dim)
+    return found is not None and torch.equal(found.reshape(-1), labels)
+
+
+def _layout(analysis: Analysis, name: str, readings: _Readings) -> Layout | None:
+    """Where the channels of a parameter are.
+
+    With products, along each dim that is not summed over, as in a linear layer; they go along the one that is made.
+    Otherwise along the dim most of which could go.
+    """
+    labels = analysis.atoms[name]
+    free = {dim: int((~analysis.unit_pinned[own.numpy()]).sum()) for dim, own in labels.items()}
+    dims, batch = set(labels), set[int]()
+    if readings.rows:
+        dims, batch = readings.rows, readings.batches
+    elif readings.contracted:
+        dims = batch = dims - readings.contracted
+    if not dims or (readings.rows and (len(dims) > 1 or dims & readings.contracted)) or (readings.layers and batch):
+        return None
+    channel = max(dims, key=lambda dim: (free[dim], dim))
+    return Layout(channel, 1, tuple(sorted(batch - {channel})))
+
+
+def _moves(step: Step) -> bool:
+    return step.op is SPREAD or step.op.name in _MOVES
+
+
+def _name(func: Any) -> str:  # noqa: ANN401
+    return getattr(getattr(func, "overloadpacket", None), "__name__", "")

@@ -1,0 +1,335 @@
+"""Parameters that no layer multiplies with have quantizers: position embeddings, tables of biases, experts."""
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fxcompress as fxc
+from fxcompress.quantizer import Quantizer
+from tests.exactness import difference
+
+pytestmark = pytest.mark.usefixtures("double")
+
+E, D, H, T = 3, 8, 6, 5
+
+
+def weight(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.randn(shape) / 2)
+
+
+class Experts(nn.Module):
+    """Each row of a batch goes through all experts, whose results a gate weighs; ``way`` says how they multiply."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.turned = way, "turned" in way
+        self.first, self.gate, self.last = nn.Linear(4, D), nn.Linear(D, E), nn.Linear(D, 2)
+        self.up = weight(E, H, D) if self.turned else weight(E, D, H)
+        self.down = weight(E, D, H) if self.turned else weight(E, H, D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x).relu()
+        y = EXPERTS[self.way](h, self.up, self.down)  # (E, N, D)
+        return self.last(h + (y * self.gate(h).softmax(-1).t()[:, :, None]).sum(0))  # type: ignore[no-any-return]
+
+
+EXPERTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "bmm": lambda h, up, down: torch.bmm(torch.bmm(h.expand(E, -1, -1), up).relu(), down),
+    "matmul": lambda h, up, down: (h @ up).relu() @ down,
+    "turned": lambda h, up, down: (h @ up.transpose(1, 2)).relu() @ down.mT,
+    "einsum": lambda h, up, down: torch.einsum("enh,ehd->end", torch.einsum("nd,edh->enh", h, up).relu(), down),
+    "einsum, turned": lambda h, up, down: torch.einsum("enh,edh->end", torch.einsum("nd,ehd->enh", h, up).relu(), down),
+    "from the left, turned": lambda h, up, down: (down @ (up @ h.t()).relu()).transpose(1, 2),
+}
+
+
+class Positions(nn.Module):
+    """A transformer with learned positions, and learned biases in its attention."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.first, self.qkv, self.out = nn.Linear(4, D), nn.Linear(D, 3 * D), nn.Linear(D, D)
+        self.last = nn.Linear(D, 2)
+        self.pos = weight(T, D) if way == "rows" else weight(1, 2 * T, D) if way == "some of them" else weight(1, T, D)
+        self.bias = weight(2 * T - 1, 2)
+        self.register_buffer("index", torch.arange(T)[:, None] - torch.arange(T) + T - 1)
+        self.drop = nn.Dropout(0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = POSITIONS[self.way](self.first(x), self.pos)
+        q, k, v = self.drop(self.qkv(h)).unflatten(2, (3, 2, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        assert isinstance(self.index, Tensor)
+        scores = q @ k.transpose(2, 3) / 2 + self.bias[self.index.view(-1)].view(T, T, -1).permute(2, 0, 1)
+        return self.last(h + self.out((scores.softmax(-1) @ v).transpose(1, 2).flatten(2)))  # type: ignore[no-any-return]
+
+
+POSITIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "added": lambda h, pos: h + pos,
+    "rows": lambda h, pos: h + pos,
+    "dropped and added": lambda h, pos: F.dropout(pos, 0.0) + h,
+    "scaled": lambda h, pos: h + pos * 0.5,
+    "some of them": lambda h, pos: h + pos[:, : h.shape[1]],
+    "resized": lambda h, pos: h + F.interpolate(pos.transpose(1, 2), size=h.shape[1], mode="linear").transpose(1, 2),
+}
+
+
+class Maps(nn.Module):
+    """An image with a learned bias for each pixel; channels first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last, self.pos = nn.Conv2d(3, D, 3, padding=1), nn.Conv2d(D, 2, 3), weight(1, D, 6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last((self.first(x) + self.pos).relu()).mean((2, 3))  # type: ignore[no-any-return]
+
+
+class Heads(nn.Module):
+    """Attention whose weights have a dim for the heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, D), nn.Linear(D, 2)
+        self.q, self.k, self.v, self.o = weight(D, 2, 4), weight(D, 2, 4), weight(D, 2, 4), weight(2, 4, D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        q, k, v = (torch.einsum("ntd,dhk->nhtk", h, w) for w in (self.q, self.k, self.v))
+        y = F.scaled_dot_product_attention(q, k, v)
+        return self.last(h + torch.einsum("nhtk,hkd->ntd", y, self.o))  # type: ignore[no-any-return]
+
+
+class Expanded(nn.Module):
+    """A matrix that is expanded to the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.weight, self.last = nn.Linear(4, D), weight(D, H), nn.Linear(H, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        return self.last(torch.bmm(h, self.weight.expand(len(h), -1, -1)).relu())  # type: ignore[no-any-return]
+
+
+Layout = tuple[int, int, tuple[int, ...]]
+Case = tuple[Callable[[], nn.Module], Callable[[], Tensor], dict[str, Layout]]
+
+
+def row() -> Tensor:
+    return torch.randn(6, 4)
+
+
+def sequence() -> Tensor:
+    return torch.randn(3, T, 4)
+
+
+EXPERT_LAYOUT: dict[str, Layout] = {"up": (E * H, 2, (0,)), "down": (E * D, 2, (0,))}
+TURNED_LAYOUT: dict[str, Layout] = {"up": (E * H, 1, (0,)), "down": (E * D, 1, (0,))}
+POSITION_LAYOUT: dict[str, Layout] = {"pos": (D, 2, ()), "bias": (2, 1, ())}
+HEADS_LAYOUT: dict[str, Layout] = {"q": (8, 1, (2,)), "k": (8, 1, (2,)), "v": (8, 1, (2,)), "o": (D, 2, ())}
+CASES: dict[str, Case] = {
+    **{
+        f"experts, {way}": (partial(Experts, way), row, TURNED_LAYOUT if "turned" in way else EXPERT_LAYOUT)
+        for way in EXPERTS
+    },
+    **{
+        f"positions, {way}": (
+            partial(Positions, way), sequence, POSITION_LAYOUT | ({"pos": (D, 1, ())} if way == "rows" else {})
+        )
+        for way in POSITIONS
+    },
+    "maps": (Maps, lambda: torch.randn(2, 3, 6, 6), {"pos": (D, 1, ())}),
+    "heads": (Heads, sequence, HEADS_LAYOUT),
+    "expanded": (Expanded, sequence, {"weight": (H, 1, ())}),
+}  # fmt: skip
+
+
+def quantizers(net: nn.Module) -> dict[str, Quantizer]:
+    return {n.removesuffix("_quantizer"): m for n, m in net.named_modules() if isinstance(m, Quantizer)}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_all_weights_have_quantizers_with_bits_for_each_channel(name: str) -> None:
+    make, inputs, expected = CASES[name]
+    model, x = make(), inputs()
+    net = fxc.compress(model, x)
+    assert net.unquantized() == ()
+    found = quantizers(net)
+    layouts = {n: (q.bits.numel(), q.channel_dim, q.batch_dims) for n, q in found.items() if n in expected}
+    assert layouts == expected
+    assert float(net.size("eq4").detach()) == pytest.approx(8.0)
+    assert difference(model.eval()(x), net.eval()(x)) < 0.05
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_trained_small_computes_the_same_when_it_is_cut_saved_and_loaded(name: str, tmp_path: Path) -> None:
+    make, inputs, expected = CASES[name]
+    model, x = make(), inputs()
+    fresh = copy.deepcopy(model)
+    net = fxc.compress(model, x, bits=2.0)
+    optimizer = torch.optim.Adam(net.param_groups(lr=1e-2, bits_lr=0.05))
+    start = {n: p.numel() for n, p in net.named_parameters() if n in expected}
+    for step in range(60):
+        optimizer.zero_grad()
+        (1e-2 * net(x).square().mean() + net.size()).backward()
+        optimizer.step()
+        net.step()
+        if step % 20 == 10:
+            before, size = net.eval()(x), float(net.size().detach())
+            net.prune(optimizer)
+            assert difference(before, net(x)) <= 1e-9
+            assert float(net.size().detach()) == pytest.approx(size, rel=1e-9)
+            net.train()
+    left = {n: p.numel() for n, p in net.named_parameters() if n in expected}
+    if name != "heads":  # its product with itself makes them die together, later
+        assert sum(left.values()) < sum(start.values())
+    final = net.eval().finalize()
+    assert difference(net(x), final(x)) <= 1e-9
+    fxc.save(final, tmp_path / "net.fxc")
+    loaded = fxc.load(tmp_path / "net.fxc", fresh, x)
+    assert torch.equal(loaded.eval()(x), final(x))
+    assert {n: tuple(p.shape) for n, p in loaded.named_parameters()} == {
+        n: tuple(p.shape) for n, p in final.named_parameters()
+    }
+
+
+@pytest.mark.parametrize("name", ["experts, bmm", "positions, added", "heads"])
+def test_they_compile_without_a_break(name: str) -> None:
+    make, inputs, _ = CASES[name]
+    x = inputs()
+    net = fxc.compress(make(), x)
+    compiled = torch.compile(net, backend="eager", fullgraph=True)
+    assert difference(net(x), compiled(x)) <= 1e-12
+
+
+def test_sizes_and_multiply_adds_of_experts_by_hand() -> None:
+    x = row()
+    net = fxc.compress(Experts("bmm"), x, objective="eq4")
+    widths = {"first.weight": 4 * D, "gate.weight": D * E, "last.weight": D * 2, "up": E * D * H, "down": E * H * D}
+    assert net.weights == sum(widths.values())
+    assert net.settings.start_costs.macs == len(x) * sum(widths.values())
+    assert net.settings.start_costs.activations == len(x) * (D + E + 2)
+    bits = {name: quantizer.bits for name, quantizer in quantizers(net).items()}
+    with torch.no_grad():
+        bits["up"][H : 2 * H] = 3.0  # of the second expert
+        bits["down"][:] = 5.0
+        for name in ("up", "down"):  # a hidden unit of one expert, and an output of all of them, which others make too
+            bits[name].view(E, -1)[1 if name == "up" else slice(None), 0] = 0.0
+    net.step()
+    mean = {name: float(b.detach().mean()) for name, b in bits.items()}
+    assert float(net.size().detach()) == pytest.approx(sum(mean[n] * widths[n] for n in widths) / net.weights)
+    assert net.channels_left() == sum(b.numel() for b in bits.values())  # none can go
+
+
+def test_a_hidden_unit_goes_when_it_is_dead_in_all_experts() -> None:
+    x = row()
+    net = fxc.compress(Experts("bmm"), x)
+    bits = quantizers(net)["up"].bits
+    for expert in range(E):
+        with torch.no_grad():
+            bits.view(E, H)[expert, 2] = 0.0
+        net.step()
+        before = net(x)
+        shapes = [tuple(net.get_parameter(n).shape) for n in ("up", "up_quantizer.bits", "down")]
+        assert shapes == [(E, D, H), (E * H,), (E, H, D)]
+        net.prune()
+        assert difference(before, net(x)) <= 1e-9
+    shapes = [tuple(net.get_parameter(n).shape) for n in ("up", "up_quantizer.bits", "down")]
+    assert shapes == [(E, D, H - 1), (E * (H - 1),), (E, H - 1, D)]
+
+
+def test_channels_of_a_sum_live_until_the_positions_are_zero_too() -> None:
+    """As floats they never were, and nothing that they are added to could go."""
+    x = torch.randn(2, 3, 6, 6)
+    net = fxc.compress(Maps(), x)
+    found = quantizers(net)
+    for name in ("first.weight", "pos"):
+        assert net.first.weight.shape[0] == D
+        with torch.no_grad():
+            found[name].bits[[1, 4]] = 0.0
+            net.get_parameter("first.bias")[[1, 4]] = 0.0
+        net.step()
+        before = net(x)
+        net.prune()
+        assert difference(before, net(x)) <= 1e-9
+    assert (net.first.weight.shape[0], net.pos.shape, net.last.weight.shape[1]) == (D - 2, (1, D - 2, 6, 6), D - 2)
+
+
+class Odd(nn.Module):
+    """Reads a parameter in a way that is not linear in it, or not alone."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.first, self.last, self.odd = way, nn.Linear(4, D), nn.Linear(D, 2), weight(T, D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(ODD[self.way](self.first(x), self.odd))  # type: ignore[no-any-return]
+
+
+ODD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "exp": lambda h, w: h * w.exp(),
+    "softmax": lambda h, w: h * w.softmax(-1),
+    "divided by": lambda h, w: h / (w.square() + 1),
+    "squared": lambda h, w: h + w * w,
+    "written": lambda h, w: h + w.data.clamp_(-1, 1),
+    "norm": lambda h, w: h + F.layer_norm(w, (D,)),
+    "largest": lambda h, w: h + w.amax(0),
+}
+
+
+@pytest.mark.parametrize("way", ODD)
+def test_others_stay_floats(way: str) -> None:
+    net = fxc.compress(Odd(way), sequence())
+    assert [item.name for item in net.unquantized()] == ["odd"]
+    assert "reads it" in net.unquantized()[0].reason
+
+
+def test_parameters_of_a_dead_branch_go_with_it(tmp_path: Path) -> None:
+    """Also those that no module of their own holds."""
+    x, model = row(), Experts("bmm")
+    net = fxc.compress(model, x)
+    optimizer = torch.optim.Adam(net.param_groups())
+    with torch.no_grad():
+        quantizers(net)["down"].bits.zero_()
+    net.step()
+    before = net(x)
+    net.prune(optimizer)
+    assert difference(before, net(x)) <= 1e-9
+    assert {n for n, _ in net.named_parameters()}.isdisjoint({"up", "down", "up_quantizer.bits", "gate.weight"})
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert held == {id(p) for p in net.parameters()}
+    fxc.save(net.finalize(), tmp_path / "net.fxc")
+    assert torch.equal(fxc.load(tmp_path / "net.fxc", model, x).eval()(x), net.finalize().eval()(x))
+
+
+def test_training_that_was_interrupted_goes_on_as_if_it_was_not(tmp_path: Path) -> None:
+    x, model = row(), Experts("bmm")
+    ends = []
+    for interrupted in (False, True):
+        net = fxc.compress(copy.deepcopy(model), x, bits=2.0)
+        optimizer = torch.optim.Adam(net.param_groups(lr=1e-2, bits_lr=0.05))
+        for step in range(40):
+            if step == 20:
+                with torch.no_grad():
+                    quantizers(net)["up"].bits.view(E, H)[:, :2] = 0.0
+            if step == 25:
+                net.prune(optimizer)
+            if step == 30 and interrupted:
+                fxc.save_checkpoint(tmp_path / "run.ckpt", net, optimizer)
+                net = fxc.compress(copy.deepcopy(model), x, bits=2.0)
+                optimizer = torch.optim.Adam(net.param_groups(lr=1e-2, bits_lr=0.05))
+                fxc.load_checkpoint(tmp_path / "run.ckpt", net, optimizer)
+            optimizer.zero_grad()
+            (1e-2 * net(x).square().mean() + net.size()).backward()
+            optimizer.step()
+            net.step()
+        ends.append({name: p.detach().clone() for name, p in net.named_parameters()})
+    assert ends[0]["up_quantizer.bits"].numel() < E * H
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())

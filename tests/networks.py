@@ -139,6 +139,35 @@ class Scale(nn.Module):
         return x * self.scale
 
 
+class Table(nn.Module):
+    """Adds a parameter to each channel, to each pixel, or to both, as position embeddings do; or multiplies with it."""
+
+    def __init__(self, shape: Sequence[int], *, multiply: bool) -> None:
+        super().__init__()
+        self.table, self.multiply = nn.Parameter(torch.randn(tuple(shape))), multiply
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.table if self.multiply else x + self.table
+
+
+class Experts(nn.Module):
+    """A sum over experts, which multiply in one product; channels last."""
+
+    def __init__(self, shape: Sequence[int], kind: str) -> None:
+        super().__init__()
+        count, inputs, outputs = shape
+        self.kind = kind
+        self.weight = nn.Parameter(torch.randn(count, outputs, inputs) if kind == "turned" else torch.randn(*shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.flatten(2).transpose(1, 2).unsqueeze(1)  # (N, 1, pixels, C)
+        if self.kind == "einsum":
+            made = torch.einsum("npc,eco->nepo", h[:, 0], self.weight)
+        else:
+            made = h @ (self.weight.mT if self.kind == "turned" else self.weight)
+        return made.tanh().sum(1).transpose(1, 2).unflatten(2, x.shape[2:])  # type: ignore[no-any-return]
+
+
 class NormByHand(nn.Module):
     """A layer norm over the channels, as ConvNeXt writes it."""
 
@@ -360,6 +389,21 @@ class Builder:
     def scale(self) -> int:
         i = self.value()
         return self.call(Scale(self.shapes[i].channels), i, self.shapes[i].channels, self.shapes[i].size)
+
+    def table(self) -> int:
+        i = self.value()
+        c, size = self.shapes[i].channels, self.shapes[i].size
+        shape = self.choose([(1, c, 1, 1), (c, 1, 1), (1, c, size, size), (c, size, size), (1, 1, size, size)])
+        self.fixed |= size in shape[-1:]
+        multiply = self.integer(0, 2) == 0
+        self.keeps_zero &= multiply
+        return self.call(Table(shape, multiply=multiply), i, c, size)
+
+    def experts(self) -> int:
+        i = self.value()
+        c, size, out = self.shapes[i].channels, self.shapes[i].size, self.integer(1, 6)
+        module = Experts((self.integer(1, 3), c, out), self.choose(["plain", "turned", "einsum"]))
+        return self.call(module, i, out, size)
 
     def memory(self) -> int:
         i = self.value()
@@ -593,7 +637,7 @@ class Builder:
             self.split, self.pick, self.permute, self.permute, self.grouped, self.grouped, self.transposed, self.gate,
             self.space, self.space, self.bordered, self.functional, self.again, self.tied, self.linear, self.scale,
             self.dropout, self.multiply, self.attention, self.attention, self.memory, self.spread,
-            self.write,
+            self.write, self.table, self.experts,
         ]  # fmt: skip
         self.choose(kinds)()
         if self.shapes[-1].channels > 16:

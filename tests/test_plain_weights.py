@@ -262,6 +262,37 @@ def test_channels_of_a_sum_live_until_the_positions_are_zero_too() -> None:
     assert (net.first.weight.shape[0], net.pos.shape, net.last.weight.shape[1]) == (D - 2, (1, D - 2, 6, 6), D - 2)
 
 
+class Merged(nn.Module):
+    """Experts whose channels ``einsum`` lays along one dim: they go as a whole, and channels once one is left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last, self.up = nn.Linear(4, D), nn.Linear(H, 2), weight(E, D, H)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = torch.einsum("nd,edh->enh", self.first(x), self.up).relu()
+        return self.last(made.sum(0))  # type: ignore[no-any-return]
+
+
+def test_what_could_go_only_after_something_else_goes_so_at_loading_too(tmp_path: Path) -> None:
+    """Channels of the last expert, when its quantizer is gone."""
+    x, model = row(), Merged()
+    net = fxc.compress(model, x)
+    for dead in (slice(1, None), (0, slice(0, 2))):
+        with torch.no_grad():
+            net.get_parameter("up_quantizer.bits").view(-1, H)[dead] = 0.0
+        net.step()
+        before = net.eval()(x)
+        net.prune()
+        assert difference(before, net(x)) <= 1e-9
+        assert net.get_parameter("up").shape == (1, D, H)
+    final = net.finalize()
+    assert final.get_parameter("up").shape == (1, D, H - 2)
+    assert difference(net(x), final(x)) <= 1e-9
+    fxc.save(final, tmp_path / "net.fxc")
+    assert torch.equal(fxc.load(tmp_path / "net.fxc", model, x).eval()(x), final(x))
+
+
 class Odd(nn.Module):
     """Reads a parameter in a way that is not linear in it, or not alone."""
 

@@ -94,7 +94,10 @@ class Commuting:
             return None  # with one group left it is another layer
         if not self._agree(before, [value.layers for value in find(Value, given if module is None else given[:1])]):
             return None
-        target, meta = self.dispatch.shape_of(func, given)
+        try:
+            target, meta = self.dispatch.shape_of(func, given)
+        except RuntimeError:  # it does not run on what is left
+            return None
         if target is not before.call.func or meta.shape != self.left.shape(expected):
             return None
         return self.dispatch.returned(func, first, Value(meta, self.left.layers(expected)))

@@ -13,7 +13,7 @@ from fxcompress.channels.rules.contraction import MATMUL
 from fxcompress.channels.rules.group_sums import GROUP_SUM, left_of
 from fxcompress.channels.rules.indexing import INDEX
 from fxcompress.channels.rules.movement import MOVEMENT, PAD, PERMUTE, RESHAPE
-from fxcompress.channels.rules.pointwise import SAME
+from fxcompress.channels.rules.pointwise import OVERWRITTEN, SAME
 from fxcompress.channels.rules.products import BATCHED
 from fxcompress.channels.rules.scatter import INDEX_ADD, scatter_of
 from fxcompress.channels.rules.sums import EXTREME
@@ -38,10 +38,12 @@ def pair_up(before: list[Step], after: list[Step], left: Survivors) -> list[tupl
 
     A slice may disappear, once it takes all that is left. A matrix product may be folded in another way, as torch
     decides by sizes and strides: there is nothing to compare then, none of its steps picks entries or holds a number.
+    Neither does what an op in place writes to under other names: how many of these are still there when it runs, is a
+    matter of the garbage collector.
     """
     if all(map(_is_product, before)) and all(map(_is_product, after)):
         return []
-    before, after = ([s for s in steps if not _is_copy(s)] for steps in (before, after))
+    before, after = ([s for s in steps if not _is_copy(s) and s.op is not OVERWRITTEN] for steps in (before, after))
     surplus = len(before) - len(after)
     rest, pairs = iter(after), []
     for step in before:

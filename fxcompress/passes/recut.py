@@ -6,6 +6,7 @@ The provenance of both says what each has lost; what the other has lost and this
     conv2.weight (16, 8, 3, 3)                             ->   conv2.weight (16, 3, 3, 3)
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import zip_longest
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from fxcompress.channels.analysis import Analysis, analyse
 from fxcompress.channels.plan import Plan
+from fxcompress.channels.space import components
 from fxcompress.channels.survivors import kept_masks
 from fxcompress.channels.values import Value
 from fxcompress.passes.branches import Branch, remove_branches
@@ -62,30 +64,55 @@ def recut(analysis: Analysis, have: Provenance, want: Provenance) -> Pruned:
 
 
 def _cut(analysis: Analysis, have: Provenance, want: Provenance) -> Pruned:
-    """Take out channels, all at once where that is possible."""
+    """Take out channels, all at once where that is possible, and else in portions, as they went from the other one."""
     alive = _alive(analysis, have, want)
     plan = Plan(analysis.without_empty_slots(alive))
     try:
         result = carry_out(analysis, plan)
     except MismatchError as mismatch:
-        # Once one head is left, its dims may go that those of several heads held.
-        whole = ~np.isin(analysis.component, analysis.component[_of_tensors(analysis, want) & alive])
-        first = Plan(analysis.without_empty_slots(~whole))
+        refused = mismatch
+    else:
+        return Pruned(result.module, analysis, {}, plan, result.cuts)
+    for left in _portions(analysis, alive, want, refused.atoms):
+        first = Plan(analysis.without_empty_slots(left))
         if first.changes and not np.array_equal(first.alive, plan.alive):
-            return _one_after_the_other(analysis, first, have, want)
-        raise ShapeError(str(mismatch.reason)) from mismatch
-    return Pruned(result.module, analysis, {}, plan, result.cuts)
+            try:
+                result = carry_out(analysis, first)
+            except MismatchError:
+                continue
+            now = replace(have, kept=kept_after(have.kept, result.cuts))
+            rest = _cut(analyse(result.module, analysis.inputs), now, want)
+            return replace(rest, cuts=_joined_cuts(result.cuts, rest.cuts))
+    raise ShapeError(str(refused.reason)) from refused
 
 
-def _one_after_the_other(analysis: Analysis, first: Plan, have: Provenance, want: Provenance) -> Pruned:
-    """Take out what goes as a whole, and then the rest."""
-    try:
-        result = carry_out(analysis, first)
-    except MismatchError as mismatch:
-        raise ShapeError(str(mismatch.reason)) from mismatch
-    now = replace(have, kept=kept_after(have.kept, result.cuts))
-    rest = _cut(analyse(result.module, analysis.inputs), now, want)
-    return replace(rest, cuts=_joined_cuts(result.cuts, rest.cuts))
+def _portions(analysis: Analysis, alive: np.ndarray, want: Provenance, refused: np.ndarray) -> Iterator[np.ndarray]:
+    """What may go first; for each portion, which atoms are left, bool (atoms,).
+
+    Some channels can go only after others: those of several experts (or heads) that lie along one dim, once a single
+    expert is left.
+
+    Args:
+        analysis: of the network.
+        alive: which atoms are to be left.
+        want: what was cut out of the other network.
+        refused: the atoms that meet at the node which could not be rewritten for all that is to go.
+    """
+    whole: np.ndarray = ~np.isin(analysis.component, analysis.component[_of_tensors(analysis, want) & alive])
+    yield ~whole
+    kinds = _kinds(analysis)
+    here = np.unique(kinds[refused[~alive[refused]]])
+    yield alive | np.isin(kinds, here)
+    for kind in here:
+        yield alive | (kinds != kind)
+
+
+def _kinds(analysis: Analysis) -> np.ndarray:
+    """The smallest atom of all that are, with others between them, entries of one dim or coupled: int64 (atoms,)."""
+    blocks = [np.arange(block.start, block.start + block.size) for block in analysis.space.blocks if block.name]
+    edges = [(block[1:], np.broadcast_to(block[:1], len(block) - 1)) for block in blocks]
+    size = analysis.space.size
+    return components(size, [(np.arange(size), analysis.component), *edges])
 
 
 def _joined_cuts(first: dict[str, Cut], second: dict[str, Cut]) -> dict[str, Cut]:

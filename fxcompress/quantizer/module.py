@@ -113,7 +113,7 @@ class Quantizer(nn.Module):
             UnsupportedModelError: ``weight`` has another number of output channels than ``bits``.
         """
         blocks, kernels = self._blocks(weight), self.kernels
-        if self.channel_dim == 0:
+        if self.channel_dim == 0 and not self.batch_dims:
             return quantize_by(kernels, blocks, self.bits, self.exponent, keep_range=self.keep_range, rows=True)
         bits, exponent = self._broadcast(self.bits, weight), self._broadcast(self.exponent, weight)
         result = quantize_by(kernels, blocks, bits, exponent, keep_range=self.keep_range, rows=False)

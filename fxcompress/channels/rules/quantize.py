@@ -34,12 +34,12 @@ def _batched(
     """Where each expert, say, has channels of its own: one goes with those of all experts, and these stay as many."""
     dims = channel_dims(channel_dim, batch_dims)
     channels = take(weight, channel_dim, space)
-    shape, place = [weight.shape[dim] for dim in dims], dims.index(channel_dim)
+    shape = [weight.shape[dim] for dim in dims]
     for value in formats:
         for own in value.layers:
-            space.couple(
-                own.reshape(shape), own.new_zeros(()) if channels is None else vector(channels, len(dims), place)
-            )
+            fixed = own.new_zeros(())
+            along = fixed if channels is None else vector(channels, len(dims), dims.index(channel_dim))
+            space.couple(own.reshape(shape), along)
     for dim in batch_dims:
         labels = take(weight, dim, space)
         if labels is not None:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 import fxcompress as fxc
-from fxcompress.channels.coverage import REMEDY, Place, Uncovered
+from fxcompress.channels.coverage import REMEDY, Uncovered
 from fxcompress.channels.rules import registered, registry
 from fxcompress.channels.rules.pointwise import POINTWISE
 from fxcompress.channels.rules.registry import register
+from fxcompress.trace.described import Place
 from tests.exactness import difference, outputs
 
 
@@ -73,7 +74,7 @@ def test_a_custom_op_in_the_middle_of_a_network(*, branches: bool) -> None:
     line = f"no rule for {found.op}: it keeps {KEPT} parameters, {KEPT} of them nothing else keeps"
     for text in (str(report), str(fxc.ChannelGraph.of(net, X))):
         assert line in text
-        assert f"in module 2.1, at {__file__}:{place.line}" in text
+        assert f"  damp in 2.1 at tests/test_coverage.py:{place.line}\n" in text
         assert REMEDY in text
 
 

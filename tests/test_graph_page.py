@@ -83,7 +83,7 @@ def test_bundles(tmp_path: Path) -> None:
     assert trunk["range"] == "0-7"
     assert trunk["kept"] == []
     outputs = next(b for b in data["bundles"] if [names[i] for i in b["made"]] == ["fc"])
-    assert outputs["kept"] == ["it is an output of the network (at output)"]
+    assert outputs["kept"] == ["it is an output of the network"]
 
 
 def test_an_op_without_a_rule_is_named(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_a_worklist_finds_what_looking_at_everything_finds(number: int) -> None:
     random, size = np.random.default_rng(number), 40
     component = np.concatenate([np.arange(20), random.integers(0, 20, 20)])
     pairs = random.integers(0, size, (30, 2)).tolist()
-    rules = [Rule(_implied(a, b), Reason("rule", f"{a} needs {b}", ""), (np.array([a, b]),)) for a, b in pairs]
+    rules = [Rule(_implied(a, b), Reason("rule", f"{a} needs {b}"), (np.array([a, b]),)) for a, b in pairs]
     seed = random.integers(0, size, 3)
     found = settled(rules, component, seed, everything=False)
     assert found == settled(rules, component, seed, everything=True)
@@ -83,7 +83,7 @@ def settled(
         for root in roots.tolist():
             why.setdefault(root, reason.text)
 
-    restore(seed, Reason("seed", "seed", ""))
+    restore(seed, Reason("seed", "seed"))
     while work.sweep(restore, dead):
         pass
     return dead.tolist(), why

@@ -19,6 +19,7 @@ from fxcompress.passes import narrow_branches as narrowing
 from fxcompress.passes.join import Join
 from fxcompress.passes.narrow_paths import find_paths, open_joins
 from fxcompress.passes.prune_channels import prune_channels
+from fxcompress.passes.prune_report import PruneReport
 from fxcompress.provenance import provenance_of
 from fxcompress.trace.inputs import ExampleInputs
 from tests.exactness import TOLERANCE, Fingerprint, difference, outputs
@@ -117,11 +118,16 @@ def test_random_networks(example: Example) -> None:
     assert (result.report.parameters[1] < plain.parameters[1]) == bool(result.report.narrowed)
 
 
+def left_wide(report: PruneReport) -> dict[tuple[str, str], str]:
+    return {(path.name, path.place): path.reason for path in report.left_wide}
+
+
 def test_the_report_says_what_was_narrowed() -> None:
     result = fxc.prune(build(Form("x + b", [1, 4]), Form("x - b", [])), image(), narrow=True)
-    assert "narrowed blocks.0.last 8 -> 6, join by index_add at eval:add" in str(result.report)
+    where = "add in blocks.0 at tests/residuals.py:"
+    assert f"narrowed blocks.0.last 8 -> 6, index_add in place of {where}" in str(result.report)
     assert result.report.removed["blocks.0.norm.weight"] == ((8,), (6,))
-    assert result.report.left_wide == {}
+    assert result.report.left_wide == ()
     kept = fxc.ChannelGraph.of(result.module, image()).find("blocks.0.last", 1)
     assert ("stem.weight", 2) in kept.producers  # they are added to each other
     assert kept.removable
@@ -139,13 +145,11 @@ def test_what_is_measured_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     result = fxc.prune(net, image(), narrow="measure")
     check_same(net, result.module)
     assert widths(result.module) == [6, 8]
-    assert "narrowed blocks.0.last 8 -> 6, join by index_add at eval:add; measured 1.31 times faster" in str(
-        result.report
-    )
-    assert result.report.left_wide == {
-        "blocks.1.last at eval:sub": "8 -> 5 was measured 1.01 times as fast, and 1.05 times are asked for"
-    }
-    assert "  left wide: blocks.1.last at eval:sub: 8 -> 5 was measured" in str(result.report)
+    assert [(path.place, path.speedup) for path in result.report.narrowed] == [("eval:add", 1.31)]
+    assert "; measured 1.31 times faster" in str(result.report)
+    reason = "8 -> 5 was measured 1.01 times as fast, and 1.05 times are asked for"
+    assert left_wide(result.report) == {("blocks.1.last", "eval:sub"): reason}
+    assert f"  left wide: blocks.1.last into {result.report.left_wide[0].where}: 8 -> 5" in str(result.report)
     assert seen["eval:add"] == {"blocks_0_last", "blocks_0_norm", "blocks_0_depthwise", "add"}  # identities too
 
 
@@ -173,7 +177,7 @@ def test_measuring_passes_the_rest_of_the_arguments() -> None:
     inputs = ExampleInputs((image(), scale), {"shift": scale})
     report = fxc.prune(Rest().double().eval(), inputs, narrow="measure").report
     assert len(report.narrowed) + len(report.left_wide) == 1
-    assert not any("could not be measured" in reason for reason in report.left_wide.values())
+    assert not any("could not be measured" in reason for reason in left_wide(report).values())
 
 
 def test_what_cannot_be_measured_stays_wide(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +187,7 @@ def test_what_cannot_be_measured_stays_wide(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(narrowing, "speedups", speedups)
     report = fxc.prune(build(Form("x + b", [1])), image(), narrow="measure").report
     assert not report.modified
-    assert report.left_wide == {"blocks.0.last at eval:add": "it could not be measured: out of memory"}
+    assert left_wide(report) == {("blocks.0.last", "eval:add"): "it could not be measured: out of memory"}
 
 
 class Function(nn.Module):
@@ -236,7 +240,7 @@ def test_what_cannot_be_narrowed_is_said(name: str) -> None:
     result = fxc.prune(net, image(), narrow=True)
     check_same(net, result.module, image())
     assert result.report.narrowed == ()
-    assert result.report.left_wide == {f"thin at eval:{_sum_of(result.module)}": reason}
+    assert left_wide(result.report) == {("thin", f"eval:{_sum_of(result.module)}"): reason}
 
 
 def _sum_of(module: nn.Module) -> str:
@@ -248,7 +252,7 @@ def test_channels_that_something_else_reads_stay() -> None:
     net = Function(lambda net, x: net.wide(x) + (t := net.thin(x)) + t.flip(1).sigmoid()).double()
     result = fxc.prune(net, image(), narrow=True)
     check_same(net, result.module, image())
-    assert result.report.left_wide == {"thin at eval:add": "its zero channels are in use elsewhere"}
+    assert left_wide(result.report) == {("thin", "eval:add"): "its zero channels are in use elsewhere"}
 
 
 @pytest.mark.parametrize(

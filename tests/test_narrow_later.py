@@ -201,7 +201,9 @@ def test_pieces_are_narrowed() -> None:
 
     net = Reading()
     result = fxc.prune(net, image(), narrow=True)
-    assert "narrowed body.blocks.0.last 8 -> 6, join by index_add at body.eval:add" in str(result.report)
+    assert [path.place for path in result.report.narrowed] == ["body.eval:add"]
+    where = "add in body.blocks.0 at tests/residuals.py:"
+    assert f"narrowed body.blocks.0.last 8 -> 6, index_add in place of {where}" in str(result.report)
     check_same(net, result.module)
 
 
@@ -244,7 +246,8 @@ def test_resnet18() -> None:
         rows = dead[: net.get_submodule(name).conv2.weight.shape[0]]  # type: ignore[union-attr, index]
         left = int((~rows).sum())
         assert result.module.get_parameter(f"{name}.conv2.weight").shape[0] == left
-        assert f"narrowed {name}.conv2 {len(rows)} -> {left}, join by index_add" in str(result.report)
+        where = f"add_ in {name} at torchvision/models/resnet.py:"
+        assert f"narrowed {name}.conv2 {len(rows)} -> {left}, index_add in place of {where}" in str(result.report)
     check_same(net, result.module, x)
 
 

@@ -117,7 +117,7 @@ def test_one_channel_of_a_layer_stays() -> None:
     result = fxc.prune(net, torch.zeros(2, 3, 4, 4, dtype=torch.float64))
     assert result.module.get_parameter("0.weight").shape[0] == 1
     assert [str(kept) for kept in result.report.kept][:1] == [
-        "0.weight[0] stays: a layer keeps at least one channel (at _2)"
+        "0.weight[0] stays: a layer keeps at least one channel (Conv2d 2)"
     ]
 
 

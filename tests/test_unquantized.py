@@ -87,11 +87,11 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Tensor, dict[str, str]]] = {
         lambda: Words(max_norm=1.0), TOKENS,
         {"table.weight": "Embedding table, a table whose lookups restore a norm, reads it"},
     ),
-    "beside": (Regularized, TOKENS, {"table.weight": "the op prod (node prod, at "}),
+    "beside": (Regularized, TOKENS, {"table.weight": "prod at tests/test_unquantized.py:"}),
     "frozen": (frozen, ROW, {"0.weight": "it is frozen; set requires_grad=True"}),
     "both": (Both, torch.randn(2, D, 4), {"weight": "share it take its outputs in different groups"}),
     "unused": (Unused, ROW, {"aside.weight": "nothing in the graph reads it"}),
-    "an op": (Wide, ROW, {"other": "the op prod (node prod, at "}),
+    "an op": (Wide, ROW, {"other": "prod at tests/test_unquantized.py:"}),
 }  # fmt: skip
 
 

@@ -288,11 +288,11 @@ class Beside(Positive):
 
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "noisy": (Noisy, "mu (48): the op add (node add, at"),
+    "noisy": (Noisy, "mu (48): add at tests/test_weight_steps.py:"),
     "softplus": (lambda: Positive(function=F.softplus), "computes a weight from it, the entries of which are not"),
     "dropped": (lambda: Positive(function=lambda w: w + torch.rand(())), "computes a weight from it"),
     "rolled": (lambda: Positive(function=lambda w: w.roll(1, 0)), "computes a weight from it"),
-    "beside": (lambda: Beside(function=lambda w: w * 2), "weight (48): the op mul (node mul, at"),
+    "beside": (lambda: Beside(function=lambda w: w * 2), "weight (48): mul at tests/test_weight_steps.py:"),
 }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from fxcompress.channels.carried import Held, carried
 from fxcompress.channels.interpret import Atoms, Interpreter, Trail, fresh_atoms
@@ -22,6 +22,7 @@ from fxcompress.channels.units import find_units
 from fxcompress.channels.values import Call, Value, find
 from fxcompress.channels.worklist import Index
 from fxcompress.quantizer import channel_dims
+from fxcompress.trace.described import Place, place_of_node
 from fxcompress.trace.heap import without_collections
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.traced import TracedModule
@@ -37,7 +38,7 @@ class SiteAtoms:
     Attributes:
         site: the contraction.
         mode: the graph that holds it.
-        node: the node that holds it.
+        place: of the node that holds it.
         entries: (K,) what is read.
         rows: (R,) what is made.
         weight_name: the parameter behind the weight, or "" for a product of two activations.
@@ -49,13 +50,18 @@ class SiteAtoms:
 
     site: Site
     mode: str
-    node: str
+    place: Place
     entries: np.ndarray
     rows: np.ndarray
     weight_name: str
     call: Call
     reads_columns: bool = False
     held: Held | None = None
+
+    @property
+    def node(self) -> str:
+        """The name of the node that holds it."""
+        return self.place.node
 
     @property
     def has_bits(self) -> bool:
@@ -174,16 +180,21 @@ class ProductAtoms:
     Attributes:
         product: the product.
         mode: the graph that holds it.
-        node: the node that holds it.
+        place: of the node that holds it.
         entries: (N or 1, K), what is contracted.
         results: the layers of the result, each of the form (N or 1, L or 1, R or 1).
     """
 
     product: Product
     mode: str
-    node: str
+    place: Place
     entries: np.ndarray
     results: tuple[np.ndarray, ...]
+
+    @property
+    def node(self) -> str:
+        """The name of the node that holds it."""
+        return self.place.node
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -193,16 +204,21 @@ class SumAtoms:
     Attributes:
         source: what is summed.
         mode: the graph that holds it.
-        node: the node that holds it.
+        place: of the node that holds it.
         entries: a layer of the source.
         slots: what each slice of it leaves behind, of a shape that broadcasts against ``entries``; empty for nothing.
     """
 
     source: Value
     mode: str
-    node: str
+    place: Place
     entries: np.ndarray
     slots: np.ndarray
+
+    @property
+    def node(self) -> str:
+        """The name of the node that holds it."""
+        return self.place.node
 
 
 @dataclass(eq=False)
@@ -225,6 +241,15 @@ class Analysis:
     counters: frozenset[str] = frozenset()
     trails: dict[str, Trail] = field(default_factory=dict)
     _weights: dict[str, dict[int, Held]] = field(default_factory=dict, init=False)
+
+    @cached_property
+    def _nodes(self) -> dict[str, dict[str, fx.Node]]:
+        return {mode: {node.name: node for node in graph.nodes} for mode, graph in self.module.graphs.items()}
+
+    def place(self, mode: str, node: str) -> Place:
+        """Where a node is, by its name in the graph of a mode."""
+        found = self._nodes[mode].get(node)
+        return Place(node) if found is None else place_of_node(found)
 
     @cached_property
     def component(self) -> np.ndarray:
@@ -291,7 +316,8 @@ class Analysis:
                     entries = _entries(site)
                     held = self.weights(mode).get(site.weight.key)
                     name = "" if held is None else held.name
-                    sites = SiteAtoms(site, mode, step.node, entries, rows, name, step.call, held=held)
+                    place = self.place(mode, step.node)
+                    sites = SiteAtoms(site, mode, place, entries, rows, name, step.call, held=held)
                     result.append(replace(sites, reads_columns=self._reads_columns(sites)))
         return result
 
@@ -369,14 +395,15 @@ class Analysis:
                 layers = [x.narrow(1, 0, 1) for x in inner(product) if x is not None]
                 found = {support(x): x for x in layers}
                 results = tuple(layer.numpy() for layer in step.outputs[0].layers)
-                result += [ProductAtoms(product, mode, step.node, x[:, 0].numpy(), results) for x in found.values()]
+                place = self.place(mode, step.node)
+                result += [ProductAtoms(product, mode, place, x[:, 0].numpy(), results) for x in found.values()]
         return result
 
     @cached_property
     def sums(self) -> list[SumAtoms]:
         """Every sum and every norm with labels along the dims that are summed, once for each layer of labels."""
         return [
-            SumAtoms(step.call.args[0], mode, step.node, layer.numpy(), slots.numpy())
+            SumAtoms(step.call.args[0], mode, self.place(mode, step.node), layer.numpy(), slots.numpy())
             for mode, trail in self.trails.items()
             for step in trail.tape
             if step.op in SUMS

@@ -3,35 +3,13 @@
 from dataclasses import dataclass
 
 import numpy as np
-from torch import fx
 
 from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.space import FIXED
-from fxcompress.trace.places import line_of
+from fxcompress.trace.described import Place
 
 REMEDY = 'give it a rule: docs/architecture.md, "A rule for an op of one\'s own"'
 _SHOWN = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where an op is called.
-
-    Attributes:
-        node: the graph node.
-        module: path of the module whose code calls it; "" for the network itself.
-        file: of the user's code, "" where it is not known.
-        line: in that file, 0 where it is not known.
-    """
-
-    node: str
-    module: str = ""
-    file: str = ""
-    line: int = 0
-
-    def __str__(self) -> str:
-        where = f" in module {self.module}" if self.module else ""
-        return f"node {self.node}{where}" + (f", at {self.file}:{self.line}" if self.file else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +44,8 @@ def uncovered(analysis: Analysis) -> tuple[Uncovered, ...]:
     """The ops without a rule, those first that a rule would free most parameters of."""
     places: dict[str, dict[Place, None]] = {}
     for mode, trail in analysis.trails.items():
-        nodes = {node.name: node for node in analysis.module.graphs[mode].nodes} if trail.unknown else {}
         for op, names in trail.unknown.items():
-            places.setdefault(op, {}).update(dict.fromkeys(_place(nodes[name]) for name in names))
+            places.setdefault(op, {}).update(dict.fromkeys(analysis.place(mode, name) for name in names))
     if not places:
         return ()
     pinned, others = _pinned(analysis)
@@ -79,11 +56,6 @@ def uncovered(analysis: Analysis) -> tuple[Uncovered, ...]:
         kept, alone = (_elements(analysis, mask[analysis.units]) for mask in (own, own & ~rest))
         found.append(Uncovered(op, tuple(where), kept, alone))
     return tuple(sorted(found, key=lambda item: (-item.alone, -item.parameters, item.op)))
-
-
-def _place(node: fx.Node) -> Place:
-    module = str(node.target) if node.op == "call_module" else next(reversed(node.meta.get("nn_module_stack", [""])))
-    return Place(node.name, module, *line_of(node.stack_trace or ""))
 
 
 def _pinned(analysis: Analysis) -> tuple[dict[str, np.ndarray], np.ndarray]:

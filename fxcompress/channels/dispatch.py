@@ -77,7 +77,7 @@ class Dispatch:
         facts = _facts(func)
         if facts.reads_number:
             raise ValueReadError(
-                f"node {self.space.node} reads a number out of a tensor (item(), float(), bool()): what the network "
+                f"{self.space.place} reads a number out of a tensor (item(), float(), bool()): what the network "
                 "does next may depend on it, and cannot be analysed; keep the number in a tensor"
             )
         taken_apart = self._taken_apart(func, args, kwargs)

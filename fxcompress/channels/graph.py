@@ -227,7 +227,7 @@ class ChannelGraph:
         for group in self.groups:
             producers = tuple(dict.fromkeys(name for name, _ in group.producers))
             consumers = tuple(dict.fromkeys(name for name, _ in group.consumers))
-            reasons = tuple(str(reason) for reason in group.reasons)
+            reasons = _texts(group.reasons)
             key = (producers, consumers, group.removable, reasons)
             bundle = found.setdefault(key, Bundle(producers, consumers, group.removable, reasons))
             bundle.groups.append(group.index)
@@ -335,7 +335,9 @@ class ChannelGraph:
         if group.removable:
             lines.append("  it can be removed as soon as it is zero wherever it is read")
         else:
-            lines += [f"  it stays: {reason}" for reason in group.reasons] or ["  it stays: no parameter makes it"]
+            lines += [f"  it stays: {reason}" for reason in _texts(group.reasons)] or [
+                "  it stays: no parameter makes it"
+            ]
         return "\n".join(lines)
 
     def __str__(self) -> str:
@@ -355,6 +357,11 @@ class ChannelGraph:
         lines += [f"{row[0]:>7} {row[1]:>12}  {row[2]:<{made}}  {row[3]:<{read}}  {row[4]}" for row in rows]
         lines += map(str, self.uncovered)
         return "\n".join(lines)
+
+
+def _texts(reasons: Sequence[Reason]) -> tuple[str, ...]:
+    """Each reason in words, once: a layer that is called twice may have the same reason twice."""
+    return tuple(dict.fromkeys(map(str, reasons)))
 
 
 def _names(names: Sequence[str]) -> str:

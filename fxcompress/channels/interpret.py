@@ -42,10 +42,10 @@ from fxcompress.channels.values import Call, LabelTensor, Step, Value, find, rep
 from fxcompress.errors import ExampleInputError, FxCompressError
 from fxcompress.progress import stage
 from fxcompress.quantizer import Quantizer
+from fxcompress.trace.described import place_of_node
 from fxcompress.trace.guards import asks_for_gradients
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.objects import restored
-from fxcompress.trace.places import line_of
 from fxcompress.trace.skeleton import shallow
 from fxcompress.trace.walk import named_modules_in
 from fxcompress.trace.weights.flat import renew_weights
@@ -143,7 +143,7 @@ class Interpreter:
             torch.manual_seed(0)  # noise that the graph draws must be the same in every run, see passes/replay.py
             for done, node in enumerate(graph.nodes):
                 stage(self.doing, done, len(graph.nodes))
-                self.space.node = node.name
+                self.space.at = node
                 result = self._run_node(node, bound)
                 self.trail.values[node.name] = _values(result)
                 self.trail.storages[node.name] = _storages(result)
@@ -151,7 +151,7 @@ class Interpreter:
                 del result
                 for dead in last_use.get(node, ()):
                     del env[dead]
-        self.space.node = ""
+        self.space.at = None
         self._note_writes()
         return self.trail
 
@@ -425,17 +425,10 @@ def _last_use(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
 
 def _run_message(node: fx.Node, args: object, kwargs: object, error: Exception) -> str:
     shapes = ", ".join(str(tuple(t.shape)) for t in find(torch.Tensor, [args, kwargs]))
-    place, what = _place(node), f"node {node.name} ({node.op} {node.target})"
+    what = place_of_node(node).in_full
     if any(True for _ in find(np.ndarray, [args, kwargs])):
         return (
-            f"the example inputs hold numpy arrays, which {what} does not take{place}\n"
-            "  pass tensors: torch.from_numpy(array)"
+            f"the example inputs hold numpy arrays, which {what} does not take\n  pass tensors: torch.from_numpy(array)"
         )
-    failed = f"{what} failed on tensors of shape {shapes or 'none'}{place}\n  {type(error).__name__}: {error}"
+    failed = f"{what} failed on tensors of shape {shapes or 'none'}\n  {type(error).__name__}: {error}"
     return f"the model does not run on the example inputs: {failed}"
-
-
-def _place(node: fx.Node) -> str:
-    """The line of the user's code that made a node."""
-    name, line = line_of(node.stack_trace or "")
-    return f" at {name}:{line}" if name else ""

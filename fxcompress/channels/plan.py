@@ -69,8 +69,8 @@ def make_plan(
     return _Fixpoint(analysis, knowns, rectangular).run(request)
 
 
-RAGGED = Reason("ragged", "what is left would not be rectangular", "")
-SLOT = Reason("slot", "it belongs to a slice, such as a head, that is in use", "")
+RAGGED = Reason("ragged", "what is left would not be rectangular")
+SLOT = Reason("slot", "it belongs to a slice, such as a head, that is in use")
 
 
 class _Fixpoint:
@@ -97,12 +97,12 @@ class _Fixpoint:
                 self._keep_some(sites, atoms)
         for product in reversed(self.analysis.products):
             if dead[product.entries].all():
-                reason = Reason("last-channel", "a product keeps at least one entry", product.node)
+                reason = Reason("last-channel", "a product keeps at least one entry", product.place)
                 self._restore(product.entries.reshape(-1)[:1], reason)
                 self._settle()
         for layer in self.analysis.layers:
             if dead[layer].all():  # of what nobody reads
-                reason = Reason("last-channel", "a tensor keeps at least one channel", "")
+                reason = Reason("last-channel", "a tensor keeps at least one channel")
                 self._restore(layer[:1], reason)
                 self._settle()
         kept = np.flatnonzero(self.why >= 0)
@@ -118,9 +118,9 @@ class _Fixpoint:
         groups = sites.site.groups
         if groups == 1 and not self.dead[atoms].all():
             return
-        reason = Reason("last-channel", "a layer keeps at least one channel", sites.node)
+        reason = Reason("last-channel", "a layer keeps at least one channel", sites.place)
         if groups > 1:
-            reason = Reason("last-group", "a grouped convolution keeps at least two groups", sites.node)
+            reason = Reason("last-group", "a grouped convolution keeps at least two groups", sites.place)
         for _ in range(min(groups, 2)):
             gone = self.dead[atoms].reshape(groups, -1).all(axis=1)
             if groups - gone.sum() >= min(groups, 2):

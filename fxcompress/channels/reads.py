@@ -9,6 +9,7 @@ from fxcompress.channels.rules.contraction import may_read, pattern_of
 from fxcompress.channels.rules.products import may_multiply
 from fxcompress.channels.rules.registry import Known, Patterns
 from fxcompress.channels.space import Reason
+from fxcompress.trace.described import Place
 
 
 class Check(Protocol):
@@ -29,7 +30,7 @@ class SiteCheck:
         self.sites = sites
         self.known = known
         self.may_read = may_read(sites.site, known)
-        self.reason = _not_zero(known, sites.node)
+        self.reason = _not_zero(known, sites.place)
         self.reads: tuple[np.ndarray, ...] = (sites.entries, sites.rows)
 
     def equals(self, other: "SiteCheck") -> bool:
@@ -66,7 +67,7 @@ class ProductCheck:
         left, right = may_multiply(product.product, known)
         self.entries, self.results = product.entries, product.results
         self.left, self.right = left.numpy(), right.numpy()
-        self.reason = _not_zero(known, product.node)
+        self.reason = _not_zero(known, product.place)
         self.reads: tuple[np.ndarray, ...] = (self.entries, *self.results)
 
     def broken(self, dead: np.ndarray) -> np.ndarray:
@@ -89,7 +90,7 @@ class SumCheck:
         may = (known.held(sums.source) != 0).cpu()
         others = [d for d, n in enumerate(self.entries.shape) if n == 1]
         self.may_read = (may.any(dim=others, keepdim=True) if others else may).numpy()
-        self.reason = _not_zero(known, sums.node)
+        self.reason = _not_zero(known, sums.place)
         self.reads: tuple[np.ndarray, ...] = (self.entries, self.slots)
 
     def broken(self, dead: np.ndarray) -> np.ndarray:
@@ -107,6 +108,6 @@ def patterns_of(analysis: Analysis, mode: str, known: Known) -> Patterns:
     return {(site.weight.key, site.row, site.column): pattern_of(site, known) for site in sites}
 
 
-def _not_zero(known: Known, node: str) -> Reason:
+def _not_zero(known: Known, place: Place) -> Reason:
     mode = "training" if known.training else "evaluation"
-    return Reason("not-zero", f"in {mode} it is not always zero where {node} reads it", node)
+    return Reason("not-zero", f"in {mode} it is not always zero where {place} reads it", place)

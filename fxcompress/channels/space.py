@@ -11,7 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, fx
+
+from fxcompress.trace.described import NOWHERE, Place, place_of_node
 
 FIXED = 0
 PART = -1
@@ -24,17 +26,23 @@ class Reason:
     Attributes:
         code: one of a few words that tests and tables can compare: ``output``, ``norm``, ``unknown-op``...
         text: the same in words.
-        node: the graph node where it was found.
+        place: where it was found.
         op: the op without a rule that is to blame; "" for other reasons.
     """
 
     code: str
     text: str
-    node: str
+    place: Place = NOWHERE
     op: str = ""
 
+    @property
+    def node(self) -> str:
+        """The graph node where it was found; "" for none."""
+        return self.place.node
+
     def __str__(self) -> str:
-        return f"{self.text} (at {self.node})" if self.node else self.text
+        where = "" if self.code == "output" else str(self.place)
+        return f"{self.text} ({where})" if where and where not in self.text else self.text
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +73,11 @@ class Slots:
 
 
 class Space:
-    """Collects atoms, couplings, slots and pins while a network is interpreted."""
+    """Collects atoms, couplings, slots and pins while a network is interpreted.
+
+    Attributes:
+        at: the node that is being interpreted.
+    """
 
     def __init__(self) -> None:
         self.size = 1
@@ -73,8 +85,18 @@ class Space:
         self.pins: list[tuple[np.ndarray, Reason]] = []
         self.edges: list[tuple[Tensor, Tensor]] = []
         self.slots: list[Slots] = []
-        self.node = ""
+        self.at: fx.Node | None = None
         self._slot_of: dict[bytes, int] = {}
+
+    @property
+    def node(self) -> str:
+        """The name of the node that is being interpreted; "" for none."""
+        return "" if self.at is None else self.at.name
+
+    @property
+    def place(self) -> Place:
+        """Where that node is."""
+        return NOWHERE if self.at is None else place_of_node(self.at)
 
     def fresh(self, name: str, dim: int, size: int, *, is_parameter: bool) -> Tensor:
         """New atoms for one dim of a tensor, shape (size,)."""
@@ -121,7 +143,7 @@ class Space:
 
     def pin(self, atoms: Tensor, code: str, text: str, op: str = "") -> None:
         """The ``atoms`` must stay; see :class:`Reason`."""
-        self.pins.append((atoms.numpy().reshape(-1), Reason(code, text, self.node, op)))
+        self.pins.append((atoms.numpy().reshape(-1), Reason(code, text, self.place, op)))
 
     def hold(self, layer: Tensor, dims: Collection[int], code: str, text: str) -> Tensor | None:
         """The size along ``dims`` must not change.

@@ -12,10 +12,11 @@ import torch
 from torch import fx, nn
 
 from fxcompress.passes.base import Pass, PassResult, traced
-from fxcompress.passes.inject_quantizers import BAG_ARGUMENTS, BORDER_KEY, MODULE_KEY, POSITIONAL_KEY
+from fxcompress.passes.inject_quantizers import BAG_ARGUMENTS, BORDER_KEY, POSITIONAL_KEY
 from fxcompress.provenance import Grid
 from fxcompress.quantizer import Quantizer
 from fxcompress.quantizer.recurrent import PLAIN
+from fxcompress.trace.described import LAYER_KEY
 from fxcompress.trace.traced import TracedModule
 
 
@@ -93,7 +94,7 @@ def _restore_recurrent(module: TracedModule, graph: fx.Graph) -> None:
 def _restore_modules(graph: fx.Graph) -> None:
     """Turn functions that came from a layer back into calls of that layer."""
     for node in list(graph.nodes):
-        path = node.meta.pop(MODULE_KEY, None)
+        path = node.meta.pop(LAYER_KEY, None)
         if path is None:
             continue
         source, operands = node.args[0], node.all_input_nodes

@@ -12,6 +12,7 @@ from fxcompress.channels.rules.registry import Known
 from fxcompress.channels.values import Call, Step
 from fxcompress.passes.fold_sizes import sized_values
 from fxcompress.passes.readers import Reader, means_of, new_bias, reader_of, reads
+from fxcompress.trace.described import place_of_node
 
 Knowns = dict[str, list[Known]]
 """For each graph what is known in evaluation, then what is known in training."""
@@ -119,7 +120,7 @@ class _Finder:
         for mode, node in self.reads[id(parameter)]:
             layer, calls = reader_of(self.analysis.module, node), self.calls[mode, node.name]
             if layer is None or len(calls) != 1 or self.parameters.get(layer.weight) is not parameter:
-                return f"{node.name} reads its weight as well, and not as a layer does"
+                return f"{place_of_node(node)} reads its weight as well, and not as a layer does"
             layers.append(layer)
             sites.append(calls[0][0])
             uniform &= _is_uniform(calls[0][1])
@@ -159,7 +160,7 @@ class _Finder:
                 return f"{layer.bias or new_bias(layer)} is not a bias of its own"
             others = [node for _, node in self.reads.get(id(bias), []) if node not in own]
             if others:
-                return f"{others[0].name} reads its bias as well"
+                return f"{place_of_node(others[0])} reads its bias as well"
         return ""
 
     def _exists(self, name: str) -> bool:

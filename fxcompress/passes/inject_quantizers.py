@@ -19,11 +19,10 @@ from fxcompress.passes.base import Pass, PassResult, traced
 from fxcompress.passes.weight_uses import MODULES, TABLES, Layout, Use, quantizable, uses_of
 from fxcompress.quantizer import Quantizer
 from fxcompress.quantizer.recurrent import QUANTIZED, weight_names
+from fxcompress.trace.described import LAYER_KEY
 from fxcompress.trace.traced import TracedModule
 from fxcompress.trace.weights.reads import PRODUCTS
 
-MODULE_KEY = "fxcompress_module"
-"""In a node's meta: the module that the node computes, with the quantized weight in the place of its own."""
 POSITIONAL_KEY = "fxcompress_positional"
 """In a node's meta, for a table: how many of :data:`BAG_ARGUMENTS` the module is called with by position."""
 BAG_ARGUMENTS = ("input", "offsets", "per_sample_weights")
@@ -181,7 +180,7 @@ def _to_function(module: TracedModule, node: fx.Node) -> None:
                 source.meta[BORDER_KEY] = path
             args = (source, weight, bias, layer.stride, padding, layer.dilation, layer.groups)
     node.op, node.target, node.args = "call_function", MODULES[type(layer)], args
-    node.meta[MODULE_KEY] = path
+    node.meta[LAYER_KEY] = path
 
 
 def _to_lookup(layer: nn.Module, node: fx.Node) -> None:
@@ -193,7 +192,7 @@ def _to_lookup(layer: nn.Module, node: fx.Node) -> None:
     if isinstance(layer, nn.EmbeddingBag):
         options |= {"mode": layer.mode, "include_last_offset": layer.include_last_offset}
     source = given.pop("input")
-    node.meta[MODULE_KEY], node.meta[POSITIONAL_KEY] = str(node.target), len(node.args)
+    node.meta[LAYER_KEY], node.meta[POSITIONAL_KEY] = str(node.target), len(node.args)
     node.op, node.target, node.args, node.kwargs = (
         "call_function",
         TABLES[type(layer)],

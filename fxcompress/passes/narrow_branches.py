@@ -29,6 +29,7 @@ from fxcompress.passes.narrow_paths import NarrowPath, close_joins, find_paths, 
 from fxcompress.passes.narrow_timing import speedups
 from fxcompress.passes.prune_channels import Pruned, prune_channels
 from fxcompress.provenance import Narrowing, attach
+from fxcompress.trace.described import Place, place_of_node
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.skeleton import skeleton
 from fxcompress.trace.traced import TracedModule
@@ -47,6 +48,7 @@ class NarrowedPath:
         place: ``"mode:node"``, the node that adds.
         name: what makes its channels.
         before, after: how many channels it had and has.
+        where: the sum in the model.
         speedup: how many times faster the layers that became smaller and the sum are together; None if not measured.
     """
 
@@ -54,11 +56,32 @@ class NarrowedPath:
     name: str
     before: int
     after: int
+    where: Place
     speedup: float | None = None
 
     def __str__(self) -> str:
         measured = "" if self.speedup is None else f"; measured {self.speedup:.2f} times faster"
-        return f"narrowed {self.name} {self.before} -> {self.after}, join by index_add at {self.place}{measured}"
+        return f"narrowed {self.name} {self.before} -> {self.after}, index_add in place of {self.where}{measured}"
+
+
+@dataclass(frozen=True, slots=True)
+class WidePath:
+    """A path with zero channels that was not narrowed.
+
+    Attributes:
+        place: ``"mode:node"``, the node that adds.
+        name: what makes its channels.
+        reason: why it was not.
+        where: the sum in the model.
+    """
+
+    place: str
+    name: str
+    reason: str
+    where: Place
+
+    def __str__(self) -> str:
+        return f"left wide: {self.name} into {self.where}: {self.reason}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +91,12 @@ class Narrowed:
     Attributes:
         removal: what was removed, with the network that is left; None where no path was narrowed.
         paths: that were narrowed.
-        wide: paths with zero channels that were not, with the reason.
+        wide: paths with zero channels that were not.
     """
 
     removal: Pruned | None
     paths: tuple[NarrowedPath, ...]
-    wide: dict[str, str]
+    wide: tuple[WidePath, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +140,11 @@ def narrow_branches(
         if measure and removal is not None:
             removal = search.drop_what_does_not_pay(analysis, removal)
     if removal is None:
-        return Narrowed(None, (), search.wide)
+        return Narrowed(None, (), tuple(search.left_wide()))
     provenance = extended(module, removal)
     new = [Narrowing(p.place, p.operand, p.dim) for p in search.paths if join_at(module, _node(module, p)) is None]
     attach(removal.module, replace(provenance, joins=(*provenance.joins, *new)))
-    return Narrowed(removal, tuple(search.described(removal)), search.wide)
+    return Narrowed(removal, tuple(search.described(removal)), tuple(search.left_wide()))
 
 
 class _Search:
@@ -139,7 +162,7 @@ class _Search:
         module: TracedModule,
         inputs: ExampleInputs,
         options: dict[str, tuple[NarrowPath, ...]],
-        wide: dict[str, str],
+        wide: dict[NarrowPath, str],
     ) -> None:
         self.module, self.inputs = module, inputs
         self.options = {place: list(paths) for place, paths in options.items()}
@@ -182,7 +205,7 @@ class _Search:
 
     def _leave_wide(self, path: NarrowPath, reason: str) -> None:
         del self.options[path.place][0]
-        self.wide[f"{path.name} at {path.place}"] = reason
+        self.wide[path] = reason
 
     def drop_what_does_not_pay(self, analysis: Analysis, removal: Pruned) -> Pruned | None:
         """The network with only those paths narrowed that make it faster.
@@ -214,7 +237,16 @@ class _Search:
         for path in self.paths:
             stays = _left(removal, path)
             if stays is not None:
-                yield NarrowedPath(path.place, path.name, path.size, int(stays.sum()), self.measured.get(path.place))
+                left, measured = int(stays.sum()), self.measured.get(path.place)
+                yield NarrowedPath(path.place, path.name, path.size, left, self._where(path), measured)
+
+    def left_wide(self) -> Iterator[WidePath]:
+        """What was not narrowed, for people."""
+        for path, reason in self.wide.items():
+            yield WidePath(path.place, path.name, reason, self._where(path))
+
+    def _where(self, path: NarrowPath) -> Place:
+        return place_of_node(_node(self.module, path))
 
 
 def _node(module: TracedModule, path: NarrowPath) -> fx.Node:

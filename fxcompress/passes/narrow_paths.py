@@ -15,6 +15,7 @@ from fxcompress.channels.rules.registry import Known
 from fxcompress.channels.values import Value
 from fxcompress.passes.branches import written_operand_is_read
 from fxcompress.passes.join import Join, join_at
+from fxcompress.trace.described import OP_KEY, place_of_node
 from fxcompress.trace.traced import TracedModule
 
 _SUMS = {operator.add, operator.iadd, torch.add, "add", "add_"}
@@ -57,7 +58,7 @@ class NarrowPath:
 
 def find_paths(
     analysis: Analysis, knowns: dict[str, list[Known]]
-) -> tuple[dict[str, tuple[NarrowPath, ...]], dict[str, str]]:
+) -> tuple[dict[str, tuple[NarrowPath, ...]], dict[NarrowPath, str]]:
     """The sums that have a path with channels which are always zero.
 
     Args:
@@ -66,23 +67,19 @@ def find_paths(
 
     Returns:
         for each such sum, by its place, the paths that could be narrowed, the one with the most zeros first; and for
-        paths with zeros that cannot be narrowed, the reason, by what makes them.
+        paths with zeros that cannot be narrowed, the reason.
     """
     found: dict[str, tuple[NarrowPath, ...]] = {}
-    refused: dict[str, str] = {}
+    refused: dict[NarrowPath, str] = {}
     for mode, graph in analysis.module.graphs.items():
         for node in graph.nodes:
             paths = [path for i in _operands(analysis.module, node) if (path := _path(analysis, knowns, mode, node, i))]
             reasons = [_refusal(analysis.trails[mode], analysis.module, node, path) for path in paths]
-            refused |= {_label(p): reason for p, reason in zip(paths, reasons, strict=True) if reason}
+            refused |= {path: reason for path, reason in zip(paths, reasons, strict=True) if reason}
             good = [path for path, reason in zip(paths, reasons, strict=True) if not reason]
             if good:
                 found[f"{mode}:{node.name}"] = tuple(sorted(good, key=lambda path: len(path.index)))
     return found, refused
-
-
-def _label(path: NarrowPath) -> str:
-    return f"{path.name} at {path.place}"
 
 
 def _operands(module: TracedModule, node: fx.Node) -> tuple[int, ...]:
@@ -195,6 +192,7 @@ def _open(module: TracedModule, node: fx.Node, path: NarrowPath) -> None:
     name = _free_name(module, node if path.mode == "eval" else f"{path.mode}_{node}")
     module.add_module(name, Join(path.dim, taken, _alpha(node), taken.clone()))
     full, part = node.args[1 - path.operand], node.args[path.operand]
+    node.meta[OP_KEY] = place_of_node(node).kind
     node.op, node.target, node.args, node.kwargs = "call_module", name, (full, part), {}
 
 

@@ -12,6 +12,7 @@ from typing import TypeVar
 from torch import nn
 
 from fxcompress.channels.analysis import Analysis
+from fxcompress.passes.narrow_branches import NarrowedPath, WidePath
 from fxcompress.passes.prune_channels import Pruned
 from fxcompress.passes.prune_report import PruneReport, make_report
 from fxcompress.passes.shrink import Narrow, shrink
@@ -19,6 +20,7 @@ from fxcompress.trace.graph_forward import install
 from fxcompress.trace.pieces import Piece, Pieces
 from fxcompress.trace.skeleton import skeleton
 
+_P = TypeVar("_P", NarrowedPath, WidePath)
 _T = TypeVar("_T")
 
 
@@ -80,7 +82,7 @@ def joined_report(
         outside: parameters that lie in no piece, with the reason.
     """
     uncovered = tuple(
-        replace(op, places=tuple(replace(place, node=f"{path}.{place.node}") for place in op.places))
+        replace(op, places=tuple(place.within(path) for place in op.places))
         for path, report in reports.items()
         for op in report.uncovered
     )
@@ -94,16 +96,20 @@ def joined_report(
         folded=_prefixed(reports, lambda report: report.folded),
         new_biases=_named(reports, lambda report: report.new_biases),
         unfolded=_prefixed(reports, lambda report: report.unfolded),
-        narrowed=tuple(
-            replace(path, place=f"{prefix}.{path.place}", name=f"{prefix}.{path.name}")
-            for prefix, report in reports.items()
-            for path in report.narrowed
-        ),
-        left_wide=_prefixed(reports, lambda report: report.left_wide),
+        narrowed=tuple(_path_within(path, prefix) for prefix, report in reports.items() for path in report.narrowed),
+        left_wide=tuple(_path_within(path, prefix) for prefix, report in reports.items() for path in report.left_wide),
         pieces=tuple(reports),
         why_pieces=why,
         outside=outside,
+        places={
+            f"{p}.{name}": place.within(p) for p, report in reports.items() for name, place in report.places.items()
+        },
     )
+
+
+def _path_within(path: _P, prefix: str) -> _P:
+    """A path into a sum, named from outside of the piece."""
+    return replace(path, place=f"{prefix}.{path.place}", name=f"{prefix}.{path.name}", where=path.where.within(prefix))
 
 
 def _prefixed(reports: dict[str, PruneReport], of: Callable[[PruneReport], dict[str, _T]]) -> dict[str, _T]:

@@ -18,6 +18,7 @@ from fxcompress.passes.base import Pass, PassResult, traced
 from fxcompress.passes.branches import Branch, dead_branches, remove_branches, unread_branches
 from fxcompress.passes.cutting import Cut
 from fxcompress.passes.rewrite import rewrite
+from fxcompress.trace.described import Place
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.skeleton import skeleton
 from fxcompress.trace.traced import TracedModule
@@ -35,6 +36,7 @@ class Pruned:
         cuts: what was taken out of each tensor, by name.
         branches: that were taken out.
         gone: names of the tensors that went with them.
+        places: where the nodes that branches name were in the model.
     """
 
     module: TracedModule
@@ -44,6 +46,7 @@ class Pruned:
     cuts: dict[str, Cut] = field(default_factory=dict)
     branches: tuple[Branch, ...] = ()
     gone: tuple[str, ...] = ()
+    places: dict[str, Place] = field(default_factory=dict)
 
     @property
     def modified(self) -> bool:
@@ -86,6 +89,7 @@ def prune_channels(
     """
     branches: list[Branch] = []
     gone: list[str] = []
+    places: dict[str, Place] = {}
     with torch.no_grad():
         while True:
             analysis = analysis or analyse(module, inputs)
@@ -96,8 +100,9 @@ def prune_channels(
                 found = unread_branches(analysis, knowns, result.plan.alive) if seeds is values_known else []
             if not found:
                 break
+            places[found[0][0]] = analysis.place(*found[0][0].split(":", 1))
             module = skeleton(module)
             gone += remove_branches(module, found[:1])
             branches += found[:1]
             analysis = None
-    return Pruned(result.module, analysis, knowns, result.plan, result.cuts, tuple(branches), tuple(gone))
+    return Pruned(result.module, analysis, knowns, result.plan, result.cuts, tuple(branches), tuple(gone), places)

@@ -12,8 +12,9 @@ from fxcompress.channels.plan import Plan
 from fxcompress.channels.rules.contraction import may_read, pattern_of
 from fxcompress.channels.rules.registry import Known
 from fxcompress.passes.fold_constants import Folded
-from fxcompress.passes.narrow_branches import Narrowed, NarrowedPath
+from fxcompress.passes.narrow_branches import Narrowed, NarrowedPath, WidePath
 from fxcompress.passes.prune_channels import Pruned
+from fxcompress.trace.described import Place
 
 _SHOWN = 12
 
@@ -58,6 +59,7 @@ class PruneReport:
         plain_weights: weights that weight norm computed, and which are parameters from now on.
         computed_weights: parameters from now on that the model computed, from those of its own that are named; it
             standardised them, say.
+        places: where the nodes of ``branches`` are in the model.
     """
 
     removed: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
@@ -70,12 +72,13 @@ class PruneReport:
     new_biases: tuple[str, ...] = ()
     unfolded: dict[str, str] = field(default_factory=dict)
     narrowed: tuple[NarrowedPath, ...] = ()
-    left_wide: dict[str, str] = field(default_factory=dict)
+    left_wide: tuple[WidePath, ...] = ()
     pieces: tuple[str, ...] = ()
     why_pieces: str = ""
     outside: dict[str, str] = field(default_factory=dict)
     plain_weights: tuple[str, ...] = ()
     computed_weights: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    places: dict[str, Place] = field(default_factory=dict)
 
     @property
     def modified(self) -> bool:
@@ -97,12 +100,12 @@ class PruneReport:
         lines = [f"parameters {before:,} -> {after:,} ({after / max(before, 1):.1%} left)"]
         lines += self._on_pieces()
         lines += [f"  {name} {b} -> {a}" for name, (b, a) in self.removed.items() if len(b) > 1]
-        lines += [f"  branch at {name} is gone" for name in self.branches]
+        lines += [f"  the branch into {self.places.get(name, name)} is gone" for name in self.branches]
         lines += [f"  {count} constant inputs of {name} folded" for name, count in self.folded.items()]
         lines += [f"  the layer of {name} got a bias" for name in self.new_biases]
         lines += [f"  constant inputs of {name} stay: {reason}" for name, reason in self.unfolded.items()]
         lines += [f"  {path}" for path in self.narrowed]
-        lines += [f"  left wide: {name}: {reason}" for name, reason in self.left_wide.items()]
+        lines += [f"  {path}" for path in self.left_wide]
         lines += [f"  {name} was computed by weight norm and is a plain parameter now" for name in self.plain_weights]
         lines += self._on_computed_weights()
         lines += [f"  {kept}" for kept in self.kept[:_SHOWN]]
@@ -155,13 +158,14 @@ def make_report(
         branches=tuple(place for removal in removals for place, _ in removal.branches),
         gone=tuple(name for removal in removals for name in removal.gone),
         parameters=(_size(before), _size(last.module)),
+        places={place: where for removal in removals for place, where in removal.places.items()},
         kept=tuple(_kept(last.analysis, last.plan, last.knowns)) if explain else (),
         uncovered=uncovered(last.analysis),
         folded={} if folded is None else folded.channels,
         new_biases=() if folded is None else folded.biases,
         unfolded={} if folded is None else folded.refused,
         narrowed=() if narrowed is None else narrowed.paths,
-        left_wide={} if narrowed is None else narrowed.wide,
+        left_wide=() if narrowed is None else narrowed.wide,
     )
 
 
@@ -239,4 +243,4 @@ def _value(sites: SiteAtoms, known: Known, entry: int) -> str:
     values = source.amax(dim=others) if others else source
     value = float(values.expand(sites.site.entries)[entry])
     what = "it is not constant" if math.isnan(value) else f"its constant value is {value:.3g}"
-    return f"in {mode} {what} where {sites.node} reads it"
+    return f"in {mode} {what} where {sites.place} reads it"

@@ -16,6 +16,7 @@ from fxcompress.channels.survivors import kept_masks
 from fxcompress.channels.values import Value
 from fxcompress.passes.join import Join, joins_of
 from fxcompress.passes.replay import MismatchError
+from fxcompress.trace.described import place_of_node
 from fxcompress.trace.traced import TracedModule
 
 Numbers = tuple[Tensor, Tensor]
@@ -65,5 +66,6 @@ def _numbers(join: Join, full: np.ndarray, part: np.ndarray) -> Numbers | None:
 def _mismatch(node: fx.Node, full: Value, part: Value) -> MismatchError:
     layers = [layer.reshape(-1).numpy() for value in (full, part) for layer in value.layers]
     atoms = np.concatenate(layers) if layers else np.zeros(0, dtype=np.int64)
-    text = f"{node.name} cannot be rewritten for fewer channels: it would add them to others"
-    return MismatchError(atoms, Reason("rewrite", text, node.name))
+    place = place_of_node(node)
+    text = f"{place} cannot be rewritten for fewer channels: it would add them to others"
+    return MismatchError(atoms, Reason("rewrite", text, place))

@@ -60,7 +60,7 @@ class Replay(Interpreter):
     def __init__(self, cut: CutModule, analysis: Analysis, mode: str, plan: Plan) -> None:
         self.slots = KnownSlots(analysis, plan.alive)
         super().__init__(cut.module, PackedAtoms(analysis, cut.cuts), PackedSpace(self.slots), analysis.counters)
-        self.analysis = analysis
+        self.analysis, self.mode = analysis, mode
         self.original: Trail = analysis.trails[mode]
         self.alive = plan.alive
         self.left = Survivors(plan.alive)
@@ -273,9 +273,8 @@ class Replay(Interpreter):
             nodes = list(dict.fromkeys(used for n in nodes for used in n.all_input_nodes))
             layers = self._labels(*nodes)
         atoms = np.concatenate(layers) if layers else np.zeros(0, dtype=np.int64)
-        return MismatchError(
-            atoms, Reason("rewrite", f"{node.name} cannot be rewritten for fewer channels: {why}", node.name)
-        )
+        place = self.analysis.place(self.mode, node.name)
+        return MismatchError(atoms, Reason("rewrite", f"{place} cannot be rewritten for fewer channels: {why}", place))
 
     def _labels(self, *nodes: fx.Node) -> list[np.ndarray]:
         values = [self.original.values.get(node.name) for node in nodes]
@@ -289,7 +288,7 @@ class Replay(Interpreter):
         strangers = [a[wrong], b[wrong], *(self.slots.strangers(slots) for slots in self.space.slots)]
         atoms = np.concatenate(strangers)
         if len(atoms):
-            raise MismatchError(atoms, Reason("rewrite", "channels would meet that do not belong together", ""))
+            raise MismatchError(atoms, Reason("rewrite", "channels would meet that do not belong together"))
 
 
 class PackedAtoms(Atoms):

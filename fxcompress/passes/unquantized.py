@@ -8,7 +8,7 @@ from torch import fx, nn
 from fxcompress.passes.weight_steps import WeightSteps
 from fxcompress.passes.weight_uses import MODULES, Use, uses_of
 from fxcompress.quantizer import Quantizer
-from fxcompress.trace.places import line_of
+from fxcompress.trace.described import place_of_node
 from fxcompress.trace.traced import TracedModule
 
 _SHOWN = 3
@@ -111,16 +111,14 @@ def _readers(module: TracedModule, graph: fx.Graph, weight: nn.Parameter) -> Ite
 
 
 def _described(module: TracedModule, node: fx.Node) -> str:
+    place = place_of_node(node)
     if node.op == "call_module":
         layer = module.get_submodule(str(node.target))
-        kind = type(layer).__name__
         if type(layer) in MODULES:
-            return f"{kind} {node.target}, called with more than its input,"
+            return f"{place}, called with more than its input,"
         if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
             how = "a table with sparse gradients" if layer.sparse else "a table"
             how = "a table whose lookups restore a norm" if layer.max_norm is not None else how
-            return f"{kind} {node.target}, {how},"
-        return f"{kind} {node.target}, which is no convolution or linear layer,"
-    file, line = line_of(node.stack_trace or "")
-    target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-    return f"the op {target} (node {node.name}{f', at {file}:{line}' if file else ''})"
+            return f"{place}, {how},"
+        return f"{place}, which is no convolution or linear layer,"
+    return str(place)

@@ -26,6 +26,7 @@ from torch import fx, nn
 
 from fxcompress.errors import TraceError
 from fxcompress.trace.depth import is_stochastic_depth
+from fxcompress.trace.described import place_of_node
 from fxcompress.trace.glue import code_around
 from fxcompress.trace.kinds import Kinds
 from fxcompress.trace.places import place
@@ -56,7 +57,9 @@ def answered(kinds: Kinds) -> Iterator[None]:
     def kind(value: fx.Proxy) -> type:
         found = kinds.of(value.node)
         if found is None:
-            raise TraceError(f"it looks at the type of what {value.node.name} returns{place()}, which torch.fx hides")
+            raise TraceError(
+                f"it looks at the type of what {place_of_node(value.node)} returns{place()}, which torch.fx hides"
+            )
         return found
 
     def is_instance(value: Any, classes: Any) -> bool:  # noqa: ANN401 - as of builtins

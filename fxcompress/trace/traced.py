@@ -65,7 +65,8 @@ class TracedModule(fx.GraphModule):
             self.set_graphs(graph, train_graph)
         else:
             self._graph, self.train_graph = graph, train_graph
-            graph.owning_module = self
+            for own in self.graphs.values():
+                own.owning_module = self
             type(self).forward = _CompiledWhenAsked(self)  # type: ignore[assignment]
             for name in _FROM_COMPILING:
                 self.__dict__.pop(name, None)

@@ -92,7 +92,7 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
         min_accuracy: no pressure after an epoch for which ``validate`` returned less, until it returns as much again.
         max_loss_increase: no pressure while the smoothed loss is above its lowest by more than this share (0.2: a
             fifth).
-        progress: show a live display, in the first process.
+        progress: show a live display, in the first process; where there is no terminal, a line for each epoch.
         on_epoch: called with each record.
         checkpoint: a file that the run is kept in, written after each epoch, and on Ctrl-C or SIGTERM.
         resume: True: go on with the run in ``checkpoint``; ``"auto"``: the same if there is such a file, else start

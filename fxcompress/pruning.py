@@ -25,9 +25,9 @@ from fxcompress.training.in_pieces import Compressed
 from fxcompress.training.optimizer import Replacement, check_optimizers, prepare_resize
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class PruneResult:
-    """The result of :func:`prune`.
+    """The result of :func:`prune`; ``print(result)`` shows the report.
 
     Attributes:
         module: the rewritten network, with parameters of its own: a GraphModule or, where only pieces of the model
@@ -37,6 +37,9 @@ class PruneResult:
 
     module: nn.Module
     report: PruneReport
+
+    def __repr__(self) -> str:
+        return f"PruneResult of a {type(self.module).__name__}: {self.report}"
 
 
 @ordinary

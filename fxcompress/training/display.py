@@ -1,26 +1,33 @@
 """The live display of a training run."""
 
+from collections.abc import Iterable
 from types import TracebackType
 
-from rich.console import Console
+from rich import get_console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fxcompress.training.history import EpochRecord
 
 
 class Display:
-    """A progress bar with the figures of the last epoch; nothing at all where ``enabled`` is False."""
+    """A progress bar above the figures of the last epoch; nothing at all where ``enabled`` is False.
+
+    Where there is no terminal, as in the log of a job, each epoch is a line.
+    """
 
     def __init__(self, title: str, epochs: int, *, enabled: bool = True, console: Console | None = None) -> None:
-        self._progress = Progress(
+        self._console = console or get_console()
+        live = self._console.is_terminal or self._console.is_jupyter
+        self._lines = enabled and not live
+        self._progress = _Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(compact=True),
-            console=console,
-            disable=not enabled,
+            console=self._console,
+            disable=not (enabled and live),
         )
         self._task = self._progress.add_task(title, total=epochs, figures="")
 
@@ -35,4 +42,14 @@ class Display:
 
     def show(self, record: EpochRecord) -> None:
         """Show the figures of an epoch that has ended."""
+        if self._lines:
+            self._console.print(str(record), soft_wrap=True, highlight=False)
         self._progress.update(self._task, completed=record.epoch, figures=str(record))
+
+
+class _Progress(Progress):
+    """A bar, and below it the figures: beside it they would not fit into 80 columns."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        yield from (task.fields["figures"] for task in self.tasks if task.fields["figures"])

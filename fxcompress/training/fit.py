@@ -31,9 +31,9 @@ _LOG = logging.getLogger("fxcompress")
 Validate = Callable[[nn.Module], float | Tensor | None]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class FitResult:
-    """The result of :func:`fxcompress.fit`.
+    """The result of :func:`fxcompress.fit`; ``print(result)`` shows the figures of the run.
 
     Attributes:
         module: the finalized network in evaluation mode: an ordinary GraphModule or, where the model was compressed in
@@ -47,6 +47,18 @@ class FitResult:
     net: Compressed
     history: list[EpochRecord] = field(default_factory=list)
     reports: list[PruneReport] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        seconds = sum(record.seconds for record in self.history)
+        parameters = sum(p.numel() for p in self.module.parameters())
+        trained, stored = self.net.fractional_size(), self.net.stored_size()
+        lines = [
+            f"FitResult after {len(self.history)} epochs, {seconds:.0f} s of training",
+            *map(str, self.history[-1:]),
+            f"weights: {trained:.2%} of their bits as trained, {stored:.2%} as stored",
+            f".module: {type(self.module).__name__} with {parameters:,} parameters, to be used and saved",
+        ]
+        return "\n  ".join(lines)
 
 
 def train(

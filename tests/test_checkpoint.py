@@ -473,6 +473,15 @@ def test_a_damaged_file_is_told(harm: str, tmp_path: Path) -> None:
         read_states(path)
 
 
+def test_a_finalized_network_is_no_checkpoint(tmp_path: Path) -> None:
+    net = fxc.compress(nn.Linear(8, 4), torch.zeros(1, 8))
+    fxc.save(net.finalize(), tmp_path / "net.fxc")
+    with pytest.raises(
+        CheckpointError, match=r"net.fxc holds a finalized network, or .*, and no checkpoint: load reads"
+    ):
+        fxc.load_checkpoint(tmp_path / "net.fxc", net)
+
+
 def test_a_newer_file_is_told(tmp_path: Path) -> None:
     torch.save({"fxcompress": 99}, tmp_path / "file")
     with pytest.raises(CheckpointError, match=r"has format 99 and this fxcompress reads formats up to 1; upgrade it"):

@@ -16,6 +16,7 @@ from fxcompress.errors import StorageError
 from fxcompress.provenance import Grid, Provenance, attach, provenance_of
 from fxcompress.quantizer import Quantizer
 from fxcompress.storage.file import FORMAT, read, save
+from fxcompress.storage.states import write_states
 from fxcompress.storage.streams import checksum
 
 pytestmark = pytest.mark.cpu
@@ -294,6 +295,10 @@ def foreign(path: Path) -> None:
     save_file({"weight": torch.zeros(3)}, path)
 
 
+def checkpoint(path: Path) -> None:
+    write_states(path, {"a": 1})
+
+
 def newer(path: Path) -> None:
     save_file({"uint8": torch.zeros(3)}, path, {"fxcompress": str(FORMAT + 1)})
 
@@ -310,6 +315,7 @@ def no_index(path: Path) -> None:
         (overwrite, "is damaged, or not a file of fxcompress"),
         (flip, "is damaged: the checksum is wrong; fetch the file again"),
         (foreign, "was not written by fxcompress"),
+        (checkpoint, "was written by torch.save, as checkpoints are: load_checkpoint reads those"),
         (newer, f"has format {FORMAT + 1} and this fxcompress reads formats up to {FORMAT}; upgrade it"),
         (no_index, "is damaged: not enough values"),
     ],

@@ -47,6 +47,10 @@ def read_states(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     if not Path(path).is_file():
         raise CheckpointError(f"there is no file {path}; check the path")
+    if _is_safetensors(Path(path)):
+        raise CheckpointError(
+            f"{path} holds a finalized network, or other safetensors, and no checkpoint: load reads it"
+        )
     try:
         _check_sums(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -62,6 +66,12 @@ def read_states(path: str | os.PathLike[str]) -> dict[str, Any]:
         )
     assert isinstance(content, dict)
     return content
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file begins like safetensors: eight bytes that say how long the JSON behind them is."""
+    with path.open("rb") as file:
+        return file.read(10)[8:] == b'{"'
 
 
 def _check_sums(path: str | os.PathLike[str]) -> None:

@@ -1,6 +1,7 @@
 """Streams of numbers: all tensors of a dtype, flat, one after the other, in a safetensors file."""
 
 import math
+import zipfile
 import zlib
 from collections import defaultdict
 from pathlib import Path
@@ -105,6 +106,11 @@ def open_streams(path: Path) -> tuple[Streams, list[str]]:
     found = library()
     if not path.is_file():
         raise StorageError(f"there is no file {path}; check the path")
+    if zipfile.is_zipfile(path):
+        raise StorageError(
+            f"{path} was written by torch.save, as checkpoints are: load_checkpoint reads those of save_checkpoint and "
+            "fit; load takes what save(net.finalize(), path) has written"
+        )
     try:
         with found.safe_open(path, framework="pt") as file:
             about = (file.metadata() or {}).get(_KEY, "").split(" ")

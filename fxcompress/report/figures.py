@@ -2,7 +2,8 @@
 
 import importlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,10 @@ def draw_progress(comparison: Comparison, path: str | os.PathLike[str]) -> None:
     Raises:
         FxCompressError: matplotlib is missing.
     """
-    plt = _pyplot()
-    with plt.rc_context(_STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(9.8, 3.9), layout="constrained")
+    with _figure((9.8, 3.9), path) as figure:
+        left, right = figure.subplots(1, 2)
         _draw_size(left, comparison.compressed)
         _draw_accuracy(right, comparison)
-        _save(plt, figure, path)
 
 
 def draw_layers(layers: Sequence[LayerWidth], path: str | os.PathLike[str]) -> None:
@@ -42,9 +41,8 @@ def draw_layers(layers: Sequence[LayerWidth], path: str | os.PathLike[str]) -> N
     Raises:
         FxCompressError: matplotlib is missing.
     """
-    plt = _pyplot()
-    with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(figsize=(9.6, 0.34 * len(layers) + 1.2), layout="constrained")
+    with _figure((9.6, 0.34 * len(layers) + 1.2), path) as figure:
+        axes = figure.subplots()
         places = range(len(layers))
         axes.barh(places, [w.before[0] for w in layers], 0.72, color="#dde1e7", label="before")
         axes.barh(places, [w.after[0] for w in layers], 0.72, color=_BITS, label="after")
@@ -54,10 +52,9 @@ def draw_layers(layers: Sequence[LayerWidth], path: str | os.PathLike[str]) -> N
         axes.set(title="Channels of each layer", xlabel="output channels", yticks=list(places))
         axes.set_yticklabels([w.name for w in layers])
         axes.set_xlim(0, 1.2 * max((w.before[0] for w in layers), default=1))
-        axes.invert_yaxis()
+        axes.set_ylim(len(layers) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0)
-        axes.legend(loc="lower right")
-        _save(plt, figure, path)
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0)  # above, where no bar ends
 
 
 def _draw_size(axes: Any, network: Network) -> None:  # noqa: ANN401
@@ -131,17 +128,15 @@ def _finish(axes: Any) -> None:  # noqa: ANN401
     legend.set_in_layout(False)
 
 
-def _save(plt: Any, figure: Any, path: str | os.PathLike[str]) -> None:  # noqa: ANN401
-    # Without the name of the software, the same figures give the same bytes.
-    figure.savefig(Path(path), dpi=_DPI, metadata={"Software": None})
-    plt.close(figure)
-
-
-def _pyplot() -> Any:  # noqa: ANN401
-    """Pyplot, drawing into files whatever the display."""
+@contextmanager
+def _figure(size: tuple[float, float], path: str | os.PathLike[str]) -> Iterator[Any]:
+    """A figure, written as PNG in the end. Not one of pyplot's: nothing changes for what the caller draws with it."""
     try:
         matplotlib = importlib.import_module("matplotlib")
     except ImportError as error:
         raise FxCompressError('pictures need matplotlib: pip install "fxcompress[plot]"') from error
-    matplotlib.use("agg")
-    return importlib.import_module("matplotlib.pyplot")
+    with matplotlib.rc_context(_STYLE):
+        figure = importlib.import_module("matplotlib.figure").Figure(figsize=size, layout="constrained")
+        yield figure
+        # Without the name of the software, the same figures give the same bytes.
+        figure.savefig(Path(path), format="png", dpi=_DPI, metadata={"Software": None})

@@ -60,7 +60,7 @@ def write_html(
     parts = [_table(HEADINGS, [(r.label, r.baseline, r.compressed, r.left) for r in rows(comparison)])]
     parts += [f'<p class="note">{escape(text)}</p>' for text in (_SIZES, _TIMES)]
     parts += [_picture(title, file) for title, file in pictures]
-    parts += ["<h2>Layers</h2>", _layers(comparison.layers), "<h2>How it was made</h2>"]
+    parts += ["<h2>Layers in numbers</h2>", _layers(comparison.layers), "<h2>How it was made</h2>"]
     parts += [f"<p>{escape(note)}</p>"] if note else []
     parts.append(_table(("", ""), [(key, _text(value)) for key, value in _made(comparison)]))
     page = _PAGE.format(title=escape(comparison.title), body="\n".join(parts))

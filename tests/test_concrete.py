@@ -113,7 +113,9 @@ def test_a_branch_on_a_shape() -> None:
             net(image(*wrong))
     with pytest.raises(PathError, match=r"sizes \(7,\) came out as False, and was True"):
         wide(image(7, 3, 8, 12))
-    with pytest.raises(PathError, match=r"argument x is .* 3.; the network was traced with .* 4."):
+    with pytest.raises(
+        PathError, match="argument x is a tensor of rank 3; the network was traced with a tensor of rank 4"
+    ):
         wide(image(3, 8, 12))
 
 
@@ -195,11 +197,13 @@ def test_nested_arguments_and_results() -> None:
     net = traced(model, {"a": x, "b": y, "n": 3})
     assert same(model, net, {"a": y, "b": z, "n": 3})
     assert net({"a": x, "b": y, "n": 3})["none"] is None
-    with pytest.raises(PathError, match="argument batch is"):
+    with pytest.raises(
+        PathError, match="argument batch is a dict of 'a': a tensor of rank 2, 'n': an int; the network was"
+    ):
         net({"a": x, "n": 3})
-    with pytest.raises(PathError, match=r"argument flag is \('bool', True\); the network was traced with"):
+    with pytest.raises(PathError, match="argument flag is True; the network was traced with False"):
         net({"a": x, "b": y, "n": 3}, flag=True)
-    with pytest.raises(PathError, match=r"argument scale is \('float', 3.0\)"):
+    with pytest.raises(PathError, match="argument scale is 3.0; the network was traced with 2.0"):
         net({"a": x, "b": y, "n": 3}, scale=3.0)
     given = traced(model, {"a": x}, y, scale=3.0, c=z)
     assert same(model, given, {"a": z}, y, scale=3.0, c=x)

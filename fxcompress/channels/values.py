@@ -60,6 +60,11 @@ class Call:
     metas: tuple[Tensor, ...]
     plain: tuple[Tensor, ...] = ()
 
+    @property
+    def name(self) -> str:
+        """The op's name for people: ``softmax`` for ``aten._softmax.default``."""
+        return str(self.func.__name__).partition(".")[0].lstrip("_")
+
     def arg(self, position: int, name: str, default: Any = None) -> Any:  # noqa: ANN401
         """An argument by position or name."""
         if position < len(self.args):

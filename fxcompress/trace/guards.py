@@ -55,7 +55,7 @@ def check_argument(value: object, form: object, name: str, *, exact: bool = Fals
     found = form_of(value, exact=exact)
     if found != form:
         raise PathError(
-            f"argument {name} is {found}; the network was traced with {form}\n"
+            f"argument {name} is {_in_words(found)}; the network was traced with {_in_words(form)}\n"
             "  what is no tensor, and the rank of what is one, is part of the traced graph: trace the network again "
             "with example inputs like this one"
         )
@@ -76,6 +76,24 @@ def form_of(value: object, *, exact: bool = False) -> tuple[Any, ...]:
     if kind in {int, float} and not exact:
         return (kind.__name__,)
     return (kind.__name__, value) if kind in _PLAIN else ("object", f"{kind.__module__}.{kind.__qualname__}")
+
+
+def _in_words(form: Any) -> str:  # noqa: ANN401 - as form_of returns it
+    """What :func:`form_of` has found, for people.
+
+    >>> _in_words(("tuple", (("tensor of rank", 2), ("NoneType", None), ("int",))))
+    'a tuple of a tensor of rank 2, None, an int'
+    """
+    kind, *rest = form
+    if kind == "tensor of rank":
+        return f"a tensor of rank {rest[0]}"
+    if kind == "object":
+        return f"an object of {rest[0]}"
+    if kind == "dict":
+        return f"a dict of {', '.join(f'{key!r}: {_in_words(item)}' for key, item in rest[0]) or 'nothing'}"
+    if kind in {"tuple", "list"}:
+        return f"a {kind} of {', '.join(map(_in_words, rest[0])) or 'nothing'}"
+    return repr(rest[0]) if rest else f"{'an' if kind == 'int' else 'a'} {kind}"
 
 
 def is_check(node: fx.Node) -> bool:

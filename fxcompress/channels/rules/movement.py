@@ -33,9 +33,9 @@ def settle(moved: list[Tensor], call: Call, space: Space) -> Layers:
     taken: set[int] = set()
     for layer in moved:
         if id(layer) in crossing and support(layer) & taken:
-            space.pin(layer, "crossing", f"{call.func.__name__} mixes two of its labelled dims")
+            space.pin(layer, "crossing", f"{call.name} mixes two of its labelled dims")
         elif layer.numel() <= 1:
-            space.pin(layer, "single-entry", f"{call.func.__name__} picks out this one entry")
+            space.pin(layer, "single-entry", f"{call.name} picks out this one entry")
         else:
             result.append(layer)
             taken |= support(layer)
@@ -247,7 +247,7 @@ def _restride_labels(call: Call, space: Space) -> tuple[Layers, ...]:
     if _moves_nothing(call):
         return (source.layers,)
     for layer in source.layers:
-        space.pin(layer, "aliased-write", f"{call.func.__name__} reads memory in another order")
+        space.pin(layer, "aliased-write", f"{call.name} reads memory in another order")
     return ((),)
 
 

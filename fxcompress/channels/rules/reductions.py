@@ -17,7 +17,7 @@ Dims = Callable[[Call], frozenset[int]]
 def pass_others(call: Call, space: Space, dims: frozenset[int], code: str) -> Layers:
     """The layers of the result of an op that mixes all entries along ``dims``, whose size must stay."""
     source: Value = call.args[0]
-    text = f"{call.func.__name__} mixes all entries of this dim"
+    text = f"{call.name} mixes all entries of this dim"
     held = [space.hold(x, mixed, code, text) if (mixed := support(x) & dims) else x for x in source.layers]
     return tuple(layer for layer in held if layer is not None)
 
@@ -129,7 +129,7 @@ def _mixing(dims: Dims, code: str) -> Callable[[Call, Space], tuple[Layers, ...]
         own = [a for a in call.args[1:] if isinstance(a, Value)]
         for value in own:
             for layer in value.layers:
-                space.pin(layer, code, f"it belongs to {call.func.__name__}, which mixes all entries of its dims")
+                space.pin(layer, code, f"it belongs to {call.name}, which mixes all entries of its dims")
         layers = pass_others(call, space, dims(call), code)
         first = layers if len(call.metas) else ()
         return (first, *(() for _ in call.metas[1:]))

@@ -14,7 +14,7 @@ from fxcompress.channels.values import Call, Step, Value
 def _labels(call: Call, space: Space) -> tuple[Layers, ...]:
     source, regions = call.args[:2]
     for layer in regions.layers if isinstance(regions, Value) else ():
-        space.pin(layer, "window", f"{call.func.__name__} takes boxes of this size")
+        space.pin(layer, "window", f"{call.name} takes boxes of this size")
     if not isinstance(source, Value):
         return tuple(() for _ in call.metas)
     layers = pass_others(call, space, frozenset({0, 2, 3}), "window")
@@ -34,7 +34,7 @@ def _constants(step: Step, known: Known) -> list[Tensor]:
 def _grid_labels(call: Call, space: Space) -> tuple[Layers, ...]:
     source, grid = call.args[:2]
     for layer in grid.layers if isinstance(grid, Value) else ():
-        space.pin(layer, "window", f"{call.func.__name__} takes points of this size")
+        space.pin(layer, "window", f"{call.name} takes points of this size")
     if not isinstance(source, Value):
         return ((),)
     layers = pass_others(call, space, _but_channels(source), "window")

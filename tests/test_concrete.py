@@ -203,7 +203,7 @@ def test_nested_arguments_and_results() -> None:
         net({"a": x, "n": 3})
     with pytest.raises(PathError, match="argument flag is True; the network was traced with False"):
         net({"a": x, "b": y, "n": 3}, flag=True)
-    with pytest.raises(PathError, match="argument scale is 3.0; the network was traced with 2.0"):
+    with pytest.raises(PathError, match=r"argument scale is 3\.0; the network was traced with 2\.0"):
         net({"a": x, "b": y, "n": 3}, scale=3.0)
     given = traced(model, {"a": x}, y, scale=3.0, c=z)
     assert same(model, given, {"a": z}, y, scale=3.0, c=x)

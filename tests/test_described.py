@@ -131,3 +131,28 @@ def test_reports_name_no_nodes() -> None:
     assert str(kept).startswith("0.weight[1] stays: in evaluation its constant value is ")
     assert str(kept).endswith(" where Conv2d 2 reads it")
     assert "such as an input of the network (Conv2d 0)" in str(fxc.ChannelGraph.of(net, X))
+
+
+def test_reasons_in_a_piece_are_named_from_outside() -> None:
+    class Deciding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sigmoid(), nn.Conv2d(4, 2, 1), nn.Flatten())
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.body(x)
+            return y if y.mean() > 0 else 2 * y
+
+    net = Deciding()
+    with torch.no_grad():
+        net.get_parameter("body.0.weight")[1] = 0
+        net.get_parameter("body.2.weight")[1] = 0
+    first, last = map(str, fxc.prune(net, X).report.kept)
+    assert first.endswith(" where Conv2d body.2 reads it")
+    assert last == "body.2.weight[1] stays: it is an output of the network"
+
+
+def test_the_one_channel_of_a_layer_stays_as_that() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 1, 1), nn.Sigmoid(), nn.Conv2d(1, 2, 1))
+    nn.init.zeros_(net.get_parameter("0.weight"))
+    assert [kept.reason for kept in fxc.prune(net, X).report.kept] == ["a layer keeps at least one channel"]

@@ -7,7 +7,7 @@ last of its members does.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -39,6 +39,13 @@ class Reason:
     def node(self) -> str:
         """The graph node where it was found; "" for none."""
         return self.place.node
+
+    def within(self, path: str) -> "Reason":
+        """The same, named from outside of the module at ``path``."""
+        if not self.node:
+            return self
+        place = self.place.within(path)
+        return replace(self, text=self.text.replace(str(self.place), str(place)), place=place)
 
     def __str__(self) -> str:
         where = "" if self.code == "output" else str(self.place)

@@ -66,7 +66,9 @@ def prune_pieces(
 
 def _pruned(piece: Piece, analysis: Analysis, *, fold: bool, narrow: Narrow) -> tuple[tuple[Pruned, ...], PruneReport]:
     shrunk = shrink(piece.traced, piece.inputs, analysis, fold=fold, narrow=narrow)
-    report = make_report(piece.traced, *shrunk.removals, folded=shrunk.folded, narrowed=shrunk.narrowed)
+    report = make_report(
+        piece.traced, *shrunk.removals, folded=shrunk.folded, narrowed=shrunk.narrowed, within=piece.path
+    )
     return shrunk.removals, report
 
 

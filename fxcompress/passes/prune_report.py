@@ -11,6 +11,7 @@ from fxcompress.channels.coverage import Uncovered, uncovered
 from fxcompress.channels.plan import Plan
 from fxcompress.channels.rules.contraction import may_read, pattern_of
 from fxcompress.channels.rules.registry import Known
+from fxcompress.channels.space import Reason
 from fxcompress.passes.fold_constants import Folded
 from fxcompress.passes.narrow_branches import Narrowed, NarrowedPath, WidePath
 from fxcompress.passes.prune_channels import Pruned
@@ -142,6 +143,7 @@ def make_report(
     folded: Folded | None = None,
     narrowed: Narrowed | None = None,
     explain: bool = True,
+    within: str = "",
 ) -> PruneReport:
     """The report of a pruning run.
 
@@ -151,6 +153,7 @@ def make_report(
         folded: what was folded.
         narrowed: which paths into sums were narrowed.
         explain: find out why channels that are zero stay.
+        within: path of the network in the model, where it is a piece of one, for the reasons.
     """
     last = removals[-1]
     return PruneReport(
@@ -159,7 +162,7 @@ def make_report(
         gone=tuple(name for removal in removals for name in removal.gone),
         parameters=(_size(before), _size(last.module)),
         places={place: where for removal in removals for place, where in removal.places.items()},
-        kept=tuple(_kept(last.analysis, last.plan, last.knowns)) if explain else (),
+        kept=tuple(_kept(last, within)) if explain else (),
         uncovered=uncovered(last.analysis),
         folded={} if folded is None else folded.channels,
         new_biases=() if folded is None else folded.biases,
@@ -185,9 +188,10 @@ def _size(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def _kept(analysis: Analysis, plan: Plan, knowns: dict[str, list[Known]]) -> list[KeptChannel]:
+def _kept(pruned: Pruned, within: str) -> list[KeptChannel]:
     """Channels that are zero where they are made and stay."""
-    why = WhyKept(analysis, plan, knowns)
+    analysis, plan, knowns = pruned.analysis, pruned.plan, pruned.knowns
+    why = WhyKept(analysis, plan, knowns, within)
     found: dict[tuple[str, int], KeptChannel] = {}
     for sites in analysis.sites:
         if not sites.weight_name or sites.site.groups > 1:
@@ -195,7 +199,8 @@ def _kept(analysis: Analysis, plan: Plan, knowns: dict[str, list[Known]]) -> lis
         weights = pattern_of(sites.site, knowns[sites.mode][0])
         zero = ~weights.rows_with(np.ones(weights.columns, dtype=bool))
         for row in np.flatnonzero(zero & plan.alive[sites.rows]).tolist():
-            kept = KeptChannel(sites.weight_name, row, why(int(sites.rows[row])))
+            reason = why(int(sites.rows[row])) if len(sites.rows) > 1 else "a layer keeps at least one channel"
+            kept = KeptChannel(sites.weight_name, row, reason)
             found.setdefault((sites.weight_name, row), kept)
     return list(found.values())
 
@@ -207,9 +212,11 @@ class WhyKept:
         analysis: of a network.
         plan: made from it.
         knowns: that the plan was made with.
+        within: path of the network in the model that it is a piece of.
     """
 
-    def __init__(self, analysis: Analysis, plan: Plan, knowns: dict[str, list[Known]]) -> None:
+    def __init__(self, analysis: Analysis, plan: Plan, knowns: dict[str, list[Known]], within: str = "") -> None:
+        self.within = within
         self.analysis = analysis
         self.plan = plan
         component = analysis.component
@@ -229,18 +236,22 @@ class WhyKept:
         root = int(self.analysis.component[atom])
         if self.analysis.pinned[atom]:
             pin = int(self._pin[root])
-            return "no parameter makes it" if pin < 0 else str(self.analysis.space.pins[pin][1])
+            return "no parameter makes it" if pin < 0 else self._text(self.analysis.space.pins[pin][1])
         place = int(self._place[root])
         if place >= 0:
-            return _value(*self._places[place], int(self._entry[root]))
-        return str(self.plan.kept.get(root, "something that goes with it is in use"))
+            return self._text(_value(*self._places[place], int(self._entry[root])))
+        reason = self.plan.kept.get(root)
+        return "something that goes with it is in use" if reason is None else self._text(reason)
+
+    def _text(self, reason: Reason) -> str:
+        return str(reason.within(self.within) if self.within else reason)
 
 
-def _value(sites: SiteAtoms, known: Known, entry: int) -> str:
+def _value(sites: SiteAtoms, known: Known, entry: int) -> Reason:
     mode = "training" if known.training else "evaluation"
     source = known.of(sites.site.source).double()
     others = [d for d in range(source.ndim) if d != sites.site.source_dim]
     values = source.amax(dim=others) if others else source
     value = float(values.expand(sites.site.entries)[entry])
     what = "it is not constant" if math.isnan(value) else f"its constant value is {value:.3g}"
-    return f"in {mode} {what} where {sites.place} reads it"
+    return Reason("not-zero", f"in {mode} {what} where {sites.place} reads it", sites.place)

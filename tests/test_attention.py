@@ -53,6 +53,44 @@ def zero(net: nn.Sequential, part: int, head: int | slice, dim: int | slice) -> 
             tensor[head, dim] = 0
 
 
+class Grouped(nn.Module):
+    """Two heads of queries share one of keys and values; ``product`` multiplies queries (N, 2, T, 3) and keys."""
+
+    def __init__(self, product: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = nn.Linear(8, 6), nn.Linear(8, 3), nn.Linear(8, 3), nn.Linear(6, 8)
+        self.product = product
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).unflatten(-1, (-1, 3)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        k, v = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
+        y: Tensor = self.out((self.product(q, k).softmax(-1) @ v).transpose(1, 2).flatten(2))
+        return y
+
+
+PRODUCTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "matmul": lambda q, k: q @ k.transpose(-1, -2),
+    "einsum": lambda q, k: torch.einsum("...ld, ...sd -> ...ls", q, k),
+    "einsum of a list": lambda q, k: torch.einsum("bhld,bhsd->bhls", [q, k]),
+    "einsum of numbers": lambda q, k: torch.einsum(q, [..., 0, 1], k, [..., 2, 1], [..., 0, 2]),
+    "by hand": lambda q, k: (q.unsqueeze(-2) * k.unsqueeze(-3)).sum(-1),
+    "vecdot": lambda q, k: torch.linalg.vecdot(q.unsqueeze(-2), k.unsqueeze(-3)),
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_one_dim_of_each_head_is_left_and_shared_keys_have_two(name: str) -> None:
+    """torch.einsum takes a dim of one entry for all entries: of each head's other dim, here."""
+    torch.manual_seed(0)
+    net, x = Grouped(PRODUCTS[name]).double(), torch.randn(2, 5, 8, dtype=torch.float64)
+    with torch.no_grad():
+        for tensor in net.q.parameters():
+            tensor[[0, 2, 3, 4]] = 0
+    result = fxc.prune(net, x)
+    assert difference(outputs(net, (x,)), outputs(result.module, (x,))) <= 1e-12
+    assert [result.module.get_parameter(f"{n}.weight").shape[0] for n in "qk"] == [4, 2]
+
+
 def sizes(module: nn.Module) -> list[int]:
     """Rows of q, k and v together, and what the layer after the attention reads."""
     parameters = dict(module.named_parameters())

@@ -4,6 +4,9 @@ Labels alone do not prove it: entries of one label (those of an input of the net
 a flatten) cannot be told apart. Here each entry of a cut dim is followed by its position.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -170,3 +173,37 @@ def _run(call: Call, positions: Tensor, shape: list[int] | None = None) -> list[
         return [compress(torch.constant_pad_nd(positions.expand(shape or call.args[0].shape), call.args[1], 0))]
     args, kwargs = replace(lambda index: index.cpu(), Tensor, (call.args[1:], call.kwargs))
     return move(lambda x: call.func(x, *args, **kwargs), positions, shape or call.args[0].shape)
+
+
+def same_sums(before: tuple[Any, ...], now: tuple[Any, ...]) -> bool:
+    """Whether the operands of an einsum agree in the size of each index that they agreed in before the cut.
+
+    torch takes a size of 1 for all sizes, so an operand that has one entry left would meet all that others have left.
+
+    Args:
+        before: the arguments of the call before the cut.
+        now: the same after it.
+    """
+    agreed, found = _sizes(before), _sizes(now)
+    return all(len(found[index]) == 1 for index, sizes in agreed.items() if len(sizes) == 1)
+
+
+def _sizes(args: tuple[Any, ...]) -> dict[object, set[int]]:
+    """The sizes of each index of an einsum, whose terms stand in an equation or behind each operand."""
+    if isinstance(args[0], str):
+        terms: Sequence[Any] = args[0].replace(" ", "").replace("...", ".").partition("->")[0].split(",")
+        operands: Sequence[Any] = args[1] if isinstance(args[1], list | tuple) else args[1:]
+    else:
+        operands, terms = args[0::2], args[1::2]
+    sizes: dict[object, set[int]] = {}
+    for operand, term in zip(operands, terms, strict=False):  # behind the last operand, the indices of the result
+        shape = tuple(operand.shape)
+        whole = [i for index in term for i in _expanded(index, len(shape) - len(term) + 1)]
+        for index, size in zip(whole, shape, strict=True):
+            sizes.setdefault(index, set()).add(size)
+    return sizes
+
+
+def _expanded(index: object, count: int) -> list[object]:
+    """An index, and an ellipsis as the indices that it stands for, counted from its end."""
+    return [(..., i) for i in range(count, 0, -1)] if index in {".", ...} else [index]

@@ -25,7 +25,7 @@ from fxcompress.passes.attributes import fit_to_input
 from fxcompress.passes.commuting import Commuting
 from fxcompress.passes.cutting import Cut, CutModule
 from fxcompress.passes.literals import Proposal, propose
-from fxcompress.passes.positions import EINSUM, pair_up, same_entries
+from fxcompress.passes.positions import EINSUM, pair_up, same_entries, same_sums
 from fxcompress.passes.size_flow import FLOWS, SizeFlow, UnfreezableError, numbers, same, same_call
 from fxcompress.passes.slots import KnownSlots, PackedSpace
 from fxcompress.trace.guards import check
@@ -213,7 +213,7 @@ class Replay(Interpreter):
         if len(expected) != len(found) or not all(map(self._same, expected, found)):
             return "its labels would differ"
         steps = self.steps.get(node.name, []), self.dispatch.tape[start:]
-        pairs = [] if node.target in EINSUM else pair_up(*steps, self.left)
+        pairs = self._einsum(node) if node.target in EINSUM else pair_up(*steps, self.left)
         if pairs is None:
             return "it takes another path on fewer channels"
         if not all(same_entries(before, after, self.left) for before, after in pairs):
@@ -225,6 +225,11 @@ class Replay(Interpreter):
         if not all(_same_numbers(numbers(before), numbers(step), deep=deep) for before, step in doubtful):
             return FLOWS
         return self.flow.misuse(node, result, self.dispatch.tape[start:])
+
+    def _einsum(self, node: fx.Node) -> list[tuple[Step, Step]] | None:
+        """Its steps are of no interest, unless it repeats the one entry that is left of an operand."""
+        now = fx.node.map_arg(node.args, self.env.__getitem__)
+        return [] if same_sums(self.original.args[node.name], now) else None
 
     def _forget_finer(self, expected: Value, tensor: LabelTensor) -> None:
         """Take labels off a result along dims that have lost nothing, and had none before the cut.

@@ -161,7 +161,10 @@ def test_untraceable() -> None:
 @pytest.mark.parametrize(
     ("inputs", "text"),
     [
-        (image(channels=5), "Conv2d conv1 at tests/test_bad_input.py:52 failed on tensors of shape (2, 5, 8, 8)"),
+        (
+            image(channels=5),
+            "Conv2d conv1 at tests/test_bad_input.py:52 failed on tensors of shape (2, 5, 8, 8); it is Conv2d",
+        ),
         (image(torch.float32), "Conv2d conv1 at tests/test_bad_input.py:52 failed on tensors of shape (2, 3, 8, 8)"),
         (torch.zeros(2, 3, dtype=torch.float64), "failed on tensors of shape (2, 3)"),
         ((), "example_inputs leaves out x"),

@@ -215,7 +215,8 @@ class Interpreter:
         except FxCompressError:
             raise
         except Exception as error:
-            raise ExampleInputError(_run_message(node, args, kwargs, error)) from error
+            layer = self._modules.get(str(node.target)) if node.op == "call_module" else None
+            raise ExampleInputError(_run_message(node, layer, args, kwargs, error)) from error
 
     def _function(self, node: fx.Node) -> Callable[..., Any]:
         """What a node calls, on labels; a number that it computes is no constant."""
@@ -423,12 +424,13 @@ def _last_use(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
     return result
 
 
-def _run_message(node: fx.Node, args: object, kwargs: object, error: Exception) -> str:
+def _run_message(node: fx.Node, layer: nn.Module | None, args: object, kwargs: object, error: Exception) -> str:
     shapes = ", ".join(str(tuple(t.shape)) for t in find(torch.Tensor, [args, kwargs]))
     what = place_of_node(node).in_full
     if any(True for _ in find(np.ndarray, [args, kwargs])):
         return (
             f"the example inputs hold numpy arrays, which {what} does not take\n  pass tensors: torch.from_numpy(array)"
         )
-    failed = f"{what} failed on tensors of shape {shapes or 'none'}\n  {type(error).__name__}: {error}"
+    own = "" if layer is None or layer._modules else f"; it is {layer}"
+    failed = f"{what} failed on tensors of shape {shapes or 'none'}{own}\n  {type(error).__name__}: {error}"
     return f"the model does not run on the example inputs: {failed}"

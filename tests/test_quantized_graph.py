@@ -1,6 +1,7 @@
 """Quantizers as visible nodes, finalize, save and load, for every kind of layer."""
 
 import copy
+import importlib.util
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -377,6 +378,50 @@ def test_load_tells_a_network_of_the_same_shapes_that_computes_something_else(tm
     for other in (Shaped(nn.GELU()), Shaped(nn.ReLU(), stride=2), Shaped(nn.ReLU(), slope=0.2)):
         with pytest.warns(UserWarning, match="same shapes as this Shaped, .* may compute something else"):
             fxc.load(tmp_path / "net.fxc", other)
+
+
+MOVED = """
+import torch
+from torch import fx, nn
+
+def scaled(x, n):
+    return x * n
+
+fx.wrap("scaled")
+
+class Moved(nn.Module):
+    def __init__(self, slope):
+        super().__init__()
+        self.conv, self.head, self.slope = nn.Conv2d(3, 6, 3), nn.Linear(6, 4), slope
+
+    def forward(self, x):
+        if x.shape[2] > 100:  # a decision: the graph is that of a run, and names this line
+            x = x[:, :, ::2]
+        return self.head(torch.relu(scaled(self.conv(x), self.slope)).mean((2, 3)))
+"""
+
+
+def moved(path: Path, text: str, name: str) -> Callable[[float], nn.Module]:
+    """The class in a file of its own, imported under a name of its own."""
+    path.write_text(text)
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    made: Callable[[float], nn.Module] = module.Moved
+    return made
+
+
+def test_load_takes_the_same_code_from_another_place(tmp_path: Path) -> None:
+    before = moved(tmp_path / "before.py", MOVED, "before")
+    after = moved(tmp_path / "after.py", f"# moved\n\n{MOVED}", "after")
+    fxc.save(fxc.compress(before(0.5), image()).finalize(), tmp_path / "net.fxc")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fxc.load(tmp_path / "net.fxc", after(0.5))
+    with pytest.warns(UserWarning, match="same shapes as this Moved, .* may compute something else"):
+        fxc.load(tmp_path / "net.fxc", after(0.7))
 
 
 class Decides(nn.Module):

@@ -6,14 +6,17 @@ from typing import Any
 import torch
 from torch import fx
 
+from fxcompress.trace.guards import check, shape_of
+
 _PLAIN = (bool, int, float, complex, str, type(None), torch.dtype)
 
 
 def fingerprint(module: fx.GraphModule) -> str:
     """Eight hexadecimal digits of the operations of a graph, with their arguments and the layers' settings.
 
-    The order does not count in which operations run that do not need each other. Two networks of the same shapes that
-    compute something else (another activation, another stride) differ in it, but for a chance of one in four billion.
+    The order does not count in which operations run that do not need each other, nor where the code stands. Two
+    networks of the same shapes that compute something else (another activation, another stride) differ in it, but for a
+    chance of one in four billion.
 
     >>> from torch import nn
     >>> build = lambda act: fx.symbolic_trace(nn.Sequential(nn.Linear(3, 3), act))
@@ -22,9 +25,14 @@ def fingerprint(module: fx.GraphModule) -> str:
     """
     digests: dict[fx.Node, int] = {}
     for node in module.graph.nodes:
-        line = (node.op, _target(module, node), _described((node.args, node.kwargs), digests))
+        line = (node.op, _target(module, node), _described((_arguments(node), node.kwargs), digests))
         digests[node] = zlib.crc32(repr(line).encode())
     return f"{zlib.crc32(repr(sorted(digests.values())).encode()):08x}"
+
+
+def _arguments(node: fx.Node) -> tuple[Any, ...]:
+    """Without the line of code that a check names: the same code may stand in another file, or further down."""
+    return node.args[:-1] if node.target in {check, shape_of} else node.args
 
 
 def _target(module: fx.GraphModule, node: fx.Node) -> str:
@@ -33,7 +41,8 @@ def _target(module: fx.GraphModule, node: fx.Node) -> str:
         return f"{node.target} {type(layer).__qualname__} {layer.extra_repr()}"
     if isinstance(node.target, str):
         return node.target
-    return f"{getattr(node.target, '__module__', '')}.{getattr(node.target, '__qualname__', '')}"
+    home, name = (str(getattr(node.target, key, None) or "") for key in ("__module__", "__qualname__"))
+    return f"{home}.{name}" if home.partition(".")[0] == "torch" else name  # the user's may be called __main__
 
 
 def _described(value: Any, digests: dict[fx.Node, int]) -> object:  # noqa: ANN401

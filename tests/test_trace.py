@@ -1,8 +1,10 @@
 """From a model to its graph: both modes, names, arguments, attributes, and errors."""
 
 import copy
+import importlib.util
 import operator
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -351,3 +353,21 @@ def test_equal_annotations_are_one_object() -> None:
     assert kinds[1] == (Tensor | None)
     assert kinds[1] is kinds[2]
     assert torch.equal(traced(x, x, x), x * x + x)
+
+
+def test_a_user_whose_folder_is_called_like_ours_is_told_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "fxcompress_trials" / "net.py"
+    path.parent.mkdir()
+    path.write_text(
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def forward(self, x):\n"
+        "        return x if x.sum() > 0 else -x\n"
+    )
+    spec = importlib.util.spec_from_file_location("trial", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with pytest.raises(TraceError, match=r"net\.py:4\n    return x if x.sum\(\) > 0 else -x"):
+        fxc.ChannelGraph.of(module.Net(), torch.zeros(2, 3))

@@ -4,15 +4,12 @@ A node's own name (``features_2``, ``add_3``) is made by the tracer. Records kee
 are made of a :class:`Place`.
 """
 
-import functools
-import os
-import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import fx
 
-from fxcompress.trace.places import line_of
+from fxcompress.trace.places import line_of, short
 
 LAYER_KEY = "fxcompress_module"
 """Metadata of a node that calls a function in the place of a layer: the path of the layer."""
@@ -58,7 +55,7 @@ class Place:
     def in_full(self) -> str:
         """The same with the line of code for layers too; they need none to be found."""
         inside = f" in {self.module}" if self.module else ""
-        where = f" at {_short(self.file)}:{self.line}" if self.file else ""
+        where = f" at {short(self.file)}:{self.line}" if self.file else ""
         if self.name:
             return f"{self.kind} {self.name}{where}"
         if self.kind:
@@ -107,10 +104,3 @@ def _name_of_op(node: fx.Node) -> str:
     name = target if isinstance(target, str) else getattr(target, "__name__", type(target).__name__)
     name = name.partition(".")[0]  # without the overload of an op
     return f"{name[1:]}_" if name in _IN_PLACE else _IN_WORDS.get(name, name)
-
-
-@functools.cache
-def _short(file: str) -> str:
-    """A file from where Python would find it: ``torchvision/models/resnet.py``."""
-    roots = [os.path.join(os.path.abspath(root), "") for root in (*sys.path, os.getcwd())]  # noqa: PTH100, PTH109, PTH118
-    return file[max((len(root) for root in roots if file.startswith(root)), default=0) :]

@@ -24,7 +24,7 @@ def stack_trace() -> str:
 def place() -> str:
     """`` at file:line`` of the user's code that is being run, or nothing."""
     frame = next(_frames(), None)
-    return f" at {frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else ""
+    return f" at {short(frame.f_code.co_filename)}:{frame.f_lineno}" if frame is not None else ""
 
 
 def place_of(error: BaseException) -> str:
@@ -32,7 +32,7 @@ def place_of(error: BaseException) -> str:
     found, traceback = "", error.__traceback__
     while traceback is not None:
         if is_users(traceback.tb_frame):
-            found = f" at {traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}"
+            found = f" at {short(traceback.tb_frame.f_code.co_filename)}:{traceback.tb_lineno}"
         traceback = traceback.tb_next
     return found
 
@@ -44,6 +44,13 @@ def line_of(stack_trace: str) -> tuple[str, int]:
         if found and not name.startswith(_NOT_THE_USERS):
             return name, int(rest.partition(",")[0])
     return "", 0
+
+
+@functools.cache
+def short(file: str) -> str:
+    """A file from where Python would find it: ``torchvision/models/resnet.py``."""
+    roots = [os.path.join(os.path.abspath(root), "") for root in (*sys.path, os.getcwd())]  # noqa: PTH100, PTH109, PTH118
+    return file[max((len(root) for root in roots if file.startswith(root)), default=0) :]
 
 
 def _frames() -> Iterator[FrameType]:

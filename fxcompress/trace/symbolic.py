@@ -24,7 +24,8 @@ from fxcompress.trace.lowering import Lowered
 from fxcompress.trace.memory import Memory
 from fxcompress.trace.messages import is_message
 from fxcompress.trace.modes import autocast_mode, without_gradient
-from fxcompress.trace.places import place, stack_trace
+from fxcompress.trace.places import is_users as runs_user_code
+from fxcompress.trace.places import place, short, stack_trace
 from fxcompress.trace.questions import answered, has, is_users
 from fxcompress.trace.state import unset
 from fxcompress.trace.traced import TracedModule, copy_graph
@@ -378,8 +379,8 @@ _WRITING = frozenset(
 
 def _trace_message(root: nn.Module, error: Exception) -> str:
     frames = inspect.getinnerframes(error.__traceback__) if error.__traceback__ else []
-    user = [f for f in frames if "site-packages/torch/" not in f.filename and "fxcompress" not in f.filename]
-    where = f" at {user[-1].filename}:{user[-1].lineno}" if user else ""
+    user = [f for f in frames if runs_user_code(f.frame)]
+    where = f" at {short(user[-1].filename)}:{user[-1].lineno}" if user else ""
     line = f"\n    {user[-1].code_context[0].strip()}" if user and user[-1].code_context else ""
     return (
         f"torch.fx cannot trace {type(root).__name__}: {error}{where}{line}\n"

@@ -29,6 +29,7 @@ from fxcompress.trace.lowering import lower, sweep
 from fxcompress.trace.memory import carried_over
 from fxcompress.trace.own_modes import forget_runs, own_modes
 from fxcompress.trace.paths import run_paths
+from fxcompress.trace.places import short
 from fxcompress.trace.questions import asking_type
 from fxcompress.trace.same_graph import same_graph
 from fxcompress.trace.skeleton import skeleton
@@ -113,7 +114,7 @@ def _checked(model: nn.Module, inputs: ExampleInputs | None, make: Callable[[set
     code = asking.__code__
     raise TraceError(
         f"{asking.__name__} asks for the type of a value (type(x), x.__class__, x is y or match, in the function at "
-        f"{code.co_filename}:{code.co_firstlineno}), and the graph "
+        f"{short(code.co_filename)}:{code.co_firstlineno}), and the graph "
         + ("cannot be compared with the model without inputs" if inputs is None else "computes something else")
         + "\n  ask isinstance(x, ...) or x == y instead"
     )

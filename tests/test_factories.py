@@ -83,6 +83,69 @@ def test_a_state_may_lose_all_but_one_channel_at_once(name: str, left: int) -> N
     assert difference(outputs(net, (x,)), outputs(again, (x,))) <= 1e-9
 
 
+SHAPES: dict[str, Start] = {
+    "shape": lambda x: x.new_zeros(x.shape),
+    "size": lambda x: torch.zeros(x.size(), dtype=x.dtype),
+    "keyword": lambda x: torch.zeros(size=x.shape, dtype=x.dtype),
+    "unpacked": lambda x: torch.zeros(*x.shape, dtype=x.dtype),
+    "full": lambda x: torch.full(x.shape, 0.0, dtype=x.dtype),
+    "new_full": lambda x: x.new_full(x.size(), 0.0),
+    "parts": lambda x: torch.zeros(x.shape[:1] + x.shape[1:], dtype=x.dtype),
+}
+
+
+class FromShape(nn.Module):
+    """A state of the shape of what it is added to, which is read as a whole."""
+
+    def __init__(self, start: Start) -> None:
+        super().__init__()
+        self.first, self.step, self.last = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.start = start
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x).relu()
+        state = self.start(h)
+        for _ in range(2):
+            state = torch.tanh(self.step(state)) + h
+        result: Tensor = self.last(state)
+        return result
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_what_is_made_in_the_shape_of_a_tensor_follows_it(name: str) -> None:
+    x = torch.randn(4, 5, dtype=torch.float64)
+    net = FromShape(SHAPES[name]).double().eval()
+    with torch.no_grad():
+        for layer in (net.first, net.step):
+            layer.weight[[0, 3, 4]] = 0
+            layer.bias[[0, 3, 4]] = 0
+    result = fxc.prune(net, x).module
+    for inputs in (x, torch.randn(6, 5, dtype=torch.float64)):
+        assert difference(outputs(net, (inputs,)), outputs(result, (inputs,))) <= 1e-9
+    assert result.get_parameter("step.weight").shape == (5, 5)
+
+
+def test_what_is_expanded_to_the_shape_of_a_tensor_follows_it() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(5, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.first(x).relu()
+            result: Tensor = self.last(h - x.sum(-1, keepdim=True).expand(h.shape).relu() * h)
+            return result
+
+    x = torch.randn(4, 5, dtype=torch.float64)
+    net = Net().double().eval()
+    with torch.no_grad():
+        net.first.weight[[0, 3, 4]] = 0
+        net.first.bias[[0, 3, 4]] = 0
+    result = fxc.prune(net, x).module
+    assert difference(outputs(net, (x,)), outputs(result, (x,))) <= 1e-9
+    assert result.get_parameter("first.weight").shape == (5, 5)
+
+
 def test_what_decides_on_its_values_is_left_alone() -> None:
     """Integers keep their values: they may be indices."""
 

@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from fxcompress.channels.layers import Layers, support, vector
 from fxcompress.channels.rules.registry import Known, OpClass, unknown
-from fxcompress.channels.size_reads import labels_of_size
+from fxcompress.channels.size_reads import labels_of_sizes
 from fxcompress.channels.space import Space
 from fxcompress.channels.values import Call, LabelTensor, Step, Value
 
@@ -31,12 +31,17 @@ def kind_of(node: fx.Node) -> str:
 
 
 def sizes_of(node: fx.Node) -> list[object] | None:
-    """The sizes as they stand in the graph: numbers, or nodes where they are computed; None for another form."""
+    """The sizes as they stand in the graph; None for another form.
+
+    Numbers, or nodes where they are computed. One node may compute all of them (``x.shape``).
+    """
     start = SIZES[kind_of(node)]
     given = node.args[start:] or (node.kwargs.get("size"),)
     if isinstance(given[0], tuple | list):
         return list(given[0])
-    return list(given) if all(isinstance(n, int | fx.Node) for n in given) and "full" not in kind_of(node) else None
+    if "full" in kind_of(node):  # behind its sizes stands what it is filled with
+        given = given[:1] if isinstance(given[0], fx.Node) else (None,)
+    return list(given) if all(isinstance(n, int | fx.Node) for n in given) else None
 
 
 def made_sizes(node: fx.Node, result: object) -> list[object]:
@@ -54,8 +59,8 @@ def written_dims(sizes: list[object]) -> list[int]:
 
 def copied_layers(sizes: list[object], values: Mapping[str, Any]) -> Layers:
     """Labels along the dims whose size is read off a tensor with labels there: they stay as many as those."""
-    found = [(d, labels_of_size(size, values)) for d, size in enumerate(sizes)]
-    return tuple(vector(labels, len(sizes), d) for d, labels in found if labels is not None)
+    found = labels_of_sizes(sizes, values)
+    return tuple(vector(labels, len(found), d) for d, labels in enumerate(found) if labels is not None)
 
 
 def filled_with(node: fx.Node) -> float | None:
@@ -81,7 +86,7 @@ def spread_layers(node: fx.Node, values: Mapping[str, Any], rank: int) -> Layers
     else:
         given = node.args[1:]
         sizes = list(given[0]) if len(given) == 1 and isinstance(given[0], tuple | list) else list(given)
-        found = copied_layers(sizes, values) if len(sizes) == rank else ()
+        found = tuple(layer for layer in copied_layers(sizes, values) if layer.ndim == rank)
     before = (1,) * (rank - source.rank) + tuple(source.shape)
     return tuple(layer for layer in found if all(before[d] == 1 for d in support(layer)))
 

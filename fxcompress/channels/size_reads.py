@@ -1,7 +1,7 @@
 """Which nodes read the size of a tensor, and of which of its dims."""
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, fx
@@ -32,18 +32,33 @@ def reads_shape(node: fx.Node) -> bool:
     return node.target is shape_of or bool(node.target is getattr and node.args[1] == "shape")
 
 
-def labels_of_size(size: object, values: Mapping[str, Any]) -> Tensor | None:
-    """The labels of the dim whose size ``size`` reads, shape (size,); None where it is no such node, or there are none.
+def labels_of_sizes(sizes: Sequence[object], values: Mapping[str, Any]) -> list[Tensor | None]:
+    """Of each dim of a tensor that is made, the labels of the dim whose size it takes, (size,); None where it has none.
 
     Args:
-        size: an argument of a node that makes a tensor.
+        sizes: arguments of the node that makes it: numbers, nodes that compute one, or a node that computes all of
+            them (``x.shape``, ``x.shape[:-1] + (3,)``).
         values: the results of the nodes, by name.
     """
-    read = read_of(size) if isinstance(size, fx.Node) else None
+    return [labels for size in sizes for labels in _labels_of(size, values)]
+
+
+def _labels_of(size: object, values: Mapping[str, Any]) -> list[Tensor | None]:
+    if not isinstance(size, fx.Node):
+        return labels_of_sizes(size, values) if isinstance(size, tuple | list) else [None]
+    result = values.get(size.name)
+    several = isinstance(result, tuple | list)
+    if several and size.target is operator.add:  # x.shape[:1] + (3,)
+        return labels_of_sizes(size.args, values)
+    read = read_of(size)
     value = None if read is None else values[read[0].name]
-    if read is None or not isinstance(value, Value) or not isinstance(read[2], int):
-        return None
-    dim = read[2] % value.rank
+    if read is None or not isinstance(value, Value) or not isinstance(read[2], int | slice):
+        return [None] * (len(result) if several else 1)  # type: ignore[arg-type]
+    dims = range(value.rank)[read[2]]
+    return [_labels_along(value, dim) for dim in ([dims] if isinstance(dims, int) else dims)]
+
+
+def _labels_along(value: Value, dim: int) -> Tensor | None:
     if not has_own_labels(value, dim):
         return None
     layer = next(layer for layer in value.layers if layer.shape[dim] > 1)

@@ -105,7 +105,7 @@ def _sizes(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> P
 def _made(node: fx.Node, result: object, alive: np.ndarray) -> Proposal | None:
     """zeros, ones and the like: the sizes that are left."""
     sizes = sizes_of(node)
-    if not isinstance(result, Value) or sizes is None:
+    if not isinstance(result, Value) or sizes is None or len(sizes) != result.rank:  # a shape that a node computes
         return None
     new = tuple(n if type(s) is int else s for s, n in zip(sizes, kept_shape(result, alive), strict=True))
     start = SIZES[kind_of(node)]

@@ -146,6 +146,35 @@ def test_what_is_expanded_to_the_shape_of_a_tensor_follows_it() -> None:
     assert result.get_parameter("first.weight").shape == (5, 5)
 
 
+class Heads(nn.Module):
+    """Messages along the edges of a graph, two heads of three dims each, added up in zeros of a written size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        h = self.first(x).view(-1, 2, 3)
+        sums = torch.zeros(x.shape[0], 2, 3, dtype=x.dtype, device=x.device).index_add(0, edges[1], h[edges[0]])
+        result: Tensor = self.last(sums.flatten(1))
+        return result
+
+
+@pytest.mark.parametrize("dead", [[0, 3], [1, 4], [2, 5], [1, 2, 4, 5], [3, 4, 5]])
+def test_what_is_made_for_heads_is_cut_again_when_it_is_loaded(dead: list[int], tmp_path: Path) -> None:
+    inputs = torch.randn(6, 5, dtype=torch.float64), torch.randint(6, (2, 12))
+    net = Heads().double().eval()
+    with torch.no_grad():
+        net.first.weight[dead] = 0
+        net.first.bias[dead] = 0
+    result = fxc.prune(net, inputs).module
+    assert difference(outputs(net, inputs), outputs(result, inputs)) <= 1e-9
+    assert result.get_parameter("first.weight").shape[0] == 6 - len(dead)
+    fxc.save(result, tmp_path / "net.fxc")
+    loaded = fxc.load(tmp_path / "net.fxc", model=Heads().double())
+    assert torch.equal(loaded(*inputs), result(*inputs))
+
+
 def test_what_decides_on_its_values_is_left_alone() -> None:
     """Integers keep their values: they may be indices."""
 

@@ -413,8 +413,8 @@ class Analysis:
     def without_empty_slots(self, alive: np.ndarray) -> np.ndarray:
         """What is left, bool (atoms,), once the slots whose members are all gone are gone as well."""
         slots = np.zeros(self.space.size, dtype=bool)
-        for block in self.space.blocks:
-            slots[block.start] |= not block.name
+        for block in self.space.blocks:  # what factories make has no name either, and many entries
+            slots[block.start : block.start + block.size] |= not block.name
         alive, before = alive.copy(), -1
         while int(alive.sum()) != before:
             before = int(alive.sum())

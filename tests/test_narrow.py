@@ -278,9 +278,36 @@ def test_a_batch_of_one_proves_nothing_about_larger_ones() -> None:
     check_same(net, result.module, image(1), image(3))
 
 
+def test_a_join_takes_what_the_sum_took() -> None:
+    """More or fewer dims in front of the channels than in the example: a batch of sequences, a single row or image."""
+
+    class Rows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide, self.thin, self.end = nn.Linear(3, 6), nn.Linear(3, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.end((self.wide(x) - self.thin(x.tanh())).relu() + self.thin(x))  # type: ignore[no-any-return]
+
+    class Images(Rows):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide, self.thin, self.end = nn.Conv2d(3, 6, 3), nn.Conv2d(3, 6, 3), nn.Conv2d(6, 2, 1)  # type: ignore[assignment]
+
+    for net, shapes in ((Rows(), [(4, 3), (2, 5, 3), (3,), (2, 3, 4, 3)]), (Images(), [(2, 3, 6, 6), (3, 5, 7)])):
+        net.double()
+        with torch.no_grad():
+            net.thin.weight[1:4], net.thin.bias[1:4] = 0, 0
+        result = fxc.prune(net, torch.randn(*shapes[0], dtype=torch.float64), narrow=True)
+        assert result.report.narrowed
+        assert result.module.get_parameter("thin.weight").shape[0] == 3
+        for shape in shapes:
+            check_same(net, result.module, torch.randn(*shape, dtype=torch.float64))
+
+
 def test_join_promotes_types() -> None:
     """As a sum does, under autocast."""
-    join = Join(1, torch.tensor([2, 0]), alpha=2)
+    join = Join(1, 2, torch.tensor([2, 0]), alpha=2)
     full, part = torch.ones(1, 3), torch.tensor([[0.5, 0.25]], dtype=torch.bfloat16)
     assert torch.equal(join(full, part), torch.tensor([[1.5, 1.0, 2.0]]))
 

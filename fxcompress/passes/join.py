@@ -15,20 +15,21 @@ class Join(nn.Module):
 
     Args:
         dim: of the channels, from the left.
+        rank: how many dims the sum had then: in front of the channels there may be more, or fewer, in another call.
         index: the channels of ``full`` that ``part`` is added to, int64 (K,).
         alpha: what ``part`` is multiplied by.
         taken: the channels of ``part`` that are added, int64 (K,); None for all K that it has.
 
-    >>> Join(1, torch.tensor([0, 2]))(torch.zeros(1, 3), torch.tensor([[5.0, 7.0]]))
+    >>> Join(1, 2, torch.tensor([0, 2]))(torch.zeros(1, 3), torch.tensor([[5.0, 7.0]]))
     tensor([[5., 0., 7.]])
     """
 
     index: Tensor
     taken: Tensor | None
 
-    def __init__(self, dim: int, index: Tensor, alpha: float = 1, taken: Tensor | None = None) -> None:
+    def __init__(self, dim: int, rank: int, index: Tensor, alpha: float = 1, taken: Tensor | None = None) -> None:
         super().__init__()
-        self.dim, self.alpha = dim, alpha
+        self.dim, self.rank, self.alpha = dim, rank, alpha
         self.register_buffer("index", index, persistent=False)
         self.register_buffer("taken", taken, persistent=False)
 
@@ -39,15 +40,16 @@ class Join(nn.Module):
             full: (..., C, ...) with C channels along ``dim``.
             part: (..., K, ...); the other dims are broadcast against those of ``full``.
         """
+        dim = full.ndim - self.rank + self.dim
         if self.taken is not None:
-            part = part.index_select(self.dim, self.taken)
+            part = part.index_select(dim, self.taken)
         if full.dtype != part.dtype:  # under autocast
             dtype = torch.promote_types(full.dtype, part.dtype)
             full, part = full.to(dtype), part.to(dtype)
-        if _across(full, self.dim) != _across(part, self.dim):
-            sizes = torch.broadcast_shapes(_across(full, self.dim), _across(part, self.dim))
-            full, part = (x.expand(*sizes[: self.dim], -1, *sizes[self.dim + 1 :]) for x in (full, part))
-        return full.index_add(self.dim, self.index, part, alpha=self.alpha)
+        if _across(full, dim) != _across(part, dim):
+            sizes = torch.broadcast_shapes(_across(full, dim), _across(part, dim))
+            full, part = (x.expand(*sizes[:dim], -1, *sizes[dim + 1 :]) for x in (full, part))
+        return full.index_add(dim, self.index, part, alpha=self.alpha)
 
     def extra_repr(self) -> str:
         """For print."""

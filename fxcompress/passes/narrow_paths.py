@@ -31,6 +31,7 @@ class NarrowPath:
         place: ``"mode:node"``, the node that adds.
         operand: 0 or 1.
         dim: of the channels, from the left.
+        rank: how many dims the sum has.
         index: the channels that stay, of those that the path has now, in order.
         size: how many it has now.
         name: what makes its channels, for people.
@@ -40,6 +41,7 @@ class NarrowPath:
     place: str
     operand: int
     dim: int
+    rank: int
     index: tuple[int, ...]
     size: int
     name: str
@@ -112,7 +114,8 @@ def _path(
     index = np.flatnonzero(~options[dim])
     tensor = _maker(analysis, value, dim)
     name = tensor.removesuffix(".weight") or str(node.args[operand])
-    return NarrowPath(f"{mode}:{node.name}", operand, dim, tuple(index.tolist()), value.shape[dim], name, tensor)
+    place, left = f"{mode}:{node.name}", tuple(index.tolist())
+    return NarrowPath(place, operand, dim, value.rank, left, value.shape[dim], name, tensor)
 
 
 def _zeros(value: Value, dim: int, knowns: list[Known]) -> np.ndarray:
@@ -187,10 +190,10 @@ def _open(module: TracedModule, node: fx.Node, path: NarrowPath) -> None:
     if join is not None:
         index = join.index[taken.to(join.index.device)]
         owner, _, leaf = str(node.target).rpartition(".")
-        setattr(module.get_submodule(owner), leaf, Join(join.dim, index, join.alpha, taken))
+        setattr(module.get_submodule(owner), leaf, Join(join.dim, join.rank, index, join.alpha, taken))
         return
     name = _free_name(module, node if path.mode == "eval" else f"{path.mode}_{node}")
-    module.add_module(name, Join(path.dim, taken, _alpha(node), taken.clone()))
+    module.add_module(name, Join(path.dim, path.rank, taken, _alpha(node), taken.clone()))
     full, part = node.args[1 - path.operand], node.args[path.operand]
     node.meta[OP_KEY] = place_of_node(node).kind
     node.op, node.target, node.args, node.kwargs = "call_module", name, (full, part), {}

@@ -180,7 +180,7 @@ def _path(analysis: Analysis, join: Narrowing) -> NarrowPath:
     if not isinstance(part, Value) or join.dim >= part.rank:
         raise ShapeError(f"its graph has no sum {join.place}")
     size = part.shape[join.dim]
-    return NarrowPath(join.place, join.operand, join.dim, tuple(range(size)), size, join.place)
+    return NarrowPath(join.place, join.operand, join.dim, part.rank, tuple(range(size)), size, join.place)
 
 
 def _joined(analysis: Analysis, paths: list[NarrowPath]) -> Analysis:

@@ -160,6 +160,37 @@ def test_what_nobody_reads_counts_for_nothing(dead: list[int]) -> None:
     assert sizes(net) == pytest.approx(before, rel=1e-9)
 
 
+class Attends(nn.Module):
+    """Two heads of four dims; scores by a product or by the fused function."""
+
+    def __init__(self, *, fused: bool) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.last = (nn.Linear(8, 8, bias=False) for _ in range(4))
+        self.fused = fused
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).unflatten(-1, (2, 4)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        attend = nn.functional.scaled_dot_product_attention
+        y = attend(q, k, v) if self.fused else (q @ k.mT / 2).softmax(-1) @ v
+        return self.last(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("tokens", [1, 5])
+@pytest.mark.parametrize("left", [1, 2])
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_removal_does_not_change_the_size_of_an_attention(*, fused: bool, left: int, tokens: int) -> None:
+    """Its values feed what comes behind it; queries and keys do not, be it one dim of them that is left or many."""
+    net = fxc.compress(Attends(fused=fused).double(), torch.randn(2, tokens, 8, dtype=torch.float64))
+    set_bits(net, "q.weight", [*range(left, 4), *range(4 + left, 8)], 0.0)
+    set_bits(net, "k.weight", list(range(8)), 3.0)
+    set_bits(net, "v.weight", [1, 3, 5, 6], 0.0)
+    net.step()
+    before = sizes(net)
+    assert net.prune().modified
+    assert net.get_parameter("q.weight").shape[0] == 2 * left
+    assert sizes(net) == pytest.approx(before, rel=1e-9)
+
+
 def test_training_goes_on_when_all_that_is_trained_has_gone() -> None:
     """A frozen network with an adapter, which has died as a whole: the loss can still be differentiated."""
 

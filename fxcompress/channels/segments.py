@@ -97,11 +97,18 @@ def _carried(step: Step, known: Known, result: Segments) -> list[Tensor | None]:
 
 
 def _multiplied(step: Step, known: Known, result: Segments) -> Tensor | None:
-    """A batched product passes on the segments of the dims that it keeps: those of the values, in an attention."""
+    """A batched product passes on the segments of the dims that it keeps: those of the values, in an attention.
+
+    Where it sums over a single entry, its operands do not vary along that dim, whatever it is. With one dim of its
+    heads left, an attention would pass on the segments of queries and keys, and pruning would change the size. So
+    there segments are passed on only if they are those of one operand alone: of the values, for a single token.
+    """
     product = product_of(step.call)
     if product is None:
         return None
     left, right = known.of(product.left), known.of(product.right)
+    if product.left.shape[2] == 1 and not (bool(left.isnan().all()) or bool(right.isnan().all())):
+        return None
     kept = [x for x, dim in ((left, 2), (right, 1)) if x.shape[dim] == 1]
     return _join(kept, result) if kept else None
 

@@ -113,3 +113,68 @@ def test_what_went_one_after_the_other_is_loaded(tmp_path: Path) -> None:
     fxc.save(second, tmp_path / "net.fxc")
     loaded = fxc.load(tmp_path / "net.fxc", fresh, (x,))
     assert torch.equal(loaded(x), second(x))
+
+
+class Rotary(nn.Module):
+    """Four heads of queries share the keys and values of two, the dims of which a rotation ties together."""
+
+    def __init__(self, repeat: str) -> None:
+        super().__init__()
+        self.repeat = repeat
+        self.q, self.out = nn.Linear(6, 16), nn.Linear(16, 3)
+        self.k, self.v = nn.Linear(6, 8), nn.Linear(6, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).unflatten(-1, (-1, 4)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        angles = torch.arange(x.shape[1], dtype=x.dtype)[:, None] * torch.tensor([1.0, 0.1, 1.0, 0.1], dtype=x.dtype)
+        q, k = (t * angles.cos() + torch.cat([-t[..., 2:], t[..., :2]], -1) * angles.sin() for t in (q, k))
+        if self.repeat == "grouped":
+            q = q.unflatten(1, (2, 2))
+            k, v = k[:, :, None], v[:, :, None]
+        elif self.repeat == "interleaved":
+            k, v = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
+        elif self.repeat == "expanded":
+            k, v = (t[:, :, None].expand(-1, -1, 2, -1, -1).flatten(1, 2) for t in (k, v))
+        if self.repeat == "fused":
+            y = nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        else:
+            y = (q @ k.mT / 2).softmax(-1) @ v
+        y = y.flatten(1, 2) if self.repeat == "grouped" else y
+        return self.out(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("dead", [[0, 1, 2, 3], [4, 5, 6, 7], [1, 2, 4, 5, 6, 7], [0, 1, 2, 3, 5, 6, 7]])
+@pytest.mark.parametrize("repeat", ["interleaved", "expanded", "grouped", "fused"])
+def test_one_head_may_be_left_that_others_share(repeat: str, dead: list[int], tmp_path: Path) -> None:
+    """Its dims go together only, and so the last of the heads are several channels, and no single one."""
+    net, x = Rotary(repeat).double().eval(), torch.randn(2, 5, 6, dtype=torch.float64)
+    with torch.no_grad():
+        net.v.weight[dead], net.v.bias[dead] = 0, 0
+    result = fxc.prune(net, x).module
+    for inputs in (x, torch.randn(3, 7, 6, dtype=torch.float64)):
+        assert difference(outputs(net, (inputs,)), outputs(result, (inputs,))) <= TOLERANCE
+    left = [result.get_parameter(f"{name}.weight").shape[0] for name in "qkv"]
+    assert left == [8, 4, 8 - len(dead)]
+    fxc.save(result, tmp_path / "net.fxc")
+    loaded = fxc.load(tmp_path / "net.fxc", model=Rotary(repeat).double())
+    assert torch.equal(loaded(x), result(x))
+
+
+@pytest.mark.parametrize("turn", [1, 2, 3])
+def test_heads_that_meet_others_are_not_mistaken(turn: int) -> None:
+    """Queries meet the keys of another head: what is left must meet the same, or stay."""
+
+    class Rolled(Rotary):
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = (layer(x).unflatten(-1, (-1, 4)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+            q = torch.cat([q[..., 2:], q[..., :2]], -1) + q
+            k, v = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
+            y = (q.roll(turn, 1) @ k.mT).softmax(-1) @ v
+            return self.out(y.roll(turn, 1).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    for dead in ([0, 1, 2, 3], [4, 5, 6, 7]):
+        net, x = Rolled("").double().eval(), torch.randn(2, 5, 6, dtype=torch.float64)
+        with torch.no_grad():
+            net.v.weight[dead], net.v.bias[dead] = 0, 0
+        result = fxc.prune(net, x).module
+        assert difference(outputs(net, (x,)), outputs(result, (x,))) <= TOLERANCE

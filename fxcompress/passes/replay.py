@@ -324,16 +324,19 @@ class PackedAtoms(Atoms):
 def _lonely(analysis: Analysis, plan: Plan) -> np.ndarray:
     """Atoms that are the last of their dim, with all that they belong to: a dim of size 1 carries no label.
 
-    FIXED is one of them: next to it alone, a layer does not vary.
+    The last of a dim may be several that go together only, such as the dims of the last head that holds keys: it is the
+    dim of heads that has size 1 then. FIXED is lonely too: next to it alone, a layer does not vary.
     """
     roots = np.zeros(len(plan.alive), dtype=bool)
     roots[FIXED] = True
-    blocks = analysis.space.blocks  # they hold all atoms but FIXED, in order
+    component, blocks = analysis.component, analysis.space.blocks  # they hold all atoms but FIXED, in order
     sizes = [1, *(block.size for block in blocks)]
-    counts = np.add.reduceat(plan.alive, np.cumsum([0, *sizes[:-1]]), dtype=np.int64)
-    alone = (counts == 1) & np.array([True, *(block.dim != PART for block in blocks)])
-    roots[analysis.component[np.repeat(alone, sizes) & plan.alive]] = True
-    lonely: np.ndarray = roots[analysis.component]
+    starts = np.cumsum([0, *sizes[:-1]])
+    first = np.minimum.reduceat(np.where(plan.alive, component, len(component)), starts)
+    last = np.maximum.reduceat(np.where(plan.alive, component, -1), starts)
+    alone = (first == last) & np.array([True, *(block.dim != PART for block in blocks)])
+    roots[first[alone]] = True
+    lonely: np.ndarray = roots[component]
     return lonely
 
 

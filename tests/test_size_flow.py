@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 import fxcompress as fxc
 from tests.exactness import difference
+from tests.nets import set_bits
 
 STEPS, WIDTH, DEAD = 20, 12, [1, 4, 5, 9]
 
@@ -138,6 +139,37 @@ def test_sizes_in_a_chain(names: list[str], dead: set[int]) -> None:
 
     torch.set_default_dtype(torch.float64)
     check(between, sorted(dead))
+
+
+class Layers(nn.Module):
+    """Layers read what is made of the width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.waves = nn.Linear(6, WIDTH), nn.Linear(WIDTH, 5), nn.Linear(WIDTH, 5)
+        self.table, self.conv = nn.Embedding(WIDTH, 5), nn.Conv1d(1, 5, 3, padding=1, padding_mode="circular")
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.a(x))
+        places = torch.arange(c(h), device=h.device)
+        waves = self.waves(torch.sin(places / c(h)))
+        kernel = self.conv(torch.cos(places / c(h))[None, None]).sum((0, 2))
+        return self.b(h) + waves + self.table(places[c(h) // 2]) + kernel  # type: ignore[no-any-return]
+
+
+def test_layers_that_read_what_is_made_of_a_size_are_layers_again_in_the_end() -> None:
+    x = torch.randn(2, STEPS, 6)
+    net = fxc.compress(Layers(), x)
+    set_bits(net, "a.weight", DEAD)
+    nn.init.zeros_(net.get_parameter("a.bias"))
+    net.step()
+    expected = net.eval()(x)
+    assert net.prune().modified
+    assert difference(expected, net(x)) <= 1e-9
+    final = net.finalize()
+    assert difference(expected, final(x)) <= 1e-9
+    layers = [n.target for n in final.graph.nodes if n.op == "call_module"]
+    assert sorted(layers) == ["a", "b", "conv", "table", "waves"]
 
 
 def test_a_size_that_is_returned() -> None:

@@ -26,6 +26,7 @@ from fxcompress.channels.rules.pointwise import SAME
 from fxcompress.channels.size_reads import read_of
 from fxcompress.channels.survivors import has_own_labels
 from fxcompress.channels.values import LabelTensor, Step, Value, find, leaves
+from fxcompress.trace.checkpoints import MARK
 from fxcompress.trace.guards import check, check_argument, shape_of
 
 FLOWS = "a size flows into its value"
@@ -48,6 +49,12 @@ _IN_PLACE = frozenset(
         operator.ifloordiv, operator.imod, operator.ipow, operator.iand, operator.ior, operator.ixor, operator.imatmul,
     }
 )  # fmt: skip
+
+_PLACE = ("stack_trace", "nn_module_stack", MARK)
+"""In a node's meta: where it was called. The rest says what it is, such as the layer that finalize makes of it.
+
+What is written again for another node stands where that one does, and is what it was.
+"""
 
 
 class UnfreezableError(Exception):
@@ -180,7 +187,9 @@ class SizeFlow:
         before = self.before[node.name]
         if isinstance(before, int | float) and not _nodes((args, kwargs)):
             return before
-        return self._node(user, node.op, node.target, args, kwargs, before)
+        again = self._node(user, node.op, node.target, args, kwargs, before)
+        again.meta |= {key: value for key, value in node.meta.items() if key not in _PLACE}
+        return again
 
     def _node(self, user: fx.Node, op: str, target: Any, args: Any, kwargs: Any, expected: object) -> fx.Node:  # noqa: ANN401 - those of a node
         given, named = fx.node.map_arg((args, kwargs), lambda used: self.now[used.name])
@@ -189,7 +198,7 @@ class SizeFlow:
             raise UnfreezableError
         with user.graph.inserting_before(user):
             node = user.graph.create_node(op, target, args, kwargs)
-        node.meta = dict(user.meta)
+        node.meta = {key: user.meta[key] for key in _PLACE if key in user.meta}
         self.now[node.name] = self.env[node] = value
         self._made.append(node)
         return node

@@ -255,15 +255,30 @@ def live_rows(site: Site, known: Known) -> np.ndarray:
 
 
 def _constants(step: Step, known: Known) -> list[Tensor]:
-    """An output whose products are all zero is its bias."""
+    """An output whose products are all zero is its bias; all of them, for what reads nothing but zeros."""
     site = site_of(step.call)
     out = step.outputs[0]
     scaled = any(step.call.kwargs.get(k, 1) != 1 for k in ("alpha", "beta"))
     if site is None or scaled or (site.bias is not None and site.bias.rank != 1):
         return nothing_known(step, known)
     bias = 0.0 if site.bias is None else known.small(site.bias)
-    value = np.where(live_rows(site, known), np.nan, bias)
-    return [torch.from_numpy(value.reshape([-1 if d == site.out_dim else 1 for d in range(out.rank)]))]
+    shape = [-1 if d == site.out_dim else 1 for d in range(out.rank)]
+    value = torch.from_numpy(np.where(live_rows(site, known), np.nan, bias).reshape(shape))
+    zeros = _reads_zeros(site, known)
+    if zeros is None:
+        return [value]
+    return [torch.where(zeros, torch.from_numpy((np.zeros(site.rows) + bias).reshape(shape)), value)]
+
+
+def _reads_zeros(site: Site, known: Known) -> Tensor | None:
+    """Which samples, or rows of a matrix, are zeros throughout, bool (N, 1, ...): channels may lie there.
+
+    As where a layer mixes tokens, or a filter is the same for all channels. None where all samples are known alike.
+    """
+    source = known.of(site.source)
+    if source.shape[0] == 1:
+        return None
+    return (source == 0).flatten(1).all(1).view([-1, *[1] * (source.ndim - 1)])
 
 
 CONVOLUTION = register(OpClass("convolution", _conv_labels, _constants), ["convolution"])

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import fxcompress as fxc
 from tests.exactness import TOLERANCE, difference, outputs
+from tests.nets import set_bits
 
 TOKENS, DEAD = 6, [2, 3, 5]
 
@@ -68,3 +69,16 @@ def test_what_is_alive_stays(name: str) -> None:
     with torch.no_grad():
         net.first.weight[DEAD, 1:] = 0
     assert not fxc.prune(net, x).report.modified
+
+
+@pytest.mark.parametrize("dead", [[2], [0, 1, 5, 7], [0, 1, 2, 3, 5, 6]])
+def test_a_dead_channel_is_no_token_of_a_layer_that_mixes_them(dead: list[int]) -> None:
+    """No objective counts it before it is removed, as none does after that."""
+    net = fxc.compress(Mixer(MIXES["layers"]).double(), torch.randn(2, TOKENS, 4, dtype=torch.float64))
+    set_bits(net, "first.weight", dead)
+    net.step()
+    objectives = ("eq4", "eq5", "macs", "activations")
+    before = [net.size(objective).item() for objective in objectives]
+    assert net.prune().modified
+    assert net.get_parameter("first.weight").shape[0] == 8 - len(dead)
+    assert [net.size(objective).item() for objective in objectives] == pytest.approx(before, rel=1e-9)

@@ -1,12 +1,11 @@
 """The raw result of the analysis: atoms, groups, contraction sites and constraints, as arrays."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, fx
 
 from fxcompress.channels.carried import Held, carried
@@ -43,6 +42,7 @@ class SiteAtoms:
         rows: (R,) what is made.
         weight_name: the parameter behind the weight, or "" for a product of two activations.
         call: what runs.
+        result: what is made.
         reads_columns: whether what is contracted are the channels of the weight: those of a table that the layer is
             tied to, or of another layer, which reads the weight the other way round (a tied autoencoder).
         held: what the weight holds of the parameter behind it.
@@ -55,6 +55,7 @@ class SiteAtoms:
     rows: np.ndarray
     weight_name: str
     call: Call
+    result: Value
     reads_columns: bool = False
     held: Held | None = None
 
@@ -67,11 +68,6 @@ class SiteAtoms:
     def has_bits(self) -> bool:
         """Whether the bits of its weight, if that has a quantizer, are those of what is made."""
         return not self.reads_columns
-
-    @property
-    def output(self) -> torch.Size:
-        """The shape of what is made."""
-        return self.call.metas[0].shape
 
     def dims(self, atoms: dict[int, Tensor]) -> tuple[int, int]:
         """The dims of the parameter that hold rows and columns: a linear layer reads it transposed, ``x @ w`` does not.
@@ -97,6 +93,7 @@ class TableAtoms:
         rows: (D,) what is made.
         weight_name: the parameter behind the table.
         call: what runs.
+        result: what is made; its last dim holds the channels.
     """
 
     mode: str
@@ -105,16 +102,12 @@ class TableAtoms:
     rows: np.ndarray
     weight_name: str
     call: Call
+    result: Value
 
     @property
     def has_bits(self) -> bool:
         """Whether the bits of the table, if that has a quantizer, are those of what is made."""
         return True
-
-    @property
-    def output(self) -> torch.Size:
-        """The shape of what is made; its last dim holds the channels."""
-        return self.call.metas[0].shape
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -131,7 +124,7 @@ class PlainAtoms:
         dims: along which they differ: this one, and those of experts or heads, say.
         rows: (O,) the atoms of its bits.
         weight_name: the parameter.
-        multiplied: how often each entry is multiplied with, in all batched products of the graph.
+        meets: what each entry is multiplied with, as the entries along the dims of some values.
         call: what quantizes it.
     """
 
@@ -142,18 +135,13 @@ class PlainAtoms:
     dims: tuple[int, ...]
     rows: np.ndarray
     weight_name: str
-    multiplied: int
+    meets: tuple[tuple[Value, int], ...]
     call: Call
 
     @property
     def has_bits(self) -> bool:
         """Whether the bits are those of what is made."""
         return True
-
-    @property
-    def output(self) -> torch.Size:
-        """The shape of the parameter."""
-        return self.weight.shape
 
     def others(self, alive: np.ndarray) -> int:
         """How many entries a channel has.
@@ -316,8 +304,8 @@ class Analysis:
                     entries = _entries(site)
                     held = self.weights(mode).get(site.weight.key)
                     name = "" if held is None else held.name
-                    place = self.place(mode, step.node)
-                    sites = SiteAtoms(site, mode, place, entries, rows, name, step.call, held=held)
+                    place, out = self.place(mode, step.node), step.outputs[0]
+                    sites = SiteAtoms(site, mode, place, entries, rows, name, step.call, out, held=held)
                     result.append(replace(sites, reads_columns=self._reads_columns(sites)))
         return result
 
@@ -349,7 +337,7 @@ class Analysis:
                 if isinstance(table, Value) and (held := self.weights(mode).get(table.key)) is not None:
                     out = step.outputs[0]
                     rows = _vector(out, out.rank - 1, out.shape[-1])
-                    result.append(TableAtoms(mode, step.node, table, rows, held.name, step.call))
+                    result.append(TableAtoms(mode, step.node, table, rows, held.name, step.call, out))
         return result
 
     @cached_property
@@ -363,20 +351,25 @@ class Analysis:
                 name = names.get(step.call.args[0].key, "") if step.op is QUANTIZE else ""
                 if name and name not in others and (mode, name) not in found:
                     weight, bits, _, dim, _, batch = step.call.args
-                    rows, times = _vector(bits, 0, bits.shape[0]), self._multiplied(mode, name)
+                    rows, meets = _vector(bits, 0, bits.shape[0]), tuple(self._met(mode, name))
                     dims = channel_dims(dim, batch)
-                    found[mode, name] = PlainAtoms(mode, step.node, weight, dim, dims, rows, name, times, step.call)
+                    found[mode, name] = PlainAtoms(mode, step.node, weight, dim, dims, rows, name, meets, step.call)
         return list(found.values())
 
-    def _multiplied(self, mode: str, name: str) -> int:
-        """How often each entry of a parameter is multiplied with, in batched products and as what a layer reads."""
-        held, times = self.weights(mode), 0
+    def _met(self, mode: str, name: str) -> Iterator[tuple[Value, int]]:
+        """What each entry of a parameter is multiplied with, in batched products and as what a layer reads."""
+        held = self.weights(mode)
         for step in self.trails[mode].tape:
             product = product_of(step.call) if step.op is BATCHED else None
             site = site_of(step.call) if step.op in CONTRACTIONS else None
-            uses = product.uses if product is not None else () if site is None else ((site.source, site.rows),)
-            times += sum(others for value, others in uses if value.key in held and held[value.key].name == name)
-        return times
+            operands: tuple[tuple[Value, tuple[Value, int]], ...] = ()
+            if product is not None:
+                operands = (product.left, (product.right, 2)), (product.right, (product.left, 1))
+            elif site is not None:
+                operands = ((site.source, (site.weight, site.row)),)
+            for value, met in operands:
+                if value.key in held and held[value.key].name == name:
+                    yield met
 
     @cached_property
     def makers(self) -> list[Maker]:

@@ -10,6 +10,7 @@ import torch
 from fxcompress.channels.analysis import Analysis, Maker, PlainAtoms, SiteAtoms, TableAtoms
 from fxcompress.channels.plan import Plan
 from fxcompress.channels.segments import Segments, trace_segments
+from fxcompress.channels.survivors import Survivors
 from fxcompress.objectives.terms import LayerUse, SizeTerms, Start
 
 EVALUATION = "eval"
@@ -22,19 +23,27 @@ _KINDS: dict[str, type[np.generic]] = {
 }  # fmt: skip
 
 
-def multiplied(sites: SiteAtoms) -> int:
-    """How often a use of a layer multiplies with each of its weights: the pixels or tokens that it is applied at."""
+def multiplied(sites: SiteAtoms, left: Survivors) -> int:
+    """How often a use of a layer multiplies with each of its weights: the pixels or tokens that it is applied at.
+
+    They may be channels of other layers, as where tokens are mixed; those that are gone count for nothing.
+    """
     site = sites.site
-    shape, dim = (site.source.shape, site.source_dim) if site.transposed else (sites.output, site.out_dim)
-    return prod(n for d, n in enumerate(shape) if d != dim)
+    value, dim = (site.source, site.source_dim) if site.transposed else (sites.result, site.out_dim)
+    return prod(n for d, n in enumerate(left.shape(value)) if d != dim)
 
 
-def written(maker: Maker) -> int:
+def met(plain: PlainAtoms, left: Survivors) -> int:
+    """How often each entry of a parameter that is no layer's weight is multiplied with."""
+    return sum(left.shape(value)[dim] for value, dim in plain.meets)
+
+
+def written(maker: Maker, left: Survivors) -> int:
     """The values that a use of a layer, or a lookup in a table, writes for each output channel."""
     if isinstance(maker, PlainAtoms):
         return 0
-    dim = maker.site.out_dim if isinstance(maker, SiteAtoms) else len(maker.output) - 1
-    return prod(n for d, n in enumerate(maker.output) if d != dim)
+    dim = maker.site.out_dim if isinstance(maker, SiteAtoms) else maker.result.rank - 1
+    return prod(n for d, n in enumerate(left.shape(maker.result)) if d != dim)
 
 
 def starting_costs(analysis: Analysis, weights: Collection[str]) -> Start:
@@ -45,12 +54,12 @@ def starting_costs(analysis: Analysis, weights: Collection[str]) -> Start:
         weights: names of the quantized weights.
     """
     uses = [s for s in analysis.sites if s.mode == EVALUATION and s.weight_name in weights]
+    whole = Survivors(np.ones(analysis.space.size, dtype=bool))
     written = [m for m in analysis.makers if m.mode == EVALUATION and m.weight_name in weights and m.has_bits]
-    plain = [m for m in written if isinstance(m, PlainAtoms)]
     return Start(
-        macs=sum(multiplied(s) * prod(s.site.weight.shape) for s in uses)
-        + sum(m.multiplied * prod(m.weight.shape) for m in plain),
-        activations=sum(prod(maker.output) for maker in written if not isinstance(maker, PlainAtoms)),
+        macs=sum(multiplied(s, whole) * prod(s.site.weight.shape) for s in uses)
+        + sum(met(m, whole) * prod(m.weight.shape) for m in written if isinstance(m, PlainAtoms)),
+        activations=sum(prod(m.result.shape) for m in written if not isinstance(m, PlainAtoms)),
         uses=tuple(LayerUse(s.weight_name, s.site.rows, s.site.entries) for s in uses),
     )
 
@@ -79,6 +88,7 @@ def size_terms(
 class _Builder:
     def __init__(self, plan: Plan, rows: dict[str, tuple[int, int]]) -> None:
         self.alive = plan.alive
+        self.left = Survivors(plan.alive)
         self.row_start = rows
         self.makers: list[Maker] = []
         self.segments = Segments()
@@ -97,7 +107,7 @@ class _Builder:
             self._table(maker, runs=runs)
         elif isinstance(maker, PlainAtoms):
             left = self.alive[maker.rows] | (maker.rows == 0)
-            self._columns(name, maker.others(self.alive), left, 1, multiplied=maker.multiplied * runs, written=0)
+            self._columns(name, maker.others(self.alive), left, 1, multiplied=met(maker, self.left) * runs, written=0)
         elif maker.reads_columns:
             self._tied(maker, runs=runs)
         else:
@@ -107,7 +117,9 @@ class _Builder:
     def _table(self, table: TableAtoms, *, runs: bool) -> None:
         """Each column has as many weights as the table has rows, which are there for good."""
         left = self.alive[table.rows] | (table.rows == 0)
-        self._columns(table.weight_name, table.table.shape[0], left, 1, multiplied=0, written=written(table) * runs)
+        self._columns(
+            table.weight_name, table.table.shape[0], left, 1, multiplied=0, written=written(table, self.left) * runs
+        )
 
     def _tied(self, sites: SiteAtoms, *, runs: bool) -> None:
         """A layer that reads a table, or the weight of another one turned: its weights have the bits of its inputs."""
@@ -117,7 +129,9 @@ class _Builder:
         left = self.alive[sites.entries] | (sites.entries == 0)
         if runs:
             self.uses.append(LayerUse(sites.weight_name, rows, int(left.sum()), (self.blocks, 1), bits_of_inputs=True))
-        self._columns(sites.weight_name, rows, left, kernel, multiplied=kernel * multiplied(sites) * runs, written=0)
+        self._columns(
+            sites.weight_name, rows, left, kernel, multiplied=kernel * multiplied(sites, self.left) * runs, written=0
+        )
 
     def _columns(self, name: str, rows: int, left: np.ndarray, kernel: int, *, multiplied: int, written: int) -> None:
         self._put(
@@ -139,8 +153,9 @@ class _Builder:
         self._put(
             rows=np.arange(start, start + count)[left],
             row_block=np.repeat(np.arange(self.blocks, self.blocks + g), count // g)[left],
-            kernel=np.full(g, kernel * (name not in self.seen)), macs=np.full(g, kernel * multiplied(sites) * runs),
-            writes=np.full(g, written(sites) * runs),
+            kernel=np.full(g, kernel * (name not in self.seen)),
+            macs=np.full(g, kernel * multiplied(sites, self.left) * runs),
+            writes=np.full(g, written(sites, self.left) * runs),
             inputs=alive.reshape(g, -1).sum(1), outputs=left.reshape(g, -1).sum(1),
         )  # fmt: skip
         self._cells(site_segments=self.segments.along(site.source, site.source_dim), alive=alive, groups=g)

@@ -31,11 +31,6 @@ class Product:
     right: Value
     bias: Value | None
 
-    @property
-    def uses(self) -> tuple[tuple[Value, int], tuple[Value, int]]:
-        """Both operands, each with the number of products that each entry of it takes part in."""
-        return (self.left, self.right.shape[2]), (self.right, self.left.shape[1])
-
 
 def product_of(call: Call) -> Product | None:
     """The product; None where an operand is no labelled tensor."""

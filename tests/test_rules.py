@@ -259,6 +259,7 @@ CASES: dict[str, Case] = {
     "index_add": Case(lambda h, net: h.index_add(2, net.index, h.index_select(2, net.index))),
     "gather": Case(lambda h, net: h.gather(2, h.mean(3, keepdim=True).argsort(2).expand(-1, -1, -1, SIZE))),
     "scatter": Case(lambda h, net: torch.zeros_like(h).scatter(3, order(h)[:, None, None].expand_as(h), h)),
+    "index_reduce": Case(lambda h, net: h.index_reduce(3, order(h)[0], h.square(), "mean", include_self=False)),
     "scatter_add": Case(lambda h, net: h.scatter_add(3, order(h)[:, None, None].expand_as(h), h.square())),
     "scatter_reduce": Case(lambda h, net: h.scatter_reduce(2, h.argsort(2), h, "mean", include_self=False)),
     "index_put": Case(lambda h, net: aten.index_put.default(h, [order(h)[:, 0] % 2], h.flip(0), True)),
@@ -424,6 +425,7 @@ def called(analysis: Analysis) -> set[str]:
     return {func.overloadpacket.__name__ for func in found if hasattr(func, "overloadpacket")}
 
 
+@pytest.mark.filterwarnings("ignore:index_reduce:UserWarning")
 @pytest.mark.parametrize("neighbour", ["flip", "cat", "grouped", "add", "shuffle"])
 @pytest.mark.parametrize("name", CASES)
 def test_rule(name: str, neighbour: str) -> None:

@@ -1,7 +1,7 @@
 """Ops that add the entries of one tensor to some entries of another: ``x.index_add(dim, index, source)``.
 
 Entry k of the source meets entry ``index[k]`` of the other one, and goes with it. Entries that the index does not name
-are as they were.
+are as they were. Of those that take a mean or an extreme (``index_reduce``), what lies along the dim stays.
 """
 
 from dataclasses import dataclass
@@ -65,7 +65,7 @@ def _labels(call: Call, space: Space) -> tuple[Layers, ...]:
 
 
 def _computed_labels(call: Call, space: Space) -> tuple[Layers, ...]:
-    """The network computes the index, or there is a tensor without labels: what lies along ``dim`` stays."""
+    """What lies along ``dim`` stays: the network computes the index, or a tensor has no labels, or it is no sum."""
     whole, dim, index, source = _arguments(call)
     text = "it is added to, or added, by an index that the network computes"
     for layer in index.layers if isinstance(index, Value) else ():
@@ -114,3 +114,4 @@ def _computed_constants(step: Step, known: Known) -> list[Tensor]:
 
 
 INDEX_ADD = register(OpClass("index add", _labels, _constants), ["index_add"])
+register(OpClass("index reduce", _computed_labels, _computed_constants), ["index_reduce"])

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fxcompress.channels.analysis import Analysis, SiteAtoms
+from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.plan import Plan
+from fxcompress.channels.sites import SiteAtoms
 
 TOLERANCE = 1e-9
 

@@ -12,9 +12,10 @@ import networkx as nx
 import numpy as np
 from torch import nn
 
-from fxcompress.channels.analysis import COLUMNS, Analysis
+from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.coverage import Uncovered, uncovered
 from fxcompress.channels.prepare import NO_GRAPH, prepare, prepare_pieces
+from fxcompress.channels.sites import COLUMNS
 from fxcompress.channels.space import FIXED, Block, Reason
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.modes import ordinary

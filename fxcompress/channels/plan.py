@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fxcompress.channels.analysis import Analysis, SiteAtoms
+from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.reads import Check, ProductCheck, SiteCheck, SumCheck
 from fxcompress.channels.rules.registry import Known
+from fxcompress.channels.sites import SiteAtoms
 from fxcompress.channels.space import Reason, Slots, Space, distinct
 from fxcompress.channels.worklist import Rule, Worklist
 from fxcompress.trace.heap import without_collections

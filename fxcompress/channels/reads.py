@@ -4,10 +4,11 @@ from typing import Protocol
 
 import numpy as np
 
-from fxcompress.channels.analysis import Analysis, ProductAtoms, SiteAtoms, SumAtoms
+from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.rules.contraction import may_read, pattern_of
 from fxcompress.channels.rules.products import may_multiply
 from fxcompress.channels.rules.registry import Known, Patterns
+from fxcompress.channels.sites import ProductAtoms, SiteAtoms, SumAtoms
 from fxcompress.channels.space import Reason
 from fxcompress.trace.described import Place
 

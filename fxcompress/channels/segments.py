@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fxcompress.channels.analysis import Maker, PlainAtoms, SiteAtoms
 from fxcompress.channels.interpret import Trail
 from fxcompress.channels.layers import along, pad_rank, vector
 from fxcompress.channels.rules.products import BATCHED, product_of
 from fxcompress.channels.rules.recurrent import RECURRENT_STEPS, UPDATE
 from fxcompress.channels.rules.registry import Known
 from fxcompress.channels.rules.scatter import INDEX_ADD, scatter_of
+from fxcompress.channels.sites import Maker, PlainAtoms, SiteAtoms
 from fxcompress.channels.values import Step, Value, find
 
 _MOVING = {"movement", "reshape", "permute", "cat", "index", "same values", "restride"}

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from fxcompress.channels.analysis import Analysis, Maker, PlainAtoms, SiteAtoms, TableAtoms
+from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.plan import Plan
 from fxcompress.channels.segments import Segments, trace_segments
+from fxcompress.channels.sites import Maker, PlainAtoms, SiteAtoms, TableAtoms
 from fxcompress.channels.survivors import Survivors
 from fxcompress.objectives.terms import LayerUse, SizeTerms, Start
 

@@ -12,7 +12,7 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from fxcompress.channels.analysis import SiteAtoms
+from fxcompress.channels.sites import SiteAtoms
 
 _LEAST = 1e-3
 """Seconds of one measurement: shorter calls are repeated within it."""

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fxcompress.channels.analysis import Analysis, SiteAtoms
+from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.rules.contraction import CONTRACTIONS, Site, may_read, pattern_of, site_of
 from fxcompress.channels.rules.registry import Known
+from fxcompress.channels.sites import SiteAtoms
 from fxcompress.channels.values import Call, Step
 from fxcompress.passes.fold_sizes import sized_values
 from fxcompress.passes.readers import Reader, means_of, new_bias, reader_of, reads

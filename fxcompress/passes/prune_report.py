@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import nn
 
-from fxcompress.channels.analysis import Analysis, SiteAtoms
+from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.coverage import Uncovered, uncovered
 from fxcompress.channels.plan import Plan
 from fxcompress.channels.rules.contraction import may_read, pattern_of
 from fxcompress.channels.rules.registry import Known
+from fxcompress.channels.sites import SiteAtoms
 from fxcompress.channels.space import Reason
 from fxcompress.passes.fold_constants import Folded
 from fxcompress.passes.narrow_branches import Narrowed, NarrowedPath, WidePath

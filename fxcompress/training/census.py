@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fxcompress.channels.analysis import Analysis, Maker, analyse
+from fxcompress.channels.analysis import Analysis, analyse
 from fxcompress.channels.constants import propagate
 from fxcompress.channels.interpret import Trail
 from fxcompress.channels.plan import Plan, make_plan
@@ -20,6 +20,7 @@ from fxcompress.channels.rules.norms import BATCH_NORM
 from fxcompress.channels.rules.recurrent import STATE, kind_of_cell
 from fxcompress.channels.rules.registry import Known
 from fxcompress.channels.segments import Segments, trace_segments
+from fxcompress.channels.sites import Maker
 from fxcompress.channels.values import Step, Value, find
 from fxcompress.passes.branches import dead_branches, remove_branches
 from fxcompress.quantizer import Quantizer

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+import fxcompress as fxc
 from fxcompress.channels.analysis import Analysis, analyse
 from fxcompress.channels.constants import knowns_of, values_known
 from fxcompress.channels.plan import Plan, make_plan
@@ -205,3 +206,33 @@ def test_a_convolution_with_one_group_left_is_run(known: list[str], monkeypatch:
             rewrite.carry_out(analysis, Plan(alive))
         assert "_1" not in known
         monkeypatch.setattr(Commuting, "result", lambda *_: None)
+
+
+class _Written(nn.Module):
+    """Adds in place to what a linear layer has made: memory that the layer's own steps had other names for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.up, self.other, self.last = (
+            nn.Conv2d(3, 6, 1),
+            nn.Linear(6, 8),
+            nn.Conv2d(3, 8, 1),
+            nn.Linear(8, 2),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.up(self.stem(x).flatten(2).transpose(1, 2).contiguous())
+        made.transpose(1, 2).unflatten(2, x.shape[2:]).add_(self.other(x))
+        out: Tensor = self.last(made)
+        return out
+
+
+def test_what_a_linear_layer_makes_on_its_way_is_written_to_as_well() -> None:
+    net, x = _Written().double(), torch.randn(_IMAGE, dtype=torch.float64)
+    with torch.no_grad():
+        for layer in (net.up, net.other):
+            layer.weight[:3] = 0.0
+            layer.bias[:3] = 0.0  # type: ignore[index]
+    pruned = fxc.prune(net, x).module
+    assert pruned.get_parameter("up.weight").shape == (5, 6)
+    torch.testing.assert_close(pruned(x), net(x), rtol=1e-12, atol=1e-12)

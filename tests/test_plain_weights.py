@@ -133,7 +133,7 @@ def sequence() -> Tensor:
 EXPERT_LAYOUT: dict[str, Layout] = {"up": (E * H, 2, (0,)), "down": (E * D, 2, (0,))}
 TURNED_LAYOUT: dict[str, Layout] = {"up": (E * H, 1, (0,)), "down": (E * D, 1, (0,))}
 POSITION_LAYOUT: dict[str, Layout] = {"pos": (D, 2, ()), "bias": (2, 1, ())}
-HEADS_LAYOUT: dict[str, Layout] = {"q": (8, 1, (2,)), "k": (8, 1, (2,)), "v": (8, 1, (2,)), "o": (D, 2, ())}
+HEADS_LAYOUT: dict[str, Layout] = {"q": (8, 2, (1,)), "k": (8, 2, (1,)), "v": (8, 2, (1,)), "o": (D, 2, ())}
 CASES: dict[str, Case] = {
     **{
         f"experts, {way}": (partial(Experts, way), row, TURNED_LAYOUT if "turned" in way else EXPERT_LAYOUT)
@@ -175,7 +175,7 @@ def test_what_is_trained_small_computes_the_same_when_it_is_cut_saved_and_loaded
     fresh = copy.deepcopy(model)
     net = fxc.compress(model, x, bits=2.0)
     optimizer = torch.optim.Adam(net.param_groups(lr=1e-2, bits_lr=0.05))
-    start = {n: p.numel() for n, p in net.named_parameters() if n in expected}
+    start = sum(q.bits.numel() for name, q in quantizers(net).items() if name in expected)
     for step in range(60):
         optimizer.zero_grad()
         (1e-2 * net(x).square().mean() + net.size()).backward()
@@ -187,9 +187,7 @@ def test_what_is_trained_small_computes_the_same_when_it_is_cut_saved_and_loaded
             assert difference(before, net(x)) <= 1e-9
             assert float(net.size().detach()) == pytest.approx(size, rel=1e-9)
             net.train()
-    left = {n: p.numel() for n, p in net.named_parameters() if n in expected}
-    if name != "heads":  # its product with itself makes them die together, later
-        assert sum(left.values()) < sum(start.values())
+    assert sum(q.bits.numel() for name, q in quantizers(net).items() if name in expected) < start
     final = net.eval().finalize()
     assert difference(net(x), final(x)) <= 1e-9
     fxc.save(final, tmp_path / "net.fxc")
@@ -262,37 +260,6 @@ def test_channels_of_a_sum_live_until_the_positions_are_zero_too() -> None:
     assert (net.first.weight.shape[0], net.pos.shape, net.last.weight.shape[1]) == (D - 2, (1, D - 2, 6, 6), D - 2)
 
 
-class Merged(nn.Module):
-    """Experts whose channels ``einsum`` lays along one dim: they go as a whole, and channels once one is left."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.last, self.up = nn.Linear(4, D), nn.Linear(H, 2), weight(E, D, H)
-
-    def forward(self, x: Tensor) -> Tensor:
-        made = torch.einsum("nd,edh->enh", self.first(x), self.up).relu()
-        return self.last(made.sum(0))  # type: ignore[no-any-return]
-
-
-def test_what_could_go_only_after_something_else_goes_so_at_loading_too(tmp_path: Path) -> None:
-    """Channels of the last expert, when its quantizer is gone."""
-    x, model = row(), Merged()
-    net = fxc.compress(model, x)
-    for dead in (slice(1, None), (0, slice(0, 2))):
-        with torch.no_grad():
-            net.get_parameter("up_quantizer.bits").view(-1, H)[dead] = 0.0
-        net.step()
-        before = net.eval()(x)
-        net.prune()
-        assert difference(before, net(x)) <= 1e-9
-        assert net.get_parameter("up").shape == (1, D, H)
-    final = net.finalize()
-    assert final.get_parameter("up").shape == (1, D, H - 2)
-    assert difference(net(x), final(x)) <= 1e-9
-    fxc.save(final, tmp_path / "net.fxc")
-    assert torch.equal(fxc.load(tmp_path / "net.fxc", model, x).eval()(x), final(x))
-
-
 class Odd(nn.Module):
     """Reads a parameter in a way that is not linear in it, or not alone."""
 
@@ -322,22 +289,24 @@ def test_others_stay_floats(way: str) -> None:
     assert "reads it" in net.unquantized()[0].reason
 
 
-def test_parameters_of_a_dead_branch_go_with_it(tmp_path: Path) -> None:
-    """Also those that no module of their own holds."""
+def test_parameters_of_a_dead_branch_lose_their_quantizers(tmp_path: Path) -> None:
+    """Their names stay, as those of modules that something else uses."""
     x, model = row(), Experts("bmm")
     net = fxc.compress(model, x)
     optimizer = torch.optim.Adam(net.param_groups())
     with torch.no_grad():
         quantizers(net)["down"].bits.zero_()
     net.step()
-    before = net(x)
+    before = net.eval()(x)
     net.prune(optimizer)
     assert difference(before, net(x)) <= 1e-9
-    assert {n for n, _ in net.named_parameters()}.isdisjoint({"up", "down", "up_quantizer.bits", "gate.weight"})
+    assert set(quantizers(net)) == {"first.weight", "last.weight"}
+    assert float(net.size("eq4").detach()) == pytest.approx(8 * (4 * D + 2 * D) / net.weights)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert held == {id(p) for p in net.parameters()}
-    fxc.save(net.finalize(), tmp_path / "net.fxc")
-    assert torch.equal(fxc.load(tmp_path / "net.fxc", model, x).eval()(x), net.finalize().eval()(x))
+    final = net.finalize()
+    fxc.save(final, tmp_path / "net.fxc")
+    assert torch.equal(fxc.load(tmp_path / "net.fxc", model, x).eval()(x), final(x))
 
 
 def test_training_that_was_interrupted_goes_on_as_if_it_was_not(tmp_path: Path) -> None:

@@ -2,17 +2,12 @@
 
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxcompress as fxc
-from fxcompress.channels.prepare import prepare
-from fxcompress.channels.rules.pointwise import OVERWRITTEN
-from fxcompress.channels.survivors import Survivors
-from fxcompress.passes.positions import pair_up
 from tests.exactness import difference, outputs
 
 
@@ -119,26 +114,3 @@ def test_one_channel_of_a_layer_stays() -> None:
     assert [str(kept) for kept in result.report.kept][:1] == [
         "0.weight[0] stays: a layer keeps at least one channel (Conv2d 2)"
     ]
-
-
-def test_names_of_overwritten_memory_that_nobody_holds_any_more_are_no_other_path() -> None:
-    """``flatten`` and ``transpose`` are names of what ``add_`` writes to, as long as the interpreter holds them."""
-
-    class Written(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = nn.Conv2d(3, 8, 1)
-
-        def forward(self, x: Tensor) -> Tensor:
-            h = self.conv(x)
-            h.flatten(2).transpose(1, 2).add_(1)
-            return h.sum((2, 3))  # type: ignore[no-any-return]
-
-    analysis = prepare(Written(), torch.randn(2, 3, 5, 5))
-    (trail,) = analysis.trails.values()
-    steps = [step for step in trail.tape if step.node == "add_"]
-    names = [step for step in steps if step.op is OVERWRITTEN]
-    assert names
-    left = Survivors(np.ones(analysis.space.size, dtype=bool))
-    for fewer in (steps[: -len(names)], steps[:-1]):
-        assert pair_up(steps, fewer, left) == pair_up(fewer, steps, left) == [(steps[0], steps[0])]

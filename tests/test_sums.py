@@ -236,7 +236,11 @@ OVER: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] =
 
 
 @pytest.mark.parametrize("name", OVER)
-@given(gone=st.integers(1, 7), shift=st.floats(-1e3, 1e3), scale=st.sampled_from([0.0, 1e-2, 1.0, 10.0]))
+@given(
+    gone=st.integers(1, 7),
+    shift=st.floats(-1e3, 1e3).map(lambda x: round(x, 6)),  # squares of smaller ones are no numbers of full precision
+    scale=st.sampled_from([0.0, 1e-2, 1.0, 10.0]),
+)
 @settings(deadline=None, max_examples=20)
 def test_spread_of_what_is_left_is_that_of_all(name: str, gone: int, shift: float, scale: float) -> None:
     of_all, of_left = OVER[name]

@@ -290,10 +290,23 @@ class Beside(Positive):
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "noisy": (Noisy, "mu (48): add at tests/test_weight_steps.py:"),
     "softplus": (lambda: Positive(function=F.softplus), "computes a weight from it, the entries of which are not"),
-    "dropped": (lambda: Positive(function=lambda w: w + torch.rand(())), "computes a weight from it"),
     "rolled": (lambda: Positive(function=lambda w: w.roll(1, 0)), "computes a weight from it"),
-    "beside": (lambda: Beside(function=lambda w: w * 2), "weight (48): mul at tests/test_weight_steps.py:"),
+    "beside": (lambda: Beside(function=F.softplus), "weight (48): softplus at tests/test_weight_steps.py:"),
 }
+
+
+def test_what_is_linear_in_its_parameter_needs_no_zeros_of_zeros() -> None:
+    """A channel without bits is no channel of zeros then, and stays."""
+    for model in (Positive(function=lambda w: w + 0.5), Beside(function=lambda w: w * 2)):
+        x = row()
+        net = fxc.compress(model, x)
+        assert net.unquantized() == ()
+        with torch.no_grad():
+            quantizers(net)["weight_quantizer"].bits[:3] = 0.0
+        net.step()
+        before = net(x)
+        net.prune()
+        torch.testing.assert_close(net(x), before, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", REFUSED)

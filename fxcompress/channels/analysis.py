@@ -13,9 +13,10 @@ from fxcompress.channels.interpret import Atoms, Interpreter, Trail, fresh_atoms
 from fxcompress.channels.layers import support
 from fxcompress.channels.rules.contraction import CONTRACTIONS, Site, site_of
 from fxcompress.channels.rules.movement import LOOKUPS
+from fxcompress.channels.rules.pointwise import MULTIPLY
 from fxcompress.channels.rules.products import BATCHED, inner, product_of
 from fxcompress.channels.rules.quantize import QUANTIZE
-from fxcompress.channels.rules.sums import SUMS, summed
+from fxcompress.channels.rules.sums import SUM, SUMS, summed
 from fxcompress.channels.sites import (
     COLUMNS,
     Maker,
@@ -28,7 +29,7 @@ from fxcompress.channels.sites import (
 )  # fmt: skip
 from fxcompress.channels.space import FIXED, Block, Space
 from fxcompress.channels.units import find_units
-from fxcompress.channels.values import Value, find
+from fxcompress.channels.values import Step, Value, find
 from fxcompress.channels.worklist import Index
 from fxcompress.quantizer import channel_dims
 from fxcompress.trace.described import Place, place_of_node
@@ -186,20 +187,19 @@ class Analysis:
                     )
         return list(found.values())
 
-    def _met(self, mode: str, name: str) -> Iterator[tuple[Value, int]]:
-        """What each entry of a parameter is multiplied with, in batched products and as what a layer reads."""
-        held = self.weights(mode)
+    def _met(self, mode: str, name: str) -> Iterator[tuple[Value, tuple[int, ...]]]:
+        """What each entry of a parameter is multiplied with, in products that are summed and as what a layer reads."""
+        held, products = self.weights(mode), dict[int, tuple[Step, Value]]()
         for step in self.trails[mode].tape:
-            product = product_of(step.call) if step.op is BATCHED else None
-            site = site_of(step.call) if step.op in CONTRACTIONS else None
-            operands: tuple[tuple[Value, tuple[Value, int]], ...] = ()
-            if product is not None:
-                operands = (product.left, (product.right, 2)), (product.right, (product.left, 1))
-            elif site is not None:
-                operands = ((site.source, (site.weight, site.row)),)
-            for value, met in operands:
+            for value, met, dims in _operands(step):
                 if value.key in held and held[value.key].name == name:
-                    yield met
+                    yield met, dims
+            if step.op is SUM and step.call.args[0].key in products:
+                product, own = products[step.call.args[0].key]
+                yield product.outputs[0], _repeated(own, product.outputs[0])
+            for value in find(Value, step.call.args) if step.op is MULTIPLY else ():
+                if value.key in held and held[value.key].name == name:
+                    products[step.outputs[0].key] = step, value
 
     @cached_property
     def makers(self) -> list[Maker]:
@@ -301,3 +301,20 @@ def _entries(site: Site) -> np.ndarray:
     if found.any() or site.groups > 1:
         return found
     return along_dim(site.weight, site.column, site.entries)
+
+
+def _operands(step: Step) -> Iterator[tuple[Value, Value, tuple[int, ...]]]:
+    """The operands of a product that may be a parameter, each with the dims of what each entry meets in the other."""
+    product = product_of(step.call) if step.op is BATCHED else None
+    site = site_of(step.call) if step.op in CONTRACTIONS else None
+    if product is not None:
+        yield product.left, product.right, (2,)
+        yield product.right, product.left, (1,)
+    elif site is not None:
+        yield site.source, site.weight, (site.row,)
+
+
+def _repeated(value: Value, product: Value) -> tuple[int, ...]:
+    """The dims of a product along which a factor is repeated."""
+    missing = product.rank - value.rank
+    return tuple(d for d in range(product.rank) if d < missing or value.shape[d - missing] == 1)

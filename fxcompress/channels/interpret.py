@@ -32,6 +32,7 @@ from fxcompress.channels.layers import Layers, along, support, vector, zeros_lik
 from fxcompress.channels.packed import with_lengths
 from fxcompress.channels.recurrent import as_given, is_recurrent, whole
 from fxcompress.channels.rules import extremes, pointwise, variances
+from fxcompress.channels.rules.einsum import EINSUM, einsum_of
 from fxcompress.channels.rules.movement import PAD
 from fxcompress.channels.rules.noise import NOISE, noise_of
 from fxcompress.channels.rules.quantize import QUANTIZE
@@ -220,6 +221,8 @@ class Interpreter:
 
     def _function(self, node: fx.Node) -> Callable[..., Any]:
         """What a node calls, on labels; a number that it computes is no constant."""
+        if node.target in EINSUM:
+            return partial(einsum_of, node.meta)
         found = _ON_LABELS.get(node.target)
         computed = any(not isinstance(self.env[used], Tensor) for used in node.all_input_nodes)
         function: Callable[..., Any] = node.target if found is None or computed else found  # type: ignore[assignment]

@@ -118,7 +118,7 @@ class PlainAtoms:
         dims: along which they differ: this one, and those of experts or heads, say.
         rows: (O,) the atoms of its bits.
         weight_name: the parameter.
-        meets: what each entry is multiplied with, as the entries along the dims of some values.
+        meets: what each entry is multiplied with, as the entries of values along some of their dims.
         call: what quantizes it.
     """
 
@@ -129,7 +129,7 @@ class PlainAtoms:
     dims: tuple[int, ...]
     rows: np.ndarray
     weight_name: str
-    meets: tuple[tuple[Value, int], ...]
+    meets: tuple[tuple[Value, tuple[int, ...]], ...]
     call: Call
 
     @property

@@ -36,7 +36,7 @@ def multiplied(sites: SiteAtoms, left: Survivors) -> int:
 
 def met(plain: PlainAtoms, left: Survivors) -> int:
     """How often each entry of a parameter that is no layer's weight is multiplied with."""
-    return sum(left.shape(value)[dim] for value, dim in plain.meets)
+    return sum(prod(left.shape(value)[dim] for dim in dims) for value, dims in plain.meets)
 
 
 def written(maker: Maker, left: Survivors) -> int:

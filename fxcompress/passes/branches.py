@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
@@ -72,7 +72,7 @@ def remove_branches(module: TracedModule, branches: list[Branch]) -> list[str]:
         KeyError: a branch names a node that the graph does not have.
     """
     before = set(module.state_dict(keep_vars=True))
-    used, read = _used_modules(module), _read_tensors(module)
+    used = _used_modules(module)
     for place, operand in branches:
         mode, _, name = place.partition(":")
         graph = module.graphs[mode]
@@ -82,7 +82,6 @@ def remove_branches(module: TracedModule, branches: list[Branch]) -> list[str]:
         _drop_unused(module, graph)
     left = _used_modules(module)
     _delete_modules(module, used - left, left)
-    _delete_tensors(module, read - _read_tensors(module))
     module.recompile()
     return sorted(before - set(module.state_dict(keep_vars=True)))
 
@@ -203,22 +202,6 @@ def _used_modules(module: TracedModule) -> set[str]:
         used |= {str(node.target) for node in graph.nodes if node.op == "call_module"}
         used |= {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
     return used - {""}
-
-
-def _read_tensors(module: TracedModule) -> set[str]:
-    """Parameters and buffers that some graph reads by their names."""
-    return {str(node.target) for graph in module.graphs.values() for node in graph.find_nodes(op="get_attr")}
-
-
-def _delete_tensors(module: TracedModule, gone: set[str]) -> None:
-    """Delete parameters and buffers that nothing reads any more; those of a module that is called are its own."""
-    called = {str(n.target) for graph in module.graphs.values() for n in graph.find_nodes(op="call_module")}
-    owners = dict(module.named_modules(remove_duplicate=False))
-    for name in gone:
-        path, _, leaf = name.rpartition(".")
-        its_own = any(path == other or path.startswith(f"{other}.") for other in called)
-        if not its_own and path in owners and isinstance(getattr(owners[path], leaf, None), Tensor):
-            delattr(owners[path], leaf)
 
 
 def _delete_modules(module: nn.Module, gone: set[str], used: set[str]) -> None:

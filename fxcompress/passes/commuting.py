@@ -24,7 +24,7 @@ from fxcompress.channels.layers import Layers, same_layers
 from fxcompress.channels.rules.contraction import CONVOLUTION
 from fxcompress.channels.rules.movement import CAT
 from fxcompress.channels.rules.norms import BATCH_NORM
-from fxcompress.channels.rules.pointwise import MULTIPLY, POINTWISE
+from fxcompress.channels.rules.pointwise import MULTIPLY, OVERWRITTEN, POINTWISE
 from fxcompress.channels.shapes import like
 from fxcompress.channels.survivors import Survivors
 from fxcompress.channels.values import LabelTensor, Step, Value, find
@@ -66,6 +66,8 @@ class Commuting:
         self.left = left
         self.dispatch = dispatch
         self.whole = bool((left.alive == left.alive[analysis.component]).all())
+        # What a linear layer makes on its way is memory of its result too, and an op in place writes to all of it.
+        self.linear = not any(step.op is OVERWRITTEN for step in analysis.trails[mode].tape)
 
     def result(self, node: fx.Node, module: nn.Module | None, args: tuple[Any, ...]) -> LabelTensor | None:
         """What a node returns on what is left; None where it must be run.
@@ -78,7 +80,7 @@ class Commuting:
         if not self.whole:
             return None
         if type(module) is nn.Linear:
-            return self._linear(node, module, args[0])
+            return self._linear(node, module, args[0]) if self.linear else None
         steps = self.steps.get(node.name, [])
         commutes = len(steps) == 1 and steps[0].op in _COMMUTE
         return self._step(node, module, args, steps[0]) if commutes else None

@@ -21,7 +21,10 @@ from fxcompress.channels.factories import SPREAD
 from fxcompress.channels.interpret import Trail
 from fxcompress.channels.layers import along
 from fxcompress.channels.rules.contraction import CONTRACTIONS, MATMUL, site_of
+from fxcompress.channels.rules.pointwise import MULTIPLY
 from fxcompress.channels.rules.products import BATCHED, product_of
+from fxcompress.channels.rules.reductions import reduced_dims
+from fxcompress.channels.rules.sums import SUM
 from fxcompress.channels.values import Step, Value, find
 from fxcompress.passes.weight_steps import asks_for_kind, writes
 from fxcompress.passes.weight_uses import Layout
@@ -114,18 +117,26 @@ def _follow(
     """Note what the steps of a graph do with a parameter, until it meets what is computed from inputs."""
     parameters = {value.key for value in trail.parameters.values()}
     fixed, own = set(parameters), {start.key}
+    products: dict[int, Value] = {}
     for step in trail.tape:
         values = find(Value, (step.call.args, step.call.kwargs))
         is_fixed = fixed.issuperset(value.key for value in values)
         if is_fixed:
             fixed.update(value.key for value in step.outputs)
         read = [value for value in values if value.key in own]
+        if step.op is SUM and values[0].key in products:  # a product by hand, or an einsum
+            factor = products[values[0].key]
+            missing = values[0].rank - factor.rank
+            there = _places(held.get(factor.key), factor.rank, atoms)
+            readings.contracted |= {there[d - missing] for d in reduced_dims(step.call) if d - missing in there}
         if not read:
             continue
         if not _is_linear(step, read):
             readings.linear = False
             return
         _note_product(step, read, held, atoms, readings)
+        if step.op is MULTIPLY and not is_fixed:
+            products[step.outputs[0].key] = read[0]
         if is_fixed or _moves(step):
             own.update(value.key for value in step.outputs)
 
@@ -152,8 +163,7 @@ def _note_product(
     for value, batch, row, contracted, is_layer in _operands(step):
         if not any(value is other for other in read):
             continue
-        one = held.get(value.key)
-        there = {} if one is None else {d: own for own in atoms for d in range(value.rank) if _lies(one, d, atoms[own])}
+        there = _places(held.get(value.key), value.rank, atoms)
         for dims, dim in ((readings.batches, batch), (readings.rows, row), (readings.contracted, contracted)):
             dims.update([there[dim]] if dim in there else [])
         if is_layer:
@@ -171,6 +181,11 @@ def _operands(step: Step) -> Iterator[tuple[Value, int, int, int, bool]]:
     elif site is not None:
         yield site.source, _NONE, 0, site.source_dim, False
         yield site.weight, _NONE, site.row, site.column, True
+
+
+def _places(held: Held | None, rank: int, atoms: Mapping[int, Tensor]) -> dict[int, int]:
+    """For the dims of a value that are dims of a parameter, by its labels, which ones they are."""
+    return {} if held is None else {d: own for own in atoms for d in range(rank) if _lies(held, d, atoms[own])}
 
 
 def _lies(held: Held, dim: int, labels: Tensor) -> bool:

@@ -16,15 +16,13 @@ from fxcompress.channels.rules.contraction import MATMUL
 from fxcompress.channels.rules.group_sums import GROUP_SUM, left_of
 from fxcompress.channels.rules.indexing import INDEX
 from fxcompress.channels.rules.movement import MOVEMENT, PAD, PERMUTE, RESHAPE
-from fxcompress.channels.rules.pointwise import OVERWRITTEN, SAME
+from fxcompress.channels.rules.pointwise import SAME
 from fxcompress.channels.rules.products import BATCHED
 from fxcompress.channels.rules.scatter import INDEX_ADD, scatter_of
 from fxcompress.channels.rules.sums import EXTREME
 from fxcompress.channels.survivors import Survivors
 from fxcompress.channels.values import Call, Step, Value, find, leaves, replace
 
-EINSUM = frozenset({torch.einsum, torch.functional.einsum})
-"""What these compute stands in their equation; how torch gets there depends on sizes, and is of no interest."""
 _PRODUCT = frozenset({MATMUL, BATCHED, RESHAPE, SAME})
 _ADD = torch.ops.aten.add.Tensor
 _AROUND = {torch.ops.aten.t.default, torch.ops.aten.transpose.int, torch.ops.aten.expand.default}
@@ -41,12 +39,10 @@ def pair_up(before: list[Step], after: list[Step], left: Survivors) -> list[tupl
 
     A slice may disappear, once it takes all that is left. A matrix product may be folded in another way, as torch
     decides by sizes and strides: there is nothing to compare then, none of its steps picks entries or holds a number.
-    Neither does what an op in place writes to under other names: how many of these are still there when it runs, is a
-    matter of the garbage collector.
     """
     if all(map(_is_product, before)) and all(map(_is_product, after)):
         return []
-    before, after = ([s for s in steps if not _is_copy(s) and s.op is not OVERWRITTEN] for steps in (before, after))
+    before, after = ([s for s in steps if not _is_copy(s)] for steps in (before, after))
     surplus = len(before) - len(after)
     rest, pairs = iter(after), []
     for step in before:

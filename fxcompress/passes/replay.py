@@ -16,6 +16,7 @@ from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.interpret import Atoms, Interpreter, Trail
 from fxcompress.channels.layers import Layers, support
 from fxcompress.channels.plan import Plan
+from fxcompress.channels.rules.einsum import EINSUM
 from fxcompress.channels.rules.norms import per_group
 from fxcompress.channels.space import FIXED, PART, Reason
 from fxcompress.channels.survivors import Survivors
@@ -25,7 +26,7 @@ from fxcompress.passes.attributes import fit_to_input
 from fxcompress.passes.commuting import Commuting
 from fxcompress.passes.cutting import Cut, CutModule
 from fxcompress.passes.literals import Proposal, propose
-from fxcompress.passes.positions import EINSUM, pair_up, same_entries, same_sums
+from fxcompress.passes.positions import pair_up, same_entries, same_sums
 from fxcompress.passes.size_flow import FLOWS, SizeFlow, UnfreezableError, numbers, same, same_call
 from fxcompress.passes.slots import KnownSlots, PackedSpace
 from fxcompress.trace.guards import check

@@ -265,7 +265,7 @@ def free_entries(analysis: Analysis) -> Zeros:
         dims = [dim for dim, size in enumerate(parameter.shape) if size > 1] or [0]
         if (
             parameter.ndim == 0
-            or len(dims) > 1
+            or parameter.numel() != parameter.shape[dims[0]]
             or f"{name}_quantizer.bits" in analysis.atoms
             or not parameter.requires_grad
             or name not in analysis.atoms  # complex ones have no labels

@@ -1,5 +1,6 @@
 """Before a state_dict is loaded: how the network must be cut first, and whether all of it fits then."""
 
+import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -153,12 +154,13 @@ def _expected(module: nn.Module, gone: Collection[str]) -> dict[str, tuple[int, 
     """The shape of each entry of the state_dict. Flags are cut later, and will be of the size of what they speak of."""
     sizes = {n: tuple(p.shape) for n, p in module.named_parameters(remove_duplicate=False)}
     sizes |= {n: tuple(b.shape) for n, b in module.named_buffers(remove_duplicate=False)}
-    expected, liveness = {}, f"{LIVENESS}."
+    expected: dict[str, tuple[int, ...]] = {}
+    liveness = f"{LIVENESS}."
     for name, value in module.state_dict(keep_vars=True).items():
         if name.startswith(liveness):
             of = name_of(name.removeprefix(liveness)).partition("!")[0]
             if of not in gone:
-                expected[name] = sizes[of]
+                expected[name] = (math.prod(sizes[of]),)
         elif name != RECORD:
             expected[name] = tuple(value.shape) if torch.is_tensor(value) else ()
     return expected

@@ -1,0 +1,101 @@
+"""An einsum that would lay labelled dims one behind the other: as a product and a sum, each dim for itself.
+
+torch makes matrix products of an einsum, and for that one dim of the indices that only one operand has, and one of
+those that are summed over. Of two labelled dims that become one, only the outer one can lose entries
+(:mod:`fxcompress.channels.rules.movement`). Products and sums are of the same entries in whatever order, and their
+rules know all that is needed: ``einsum("nd,edh->enh", x, w)`` is ``(x[:, None, :, None] * w).sum(2)``, turned.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fxcompress.channels.layers import support
+from fxcompress.channels.values import LabelTensor
+
+EINSUM = frozenset({torch.einsum, torch.functional.einsum})
+_KEY = "fxcompress_einsum"
+"""In a node's meta: whether it is a product and a sum, on labels."""
+
+
+class _Terms(NamedTuple):
+    """The indices of both operands, of the result, and those that are summed over."""
+
+    left: list[object]
+    right: list[object]
+    result: list[object]
+    summed: list[object]
+
+
+def einsum_of(meta: dict[str, Any], *args: Any) -> Tensor:  # noqa: ANN401 - the arguments of torch.einsum
+    """``torch.einsum``, on labels.
+
+    Args:
+        meta: of the node, which keeps the choice: it is the same once some dims have a single entry, and no labels.
+        args: of ``torch.einsum``.
+    """
+    operands = args[1] if len(args) == 2 and isinstance(args[1], list | tuple) else args[1:]
+    terms = _terms(args[0], operands) if isinstance(args[0], str) and len(operands) == 2 else None
+    if _KEY not in meta:
+        groups = [] if terms is None else _groups(terms, operands)
+        meta[_KEY] = any(_lays_together(*group) for group in groups)
+    if terms is None or not meta[_KEY]:
+        result: Tensor = torch.functional.einsum(*args)
+        return result
+    order = [*terms.result, *terms.summed]
+    left, right = (_spread(x, own, order) for x, own in zip(operands, (terms.left, terms.right), strict=True))
+    product = left * right
+    return product.sum(tuple(range(len(terms.result), len(order)))) if terms.summed else product
+
+
+def _terms(equation: str, operands: Sequence[Tensor]) -> _Terms | None:
+    """The indices of an equation; None where one is repeated within a term, as a diagonal is."""
+    inputs, arrow, output = equation.replace(" ", "").replace("...", ".").partition("->")
+    terms = [_expanded(term, x.ndim) for term, x in zip(inputs.split(","), operands, strict=True)]
+    whole = list(dict.fromkeys(index for term in terms for index in term))
+    once = [index for index in whole if sum(index in term for term in terms) == 1]
+    count = max(sum(isinstance(index, int) for index in term) for term in terms)
+    result = (
+        [i for index in output for i in (range(count, 0, -1) if index == "." else [index])]
+        if arrow
+        else [*range(count, 0, -1), *sorted(index for index in once if isinstance(index, str))]
+    )
+    if any(len(set(term)) < len(term) for term in (*terms, result)):
+        return None
+    left, right = terms
+    return _Terms(left, right, result, [index for index in whole if index not in result])
+
+
+def _expanded(term: str, rank: int) -> list[object]:
+    """The indices of a term, with numbers counted from the end for those that an ellipsis stands for."""
+    count = rank - len(term) + 1
+    return [i for index in term for i in (range(count, 0, -1) if index == "." else [index])]
+
+
+def _groups(terms: _Terms, operands: Sequence[Tensor]) -> list[tuple[Tensor, list[int]]]:
+    """For each operand, the dims that torch makes one of: the indices that it has alone, and those summed over."""
+    found = []
+    for x, own, other in zip(operands, (terms.left, terms.right), (terms.right, terms.left), strict=True):
+        alone = [d for d, index in enumerate(own) if index not in other]
+        shared = [d for d, index in enumerate(own) if index in other and index in terms.summed]
+        found += [(x, alone), (x, shared)]
+    return found
+
+
+def _lays_together(x: Tensor, dims: list[int]) -> bool:
+    """Whether two layers of labels lie along these dims, each along one."""
+    if not isinstance(x, LabelTensor):
+        return False
+    layers = [layer for layer in x.fxc_value.layers if support(layer) & set(dims)]
+    return len(layers) > 1 and all(len(support(layer)) == 1 for layer in layers)
+
+
+def _spread(x: Tensor, own: list[object], order: list[object]) -> Tensor:
+    """An operand with a dim for each index, of size 1 where it has none."""
+    there = [own.index(index) for index in order if index in own]
+    turned = x.permute(there)
+    for d, index in enumerate(order):
+        turned = turned if index in own else turned.unsqueeze(d)
+    return turned

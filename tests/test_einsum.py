@@ -1,0 +1,95 @@
+"""Dims that an einsum would lay one behind the other lose entries each for itself."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxcompress as fxc
+from tests.exactness import difference
+
+pytestmark = pytest.mark.usefixtures("double")
+
+N, T, D, H, K, O = 3, 5, 8, 2, 4, 6
+
+
+class Net(nn.Module):
+    """A linear layer, an einsum with a weight, and a layer on the sum over all dims but the first and the last."""
+
+    def __init__(self, run: Callable[[Tensor, Tensor], Tensor], *shape: int) -> None:
+        super().__init__()
+        self.run, self.first = run, nn.Linear(4, D)
+        self.weight = nn.Parameter(torch.randn(shape))
+        self.last = nn.Linear(run(torch.zeros(N, T, D), self.weight).shape[-1], 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.run(self.first(x), self.weight).tanh()
+        while made.ndim > 2:
+            made = made.sum(1)
+        return self.last(made)  # type: ignore[no-any-return]
+
+
+Case = tuple[Callable[[Tensor, Tensor], Tensor], tuple[int, ...], tuple[int, ...]]
+GRID = torch.linspace(-1, 1, K, dtype=torch.float64)
+CASES: dict[str, Case] = {
+    "two that the weight has alone": (lambda h, w: torch.einsum("ntd,hdk->nthk", h, w), (H, D, K), (0, 1, 2)),
+    "in another order": (lambda h, w: torch.einsum("hkd,ntd->nhtk", w, h), (H, K, D), (0, 1, 2)),
+    "without an arrow": (lambda h, w: torch.einsum("abd,dyz", h, w), (D, H, K), (0, 1, 2)),
+    "ellipsis": (lambda h, w: torch.einsum("...d,dhk->...hk", h, w), (D, H, K), (0, 1, 2)),
+    "a list": (lambda h, w: torch.einsum("ntd,dhk->nthk", [h, w]), (D, H, K), (0, 1, 2)),
+    "summed in the weight": (lambda h, w: torch.einsum("ntd,dhk->ntk", h, w), (D, H, K), (0, 1, 2)),
+    "two sums": (lambda h, w: torch.einsum("nthk,hko->nto", h.unflatten(2, (H, K)), w), (H, K, O), (2,)),
+    "KAN": (lambda h, w: torch.einsum("ntdk,odk->nto", (h[..., None] - GRID).square(), w), (O, D, K), (0, 1)),
+    "diagonal": (lambda h, w: torch.einsum("ntd,dkk->ntk", h, w), (D, K, K), (0,)),
+    "three": (lambda h, w: torch.einsum("ntd,dhk,k->nthk", h, w, GRID), (D, H, K), ()),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("seed", range(3))
+def test_dead_entries_of_each_dim_go(name: str, seed: int) -> None:
+    run, shape, dims = CASES[name]
+    torch.manual_seed(seed)
+    net, x = Net(run, *shape), torch.randn(N, T, 4)
+    with torch.no_grad():
+        for dim in dims:
+            net.weight.select(dim, int(torch.randint(shape[dim], ()))).zero_()
+    pruned = fxc.prune(net, x).module
+    expected = [n - (d in dims) for d, n in enumerate(shape)]
+    assert list(pruned.get_parameter("weight").shape) == expected
+    for other in (x, torch.randn(N + 2, T + 1, 4)):
+        assert difference(net(other), pruned(other)) <= 1e-12
+    again = fxc.prune(net, x, fold=True).module
+    assert difference(net(x), again(x)) <= 1e-12
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_entries_that_are_read_stay(name: str) -> None:
+    """Zeros in one place of an entry only."""
+    run, shape, _ = CASES[name]
+    net, x = Net(run, *shape), torch.randn(N, T, 4)
+    with torch.no_grad():
+        net.weight.flatten()[torch.rand(net.weight.numel()) < 0.6] = 0.0
+    pruned = fxc.prune(net, x).module
+    assert difference(net(x), pruned(x)) <= 1e-12
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_they_train_their_bits(name: str) -> None:
+    run, shape, _ = CASES[name]
+    x = torch.randn(N, T, 4)
+    net = fxc.compress(Net(run, *shape), x, bits=2.0)
+    optimizer = torch.optim.Adam(net.param_groups(lr=1e-2, bits_lr=0.05))
+    for step in range(50):
+        optimizer.zero_grad()
+        (1e-2 * net(x).square().mean() + net.size()).backward()
+        optimizer.step()
+        net.step()
+        if step % 10 == 9:
+            size = float(net.size("eq4").detach())
+            before = net.eval()(x)
+            net.prune(optimizer)
+            assert difference(before, net.train()(x)) <= 1e-9
+            assert float(net.size("eq4").detach()) <= size * (1 + 1e-9)  # what goes together may take more with it
+    assert difference(net.eval()(x), net.finalize()(x)) <= 1e-9

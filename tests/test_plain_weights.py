@@ -309,6 +309,41 @@ def test_parameters_of_a_dead_branch_lose_their_quantizers(tmp_path: Path) -> No
     assert torch.equal(fxc.load(tmp_path / "net.fxc", model, x).eval()(x), final(x))
 
 
+class Table(nn.Module):
+    """A table that is read in other ways as well, ``more`` says how."""
+
+    def __init__(self, more: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.table, self.more, self.last = nn.Embedding(7, D), more, nn.Linear(D, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.more(self.table(x), self.table.weight))  # type: ignore[no-any-return]
+
+
+BESIDE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "its mean": lambda h, w: h + w.mean(0),
+    "a layer": lambda h, w: F.linear(h, w)[..., :1] * h + w.sum(),
+    "a layer the other way": lambda h, w: torch.bmm(h @ w.t(), w.expand(len(h), -1, -1)),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_tables_that_something_else_reads_have_their_columns_as_channels_or_none(name: str) -> None:
+    x = torch.randint(7, (3, 4))
+    net = fxc.compress(Table(BESIDE[name]), x)
+    found = quantizers(net).get("table.weight")
+    assert found is None or (found.channel_dim, found.bits.numel()) == (1, D)
+    with torch.no_grad():
+        for quantizer in quantizers(net).values():
+            quantizer.bits[:3] = 0.0
+    net.step()
+    before = net.eval()(x)
+    assert net.size("eq5").isfinite()
+    net.prune()
+    assert difference(before, net(x)) <= 1e-9
+    assert difference(before, net.finalize()(x)) <= 1e-9
+
+
 def test_training_that_was_interrupted_goes_on_as_if_it_was_not(tmp_path: Path) -> None:
     x, model = row(), Experts("bmm")
     ends = []

@@ -25,6 +25,7 @@ from fxcompress.channels.rules.pointwise import MULTIPLY
 from fxcompress.channels.rules.products import BATCHED, product_of
 from fxcompress.channels.rules.reductions import reduced_dims
 from fxcompress.channels.rules.sums import SUM
+from fxcompress.channels.sites import COLUMNS
 from fxcompress.channels.values import Step, Value, find
 from fxcompress.passes.weight_steps import asks_for_kind, writes
 from fxcompress.passes.weight_uses import Layout
@@ -210,6 +211,8 @@ def _layout(analysis: Analysis, name: str, readings: _Readings) -> Layout | None
     if not dims or (readings.rows and (len(dims) > 1 or dims & readings.contracted)) or (readings.layers and batch):
         return None
     channel = max(dims, key=lambda dim: (free[dim], dim))
+    if (channel != COLUMNS or batch) and any(table.weight_name == name for table in analysis.tables):
+        return None  # it is looked up in as well
     return Layout(channel, 1, tuple(sorted(batch - {channel})))
 
 

@@ -312,18 +312,18 @@ def test_parameters_of_a_dead_branch_lose_their_quantizers(tmp_path: Path) -> No
 class Table(nn.Module):
     """A table that is read in other ways as well, ``more`` says how."""
 
-    def __init__(self, more: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def __init__(self, more: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
         super().__init__()
-        self.table, self.more, self.last = nn.Embedding(7, D), more, nn.Linear(D, 2)
+        self.table, self.more, self.last = weight(7, D), more, nn.Linear(D, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.more(self.table(x), self.table.weight))  # type: ignore[no-any-return]
+        return self.last(self.more(F.embedding(x, self.table), self.table, x))  # type: ignore[no-any-return]
 
 
-BESIDE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "its mean": lambda h, w: h + w.mean(0),
-    "a layer": lambda h, w: F.linear(h, w)[..., :1] * h + w.sum(),
-    "a layer the other way": lambda h, w: torch.bmm(h @ w.t(), w.expand(len(h), -1, -1)),
+BESIDE: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "its mean": lambda h, w, x: h + w.mean(0),
+    "a layer": lambda h, w, x: F.linear(F.one_hot(x, D).to(h.dtype), w)[..., :1] * h + w.sum(),
+    "a layer on what was looked up": lambda h, w, x: F.linear(h, w)[..., :1] * h + w.sum(),
 }
 
 
@@ -331,7 +331,7 @@ BESIDE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 def test_tables_that_something_else_reads_have_their_columns_as_channels_or_none(name: str) -> None:
     x = torch.randint(7, (3, 4))
     net = fxc.compress(Table(BESIDE[name]), x)
-    found = quantizers(net).get("table.weight")
+    found = quantizers(net).get("table")
     assert found is None or (found.channel_dim, found.bits.numel()) == (1, D)
     with torch.no_grad():
         for quantizer in quantizers(net).values():

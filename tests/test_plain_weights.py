@@ -279,6 +279,7 @@ ODD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "written": lambda h, w: h + w.data.clamp_(-1, 1),
     "norm": lambda h, w: h + F.layer_norm(w, (D,)),
     "largest": lambda h, w: h + w.amax(0),
+    "length": lambda h, w: h + w.norm(dim=0),
 }
 
 

@@ -13,10 +13,9 @@ from fxcompress.channels.interpret import Atoms, Interpreter, Trail, fresh_atoms
 from fxcompress.channels.layers import support
 from fxcompress.channels.rules.contraction import CONTRACTIONS, Site, site_of
 from fxcompress.channels.rules.movement import LOOKUPS
-from fxcompress.channels.rules.pointwise import MULTIPLY
 from fxcompress.channels.rules.products import BATCHED, inner, product_of
 from fxcompress.channels.rules.quantize import QUANTIZE
-from fxcompress.channels.rules.sums import SUM, SUMS, summed
+from fxcompress.channels.rules.sums import SUMS, summed, summed_products
 from fxcompress.channels.sites import (
     COLUMNS,
     Maker,
@@ -189,17 +188,15 @@ class Analysis:
 
     def _met(self, mode: str, name: str) -> Iterator[tuple[Value, tuple[int, ...]]]:
         """What each entry of a parameter is multiplied with, in products that are summed and as what a layer reads."""
-        held, products = self.weights(mode), dict[int, tuple[Step, Value]]()
-        for step in self.trails[mode].tape:
-            for value, met, dims in _operands(step):
-                if value.key in held and held[value.key].name == name:
-                    yield met, dims
-            if step.op is SUM and step.call.args[0].key in products:
-                product, own = products[step.call.args[0].key]
-                yield product.outputs[0], _repeated(own, product.outputs[0])
-            for value in find(Value, step.call.args) if step.op is MULTIPLY else ():
-                if value.key in held and held[value.key].name == name:
-                    products[step.outputs[0].key] = step, value
+        tape = self.trails[mode].tape
+        own = {key for key, held in self.weights(mode).items() if held.name == name}
+        products = summed_products(tape)
+        for step in tape:
+            yield from ((met, dims) for value, met, dims in _operands(step) if value.key in own)
+            product = products.get(id(step))
+            if product is not None:
+                made = product.outputs[0]
+                yield from ((made, _repeated(x, made)) for x in find(Value, product.call.args) if x.key in own)
 
     @cached_property
     def makers(self) -> list[Maker]:

@@ -16,13 +16,12 @@ from torch import Tensor
 
 from fxcompress.channels.interpret import Trail
 from fxcompress.channels.layers import along, pad_rank, vector
-from fxcompress.channels.rules.pointwise import MULTIPLY
 from fxcompress.channels.rules.products import BATCHED, product_of
 from fxcompress.channels.rules.recurrent import RECURRENT_STEPS, UPDATE
 from fxcompress.channels.rules.reductions import reduced_dims, squeeze
 from fxcompress.channels.rules.registry import Known
 from fxcompress.channels.rules.scatter import INDEX_ADD, scatter_of
-from fxcompress.channels.rules.sums import SUM
+from fxcompress.channels.rules.sums import summed_products
 from fxcompress.channels.sites import Maker, PlainAtoms, SiteAtoms
 from fxcompress.channels.values import Step, Value, find
 
@@ -60,16 +59,14 @@ def trace_segments(trail: Trail, makers: Sequence[Maker]) -> Segments:
     result = Segments()
     known = Known(result.maps, training=False)
     positions = {id(maker.call): position for position, maker in enumerate(makers)}
-    products: dict[int, Step] = {}
+    products = summed_products(trail.tape)
     for step in trail.tape:
         position = positions.get(id(step.call))
         if position is not None:
             _make(step, makers[position], position, result)
             continue
-        if step.op is MULTIPLY:
-            products[step.outputs[0].key] = step
-        if step.op is SUM and step.call.args[0].key in products:
-            found = _contracted(step, products[step.call.args[0].key], known, result)
+        if id(step) in products:
+            found = _contracted(step, products[id(step)], known, result)
             if found is not None:
                 result.maps[step.outputs[0].key] = found
             continue
@@ -125,9 +122,11 @@ def _multiplied(step: Step, known: Known, result: Segments) -> Tensor | None:
 
 
 def _contracted(step: Step, product: Step, known: Known, result: Segments) -> Tensor | None:
-    """A product that is summed passes on the segments of the dims that are left, as a matrix product does."""
-    dims, rank = reduced_dims(step.call), step.call.args[0].rank
-    maps = [pad_rank(known.of(value), rank) for value in find(Value, product.call.args)]
+    """A product that is summed passes on the segments of the dims that are left, as :func:`_multiplied` does."""
+    dims, source = reduced_dims(step.call), step.call.args[0]
+    maps = [pad_rank(known.of(value), source.rank) for value in find(Value, product.call.args)]
+    if all(source.shape[d] == 1 for d in dims) and not any(bool(x.isnan().all()) for x in maps):
+        return None
     kept = [squeeze(x, dims, step.outputs[0].rank) for x in maps if all(x.shape[d] == 1 for d in dims)]
     return _join(kept, result) if kept else None
 

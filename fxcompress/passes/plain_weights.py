@@ -21,10 +21,9 @@ from fxcompress.channels.factories import SPREAD
 from fxcompress.channels.interpret import Trail
 from fxcompress.channels.layers import along
 from fxcompress.channels.rules.contraction import CONTRACTIONS, MATMUL, site_of
-from fxcompress.channels.rules.pointwise import MULTIPLY
 from fxcompress.channels.rules.products import BATCHED, product_of
 from fxcompress.channels.rules.reductions import reduced_dims
-from fxcompress.channels.rules.sums import SUM
+from fxcompress.channels.rules.sums import SUM, is_sum, summed_products
 from fxcompress.channels.sites import COLUMNS
 from fxcompress.channels.values import Step, Value, find
 from fxcompress.passes.weight_steps import asks_for_kind, writes
@@ -33,7 +32,7 @@ from fxcompress.trace.traced import TracedModule
 
 _MOVES = frozenset({
     "movement", "diagonal", "reshape", "permute", "cat", "pad", "restride", "index", "gather", "same values", "dropout",
-    "noise", "embedding", "sum", "window 1d", "window 2d", "window 3d",
+    "noise", "embedding", "window 1d", "window 2d", "window 3d",
 })  # fmt: skip
 """Classes of ops each entry of whose results is a sum of entries of what they are given, each times a number."""
 _SUMS = frozenset({"add", "sub", "neg", "mul", "mean", "where", "masked_fill", "index_add", "lerp"})
@@ -118,26 +117,25 @@ def _follow(
     """Note what the steps of a graph do with a parameter, until it meets what is computed from inputs."""
     parameters = {value.key for value in trail.parameters.values()}
     fixed, own = set(parameters), {start.key}
-    products: dict[int, Value] = {}
+    products = summed_products(trail.tape)
     for step in trail.tape:
         values = find(Value, (step.call.args, step.call.kwargs))
         is_fixed = fixed.issuperset(value.key for value in values)
         if is_fixed:
             fixed.update(value.key for value in step.outputs)
         read = [value for value in values if value.key in own]
-        if step.op is SUM and values[0].key in products:  # a product by hand, or an einsum
-            factor = products[values[0].key]
-            missing = values[0].rank - factor.rank
-            there = _places(held.get(factor.key), factor.rank, atoms)
-            readings.contracted |= {there[d - missing] for d in reduced_dims(step.call) if d - missing in there}
+        product = products.get(id(step))
+        if product is not None and product.outputs[0].key not in own:  # a product by hand, or an einsum
+            for factor in (value for value in find(Value, product.call.args) if value.key in own):
+                missing = values[0].rank - factor.rank
+                there = _places(held.get(factor.key), factor.rank, atoms)
+                readings.contracted |= {there[d - missing] for d in reduced_dims(step.call) if d - missing in there}
         if not read:
             continue
         if not _is_linear(step, read):
             readings.linear = False
             return
         _note_product(step, read, held, atoms, readings)
-        if step.op is MULTIPLY and not is_fixed:
-            products[step.outputs[0].key] = read[0]
         if is_fixed or _moves(step):
             own.update(value.key for value in step.outputs)
 
@@ -217,7 +215,7 @@ def _layout(analysis: Analysis, name: str, readings: _Readings) -> Layout | None
 
 
 def _moves(step: Step) -> bool:
-    return step.op is SPREAD or step.op.name in _MOVES
+    return step.op is SPREAD or step.op.name in _MOVES or (step.op is SUM and is_sum(step))
 
 
 def _name(func: Any) -> str:  # noqa: ANN401

@@ -4,7 +4,6 @@ Labels alone do not prove it: entries of one label (those of an input of the net
 a flatten) cannot be told apart. Here each entry of a cut dim is followed by its position.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from fxcompress.channels.layers import compress, move, vector
 from fxcompress.channels.rules.contraction import MATMUL
+from fxcompress.channels.rules.einsum import operands_of
 from fxcompress.channels.rules.group_sums import GROUP_SUM, left_of
 from fxcompress.channels.rules.indexing import INDEX
 from fxcompress.channels.rules.movement import MOVEMENT, PAD, PERMUTE, RESHAPE
@@ -185,21 +185,9 @@ def same_sums(before: tuple[Any, ...], now: tuple[Any, ...]) -> bool:
 
 
 def _sizes(args: tuple[Any, ...]) -> dict[object, set[int]]:
-    """The sizes of each index of an einsum, whose terms stand in an equation or behind each operand."""
-    if isinstance(args[0], str):
-        terms: Sequence[Any] = args[0].replace(" ", "").replace("...", ".").partition("->")[0].split(",")
-        operands: Sequence[Any] = args[1] if isinstance(args[1], list | tuple) else args[1:]
-    else:
-        operands, terms = args[0::2], args[1::2]
+    """The sizes of each index of an einsum."""
     sizes: dict[object, set[int]] = {}
-    for operand, term in zip(operands, terms, strict=False):  # behind the last operand, the indices of the result
-        shape = tuple(operand.shape)
-        whole = [i for index in term for i in _expanded(index, len(shape) - len(term) + 1)]
-        for index, size in zip(whole, shape, strict=True):
+    for operand, term in zip(*operands_of(args), strict=True):
+        for index, size in zip(term, operand.shape, strict=True):
             sizes.setdefault(index, set()).add(size)
     return sizes
-
-
-def _expanded(index: object, count: int) -> list[object]:
-    """An index, and an ellipsis as the indices that it stands for, counted from its end."""
-    return [(..., i) for i in range(count, 0, -1)] if index in {".", ...} else [index]

@@ -29,6 +29,36 @@ class _Terms(NamedTuple):
     summed: list[object]
 
 
+def operands_of(args: Sequence[Any]) -> tuple[list[Any], list[list[object]]]:
+    """The operands of an einsum, each with its indices: an ellipsis stands for numbers, counted from its end.
+
+    Args:
+        args: of ``torch.einsum``: an equation and operands, or operands with a list of indices behind each.
+    """
+    if isinstance(args[0], str):
+        terms: Sequence[Any] = _marked(args[0]).partition("->")[0].split(",")
+        given: Sequence[Any] = args[1] if len(args) == 2 and isinstance(args[1], list | tuple) else args[1:]
+    else:
+        given, terms = args[0::2], args[1::2]
+    pairs = list(zip(given, terms, strict=False))  # behind the last operand, the indices of the result
+    return [x for x, _ in pairs], [_expanded(term, len(x.shape)) for x, term in pairs]
+
+
+def _marked(equation: str) -> str:
+    """An equation with one letter for an ellipsis."""
+    return equation.replace(" ", "").replace("...", ".")
+
+
+def _expanded(term: Sequence[object], rank: int) -> list[object]:
+    """The indices of a term of so many dims."""
+    rest = rank - len(term) + 1
+    return [i for index in term for i in (_ellipsis(rest) if index in {".", ...} else [index])]
+
+
+def _ellipsis(count: int) -> list[object]:
+    return [(..., i) for i in range(count, 0, -1)]
+
+
 def einsum_of(meta: dict[str, Any], *args: Any) -> Tensor:  # noqa: ANN401 - the arguments of torch.einsum
     """``torch.einsum``, on labels.
 
@@ -36,8 +66,8 @@ def einsum_of(meta: dict[str, Any], *args: Any) -> Tensor:  # noqa: ANN401 - the
         meta: of the node, which keeps the choice: it is the same once some dims have a single entry, and no labels.
         args: of ``torch.einsum``.
     """
-    operands = args[1] if len(args) == 2 and isinstance(args[1], list | tuple) else args[1:]
-    terms = _terms(args[0], operands) if isinstance(args[0], str) and len(operands) == 2 else None
+    operands, indices = operands_of(args)
+    terms = _terms(args[0], indices) if isinstance(args[0], str) and len(operands) == 2 else None
     if _KEY not in meta:
         groups = [] if terms is None else _groups(terms, operands)
         meta[_KEY] = any(_lays_together(*group) for group in groups)
@@ -50,28 +80,21 @@ def einsum_of(meta: dict[str, Any], *args: Any) -> Tensor:  # noqa: ANN401 - the
     return product.sum(tuple(range(len(terms.result), len(order)))) if terms.summed else product
 
 
-def _terms(equation: str, operands: Sequence[Tensor]) -> _Terms | None:
+def _terms(equation: str, terms: Sequence[list[object]]) -> _Terms | None:
     """The indices of an equation; None where one is repeated within a term, as a diagonal is."""
-    inputs, arrow, output = equation.replace(" ", "").replace("...", ".").partition("->")
-    terms = [_expanded(term, x.ndim) for term, x in zip(inputs.split(","), operands, strict=True)]
+    _, arrow, output = _marked(equation).partition("->")
     whole = list(dict.fromkeys(index for term in terms for index in term))
+    rest = _ellipsis(max(sum(isinstance(index, tuple) for index in term) for term in terms))
     once = [index for index in whole if sum(index in term for term in terms) == 1]
-    count = max(sum(isinstance(index, int) for index in term) for term in terms)
     result = (
-        [i for index in output for i in (range(count, 0, -1) if index == "." else [index])]
+        [i for index in output for i in (rest if index == "." else [index])]
         if arrow
-        else [*range(count, 0, -1), *sorted(index for index in once if isinstance(index, str))]
+        else [*rest, *sorted(index for index in once if isinstance(index, str))]
     )
     if any(len(set(term)) < len(term) for term in (*terms, result)):
         return None
     left, right = terms
     return _Terms(left, right, result, [index for index in whole if index not in result])
-
-
-def _expanded(term: str, rank: int) -> list[object]:
-    """The indices of a term, with numbers counted from the end for those that an ellipsis stands for."""
-    count = rank - len(term) + 1
-    return [i for index in term for i in (range(count, 0, -1) if index == "." else [index])]
 
 
 def _groups(terms: _Terms, operands: Sequence[Tensor]) -> list[tuple[Tensor, list[int]]]:

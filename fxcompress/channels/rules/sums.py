@@ -5,7 +5,7 @@ a joint layer (heads and their dims) each slice leaves behind one label, a slot.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fxcompress.channels.layers import Layers, slices, support
 from fxcompress.channels.rules.group_sums import GROUP_SUM, fits, group_norm_as_sums, summed_in_groups
+from fxcompress.channels.rules.pointwise import MULTIPLY
 from fxcompress.channels.rules.reductions import mean_constants, reduce_labels, reduced_dims, squeeze
 from fxcompress.channels.rules.registry import Known, OpClass, register
 from fxcompress.channels.rules.variances import IN_SUMS, takes
@@ -186,3 +187,20 @@ EXTREME = OpClass("extreme", _labels, _extreme_constants)
 """Maxima and minima over entries of which zeros may go. Arguments: those of amax, and whether some have gone."""
 SUMS = frozenset({SUM, GROUP_SUM, EXTREME})
 """Classes whose steps :func:`summed` is about."""
+
+
+def summed_products(tape: Iterable[Step]) -> dict[int, Step]:
+    """For the steps that sum what a product of two tensors has made, by their ids, the product."""
+    products: dict[int, Step] = {}
+    found: dict[int, Step] = {}
+    for step in tape:
+        if step.op is MULTIPLY:
+            products[step.outputs[0].key] = step
+        elif step.op is SUM and is_sum(step) and step.call.args[0].key in products:
+            found[id(step)] = products[step.call.args[0].key]
+    return found
+
+
+def is_sum(step: Step) -> bool:
+    """Whether a step of the class adds entries up, and is no norm of them."""
+    return step.call.func.overloadpacket is not _NORM

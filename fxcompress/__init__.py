@@ -4,6 +4,7 @@ from fxcompress.channels.graph import ChannelGraph
 from fxcompress.checkpoint import load_checkpoint, save_checkpoint
 from fxcompress.compress import compress
 from fxcompress.errors import FxCompressError
+from fxcompress.export import OnnxExport, export_onnx
 from fxcompress.fitting import fit
 from fxcompress.loading import load
 from fxcompress.objectives import LatencyTable
@@ -20,10 +21,12 @@ __all__ = [
     "CompressedPieces",
     "FxCompressError",
     "LatencyTable",
+    "OnnxExport",
     "PrunePolicy",
     "PruneResult",
     "compress",
     "cosine",
+    "export_onnx",
     "fit",
     "load",
     "load_checkpoint",

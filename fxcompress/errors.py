@@ -14,6 +14,7 @@ __all__ = [
     "DistributedError",
     "DivergenceError",
     "ExampleInputError",
+    "ExportError",
     "FxCompressError",
     "MissingPackageError",
     "OptimizerError",
@@ -91,6 +92,10 @@ class DivergenceError(FxCompressError, ArithmeticError):
 
 class StorageError(FxCompressError):
     """A file is damaged, of another version, or does not fit the model it is loaded into."""
+
+
+class ExportError(FxCompressError, RuntimeError):
+    """The network cannot be written for another runtime."""
 
 
 class CheckpointError(FxCompressError, RuntimeError):

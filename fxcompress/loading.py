@@ -4,7 +4,6 @@ import os
 import warnings
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from fxcompress.channels.analysis import Analysis
@@ -18,7 +17,7 @@ from fxcompress.storage.arguments import check_arguments
 from fxcompress.storage.file import SavedNetwork, read
 from fxcompress.trace.fingerprint import fingerprint
 from fxcompress.trace.graph_forward import install
-from fxcompress.trace.inputs import ExampleInputs
+from fxcompress.trace.inputs import ExampleInputs, recorded_inputs
 from fxcompress.trace.modes import ordinary
 from fxcompress.trace.skeleton import skeleton
 from fxcompress.trace.traced import TracedModule
@@ -150,7 +149,7 @@ def _check_shapes(model: nn.Module, provenance: Provenance, path: object) -> Non
         )
 
 
-def _inputs(provenance: Provenance, model: nn.Module, path: object) -> Any:  # noqa: ANN401
+def _inputs(provenance: Provenance, model: nn.Module, path: object) -> ExampleInputs:
     """Zeros of the shapes that the network was analysed on.
 
     Raises:
@@ -162,19 +161,7 @@ def _inputs(provenance: Provenance, model: nn.Module, path: object) -> Any:  # n
             f"{path} cannot say what the network took, as not all of its inputs were tensors: pass example_inputs, "
             "those that it was compressed or pruned with"
         )
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    own = {p.dtype for p in model.parameters() if p.is_floating_point()}
-    tensors = [
-        (name, torch.zeros(shape, dtype=_input_dtype(getattr(torch, dtype), own), device=device))
-        for name, shape, dtype in provenance.inputs
-    ]
-    named = {name: tensor for name, tensor in tensors if name}
-    return named or tuple(tensor for _, tensor in tensors)
-
-
-def _input_dtype(dtype: torch.dtype, own: set[torch.dtype]) -> torch.dtype:
-    """That of an input, where the model is perhaps of another precision than the one that was saved."""
-    return next(iter(own)) if dtype.is_floating_point and len(own) == 1 else dtype
+    return recorded_inputs(provenance.inputs, model)
 
 
 def _cut(analysis: Analysis, provenance: Provenance, path: object) -> TracedModule:

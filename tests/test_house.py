@@ -26,7 +26,7 @@ LAYERS: tuple[tuple[frozenset[str], str], ...] = (
     (frozenset({"trace"}), "from a model to its graph: the analysis needs a graph"),
     (frozenset({"channels"}), "what a graph's channels are: read only, so below all that rewrites"),
     (frozenset({"passes"}), "rewrites, driven by the analysis; they know nothing of training"),
-    (frozenset({"objectives", "report", "storage", "training"}), "what is done with a rewritten network"),
+    (frozenset({"export", "objectives", "report", "storage", "training"}), "what is done with a rewritten network"),
     (frozenset({"checkpoint", "compress", "loading", "pruning"}), "each puts the layers together for one public call"),
     (frozenset({"fitting"}), "compresses, then trains"),
     (frozenset({"__init__"}), "hands the names on"),
@@ -35,6 +35,7 @@ LAYERS: tuple[tuple[frozenset[str], str], ...] = (
 )
 # Layers of one row do not know each other, except: (who imports, what).
 SIDEWAYS: dict[tuple[str, str], str] = {
+    ("export", "storage"): "a file for another runtime holds the same integers",
     ("training", "objectives"): "a training loop adds the size to the loss",
     ("report", "objectives"): "a report states the sizes",
     ("report", "training"): "a report shows the history of a run",
@@ -49,10 +50,12 @@ PUBLIC = [
     "CompressedPieces",
     "FxCompressError",
     "LatencyTable",
+    "OnnxExport",
     "PrunePolicy",
     "PruneResult",
     "compress",
     "cosine",
+    "export_onnx",
     "fit",
     "load",
     "load_checkpoint",

@@ -12,6 +12,7 @@ from torch import fx, nn
 from torch.utils.data import DataLoader
 
 from fxcompress.errors import ExampleInputError
+from fxcompress.provenance import Inputs
 from fxcompress.trace import trees
 
 _LOG = logging.getLogger("fxcompress")
@@ -119,6 +120,25 @@ def _show(value: object) -> str:
     if isinstance(value, torch.Tensor):
         return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
     return repr(value) if isinstance(value, int | float | str | None) else type(value).__name__
+
+
+def recorded_inputs(recorded: Inputs, model: nn.Module) -> ExampleInputs:
+    """Zeros of the shapes that a network was analysed on.
+
+    Args:
+        recorded: not empty.
+        model: the inputs get its device and, where it has one dtype of floats, its dtype.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    own = {p.dtype for p in model.parameters() if p.is_floating_point()}
+
+    def zeros(shape: tuple[int, ...], name: str) -> torch.Tensor:
+        dtype: torch.dtype = getattr(torch, name)
+        dtype = next(iter(own)) if dtype.is_floating_point and len(own) == 1 else dtype
+        return torch.zeros(shape, dtype=dtype, device=device)
+
+    positional = tuple(zeros(shape, dtype) for name, shape, dtype in recorded if not name)
+    return ExampleInputs(positional, {name: zeros(shape, dtype) for name, shape, dtype in recorded if name})
 
 
 def infer_inputs(model: nn.Module, works: Callable[[ExampleInputs], bool]) -> ExampleInputs:

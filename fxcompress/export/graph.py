@@ -1,0 +1,198 @@
+"""A network as an ONNX graph in memory, by torch's exporter; what it is fed with, and what comes out."""
+
+import contextlib
+import inspect
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from onnx import ModelProto, ValueInfoProto
+from onnxruntime import InferenceSession, SessionOptions
+from torch import Tensor, nn
+
+from fxcompress.errors import ExampleInputError, ExportError
+from fxcompress.trace import trees
+from fxcompress.trace.inputs import ExampleInputs
+
+Feed = dict[str, npt.NDArray[Any]]
+"""What a session is run with: the array of each input."""
+
+_OPSET = 21
+"""The first version of the operators that has integers of 4 bits."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedGraph:
+    """What the exporter made of a network.
+
+    Attributes:
+        model: the graph, with its weights in floats.
+        inputs: that it was made with.
+    """
+
+    model: ModelProto
+    inputs: ExampleInputs
+
+    @property
+    def names(self) -> list[str]:
+        """Of the inputs, in the order of the tensors in the arguments."""
+        held = {each.name for each in self.model.graph.initializer}
+        return [each.name for each in self.model.graph.input if each.name not in held]
+
+    def feed(self, batch: object) -> Feed:
+        """One batch as the graph takes it; of a tuple of more entries than the network takes, the first ones.
+
+        Raises:
+            ExampleInputError: it has fewer tensors than the graph.
+        """
+        given = ExampleInputs.of(batch)
+        kwargs = {key: value for key, value in given.kwargs.items() if key in self.inputs.kwargs or given.args}
+        taken = replace(
+            given, args=given.args[: len(self.inputs.args)] if self.inputs.args else given.args, kwargs=kwargs
+        )
+        tensors = list(_tensors(taken))
+        if len(tensors) != len(self.names):
+            raise ExampleInputError(
+                f"a batch holds {len(tensors)} tensors, and the network takes {len(self.names)} "
+                f"({', '.join(self.names)}): pass them as example_inputs has them"
+            )
+        return {name: tensor.detach().cpu().numpy() for name, tensor in zip(self.names, tensors, strict=True)}
+
+
+def exported(net: nn.Module, inputs: ExampleInputs, dynamic_shapes: Any = None) -> ExportedGraph:  # noqa: ANN401
+    """The graph of a network in evaluation mode, on the CPU.
+
+    Args:
+        net: the network.
+        inputs: that it runs on. Where all tensors are batches of one, batches of two are taken, if they work: torch
+            takes a size of one for a constant.
+        dynamic_shapes: which sizes are free; by default the first of each tensor, or none where that cannot be.
+
+    Raises:
+        ExportError: torch cannot export it.
+    """
+    given = _doubled(net, inputs)
+    shapes = dynamic_shapes if dynamic_shapes is not None else _first_dims(net, given)
+    try:
+        return ExportedGraph(_model(net, given, shapes), given)
+    except Exception as error:
+        if dynamic_shapes is not None:
+            raise ExportError(_refusal(net, error)) from error
+    try:
+        return ExportedGraph(_model(net, given, None), given)
+    except Exception as error:
+        raise ExportError(_refusal(net, error)) from error
+
+
+def _refusal(net: nn.Module, error: Exception) -> str:
+    return f"torch.onnx cannot export this {type(net).__name__}: {first_line(error)}"
+
+
+def first_line(error: Exception) -> str:
+    """What it says, or what caused it, for another message."""
+    while error.__cause__ is not None:
+        error = error.__cause__  # type: ignore[assignment]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def _model(net: nn.Module, inputs: ExampleInputs, shapes: Any) -> ModelProto:  # noqa: ANN401
+    with quiet():
+        program = torch.onnx.export(
+            net, inputs.args, kwargs=inputs.kwargs or None, dynamo=True, verbose=False, opset_version=_OPSET,
+            dynamic_shapes=shapes,
+        )  # fmt: skip
+    assert program is not None
+    return program.model_proto
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without what torch and ONNX Runtime say about their own work."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _doubled(net: nn.Module, inputs: ExampleInputs) -> ExampleInputs:
+    tensors = list(_tensors(inputs))
+    if not tensors or any(not tensor.dim() or len(tensor) != 1 for tensor in tensors):
+        return inputs
+    doubled = inputs.converted(lambda tensor: torch.cat([tensor, tensor]))
+    try:
+        run(net, doubled)
+    except ExampleInputError:
+        return inputs
+    return doubled
+
+
+def _first_dims(net: nn.Module, inputs: ExampleInputs) -> Any:  # noqa: ANN401
+    """That the first dim of each tensor is free, laid out like the arguments."""
+    free = torch.export.Dim.AUTO
+
+    def of(tree: object) -> Any:  # noqa: ANN401
+        return trees.rebuild(lambda leaf: {0: free} if isinstance(leaf, Tensor) and leaf.dim() else None, tree)
+
+    if not inputs.kwargs:
+        return tuple(of(each) for each in inputs.args)
+    names = list(inspect.signature(net.forward).parameters)
+    return {name: of(value) for name, value in zip(names, inputs.args, strict=False)} | of(dict(inputs.kwargs))
+
+
+def _tensors(inputs: ExampleInputs) -> Iterator[Tensor]:
+    return trees.tensors_in([inputs.args, inputs.kwargs])
+
+
+def run(net: nn.Module, inputs: ExampleInputs) -> list[Tensor]:
+    """The tensors that a network returns.
+
+    Raises:
+        ExampleInputError: it does not run on these inputs.
+    """
+    try:
+        with torch.no_grad():
+            return list(trees.tensors_in(net(*inputs.args, **inputs.kwargs)))
+    except Exception as error:
+        raise ExampleInputError(f"the network does not run on ({inputs}): {error}") from error
+
+
+def difference(content: bytes, feed: Feed, expected: list[Tensor]) -> float:
+    """How far ONNX Runtime is from ``expected``, relative to the largest entry of each output; NaN beside NaN is none.
+
+    Raises:
+        ExportError: it cannot run the graph, or returns something else.
+    """
+    options = SessionOptions()
+    options.log_severity_level = 3
+    try:
+        session = InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        found = session.run(None, feed)
+    except Exception as error:
+        raise ExportError(f"ONNX Runtime cannot run the graph: {first_line(error)}") from error
+    shapes = [tuple(each.shape) for each in found], [tuple(each.shape) for each in expected]
+    if shapes[0] != shapes[1]:
+        raise ExportError(f"the graph returns outputs of sizes {shapes[0]}, the network of {shapes[1]}")
+    return max((_off(np.asarray(a), b.numpy()) for a, b in zip(found, expected, strict=True)), default=0.0)
+
+
+def _off(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float:
+    if not expected.size or np.array_equal(found, expected):
+        return 0.0
+    a, b = found.astype(np.float64), expected.astype(np.float64)
+    a, b = np.where(np.isnan(a) & np.isnan(b), 0, a), np.where(np.isnan(a) & np.isnan(b), 0, b)
+    return float(np.abs(a - b).max() / (np.abs(b).max() or 1))
+
+
+def sizes(value: ValueInfoProto) -> tuple[int | str, ...]:
+    """The shape of an input; a text is the name of a size that is free."""
+    return tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim)

@@ -18,6 +18,7 @@ import fxcompress as fxc
 from benchmarks.data import Cropped, cifar10, folder, module
 from benchmarks.record import Claim, Column, Record, Table, write
 from benchmarks.resnet9 import accuracy
+from fxcompress.training.fit import FitResult
 
 Measure = Callable[[nn.Module], float]
 COLUMNS = (
@@ -67,15 +68,21 @@ def compare(name: str, net: nn.Module, x: Tensor, y: Tensor) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def tune(net: nn.Module, root: Path, target: float, epochs: int) -> dict[str, Any]:
-    """Train a network on from its weights, down to a target size."""
+def fine_tuned(net: nn.Module, root: Path, target: float, epochs: int) -> FitResult:
+    """A network for CIFAR-10, trained on from its weights down to a target size."""
     torch.manual_seed(0)
     data = Cropped(*cifar10(root, "train", 10_000), 128, torch.Generator().manual_seed(0))
     x, y = cifar10(root, "test", 1000)
-    result = fxc.fit(
+    return fxc.fit(
         net, data, nn.CrossEntropyLoss(), epochs=epochs, target_size=target, lr=1e-3,
         validate=lambda found: accuracy(found, x, y), progress=False, on_epoch=lambda r: print(r, flush=True),
     )  # fmt: skip
+
+
+def tune(net: nn.Module, root: Path, target: float, epochs: int) -> dict[str, Any]:
+    """What is left after fine-tuning, and the accuracies before and after."""
+    result = fine_tuned(net, root, target, epochs)
+    x, y = cifar10(root, "test", 1000)
     last = result.history[-1]
     with torch.no_grad():
         before, after = accuracy(net.eval(), x, y), accuracy(result.module, x, y)

@@ -44,7 +44,7 @@ def load(path: str | os.PathLike[str], model: nn.Module, example_inputs: Any = N
         StorageError: the file is no such file, is damaged, or does not fit ``model``.
         TraceError, UnsupportedModelError: the model cannot be traced.
 
-    >>> import tempfile, fxcompress as fxc
+    >>> import tempfile, torch, fxcompress as fxc
     >>> build = lambda: nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
     >>> final = fxc.compress(build(), torch.zeros(1, 8)).finalize().eval()
     >>> with tempfile.TemporaryDirectory() as folder:

@@ -57,6 +57,12 @@ def same_channels(codes: np.ndarray, found: np.ndarray) -> bool:
     )
 
 
+def codes_in(path: Path) -> list[np.ndarray]:
+    """Weights of layers that compute in integers; those that are stored from 128 up, with their sign."""
+    arrays = [value for value in constants(path).values() if value.ndim > 1]
+    return [a for a in arrays if a.dtype == np.int8] + [a.astype(int) - 128 for a in arrays if a.dtype == np.uint8]
+
+
 def normed(*, training: bool = False) -> tuple[nn.Module, Tensor]:
     """A trained network whose norms scale by numbers of both signs, in 8 bits."""
     torch.manual_seed(0)
@@ -113,7 +119,7 @@ def test_the_smallest_integers_that_hold_the_codes(bits: float, stored: int | No
     net = fxc.compress(nn.Sequential(nn.Linear(33, 65), nn.ReLU(), nn.Linear(65, 5)), x)
     with torch.no_grad():
         for quantizer in (m for m in net.modules() if isinstance(m, Quantizer)):
-            quantizer.exponent -= bits - quantizer.bits
+            quantizer.exponent.sub_(bits - quantizer.bits)
             quantizer.bits.fill_(bits)
     final = net.finalize()
     written = fxc.export_onnx(final, tmp_path / "net.onnx", x)
@@ -145,7 +151,7 @@ def test_activations_in_integers(tmp_path: Path) -> None:
     exact = fxc.export_onnx(final, tmp_path / "floats.onnx", x)
     assert exact.integers == written.integers
     codes = [value for key, value in constants(tmp_path / "floats.onnx").items() if key.endswith("_codes")]
-    held = [value for value in constants(path).values() if value.dtype == np.int8 and value.ndim > 1]
+    held = codes_in(path)
     assert len(held) == len(codes)
     for each in codes:
         assert any(same_channels(each, value) for value in held)
@@ -156,6 +162,27 @@ def test_activations_in_integers(tmp_path: Path) -> None:
     ops = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
     assert ops.count("QLinearConv") == sum(isinstance(m, nn.Conv2d) for m in final.modules())
     assert "Conv" not in ops
+
+
+@pytest.mark.parametrize(("bits", "kind"), [(8.0, np.uint8), (7.0, np.int8)])
+def test_integers_do_not_overflow(bits: float, kind: type, tmp_path: Path) -> None:
+    """Processors without dot products of bytes add two products of an unsigned and a signed byte in 16 bits."""
+    torch.manual_seed(0)
+    x = torch.rand(64, 128)
+    first, last = nn.Linear(128, 64), nn.Linear(64, 8)
+    with torch.no_grad():
+        for layer in (first, last):
+            layer.weight.uniform_(0.8, 1)
+            layer.weight[:, ::7] *= -1
+    net = fxc.compress(nn.Sequential(first, nn.ReLU(), last), x)
+    for quantizer in (m for m in net.modules() if isinstance(m, Quantizer)):
+        quantizer.bits.data.fill_(bits)
+        quantizer.exponent.data.fill_(1 - bits)
+    final = net.finalize()
+    written = fxc.export_onnx(final, tmp_path / "net.onnx", x, calibration=[x])
+    assert written.difference < 0.02
+    assert {value.dtype for value in constants(tmp_path / "net.onnx").values() if value.ndim > 1} == {np.dtype(kind)}
+    assert sorted(np.abs(each).max() for each in codes_in(tmp_path / "net.onnx")) == [2 ** (bits - 1)] * 2
 
 
 def test_layers_of_more_than_8_bits_stay_in_floats(tmp_path: Path) -> None:

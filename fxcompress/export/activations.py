@@ -17,6 +17,10 @@ from fxcompress.export.graph import Feed, first_line, quiet
 from fxcompress.export.integers import Array, Integers
 
 _BITS = 8
+_SAFE = 64
+"""The largest code that all processors multiply rightly as a signed one. Those without an instruction for dot products
+of bytes (VNNI) add two products in 16 signed bits: 2 * 255 * 64 fits, 2 * 255 * 65 does not."""
+_OFFSET = 128
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,7 +28,7 @@ class LayerWeight:
     """The weight of layers that multiply in integers.
 
     Attributes:
-        codes: integers of 8 bits, of the weight's shape.
+        codes: integers that fit 8 signed bits, of the weight's shape.
         scale: of each entry of ``axis``, above zero.
         axis: the dim of the layers' output channels.
     """
@@ -32,6 +36,16 @@ class LayerWeight:
     codes: Array
     scale: Array
     axis: int
+
+    @property
+    def signed(self) -> bool:
+        """Whether the codes are stored with a sign, or from 128 up: that is slower, but right on all processors."""
+        return int(np.abs(self.codes).max()) <= _SAFE
+
+    @property
+    def stored(self) -> Array:
+        """The codes as they are stored."""
+        return self.codes.astype(np.int8) if self.signed else (self.codes + _OFFSET).astype(np.uint8)
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -60,7 +74,7 @@ def layer_weights(model: ModelProto, found: dict[str, Integers]) -> dict[str, La
         axis = axes.pop() if len(axes) == 1 else None
         scale = None if axis is None or not integers.fits(_BITS) else integers.clipped(_BITS).along(axis)
         if axis is not None and scale is not None:
-            weights[name] = LayerWeight(integers.clipped(_BITS).codes.astype(np.int8), scale, axis)
+            weights[name] = LayerWeight(integers.clipped(_BITS).codes, scale, axis)
     return weights
 
 
@@ -113,9 +127,9 @@ def quantize_activations(
 
 def _override(weight: LayerWeight) -> list[dict[str, Any]]:
     """The format of a weight, channel by channel, in the words of ONNX Runtime."""
-    zero = np.array(0, np.int8)
+    kind, zero = (QuantType.QInt8, np.int8(0)) if weight.signed else (QuantType.QUInt8, np.uint8(_OFFSET))
     return [
-        {"quant_type": QuantType.QInt8, "axis": weight.axis, "scale": scale, "zero_point": zero}
+        {"quant_type": kind, "axis": weight.axis, "scale": scale, "zero_point": np.array(zero)}
         for scale in weight.scale
     ]
 
@@ -129,6 +143,6 @@ def stored_codes(model: ModelProto, weights: dict[str, LayerWeight]) -> frozense
         codes, scale = (None if part is None else numpy_helper.to_array(part) for part in parts)
         if codes is None or scale is None:
             return False
-        return np.array_equal(codes, weight.codes) and np.array_equal(scale.reshape(-1), weight.scale)
+        return np.array_equal(codes, weight.stored) and np.array_equal(scale.reshape(-1), weight.scale)
 
     return frozenset(name for name, weight in weights.items() if same(name, weight))

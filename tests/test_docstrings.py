@@ -12,7 +12,8 @@ pytestmark = pytest.mark.cpu
 
 PACKAGE = Path(fxc.__file__).resolve().parent
 SOURCES = [path for path in sorted(PACKAGE.rglob("*.py")) if ">>> " in path.read_text("utf-8")]
-NO_EXAMPLE = {"CompressedPieces", "FxCompressError", "OnnxExport", "PruneResult"}  # are shown by the calls that return or raise them
+# Shown by the calls that return or raise them.
+NO_EXAMPLE = {"CompressedPieces", "FxCompressError", "OnnxExport", "PruneResult"}
 
 
 def module_of(source: Path) -> str:

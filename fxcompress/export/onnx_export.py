@@ -172,12 +172,10 @@ def _inputs(net: nn.Module, provenance: Provenance, given: object) -> ExampleInp
         return ExampleInputs.of(given).converted(lambda tensor: tensor.detach().cpu())
     if not provenance.inputs:
         raise ExampleInputError("what the network takes is not on record: pass example_inputs, for one small batch")
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device="cpu").manual_seed(0)
 
     def drawn(tensor: Tensor) -> Tensor:
-        return (
-            torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype) if tensor.is_floating_point() else tensor
-        )
+        return tensor.normal_(generator=generator) if tensor.is_floating_point() else tensor
 
     return recorded_inputs(provenance.inputs, net).converted(drawn)
 

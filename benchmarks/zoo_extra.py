@@ -132,6 +132,11 @@ _TRANSFORMERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gemma2": ("CausalLM", "gemma2", _DECODER | {"pad_token_id": 0, "query_pre_attn_scalar": 16, "sliding_window": 8}),
     "phi": ("CausalLM", "phi", _DECODER),
     "mixtral": ("CausalLM", "mixtral", _DECODER | {"num_local_experts": 4, "experts_implementation": "eager"}),
+    "mixtral_batched": (
+        "CausalLM",
+        "mixtral",
+        _DECODER | {"num_local_experts": 4, "experts_implementation": "batched_mm"},
+    ),
     "mamba": (
         "CausalLM",
         "mamba",

@@ -49,6 +49,23 @@ EXPERTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 }
 
 
+class Chosen(nn.Module):
+    """Each row goes through the two experts that it scores highest, whose weights are gathered for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.gate, self.last = nn.Linear(4, D), nn.Linear(D, E), nn.Linear(D, 2)
+        self.up, self.down = weight(E, 2 * H, D), weight(E, D, H)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        scores, chosen = self.gate(h).softmax(-1).topk(2, -1)
+        experts, rows = chosen.reshape(-1), h.repeat_interleave(2, 0)
+        gate, up = torch.bmm(self.up[experts], rows[..., None])[..., 0].chunk(2, -1)
+        made = torch.bmm(self.down[experts], (F.silu(gate) * up)[..., None])[..., 0] * scores.reshape(-1, 1)
+        return self.last(h + made.view(len(h), 2, -1).sum(1))  # type: ignore[no-any-return]
+
+
 class Positions(nn.Module):
     """A transformer with learned positions, and learned biases in its attention."""
 
@@ -145,6 +162,7 @@ CASES: dict[str, Case] = {
         )
         for way in POSITIONS
     },
+    "experts, chosen": (Chosen, row, {"up": (2 * H, 1, ()), "down": (D, 1, ())}),
     "maps": (Maps, lambda: torch.randn(2, 3, 6, 6), {"pos": (D, 1, ())}),
     "heads": (Heads, sequence, HEADS_LAYOUT),
     "expanded": (Expanded, sequence, {"weight": (H, 1, ())}),
@@ -241,6 +259,14 @@ def test_a_hidden_unit_goes_when_it_is_dead_in_all_experts() -> None:
         assert difference(before, net(x)) <= 1e-9
     shapes = [tuple(net.get_parameter(n).shape) for n in ("up", "up_quantizer.bits", "down")]
     assert shapes == [(E, D, H - 1), (E * (H - 1),), (E, H - 1, D)]
+
+
+def test_units_of_experts_are_listed_in_the_graph() -> None:
+    graph = fxc.ChannelGraph.of(Chosen(), row())
+    assert graph.share > 0.9
+    (bundle,) = [bundle for bundle in graph.bundles if bundle.removable and bundle.tensors]
+    assert (len(bundle.groups), bundle.tensors) == (H, ("up", "down"))
+    assert "held by up, down" in str(graph)
 
 
 def test_channels_of_a_sum_live_until_the_positions_are_zero_too() -> None:

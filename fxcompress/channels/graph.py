@@ -58,12 +58,14 @@ class Bundle:
         parameters: elements of parameters in all of the groups.
         removable: whether the groups may go.
         reasons: what keeps them.
+        tensors: the parameters that hold them, where none makes and none reads them, as those of experts in a product.
     """
 
     producers: tuple[str, ...]
     consumers: tuple[str, ...]
     removable: bool
     reasons: tuple[str, ...]
+    tensors: tuple[str, ...] = ()
     groups: list[int] = field(default_factory=list)
     parameters: int = 0
 
@@ -229,8 +231,9 @@ class ChannelGraph:
             producers = tuple(dict.fromkeys(name for name, _ in group.producers))
             consumers = tuple(dict.fromkeys(name for name, _ in group.consumers))
             reasons = _texts(group.reasons)
-            key = (producers, consumers, group.removable, reasons)
-            bundle = found.setdefault(key, Bundle(producers, consumers, group.removable, reasons))
+            held = () if producers or consumers else tuple(dict.fromkeys(name for name, _, _ in group.members))
+            key = (producers, consumers, group.removable, reasons, held)
+            bundle = found.setdefault(key, Bundle(*key))
             bundle.groups.append(group.index)
             bundle.parameters += group.parameters
         return tuple(found.values())
@@ -350,12 +353,13 @@ class ChannelGraph:
         ]
         rows = [("groups", "parameters", "made by", "read by", "kept by")]
         for bundle in self.bundles:
-            if bundle.producers or bundle.consumers:
+            if bundle.producers or bundle.consumers or (bundle.removable and bundle.parameters):
                 kept = "-" if bundle.removable else _shortened(bundle.reasons) or "no parameter makes it"
                 numbers = f"{len(bundle.groups):,}", f"{bundle.parameters:,}"
-                rows.append((*numbers, _names(bundle.producers), _names(bundle.consumers), kept))
-        made, read = (max(len(row[column]) for row in rows) for column in (2, 3))
-        lines += [f"{row[0]:>7} {row[1]:>12}  {row[2]:<{made}}  {row[3]:<{read}}  {row[4]}" for row in rows]
+                made = _names(bundle.producers) if not bundle.tensors else f"held by {_names(bundle.tensors)}"
+                rows.append((*numbers, made, _names(bundle.consumers), kept))
+        wide = [max(len(row[column]) for row in rows) for column in (2, 3)]
+        lines += [f"{row[0]:>7} {row[1]:>12}  {row[2]:<{wide[0]}}  {row[3]:<{wide[1]}}  {row[4]}" for row in rows]
         lines += map(str, self.uncovered)
         return "\n".join(lines)
 

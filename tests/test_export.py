@@ -264,6 +264,14 @@ def test_errors_leave_what_was_there(
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_weights_that_are_alike(tmp_path: Path) -> None:
+    """The layers of an encoder are copies of one another until they are trained."""
+    final = fxc.compress(NETS["heads"][0](), torch.zeros(2, 6, 16)).finalize()
+    written = fxc.export_onnx(final, tmp_path / "net.onnx")
+    assert not written.floats
+    assert len(written.integers) == 8
+
+
 def test_swapped_arguments(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="swapped"):
         fxc.export_onnx(str(tmp_path / "net.onnx"), finished("rms")[0])  # type: ignore[arg-type]

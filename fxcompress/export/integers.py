@@ -125,29 +125,30 @@ class WeightCodes:
         if matrix.shape[1] == 1:
             return None  # any number is a multiple of any code
         codes, scale = np.zeros(matrix.shape, np.int64), np.ones(len(matrix), matrix.dtype)
-        weights = set()
+        every, some = set(self.coded), set[str]()
         for number, row in enumerate(matrix):
-            match = next(self._matches(row), None)
-            if match is None:
+            if not row.any():
+                continue  # zeros are codes of zero, of whatever weight
+            matches = list(self._matches(row))
+            if not matches:
                 return None
-            codes[number], scale[number], weight = match
-            weights |= {weight} - {""}
-        if not weights:
-            return None  # all of it zero: no weight is known by that
+            codes[number], scale[number] = matches[0][1:]
+            names = {name for name, _, _ in matches}
+            every, some = every & names, some | {matches[0][0]}
+        if not some:
+            return None
         codes, scale = _positive(codes, scale)
         back = np.moveaxis(codes.reshape(turned.shape), 0, dim)
         shape = [len(turned) if each == dim else 1 for each in range(constant.ndim)]
-        return Integers(np.ascontiguousarray(back), scale.reshape(shape), frozenset(weights))
+        return Integers(np.ascontiguousarray(back), scale.reshape(shape), frozenset(every or some))
 
-    def _matches(self, row: Array) -> Iterator[tuple[npt.NDArray[np.int64], Any, str]]:
-        if not row.any():
-            yield np.zeros(len(row), np.int64), row.dtype.type(1), ""
+    def _matches(self, row: Array) -> Iterator[tuple[str, npt.NDArray[np.int64], Any]]:
         for channel in self._channels.get(_key(row), ()):
             if len(channel.codes) == len(row):
                 expected = np.array([channel.scale], row.dtype)
                 scale = _scales(row[None], channel.codes[None], expected)
                 if scale is not None:
-                    yield channel.codes, scale[0], channel.weight
+                    yield channel.weight, channel.codes, scale[0]
 
 
 def _key(row: Array) -> bytes:

@@ -42,9 +42,21 @@ def constants(path: Path) -> dict[str, np.ndarray]:
 
 def weights_in(path: Path) -> dict[str, np.ndarray]:
     """Those that the file computes from integers."""
-    held = constants(path)
-    names = [name.removesuffix("_codes") for name in held if name.endswith("_codes")]
-    return {name: held[f"{name}_codes"].astype(held[f"{name}_scale"].dtype) * held[f"{name}_scale"] for name in names}
+    return {name: codes * scale for name, (codes, scale) in parts_in(path).items()}
+
+
+def parts_in(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Codes and scales of the same, put together from those of each width."""
+    held, found = constants(path), {}
+    for name in [key.removesuffix("_scale") for key in held if key.endswith("_scale")]:
+        scale = held[f"{name}_scale"]
+        codes = [held[key].astype(scale.dtype) for bits in (4, 8, 16) if (key := f"{name}_codes{bits}") in held]
+        if codes:
+            dim = int(np.argmax(scale.shape))
+            order = held.get(f"{name}_order", slice(None))
+            whole = np.concatenate(codes, dim)
+            found[name] = (np.moveaxis(np.moveaxis(whole, dim, 0)[order], 0, dim), scale)
+    return found
 
 
 def same_channels(codes: np.ndarray, found: np.ndarray) -> bool:
@@ -86,7 +98,7 @@ def test_the_file_computes_what_the_network_does(name: str, tmp_path: Path) -> N
     assert written.bytes == (tmp_path / "net.onnx").stat().st_size
     assert written.difference < 1e-5
     assert not written.floats, written
-    assert set(written.integers.values()) <= {4, 8}
+    assert {bits for widths in written.integers.values() for bits in widths} <= {4, 8}
     assert all(torch.equal(before[key], value) for key, value in final.state_dict().items())
 
 
@@ -123,10 +135,38 @@ def test_the_smallest_integers_that_hold_the_codes(bits: float, stored: int | No
             quantizer.bits.fill_(bits)
     final = net.finalize()
     written = fxc.export_onnx(final, tmp_path / "net.onnx", x)
-    assert written.integers == ({} if stored is None else {"0.weight": stored, "2.weight": stored})
+    assert written.integers == ({} if stored is None else {"0.weight": (stored,), "2.weight": (stored,)})
     assert list(written.floats) == ([] if stored else ["0.weight", "2.weight"])
     assert ("16 bits" in str(written)) == (stored in {None, 16})
     torch.testing.assert_close(session(tmp_path / "net.onnx")(x)[0], final(x), rtol=1e-5, atol=1e-5)
+
+
+def test_channels_of_different_widths(tmp_path: Path) -> None:
+    """Each is stored in the fewest bits, and the weight is put together in its order."""
+    torch.manual_seed(0)
+    x = torch.randn(3, 4, 9, 9)
+    net = fxc.compress(nn.Sequential(nn.Conv2d(4, 90, 5), nn.ReLU(), nn.ConvTranspose2d(90, 60, 3)), x)
+    with torch.no_grad():
+        for quantizer in (m for m in net.modules() if isinstance(m, Quantizer)):
+            bits = torch.tensor([3.0, 8.0, 11.0]).repeat(30)[: len(quantizer.bits)]
+            quantizer.exponent.sub_(bits - quantizer.bits)
+            quantizer.bits.copy_(bits)
+    final = net.finalize()
+    whole = 2 * sum(p.numel() for p in final.parameters() if p.dim() > 1)
+    written = fxc.export_onnx(final, tmp_path / "net.onnx", x)
+    assert written.integers == {"0.weight": (4, 8, 16), "2.weight": (4, 8, 16)}
+    assert "2 of 4 and 8 and 16 bits" in str(written)
+    assert written.bytes < 0.75 * whole
+    for name, found in weights_in(tmp_path / "net.onnx").items():
+        assert np.array_equal(found, final.get_parameter(name).detach().numpy())
+    torch.testing.assert_close(session(tmp_path / "net.onnx")(x)[0], final.eval()(x), rtol=1e-5, atol=1e-5)
+
+
+def test_the_file_tells_nothing_of_the_code(tmp_path: Path) -> None:
+    final, x = finished("sum")
+    for calibration in (None, [x]):
+        fxc.export_onnx(final, tmp_path / "net.onnx", x, calibration=calibration)
+        assert b".py" not in (tmp_path / "net.onnx").read_bytes()
 
 
 def test_a_weight_that_was_edited_stays_in_floats(tmp_path: Path) -> None:
@@ -150,7 +190,7 @@ def test_activations_in_integers(tmp_path: Path) -> None:
     assert 0 < written.difference < 0.1
     exact = fxc.export_onnx(final, tmp_path / "floats.onnx", x)
     assert exact.integers == written.integers
-    codes = [value for key, value in constants(tmp_path / "floats.onnx").items() if key.endswith("_codes")]
+    codes = [codes for codes, _ in parts_in(tmp_path / "floats.onnx").values()]
     held = codes_in(path)
     assert len(held) == len(codes)
     for each in codes:
@@ -196,7 +236,7 @@ def test_layers_of_more_than_8_bits_stay_in_floats(tmp_path: Path) -> None:
         wide.exponent[3] -= 4
     final = net.finalize()
     written = fxc.export_onnx(final, tmp_path / "net.onnx", x, calibration=[x])
-    assert written.integers == {"0.weight": 16, "2.weight": 8}
+    assert written.integers == {"0.weight": (16,), "2.weight": (8,)}
     held = weights_in(tmp_path / "net.onnx")
     weight = final.get_parameter("0.weight").detach().numpy()
     assert any(np.array_equal(each, weight) or np.array_equal(each.T, weight) for each in held.values())

@@ -46,14 +46,19 @@ class Integers:
 
     def fits(self, bits: int) -> bool:
         """Whether signed integers of so many bits hold all codes."""
-        half = 1 << (bits - 1)
-        return bool((self.codes >= -half).all() and (self.codes < half).all())
+        return bool(fits(self.codes, bits).all())
 
     def clipped(self, bits: int) -> "Integers":
         """With scales above zero, and the codes for which that takes more than ``bits`` bits clipped to these."""
         half = 1 << (bits - 1)
         codes = np.clip(np.where(self.scale < 0, -self.codes, self.codes), -half, half - 1)
         return Integers(codes, np.abs(self.scale), self.weights)
+
+
+def fits(codes: npt.NDArray[np.int64], bits: int) -> npt.NDArray[np.bool_]:
+    """Which codes a signed integer of so many bits holds."""
+    half = 1 << (bits - 1)
+    return (codes >= -half) & (codes < half)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -34,7 +34,8 @@ class OnnxExport:
     Attributes:
         path: of the file.
         bytes: its size.
-        integers: bits of a stored code (4, 8 or 16), for each weight that the file holds as integers.
+        integers: bits of the stored codes (4, 8, 16; several where channels differ), for each weight that the file holds
+            as integers.
         floats: why it does not, for each other weight that has a number format.
         inputs: the sizes of each input, by its name in the file; a text is the name of a size that is free.
         outputs: names of the outputs.
@@ -44,7 +45,7 @@ class OnnxExport:
 
     path: Path
     bytes: int
-    integers: dict[str, int] = field(repr=False)
+    integers: dict[str, tuple[int, ...]] = field(repr=False)
     floats: dict[str, str] = field(repr=False)
     inputs: dict[str, tuple[int | str, ...]]
     outputs: tuple[str, ...]
@@ -54,7 +55,8 @@ class OnnxExport:
     def __str__(self) -> str:
         sizes = ", ".join(f"{name} ({', '.join(map(str, shape))})" for name, shape in self.inputs.items())
         known = len(self.integers) + len(self.floats)
-        counts = [f"{count} of {bits} bits" for bits, count in sorted(Counter(self.integers.values()).items())]
+        widths = sorted(Counter(self.integers.values()).items())
+        counts = [f"{count} of {' and '.join(map(str, bits))} bits" for bits, count in widths]
         lines = [
             f"{self.path}: {self.bytes:,} bytes, takes {sizes}",
             f"{len(self.integers)} of {known} weights as integers" + (f": {', '.join(counts)}" if counts else ""),
@@ -74,9 +76,9 @@ def export_onnx(
 ) -> OnnxExport:
     """Write a finalized network to an ONNX file, with its weights as integers.
 
-    Each weight that ``finalize()`` put on a grid is stored as integers of 4, 8 or 16 bits, the smallest of these that
-    hold all of its codes, and a scale for each channel; the file computes the weight from them when it is loaded. So it
-    is a quarter of the usual size or less, and the network computes what it did.
+    Each weight that ``finalize()`` put on a grid is stored as integers of 4, 8 or 16 bits, for each channel the fewest
+    of these that hold its codes, and a scale for each; the file computes the weight from them when it is loaded. So it
+    is a third of the usual size or less, and the network computes what it did.
 
     With ``calibration``, layers compute in integers of 8 bits. This is faster, and not exact: ONNX Runtime rounds the
     activations, to ranges that it takes from these inputs. Weights are not rounded again; those of more than 8 bits
@@ -105,13 +107,13 @@ def export_onnx(
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     written = fxc.export_onnx(final, f"{folder}/net.onnx")
     >>> written.integers, written.bytes < 4 * final.weight.numel() / 2
-    ({'weight': 8}, True)
+    ({'weight': (8,)}, True)
     """
     file = check_arguments("export_onnx(module, path)", path, module)
     _check_packages()
     from fxcompress.export.activations import layer_weights, quantize_activations, stored_codes
     from fxcompress.export.graph import difference, exported, run, sizes
-    from fxcompress.export.onnx_weights import constants_of, put_integers
+    from fxcompress.export.onnx_weights import constants_of, put_integers, strip
 
     provenance = _provenance(module)
     net = copy.deepcopy(module).cpu().eval()
@@ -120,14 +122,15 @@ def export_onnx(
     graph = exported(net, inputs, dynamic_shapes)
     weights = WeightCodes(net.state_dict(), provenance.grids)
     found = {name: each for name, value in constants_of(graph.model).items() if (each := weights.of(name, value))}
-    model, bits = graph.model, dict[str, int]()
+    model, bits = graph.model, dict[str, tuple[int, ...]]()
     if calibration is not None:
         layers = layer_weights(model, found)
         feeds = (graph.feed(batch) for batch in _batches(calibration))
         model = quantize_activations(model, layers, found.keys() - layers.keys(), feeds)
-        bits |= dict.fromkeys(stored_codes(model, layers), 8)
+        bits |= dict.fromkeys(stored_codes(model, layers), (8,))
     held = constants_of(model).keys()
     bits |= put_integers(model, {name: each for name, each in found.items() if name in held})
+    strip(model)
     if model.ByteSize() > _LARGEST:
         raise ExportError(f"the graph takes {model.ByteSize():,} bytes; a single ONNX file holds {_LARGEST:,}")
     content = model.SerializeToString()

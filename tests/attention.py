@@ -31,6 +31,11 @@ class Form:
     extra: str = ""
     scaled: str = "default"
 
+    @property
+    def among_dims(self) -> bool:
+        """Whether the dims of each of several heads attend to each other."""
+        return self.product == "transposed" and self.heads > 1
+
 
 class Attention(nn.Module):
     """Attention among the pixels of (N, C, H, W), with as many channels as come in."""

@@ -100,11 +100,7 @@ class Analysis:
     @cached_property
     def joints(self) -> list[np.ndarray]:
         """Layers with two or more labelled dims, squeezed: what is kept must be a product of rows and columns."""
-        found: dict[int, np.ndarray] = {}
-        for layer in self._layers():
-            if layer.numel() > max(layer.shape, default=1):
-                found[id(layer)] = layer.squeeze().numpy()
-        return list(found.values())
+        return [layer.squeeze().numpy() for layer in self.all_layers if layer.numel() > max(layer.shape, default=1)]
 
     @cached_property
     def units(self) -> np.ndarray:
@@ -258,12 +254,14 @@ class Analysis:
             self._weights[mode] = carried(trail.tape, start, parameters)
         return self._weights[mode]
 
-    def _layers(self) -> list[Tensor]:
+    @cached_property
+    def all_layers(self) -> list[Tensor]:
+        """The layers of all values, those inside of nodes as well, each once."""
         values: list[Any] = []
         for trail in self.trails.values():
             values += find(Value, trail.values)
             values += [value for step in trail.tape for value in step.outputs]
-        return [layer for value in values for layer in value.layers]
+        return list({id(layer): layer for value in values for layer in value.layers}.values())
 
 
 @without_collections

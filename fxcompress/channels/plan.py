@@ -12,7 +12,7 @@ from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.reads import Check, ProductCheck, SiteCheck, SumCheck
 from fxcompress.channels.rules.registry import Known
 from fxcompress.channels.sites import SiteAtoms
-from fxcompress.channels.space import Reason, Slots, Space, distinct
+from fxcompress.channels.space import PART, Reason, Slots, Space, distinct
 from fxcompress.channels.worklist import Rule, Worklist
 from fxcompress.trace.heap import without_collections
 
@@ -59,6 +59,8 @@ def make_plan(
     A fixpoint from above: assume that all go, and put back what breaks a constraint until nothing does. An entry may go
     when at each site that reads it, it is zero, or all that survives multiplies it by zero. Where a constraint asks for
     some entries and does not say which (as many in each head, the last channel of a layer), the first ones come back.
+    One that came back for one constraint may be all that another one needs, which had chosen before. So it is chosen
+    again among what is left, until nothing more goes.
 
     Args:
         analysis: of the network.
@@ -81,34 +83,40 @@ class _Fixpoint:
         self.reasons: list[Reason] = []
         self.why = np.full(len(self.component), -1)  # which reason keeps a component, by its root
         self.dead = ~analysis.pinned
-        ragged, uneven = _joint_rules(analysis.joints, rectangular)
-        empty, hollow = _slot_rules(analysis.space.slots)
+        self.gone = np.zeros_like(self.dead)  # what no choice brings back: an earlier one could do without
+        ragged, uneven = _joint_rules(analysis.joints, rectangular, self.gone)
+        empty, hollow = _slot_rules(analysis.space.slots, self.gone)
         self.forced = Worklist([*_checks(analysis, knowns), *ragged, *empty], self.component)
         # Where it does not matter which of several entries come back: later, when it is known how many.
         self.choices = Worklist([*hollow, *uneven], self.component)
 
     def run(self, request: np.ndarray | None) -> Plan:
-        dead = self.dead
         if request is not None:
-            dead &= self._whole(request)
+            self.dead &= self._whole(request)
+        start = self.dead.copy()
+        while True:
+            self._force()
+            unforced = self.dead.copy()
+            self._choose()
+            alone = self._alone() if (unforced & ~self.dead).any() else np.zeros(0, dtype=np.int64)
+            if not unforced[alone].any():
+                break
+            self._begin_again(start, alone)
+        kept = np.flatnonzero(self.why >= 0)
+        reasons = map(self.reasons.__getitem__, self.why[kept].tolist())
+        return Plan(~self.dead, dict(zip(kept.tolist(), reasons, strict=True)))
+
+    def _choose(self) -> None:
+        """Put back some entries where there would be none, or as many as others have, and what these need."""
         self._settle()
         # Backwards: one channel kept at the end keeps what it reads, and then the layers before it need no help.
         for sites in reversed(self.analysis.sites):
             for atoms in (sites.rows, sites.entries):
                 self._keep_some(sites, atoms)
         for product in reversed(self.analysis.products):
-            if dead[product.entries].all():
-                reason = Reason("last-channel", "a product keeps at least one entry", product.place)
-                self._restore(product.entries.reshape(-1)[:1], reason)
-                self._settle()
-        for layer in self.analysis.layers:
-            if dead[layer].all():  # of what nobody reads
-                reason = Reason("last-channel", "a tensor keeps at least one channel")
-                self._restore(layer[:1], reason)
-                self._settle()
-        kept = np.flatnonzero(self.why >= 0)
-        reasons = map(self.reasons.__getitem__, self.why[kept].tolist())
-        return Plan(~dead, dict(zip(kept.tolist(), reasons, strict=True)))
+            self._keep_one(product.entries, Reason("last-channel", "a product keeps at least one entry", product.place))
+        for layer in self.analysis.layers:  # of what nobody reads
+            self._keep_one(layer, Reason("last-channel", "a tensor keeps at least one channel"))
 
     def _keep_some(self, sites: SiteAtoms, atoms: np.ndarray) -> None:
         """A layer keeps a channel; a grouped convolution two groups.
@@ -117,20 +125,48 @@ class _Fixpoint:
         one step or in two, would not be the same.
         """
         groups = sites.site.groups
-        if groups == 1 and not self.dead[atoms].all():
+        if groups == 1:
+            self._keep_one(atoms, Reason("last-channel", "a layer keeps at least one channel", sites.place))
             return
-        reason = Reason("last-channel", "a layer keeps at least one channel", sites.place)
-        if groups > 1:
-            reason = Reason("last-group", "a grouped convolution keeps at least two groups", sites.place)
-        for _ in range(min(groups, 2)):
+        reason = Reason("last-group", "a grouped convolution keeps at least two groups", sites.place)
+        for _ in range(2):
             gone = self.dead[atoms].reshape(groups, -1).all(axis=1)
-            if groups - gone.sum() >= min(groups, 2):
+            if groups - gone.sum() >= 2:
                 return
-            self._restore(atoms.reshape(groups, -1)[gone][0][:1], reason)
+            self._keep_one(atoms.reshape(groups, -1)[gone], reason)
+
+    def _keep_one(self, atoms: np.ndarray, reason: Reason) -> None:
+        """Put the first of some atoms back where all of them are dead."""
+        if self.dead[atoms].all():
+            self._restore(atoms[~self.gone[atoms]][:1], reason)
             self._settle()
 
-    def _settle(self) -> None:
+    def _alone(self) -> np.ndarray:
+        """The atoms that are left alone along a dim: after the cut it has no labels, and whatever they meet stays."""
+        blocks = [block for block in self.analysis.space.blocks if block.name and block.dim != PART]
+        dims = [np.arange(block.start, block.start + block.size) for block in blocks]
+        alive = (atoms[~self.dead[atoms]] for atoms in (*dims, *(layer.numpy() for layer in self.analysis.all_layers)))
+        return np.array([left[0] for left in alive if len(left) == 1], dtype=np.int64)
+
+    def _begin_again(self, start: np.ndarray, alone: np.ndarray) -> None:
+        """Back to what was dead at the start, but for what is alone; what is dead now stays so, whatever is chosen."""
+        self.gone |= self.dead
+        why = self.why.copy()
+        self.dead[:] = start
+        self.why[:] = -1
+        self.forced.reopen_all()
+        self.choices.reopen_all()
+        roots = distinct(self.component[alone])
+        self.dead[self.analysis.members.of(roots)] = False
+        self.why[roots] = why[roots]
+
+    def _force(self) -> None:
         """Put back what is still read, or lies inside what stays, until nothing changes."""
+        while self.forced.sweep(self._restore, self.dead):
+            pass
+
+    def _settle(self) -> None:
+        """The same, and in slices that lack some entries the first of these."""
         while self.forced.sweep(self._restore, self.dead) or self.choices.sweep(self._restore, self.dead):
             pass
 
@@ -168,7 +204,9 @@ def _site_checks(sites: SiteAtoms, knowns: list[Known]) -> list[SiteCheck]:
     return checks
 
 
-def _joint_rules(joints: list[np.ndarray], rectangular: frozenset[int]) -> tuple[list[Rule], list[Rule]]:
+def _joint_rules(
+    joints: list[np.ndarray], rectangular: frozenset[int], gone: np.ndarray
+) -> tuple[list[Rule], list[Rule]]:
     """What is left of a joint layer must be rectangular: at once, and those whose slices may keep different entries."""
     ragged, uneven = [], []
     for i, joint in enumerate(joints):
@@ -176,16 +214,16 @@ def _joint_rules(joints: list[np.ndarray], rectangular: frozenset[int]) -> tuple
         if dim is None:
             ragged.append(Rule(partial(_ragged, joint), RAGGED, (joint,)))
         else:
-            uneven.append(Rule(partial(_uneven, joint, dim), RAGGED, (joint,)))
+            uneven.append(Rule(partial(_uneven, joint, dim, gone), RAGGED, (joint,)))
     return ragged, uneven
 
 
-def _slot_rules(found: list[Slots]) -> tuple[list[Rule], list[Rule]]:
+def _slot_rules(found: list[Slots], gone: np.ndarray) -> tuple[list[Rule], list[Rule]]:
     """A slot is there when some member is; and a slot that is there has members."""
     reads = [(slots, (slots.atoms, slots.members)) for slots in found]
     return (
         [Rule(partial(_in_use, slots), SLOT, atoms) for slots, atoms in reads],
-        [Rule(partial(_hollow, slots), SLOT, atoms) for slots, atoms in reads],
+        [Rule(partial(_hollow, slots, gone), SLOT, atoms) for slots, atoms in reads],
     )
 
 
@@ -195,16 +233,20 @@ def _in_use(slots: Slots, dead: np.ndarray) -> np.ndarray:
     return atoms
 
 
-def _hollow(slots: Slots, dead: np.ndarray) -> np.ndarray:
+def _hollow(slots: Slots, gone: np.ndarray, dead: np.ndarray) -> np.ndarray:
     """The members to bring back of slices that have lost all of theirs, and whose slot stays.
 
     As many as the other slices have, and where they have them: what is left is to be rectangular, and small.
     """
     member = ~dead[slots.members]
+    empty = ~dead[slots.atoms] & ~member.any(axis=1)
+    members, free = slots.members[empty], ~gone[slots.members[empty]]
     columns = np.flatnonzero(member.any(axis=0))[: member.sum(axis=1).max()]
-    if not len(columns):
-        columns = np.zeros(1, dtype=np.int64)
-    atoms: np.ndarray = slots.members[~dead[slots.atoms] & ~member.any(axis=1)][:, columns].reshape(-1)
+    chosen = np.zeros_like(free)
+    chosen[:, columns] = free[:, columns]
+    first = np.cumsum(free, axis=1) == 1
+    chosen |= free & first & ~chosen.any(axis=1, keepdims=True)
+    atoms: np.ndarray = members[chosen]
     return atoms
 
 
@@ -226,15 +268,15 @@ def _inner(joint: np.ndarray) -> int | None:
     return next(found, None)
 
 
-def _uneven(joint: np.ndarray, dim: int, dead: np.ndarray) -> np.ndarray:
+def _uneven(joint: np.ndarray, dim: int, gone: np.ndarray, dead: np.ndarray) -> np.ndarray:
     """The dead entries to bring back so that all slices that stay keep as many, and form a product themselves."""
     rows = np.moveaxis(joint, dim, -1)
-    alive = ~dead[rows]
+    alive, free = ~dead[rows], dead[rows] & ~gone[rows]
     counts = alive.sum(axis=-1)
     slices = np.ones(counts.shape, dtype=bool)
     for axis in range(counts.ndim):
         others = tuple(a for a in range(counts.ndim) if a != axis)
         slices &= np.moveaxis((counts > 0).any(axis=others).reshape(-1, *[1] * len(others)), 0, axis)
     missing = np.where(slices, counts.max() - counts, 0)[..., None]
-    atoms: np.ndarray = rows[~alive & (np.cumsum(~alive, axis=-1) <= missing)]
+    atoms: np.ndarray = rows[free & (np.cumsum(free, axis=-1) <= missing)]
     return atoms

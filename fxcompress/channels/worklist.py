@@ -65,6 +65,10 @@ class Worklist:
         if self.rules:
             self._open[self._rule[self._index.of(roots)]] = True
 
+    def reopen_all(self) -> None:
+        """Any rule may be broken."""
+        self._open[:] = True
+
     def sweep(self, restore: Callable[[np.ndarray, Reason], None], dead: np.ndarray) -> bool:
         """Look once at each rule that may be broken, in order; whether there was one.
 

@@ -4,10 +4,9 @@ from typing import Protocol
 
 import numpy as np
 
-from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.rules.contraction import may_read, pattern_of
 from fxcompress.channels.rules.products import may_multiply
-from fxcompress.channels.rules.registry import Known, Patterns
+from fxcompress.channels.rules.registry import Known
 from fxcompress.channels.sites import ProductAtoms, SiteAtoms, SumAtoms
 from fxcompress.channels.space import Reason
 from fxcompress.trace.described import Place
@@ -101,12 +100,6 @@ class SumCheck:
             suspects = suspects & ~dead[self.slots]
         atoms: np.ndarray = self.entries[suspects]
         return atoms
-
-
-def patterns_of(analysis: Analysis, mode: str, known: Known) -> Patterns:
-    """The patterns of all weights that a graph contracts with, for a :class:`Known` in which nothing else is known."""
-    sites = [sites.site for sites in analysis.sites if sites.mode == mode]
-    return {(site.weight.key, site.row, site.column): pattern_of(site, known) for site in sites}
 
 
 def _not_zero(known: Known, place: Place) -> Reason:

@@ -8,6 +8,7 @@ Where a sum has an operand that is zero everywhere, in every mode, the sum is it
 
 import operator
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -16,9 +17,9 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from fxcompress.channels.analysis import Analysis
+from fxcompress.channels.constants import propagate
 from fxcompress.channels.interpret import Trail
 from fxcompress.channels.plan import make_plan
-from fxcompress.channels.reads import patterns_of
 from fxcompress.channels.rules.registry import Known
 from fxcompress.channels.values import Value
 from fxcompress.passes.join import Join, join_at
@@ -132,12 +133,18 @@ def unread_branches(analysis: Analysis, knowns: dict[str, list[Known]], alive: n
     """
     if not dead_branches(analysis, knowns, ~alive):
         return []
-    # With nothing known but which weights are zero, what may go is what is multiplied by zero everywhere.
-    weights = {
-        mode: [Known({}, patterns_of(analysis, mode, known), training=known.training) for known in here]
-        for mode, here in knowns.items()
-    }
-    return dead_branches(analysis, knowns, ~make_plan(analysis, weights).alive)
+    # What may go with nothing known of any sum may be anything there, and so be missing from an operand.
+    other = {mode: [_without_sums(analysis, mode, known) for known in here] for mode, here in knowns.items()}
+    return dead_branches(analysis, knowns, ~make_plan(analysis, other).alive)
+
+
+def _without_sums(analysis: Analysis, mode: str, known: Known) -> Known:
+    """What is known whatever the sums are: which weights are zero, and what they multiply."""
+    trail = analysis.trails[mode]
+    sums = {node.name for node in analysis.module.graphs[mode].nodes if any(operands_of(analysis.module, node))}
+    start = {value.key: known.maps[value.key] for value in trail.parameters.values() if value.key in known.maps}
+    tape = [step for step in trail.tape if step.node not in sums]
+    return propagate(replace(trail, tape=tape), start, training=known.training)
 
 
 def written_operand_is_read(node: fx.Node, trail: Trail) -> bool:

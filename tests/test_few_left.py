@@ -92,9 +92,22 @@ class AmongDims(nn.Module):
         return self.out(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
-def test_what_went_one_after_the_other_is_loaded(tmp_path: Path) -> None:
+class BehindOthers(AmongDims):
+    """The same behind an attention that keeps all of its heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).unflatten(-1, (-1, 2)).transpose(1, 2) for layer in self.before)
+        return super().forward(((q @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("make", [AmongDims, BehindOthers])
+def test_what_went_one_after_the_other_is_loaded(make: type[AmongDims], tmp_path: Path) -> None:
     """Of a fresh network not all of it may go at once: two heads, and then dims of the one that is left."""
-    model, x = AmongDims().double().eval(), torch.randn(2, 5, 4, dtype=torch.float64)
+    model, x = make().double().eval(), torch.randn(2, 5, 4, dtype=torch.float64)
     fresh = copy.deepcopy(model)
     with torch.no_grad():
         for layer in (model.q, model.k, model.v):

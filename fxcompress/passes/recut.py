@@ -99,7 +99,7 @@ def _portions(analysis: Analysis, alive: np.ndarray, want: Provenance, refused: 
         refused: the atoms that meet at the node which could not be rewritten for all that is to go.
     """
     whole: np.ndarray = ~np.isin(analysis.component, analysis.component[_of_tensors(analysis, want) & alive])
-    yield ~whole
+    yield alive | ~whole  # a slot hangs together with no tensor, and goes when its members do
     kinds = _kinds(analysis)
     here = np.unique(kinds[refused[~alive[refused]]])
     yield alive | np.isin(kinds, here)

@@ -423,3 +423,28 @@ def test_a_norm_that_was_left_in_training_goes_by_its_batch() -> None:
     kept = copy.deepcopy(net)
     module = fxc.prune(net, x, fold=True).module
     assert difference(kept(x), module(x)) <= 1e-9
+
+
+class WritesInPlace(nn.Module):
+    """With a bias, torch computes the linear layer in another way, and what is written to its result follows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.conv = nn.Conv2d(3, 7, 1), nn.Conv2d(7, 4, 1, bias=False)
+        self.linear = nn.Linear(7, 4, bias=False)
+        nn.init.zeros_(self.first.weight[1:])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        y = self.linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        y += self.conv(x)
+        return y.flatten(2)  # type: ignore[no-any-return]
+
+
+def test_nothing_is_folded_where_nothing_goes_then() -> None:
+    net, x = WritesInPlace().double().eval(), torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    result = fxc.prune(net, x, fold=True)
+    assert difference(outputs(net, (x,)), outputs(result.module, (x,))) <= 1e-9
+    size = sum(p.numel() for p in net.parameters())
+    assert result.report.parameters[1] < size or not result.report.modified
+    assert result.report.modified or set(result.report.unfolded) == {"linear.weight", "conv.weight"}

@@ -1,6 +1,6 @@
 """All that can be removed in one call: what is zero, what is constant, and paths that are narrower than their sum."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from fxcompress.channels.analysis import Analysis
@@ -57,7 +57,8 @@ def shrink(
     """Remove all that can be, and fold and narrow where that is asked for; ``module`` stays as it is.
 
     What is zero goes first: where a branch or the last channel of a layer is left alone, folding would gain nothing,
-    and a path need not be narrower than its sum where the sum itself loses the channel.
+    and a path need not be narrower than its sum where the sum itself loses the channel. Nothing is folded if nothing
+    goes then, as the network cannot be rewritten.
 
     Args:
         module: a traced network.
@@ -72,9 +73,17 @@ def shrink(
     folded = fold_constants(first.module, inputs) if fold else None
     if folded is not None and folded.channels:
         second = prune_channels(folded.module, inputs, analysis=folded.analysis)
-        attach(second.module, extended(folded.module, second))
-        removals.append(second)
+        if second.modified and _elements(second.module) <= _elements(first.module):
+            attach(second.module, extended(folded.module, second))
+            removals.append(second)
+        else:  # with a new bias a layer may take another path, which cannot be rewritten
+            refused = dict.fromkeys(folded.channels, "the network cannot be rewritten without them") | folded.refused
+            folded = replace(folded, module=first.module, channels={}, biases=(), refused=refused)
     narrowed = narrow_branches(removals[-1].module, inputs, measure=narrow == "measure") if narrow else None
     if narrowed is not None and narrowed.removal is not None:
         removals.append(narrowed.removal)
     return Shrunk(tuple(removals), folded, narrowed)
+
+
+def _elements(module: TracedModule) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

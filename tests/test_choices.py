@@ -60,6 +60,31 @@ def test_one_choice_serves_what_another_chose_before(make: Callable[[], nn.Modul
     assert not fxc.prune(result, x).report.modified
 
 
+class ConstantReaders(nn.Module):
+    """An attention reads channels that are constant, and a layer before it the second half of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.upper = nn.Conv2d(3, 8, 1), nn.Linear(4, 2)
+        self.qkv, self.out = nn.Linear(8, 12), nn.Linear(4, 2)
+        nn.init.zeros_(self.conv.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.conv(x).flatten(2).mT
+        y = self.upper(tokens[..., 4:])
+        q, k, v = (part.unflatten(-1, (2, 2)).transpose(1, 2) for part in self.qkv(tokens).chunk(3, -1))
+        attended = nn.functional.scaled_dot_product_attention(q, k, v)
+        return y * self.out(attended.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+def test_a_constant_that_another_choice_kept_is_all_that_stays() -> None:
+    net, x = ConstantReaders().double().eval(), torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    result = fxc.prune(net, x, fold=True).module
+    assert difference(outputs(net, (x,)), outputs(result, (x,))) <= TOLERANCE
+    assert result.get_parameter("conv.weight").shape[0] == 1
+    assert not fxc.prune(result, x, fold=True).report.folded
+
+
 class UnreadBranch(nn.Module):
     """A product multiplies channel 1 of a sum by zero, whose other channels are zero in the branch."""
 

@@ -34,8 +34,8 @@ class OnnxExport:
     Attributes:
         path: of the file.
         bytes: its size.
-        integers: bits of the stored codes (4, 8, 16; several where channels differ), for each weight that the file holds
-            as integers.
+        integers: bits of the stored codes (4, 8, 16; several where channels differ), by the names of the weights that
+            the file holds as integers.
         floats: why it does not, for each other weight that has a number format.
         inputs: the sizes of each input, by its name in the file; a text is the name of a size that is free.
         outputs: names of the outputs.

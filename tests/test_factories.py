@@ -175,6 +175,30 @@ def test_what_is_made_for_heads_is_cut_again_when_it_is_loaded(dead: list[int], 
     assert torch.equal(loaded(*inputs), result(*inputs))
 
 
+class Weighted(Heads):
+    """The same, each head weighted by the sum of its dims, over sums of these weights."""
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        h = self.first(x).view(-1, 2, 3)
+        weights = h.sum(-1)[edges[1]].exp()
+        total = torch.zeros(x.shape[0], 2, dtype=x.dtype, device=x.device).index_add(0, edges[1], weights)
+        parts = (weights / total[edges[1]])[..., None] * h[edges[0]]
+        result: Tensor = self.last(torch.zeros_like(h).index_add(0, edges[1], parts).flatten(1))
+        return result
+
+
+def test_zeros_for_sums_over_heads_are_cut_again_when_they_are_loaded(tmp_path: Path) -> None:
+    inputs = torch.randn(6, 5, dtype=torch.float64), torch.randint(6, (2, 12))
+    net = Weighted().double().eval()
+    nn.init.zeros_(net.last.weight[:, :3])
+    result = fxc.prune(net, inputs).module
+    assert difference(outputs(net, inputs), outputs(result, inputs)) <= 1e-9
+    assert result.get_parameter("first.weight").shape == (3, 5)
+    fxc.save(result, tmp_path / "net.fxc")
+    loaded = fxc.load(tmp_path / "net.fxc", model=Weighted().double())
+    assert torch.equal(loaded(*inputs), result(*inputs))
+
+
 def test_what_decides_on_its_values_is_left_alone() -> None:
     """Integers keep their values: they may be indices."""
 

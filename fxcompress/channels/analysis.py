@@ -227,7 +227,10 @@ class Analysis:
         ]
 
     def without_empty_slots(self, alive: np.ndarray) -> np.ndarray:
-        """What is left, bool (atoms,), once the slots whose members are all gone are gone as well."""
+        """What is left, bool (atoms,), once the slots whose members are all gone are gone as well.
+
+        What factories make (zeros to add to) goes with the slots that it hangs together with.
+        """
         slots = np.zeros(self.space.size, dtype=bool)
         for block in self.space.blocks:  # what factories make has no name either, and many entries
             slots[block.start : block.start + block.size] |= not block.name
@@ -237,6 +240,9 @@ class Analysis:
             for nested in self.space.slots:
                 gone = ~alive[nested.members].any(axis=1) & slots[nested.atoms]
                 alive[nested.atoms[gone]] = False
+            lost = np.zeros_like(alive)
+            lost[self.component[~alive & slots]] = True
+            alive &= ~(slots & lost[self.component])
         return alive
 
     @cached_property

@@ -238,6 +238,7 @@ class Adapted(nn.Module):
         super().__init__()
         self.weight, self.down = nn.Parameter(torch.randn(16, 8)), nn.Parameter(torch.randn(4, 8))
         self.up, self.offset = nn.Parameter(torch.randn(16, 4)), nn.Parameter(torch.randn(16))
+        self.shift: Tensor
         self.register_buffer("shift", torch.zeros(16))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -42,7 +42,9 @@ CASES: dict[str, Case] = {
     "two sums": (lambda h, w: torch.einsum("nthk,hko->nto", h.unflatten(2, (H, K)), w), (H, K, O), (2,)),
     "KAN": (lambda h, w: torch.einsum("ntdk,odk->nto", (h[..., None] - GRID).square(), w), (O, D, K), (0, 1)),
     "diagonal": (lambda h, w: torch.einsum("ntd,dkk->ntk", h, w), (D, K, K), (0,)),
-    "three": (lambda h, w: torch.einsum("ntd,dhk,k->nthk", h, w, GRID), (D, H, K), ()),
+    "three": (lambda h, w: torch.einsum("ntd,dhk,k->nthk", h, w, GRID), (D, H, K), (0, 1)),
+    "three, without an arrow": (lambda h, w: torch.einsum("abd,k,dkz", h, GRID, w), (D, K, O), (0, 2)),
+    "heads": (lambda h, w: torch.einsum("nshk,nts,hko->nto", h.unflatten(2, (H, K)), h @ h.mT, w), (H, K, O), (2,)),
 }
 
 
@@ -62,6 +64,20 @@ def test_dead_entries_of_each_dim_go(name: str, seed: int) -> None:
         assert difference(net(other), pruned(other)) <= 1e-12
     again = fxc.prune(net, x, fold=True).module
     assert difference(net(x), again(x)) <= 1e-12
+
+
+def test_one_head_left_with_three_operands() -> None:
+    """Whatever is left of other dims, one entry of the outer of two that are summed over."""
+
+    def run(h: Tensor, w: Tensor) -> Tensor:
+        return torch.einsum("nshk,nts,hko->nto", h.unflatten(2, (H, K)), torch.eye(T).expand(len(h), T, T), w)
+
+    net, x = Net(run, H, K, O), torch.randn(N, T, 4)
+    with torch.no_grad():
+        net.weight[0] = net.weight[:, 2] = 0.0
+    pruned = fxc.prune(net, x).module
+    assert list(pruned.get_parameter("weight").shape) == [1, 3, O]
+    assert difference(net(x), pruned(x)) <= 1e-12
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -225,9 +225,8 @@ def _delete_tensors(module: TracedModule, gone: set[str]) -> None:
         path, _, leaf = name.rpartition(".")
         if path in paths and not any(path == other or path.startswith(f"{other}.") for other in called):
             owner = module.get_submodule(path)
-            owner._parameters.pop(leaf, None)
-            owner._buffers.pop(leaf, None)
-            owner._non_persistent_buffers_set.discard(leaf)
+            if leaf in owner._parameters or leaf in owner._buffers:
+                delattr(owner, leaf)
 
 
 def _delete_modules(module: nn.Module, gone: set[str], used: set[str]) -> None:

@@ -4,9 +4,12 @@ torch makes matrix products of an einsum, and for that one dim of the indices th
 those that are summed over. Of two labelled dims that become one, only the outer one can lose entries
 (:mod:`fxcompress.channels.rules.movement`). Products and sums are of the same entries in whatever order, and their
 rules know all that is needed: ``einsum("nd,edh->enh", x, w)`` is ``(x[:, None, :, None] * w).sum(2)``, turned.
+Of more than two operands the first two make one, as in torch, and that and the next one another.
 """
 
+from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +20,7 @@ from fxcompress.channels.values import LabelTensor
 
 EINSUM = frozenset({torch.einsum, torch.functional.einsum})
 _KEY = "fxcompress_einsum"
-"""In a node's meta: whether it is a product and a sum, on labels."""
+"""In a node's meta: for each pair of operands, whether it is a product and a sum, on labels."""
 
 
 class _Terms(NamedTuple):
@@ -63,38 +66,50 @@ def einsum_of(meta: dict[str, Any], *args: Any) -> Tensor:  # noqa: ANN401 - the
     """``torch.einsum``, on labels.
 
     Args:
-        meta: of the node, which keeps the choice: it is the same once some dims have a single entry, and no labels.
+        meta: of the node, which keeps the choices: they are the same once some dims have a single entry, and no labels.
         args: of ``torch.einsum``.
     """
     operands, indices = operands_of(args)
-    terms = _terms(args[0], indices) if isinstance(args[0], str) and len(operands) == 2 else None
-    if _KEY not in meta:
-        groups = [] if terms is None else _groups(terms, operands)
-        meta[_KEY] = any(_lays_together(*group) for group in groups)
-    if terms is None or not meta[_KEY]:
-        result: Tensor = torch.functional.einsum(*args)
-        return result
+    x: Tensor
+    result = _result(args[0], indices) if isinstance(args[0], str) and len(operands) > 1 else None
+    if result is None:
+        whole: Tensor = torch.functional.einsum(*args)
+        return whole
+    choices = meta.setdefault(_KEY, {})
+    x, own = operands[0], indices[0]
+    for position, (y, other) in enumerate(zip(operands[1:], indices[1:], strict=True)):
+        rest = indices[position + 2 :]
+        both = list(dict.fromkeys([*own, *other]))
+        made = [index for index in both if index in {*result, *chain(*rest)}] if rest else result
+        terms = _Terms(own, other, made, [index for index in both if index not in made])
+        if position not in choices:
+            choices[position] = any(_lays_together(*group) for group in _groups(terms, (x, y)))
+        x, own = (_product_and_sum if choices[position] else _contracted)(terms, x, y), made
+    return x
+
+
+def _product_and_sum(terms: _Terms, x: Tensor, y: Tensor) -> Tensor:
     order = [*terms.result, *terms.summed]
-    left, right = (_spread(x, own, order) for x, own in zip(operands, (terms.left, terms.right), strict=True))
-    product = left * right
+    product = _spread(x, terms.left, order) * _spread(y, terms.right, order)
     return product.sum(tuple(range(len(terms.result), len(order)))) if terms.summed else product
 
 
-def _terms(equation: str, terms: Sequence[list[object]]) -> _Terms | None:
-    """The indices of an equation; None where one is repeated within a term, as a diagonal is."""
+def _contracted(terms: _Terms, x: Tensor, y: Tensor) -> Tensor:
+    """As torch does it, by matrix products."""
+    numbers = {index: i for i, index in enumerate(dict.fromkeys([*terms.left, *terms.right]))}
+    left, right, made = ([numbers[index] for index in term] for term in (terms.left, terms.right, terms.result))
+    result: Tensor = torch.functional.einsum(x, left, y, right, made)
+    return result
+
+
+def _result(equation: str, terms: Sequence[list[object]]) -> list[object] | None:
+    """The indices of the result; None where one is repeated within a term, as a diagonal is."""
     _, arrow, output = _marked(equation).partition("->")
-    whole = list(dict.fromkeys(index for term in terms for index in term))
     rest = _ellipsis(max(sum(isinstance(index, tuple) for index in term) for term in terms))
-    once = [index for index in whole if sum(index in term for term in terms) == 1]
-    result = (
-        [i for index in output for i in (rest if index == "." else [index])]
-        if arrow
-        else [*rest, *sorted(index for index in once if isinstance(index, str))]
-    )
-    if any(len(set(term)) < len(term) for term in (*terms, result)):
-        return None
-    left, right = terms
-    return _Terms(left, right, result, [index for index in whole if index not in result])
+    counts = Counter(index for term in terms for index in term)
+    once = sorted(index for index, count in counts.items() if count == 1 and isinstance(index, str))
+    result = [i for index in output for i in (rest if index == "." else [index])] if arrow else [*rest, *once]
+    return None if any(len(set(term)) < len(term) for term in (*terms, result)) else result
 
 
 def _groups(terms: _Terms, operands: Sequence[Tensor]) -> list[tuple[Tensor, list[int]]]:

@@ -187,6 +187,21 @@ def test_a_tensor_of_two_pieces_keeps_both() -> None:
     assert outside["body.0.bias"] == "its 0.weight is also held by tail.0"
 
 
+@pytest.mark.parametrize("call", [fxc.prune, fxc.compress])
+def test_what_is_called_inside_of_vmap_is_no_piece(call: Callable[..., object]) -> None:
+    class Mapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = torch.vmap(self.body)(x)
+            return result
+
+    with pytest.raises(TraceError, match="vmap"):
+        call(Mapped(), torch.randn(3, 6))
+
+
 def test_a_piece_that_is_called_on_empty_tensors() -> None:
     """No image is picked from the example, as a detector finds no object on some images."""
     net = reading(few)

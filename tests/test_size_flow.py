@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -194,3 +195,20 @@ def test_the_graph_holds_no_nodes_that_nobody_uses() -> None:
     assert [n.name for n in module.graph.nodes if not n.users and n.op != "output" and not n.is_impure()] == []
     again = fxc.prune(module, torch.randn(2, STEPS, 6))
     assert not again.report.modified
+
+
+def test_a_layer_that_unflattens_into_channels_follows_them(tmp_path: Path) -> None:
+    """Its sizes are numbers of the module's; 6 channels of 4 positions, of which 2 are dead."""
+
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Linear(5, 24), nn.ReLU(), nn.Unflatten(1, (6, 4)), nn.Conv1d(6, 2, 3)).double()
+
+    net, x = make(), torch.randn(3, 5, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in net[0].parameters():  # type: ignore[index]
+            parameter[4:12] = 0.0
+    result = fxc.prune(net, x).module
+    assert result.get_parameter("3.weight").shape == (2, 4, 3)
+    assert difference(net(x), result(x)) <= 1e-9
+    fxc.save(result, tmp_path / "net.fxc")
+    assert torch.equal(fxc.load(tmp_path / "net.fxc", make())(x), result.eval()(x))

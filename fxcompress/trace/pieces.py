@@ -272,7 +272,8 @@ def _result(module: nn.Module, call: ExampleInputs) -> Any:  # noqa: ANN401 - wh
     """What a module returns, computed without values where that is possible.
 
     Raises:
-        TraceError: another path than the traced one is taken.
+        TraceError: another path than the traced one is taken, or it cannot be called again: what it was given may have
+            been good for the time of ``vmap`` only.
     """
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         args, kwargs = replace(mode.from_tensor, (call.args, call.kwargs))
@@ -282,6 +283,8 @@ def _result(module: nn.Module, call: ExampleInputs) -> Any:  # noqa: ANN401 - wh
         return module(*call.args, **call.kwargs)
     except ExampleInputError as error:
         raise TraceError(f"its calls take different paths through it: {error}") from error
+    except Exception as error:
+        raise TraceError(f"it cannot be called again with what it was given: {error}") from error
 
 
 def _return_ordered(graph: fx.Graph) -> None:

@@ -235,7 +235,9 @@ class Tracer(fx.Tracer):
         return super().call_module(m, forward, args, kwargs)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Whether a module becomes one node."""
+        """Whether a module becomes one node; ``nn.Unflatten`` does not, whose sizes may count channels that go."""
+        if type(m) is nn.Unflatten:
+            return False
         leaf = type(m).__module__.split(".")[0] in {"torch", "fxcompress"}
         leaf &= not isinstance(m, fx.GraphModule | Lowered)
         leaf |= isinstance(m, nn.RNNBase) and type(m).forward.__module__ == nn.RNNBase.__module__

@@ -17,6 +17,7 @@ from tests.exactness import difference
 pytestmark = pytest.mark.usefixtures("double")
 
 E, D, H, T = 3, 8, 6, 5
+Layout = tuple[int, int, tuple[int, ...]]
 
 
 def weight(*shape: int) -> nn.Parameter:
@@ -135,7 +136,39 @@ class Expanded(nn.Module):
         return self.last(torch.bmm(h, self.weight.expand(len(h), -1, -1)).relu())  # type: ignore[no-any-return]
 
 
-Layout = tuple[int, int, tuple[int, ...]]
+class Reshaped(nn.Module):
+    """A weight that a layer reads in another shape; ``way`` says how."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.run, shape, outputs, _ = RESHAPED[way]
+        self.first, self.weight, self.last = nn.Linear(4, D), weight(*shape), nn.Linear(outputs, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.run(self.first(x), self.weight).relu())  # type: ignore[no-any-return]
+
+
+def basis(h: Tensor) -> Tensor:
+    """Some functions of each channel, as a Kolmogorov-Arnold network has; (N, D, E)."""
+    return (h[..., None] - torch.linspace(-1, 1, E)).square().neg().exp()
+
+
+def mixed(h: Tensor, w: Tensor) -> Tensor:
+    """A weight for each row, of a few that are mixed."""
+    return torch.bmm((h[:, :E] @ w.view(E, -1)).view(-1, H, D), h[..., None])[..., 0]
+
+
+RESHAPED: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], tuple[int, ...], int, Layout]] = {
+    "inputs and functions": (lambda h, w: F.linear(basis(h).flatten(1), w.flatten(1)), (H, D, E), H, (H, 0, ())),
+    "scaled": (lambda h, w: F.linear(basis(h).flatten(1), (w * 0.5).view(H, -1)), (H, D, E), H, (H, 0, ())),
+    "turned": (lambda h, w: basis(h).flatten(1) @ w.reshape(-1, H), (D, E, H), H, (H, 2, ())),
+    "a kernel": (
+        lambda h, w: F.conv1d(basis(h).flatten(1)[..., None], w.view(H, -1, 1))[..., 0], (H, D, E), H, (H, 0, ())
+    ),
+    "mixed": (mixed, (E, H, D), H, (H, 1, ())),
+    "rolled": (lambda h, w: F.linear(h, w.roll(1, 1)), (H, D), H, (H, 0, ())),
+}  # fmt: skip
+"""How it is read, its shape, how many outputs that makes, and where its channels are."""
 Case = tuple[Callable[[], nn.Module], Callable[[], Tensor], dict[str, Layout]]
 
 
@@ -166,6 +199,7 @@ CASES: dict[str, Case] = {
     "maps": (Maps, lambda: torch.randn(2, 3, 6, 6), {"pos": (D, 1, ())}),
     "heads": (Heads, sequence, HEADS_LAYOUT),
     "expanded": (Expanded, sequence, {"weight": (H, 1, ())}),
+    **{f"reshaped, {way}": (partial(Reshaped, way), row, {"weight": RESHAPED[way][3]}) for way in RESHAPED},
 }  # fmt: skip
 
 
@@ -223,6 +257,16 @@ def test_they_compile_without_a_break(name: str) -> None:
     net = fxc.compress(make(), x)
     compiled = torch.compile(net, backend="eager", fullgraph=True)
     assert difference(net(x), compiled(x)) <= 1e-12
+
+
+def test_one_output_left_of_weights_that_are_mixed() -> None:
+    """Its inputs, which lay behind those of other outputs, have labels of their own then, and nobody cut them."""
+    net, x = Reshaped("mixed"), row()
+    with torch.no_grad():
+        net.weight[:, 1:] = 0.0
+    pruned = fxc.prune(net, x).module
+    assert tuple(pruned.get_parameter("weight").shape) == (E, 1, D)
+    assert difference(net(x), pruned(x)) <= 1e-12
 
 
 def test_sizes_and_multiply_adds_of_experts_by_hand() -> None:

@@ -38,7 +38,7 @@ class Matrices(nn.Module):
         super().__init__()
         self.first, self.second = nn.Parameter(torch.randn(5, 8)), nn.Parameter(torch.randn(8, 6))
         self.third = nn.Parameter(torch.randn(6, 3))
-        self.shift, self.bias = nn.Parameter(torch.zeros(8)), nn.Parameter(torch.zeros(6))
+        self.shift, self.bias = nn.Parameter(torch.full((8,), 0.1)), nn.Parameter(torch.zeros(6))
 
     def forward(self, x: Tensor) -> Tensor:
         h = torch.relu(x @ self.first + self.shift)

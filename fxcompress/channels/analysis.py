@@ -127,11 +127,22 @@ class Analysis:
                     rows = along_dim(step.outputs[0], site.out_dim, site.rows)
                     entries = _entries(site)
                     held = self.weights(mode).get(site.weight.key)
-                    name = "" if held is None else held.name
+                    name = "" if held is None or not self._has_channels(held, site) else held.name
                     place, out = self.place(mode, step.node), step.outputs[0]
                     sites = SiteAtoms(site, mode, place, entries, rows, name, step.call, out, held=held)
                     result.append(replace(sites, reads_columns=self._reads_columns(sites)))
         return result
+
+    def _has_channels(self, held: Held, site: Site) -> bool:
+        """Whether the channels of a parameter, if it has a quantizer, are the rows or the columns of a site.
+
+        They are not where a reshape lays them beside other dims: ``x @ w.view(E, O * I)``, with bits for each O.
+        """
+        dim, atoms = self.channel_dims.get(held.name), self.atoms[held.name]
+        if dim is None or held.name in {table.weight_name for table in self.tables}:
+            return True
+        dims = held.dims(atoms, site.weight.rank)
+        return any(dims[own] == dim and not held.is_merged(own, atoms) for own in (site.row, site.column))
 
     def _reads_columns(self, sites: SiteAtoms) -> bool:
         """Whether a site contracts the dim of its weight that holds the channels; of one entry nobody can tell."""
@@ -255,7 +266,7 @@ class Analysis:
         """The parameter that each value holds, by its key: behind a quantizer too, a turn, a mask or a scale."""
         if mode not in self._weights:
             trail = self.trails[mode]
-            start = {value.key: Held(name, value.layers) for name, value in trail.parameters.items()}
+            start = {value.key: Held(name, value.layers, value.rank) for name, value in trail.parameters.items()}
             parameters = {name for name, _ in self.module.named_parameters(remove_duplicate=False)}
             self._weights[mode] = carried(trail.tape, start, parameters)
         return self._weights[mode]

@@ -6,7 +6,8 @@ neither.
 """
 
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain, count
 
 import torch
 from torch import Tensor
@@ -31,10 +32,28 @@ class Held:
     Attributes:
         name: of the parameter.
         layers: its labels, where they are in the value. Those of the value may be others, which these are coupled with.
+        rank: of the parameter.
     """
 
     name: str
     layers: Layers
+    rank: int
+
+    def is_merged(self, dim: int, atoms: Mapping[int, Tensor]) -> bool:
+        """Whether a dim of a value is some dims of the parameter, one behind the other.
+
+        Args:
+            dim: of the value.
+            atoms: of the parameter, by its dims.
+        """
+        own = [layer.reshape(-1) for layer in self.layers if layer.shape[dim] > 1]
+        return any(not any(torch.equal(labels, layer) for labels in atoms.values()) for layer in own)
+
+    def is_shuffled(self, dim: int, atoms: Mapping[int, Tensor]) -> bool:
+        """Whether a dim of a value is one of the parameter, with its entries in another order."""
+        own = [layer.reshape(-1) for layer in self.layers if layer.shape[dim] > 1]
+        same = [(a, b) for a in own for b in atoms.values() if len(a) == len(b) and torch.equal(a.sort()[0], b)]
+        return any(not torch.equal(a, b) for a, b in same)
 
     def dims(self, atoms: Mapping[int, Tensor], rank: int) -> list[int]:
         """For each dim of a value of ``rank`` the dim of the parameter that lies along it.
@@ -50,8 +69,13 @@ class Held:
             for own, labels in atoms.items()
             if torch.equal(labels, layer.reshape(-1))
         }
-        rest = iter([d for d in range(rank + len(found)) if d not in found.values()])
-        return [found[d] if d in found else next(rest) for d in range(rank)]
+        free = [d for d in range(rank + len(found)) if d not in found.values()]
+        merged = {d for layer in self.layers for d in support(layer)} - found.keys()
+        if merged:  # what has one entry stays where it is, and is none of the dims that have become one
+            free = [d for d in range(self.rank) if d not in atoms]
+        rest = chain(free, count(self.rank))
+        inner = chain((d for d in atoms if d not in found.values()), count(self.rank))
+        return [found[d] if d in found else next(inner if d in merged else rest) for d in range(rank)]
 
 
 def carried(tape: Iterable[Step], held: Mapping[int, Held], parameters: Container[str]) -> dict[int, Held]:
@@ -85,13 +109,13 @@ def _moved(step: Step, found: Mapping[int, Held]) -> Held | None:
     if step.op is not PERMUTE and step.op.name not in _LABELS_ALONE and not _is_broadcast(step):
         return None
     if len(held.layers) == len(source.layers) and all(a is b for a, b in zip(held.layers, source.layers, strict=True)):
-        return Held(held.name, step.outputs[0].layers)
-    if step.op is not PERMUTE:
+        return replace(held, layers=step.outputs[0].layers)
+    if step.op is not PERMUTE and step.op.name not in _LABELS_ALONE:
         return None
     call = Call(
         step.call.func, (Value(source.meta, held.layers), *step.call.args[1:]), step.call.kwargs, step.call.metas
     )
-    return Held(held.name, step.op.labels(call, Space())[0])
+    return replace(held, layers=step.op.labels(call, Space())[0])
 
 
 def _is_broadcast(step: Step) -> bool:

@@ -55,6 +55,7 @@ class _Readings:
         contracted: dims that products sum over.
         batches: dims that are those of the batch of a product.
         layers: whether layers multiply with it (a matrix that is expanded to the batch, say).
+        merged: whether the rows of such a layer are some of its dims, one behind the other.
     """
 
     linear: bool = True
@@ -62,6 +63,7 @@ class _Readings:
     contracted: set[int] = field(default_factory=set)
     batches: set[int] = field(default_factory=set)
     layers: bool = False
+    merged: bool = False
 
 
 def plain_weights(analysis: Analysis, names: Iterable[str]) -> dict[str, Layout]:
@@ -149,7 +151,7 @@ def _is_linear(step: Step, read: list[Value]) -> bool:
         site = site_of(step.call) if step.op in CONTRACTIONS else None
         kernel = site is not None and step.op is not MATMUL and any(value is site.weight for value in read)
         bias = site is not None and any(value is site.bias for value in read)
-        return name in _PRODUCTS and not kernel and not bias
+        return name in _PRODUCTS and not bias and (not kernel or _is_plain(step))
     if name == _DIVISION:
         return all(value is step.call.args[0] for value in read)
     return _moves(step) or name in _SUMS
@@ -167,19 +169,27 @@ def _note_product(
             dims.update([there[dim]] if dim in there else [])
         if is_layer:
             readings.layers = True
-            readings.linear &= row in there and contracted in there
+            readings.merged |= row not in there
+            readings.linear &= value.key in held and not held[value.key].is_shuffled(row, atoms)
 
 
 def _operands(step: Step) -> Iterator[tuple[Value, int, int, int, bool]]:
     """The operands of a product: dims of its batch, of what it makes, of the sum; whether it is a layer's weight."""
     product = product_of(step.call) if step.op is BATCHED else None
-    site = site_of(step.call) if step.op is MATMUL else None
+    site = site_of(step.call) if _is_plain(step) else None
     if product is not None:
         yield product.left, 0, 1, 2, False
         yield product.right, 0, 2, 1, False
     elif site is not None:
-        yield site.source, _NONE, 0, site.source_dim, False
+        if step.op is MATMUL:
+            yield site.source, _NONE, 0, site.source_dim, False
         yield site.weight, _NONE, site.row, site.column, True
+
+
+def _is_plain(step: Step) -> bool:
+    """Whether a step is the product of a linear layer, or a convolution with one group."""
+    site = site_of(step.call) if step.op in CONTRACTIONS else None
+    return site is not None and (step.op is MATMUL or site.groups == 1)
 
 
 def _places(held: Held | None, rank: int, atoms: Mapping[int, Tensor]) -> dict[int, int]:
@@ -197,12 +207,14 @@ def _layout(analysis: Analysis, name: str, readings: _Readings) -> Layout | None
     """Where the channels of a parameter are.
 
     With products, along each dim that is not summed over, as in a linear layer; they go along the one that is made.
-    Otherwise along the dim most of which could go.
+    Otherwise, and where a layer makes several dims at once, along the dim most of which could go.
     """
     labels = analysis.atoms[name]
     free = {dim: int((~analysis.unit_pinned[own.numpy()]).sum()) for dim, own in labels.items()}
     dims, batch = set(labels), set[int]()
-    if readings.rows:
+    if readings.merged:
+        dims = set() if readings.rows else dims - readings.contracted
+    elif readings.rows:
         dims, batch = readings.rows, readings.batches
     elif readings.contracted:
         dims = batch = dims - readings.contracted

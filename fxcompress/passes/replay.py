@@ -233,18 +233,23 @@ class Replay(Interpreter):
         return [] if same_sums(self.original.args[node.name], now) else None
 
     def _forget_finer(self, expected: Value, tensor: LabelTensor) -> None:
-        """Take labels off a result along dims that have lost nothing, and had none before the cut.
+        """Take labels off a result where none are expected, along dims that have lost nothing, or where none can go.
 
-        With one head left the rows of its attention have labels, where those of several heads cross each other.
+        With one head left the rows of its attention have labels, where those of several heads cross each other; and so
+        have the dims of that head, where they lay behind those of another one.
         """
         value, left = tensor.fxc_value, self.left.layers(expected)
-        if len(value.layers) <= len(left) or value.shape != self.left.shape(expected):
+        if not value.layers or value.shape != self.left.shape(expected):
             return
         whole = {d for d, (old, new) in enumerate(zip(expected.shape, value.shape, strict=True)) if old == new}
-        free = whole - {d for layer in left for d in support(layer)}
-        kept = tuple(layer for layer in value.layers if not support(layer) <= free)
+        taken = {d for layer in left for d in support(layer)}
+        kept = tuple(layer for layer in value.layers if not self._is_finer(layer, whole, taken))
         if len(kept) < len(value.layers):
             tensor.fxc_value = Value(value.meta, kept)
+
+    def _is_finer(self, layer: Tensor, whole: set[int], taken: set[int]) -> bool:
+        dims = support(layer)
+        return dims.isdisjoint(taken) and (dims <= whole or bool(self.analysis.pinned[layer.numpy()].all()))
 
     def _same(self, expected: Value, found: Value) -> bool:
         if found.shape != self.left.shape(expected):

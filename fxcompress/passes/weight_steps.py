@@ -141,7 +141,7 @@ def entrywise(program: Program, tensors: Mapping[str, Tensor]) -> tuple[str, tup
         atoms[name] = {d: space.fresh(name, d, n, is_parameter=True) for d, n in enumerate(tensor.shape) if n > 1}
         layers = tuple(vector(labels, tensor.ndim, d) for d, labels in atoms[name].items())
         value = Value(torch.empty_like(tensor, device="meta"), layers)
-        start[value.key] = Held(name, layers)
+        start[value.key] = Held(name, layers, tensor.ndim)
         given.append(LabelTensor(value, dispatch, tensor.device))
     try:
         with torch.no_grad():

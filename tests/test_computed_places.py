@@ -1,6 +1,7 @@
 """Networks that pick and write entries at places which they compute: graphs, experts, codebooks, dynamic weights."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxcompress as fxc
+from fxcompress.errors import StorageError
 from tests.exactness import difference
 
 WIDTH, DEAD, NODES = 12, [0, 3, 7], 6
@@ -87,3 +89,53 @@ def test_what_is_indexed_keeps_its_size(dim: int) -> None:
     result = fxc.prune(net, x)
     assert result.module.get_parameter("a.weight").shape[0] == WIDTH
     assert difference(net(x), result.module(x)) <= 1e-12
+
+
+class Sparse(nn.Module):
+    """Two layers of a graph network; the edges are a sparse matrix, which the model holds or is given."""
+
+    adjacency: Tensor
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor], *, persistent: bool = False) -> None:
+        super().__init__()
+        self.function, self.a, self.b = function, nn.Linear(4, WIDTH), nn.Linear(WIDTH, 3)
+        edges = torch.zeros(NODES, NODES).index_put((EDGES[0], EDGES[1]), torch.ones(EDGES.shape[1]))
+        self.register_buffer("adjacency", edges.to_sparse(), persistent=persistent)
+
+    def forward(self, x: Tensor, adjacency: Tensor | None = None) -> Tensor:
+        edges = self.adjacency if adjacency is None else adjacency
+        h = self.function(edges, self.a(x)).relu()
+        return self.function(edges, self.b(h))
+
+
+def added(edges: Tensor, h: Tensor) -> Tensor:
+    result: Tensor = torch.sparse.addmm(h, edges, h, beta=0.5, alpha=2.0)
+    return result
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("function", [torch.sparse.mm, torch.mm, added])
+def test_products_with_a_sparse_matrix(
+    function: Callable[[Tensor, Tensor], Tensor],
+    given: bool,  # noqa: FBT001 - whether it is an input
+    tmp_path: Path,
+) -> None:
+    net = Sparse(function).double()
+    with torch.no_grad():
+        for tensor in (net.a.weight, net.a.bias):
+            tensor[DEAD] = 0.0
+    x = torch.randn(NODES, 4, dtype=torch.float64)
+    inputs = (x, net.adjacency) if given else (x,)
+    pruned = fxc.prune(net, inputs).module
+    assert pruned.get_parameter("b.weight").shape == (3, WIDTH - len(DEAD))
+    assert difference(net(*inputs), pruned(*inputs)) <= 1e-9
+    final = fxc.compress(net, inputs).finalize()
+    fxc.save(final, tmp_path / "net.fxc")
+    loaded = fxc.load(tmp_path / "net.fxc", Sparse(function).double(), inputs)
+    assert torch.equal(loaded(*inputs), final.eval()(*inputs))
+
+
+def test_a_file_holds_no_sparse_matrix(tmp_path: Path) -> None:
+    net = Sparse(torch.mm, persistent=True)
+    with pytest.raises(StorageError, match=r"cannot save 'adjacency', .*persistent=False"):
+        fxc.save(fxc.prune(net, torch.randn(NODES, 4)).module, tmp_path / "net.fxc")

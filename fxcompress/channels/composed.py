@@ -36,6 +36,15 @@ def _trilinear(  # noqa: PLR0917 - the arguments of the op
     return (a * b * c).sum(list(summed))
 
 
+def _sparse_product(
+    run: Dispatcher, added: Tensor, left: Tensor, right: Tensor, beta: float = 1.0, alpha: float = 1.0
+) -> Tensor:
+    """What ``torch.sparse.mm`` runs: on labels it is the same whether zeros are stored."""
+    product = left.mm(right)
+    product = product if alpha == 1 else product * alpha
+    return product if beta == 0 else product + (added if beta == 1 else added * beta)
+
+
 def _unsqueezed(tensor: Tensor, dims: Sequence[int]) -> Tensor:
     for dim in sorted(dims):
         tensor = tensor.unsqueeze(dim)
@@ -46,6 +55,7 @@ COMPOSED: dict[Any, Callable[..., Any]] = {
     torch.ops.aten._cdist_forward.default: _distances,  # noqa: SLF001
     torch.ops.aten._euclidean_dist.default: _distances,  # noqa: SLF001
     torch.ops.aten._trilinear.default: _trilinear,  # noqa: SLF001
+    torch.ops.aten._sparse_addmm.default: _sparse_product,  # noqa: SLF001
 }
 """From the op to a function of whoever runs ops on labels, and the arguments of the op."""
 

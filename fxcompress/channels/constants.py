@@ -26,10 +26,11 @@ Seeds = Callable[[TracedModule, Trail], dict[int, Tensor]]
 
 
 def values_known(module: TracedModule, trail: Trail) -> dict[int, Tensor]:
-    """The seeds of a network as it stands: the value of every parameter and buffer is known."""
+    """The seeds of a network as it stands: the value of every parameter and buffer is known, but for sparse ones."""
     tensors = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
     tensors |= {name: getattr(module, name) for name in trail.parameters if name not in tensors}
-    return {value.key: tensors[name].detach() for name, value in trail.parameters.items()}
+    read = ((value, tensors[name].detach()) for name, value in trail.parameters.items())
+    return {value.key: tensor for value, tensor in read if tensor.layout == torch.strided}
 
 
 def knowns_of(

@@ -82,7 +82,10 @@ class Trail:
 
 
 def fresh_atoms(module: nn.Module, space: Space) -> Atoms:
-    """Atoms for each dim of size > 1 of each floating parameter and buffer, by name; a shared tensor gets them once."""
+    """Atoms for each dim of size > 1 of each floating parameter and buffer, by name; a shared tensor gets them once.
+
+    None for sparse ones, as the adjacency of a graph: their sizes stay.
+    """
     atoms: dict[str, dict[int, Tensor]] = {}
     seen: dict[int, dict[int, Tensor]] = {}
     dims: list[tuple[str, int, int, bool]] = []
@@ -90,7 +93,7 @@ def fresh_atoms(module: nn.Module, space: Space) -> Atoms:
     named = [(n, p, True) for n, p in module.named_parameters(remove_duplicate=False)]
     named += [(n, b, False) for n, b in module.named_buffers(remove_duplicate=False)]
     for name, tensor, is_parameter in named:
-        if not tensor.is_floating_point():
+        if not tensor.is_floating_point() or tensor.layout != torch.strided:
             continue
         if id(tensor) not in seen:
             seen[id(tensor)] = {}

@@ -281,10 +281,18 @@ def same(a: object, b: object) -> bool:
     return len(left) == len(right) and all(map(_same_leaf, left, right))
 
 
+def _stored(sparse: Tensor) -> list[Tensor]:
+    """Where the entries of a sparse tensor are, and what they are."""
+    entries = sparse.to_sparse_coo().coalesce()
+    return [entries.indices(), entries.values()]
+
+
 def _same_leaf(a: object, b: object) -> bool:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
-        if a.shape != b.shape or a.dtype != b.dtype:
+        if a.shape != b.shape or a.dtype != b.dtype or a.layout != b.layout:
             return False
+        if a.layout != torch.strided:
+            return a is b or same(_stored(a), _stored(b))
         return a is b or a.is_meta or b.is_meta or bool(((a == b) | ((a != a) & (b != b))).all())  # noqa: PLR0124
     if isinstance(a, Value | Tensor) or isinstance(b, Value | Tensor):
         return False

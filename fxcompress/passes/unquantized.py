@@ -89,7 +89,8 @@ def _reason(module: TracedModule, weight: nn.Parameter, uses: list[Use]) -> str:
     layers = {use.node for use in uses if use.weight in names}
     others = [node for node in nodes if node not in layers]
     if not others:
-        return "the layers that share it take its outputs in different groups"
+        real = weight.is_floating_point()
+        return "the layers that share it take its outputs in different groups" if real else "it is complex"
     steps = WeightSteps(module, others[0].graph)
     if steps.parameters(others[0]) and steps.layers_behind(others[0]):
         return (

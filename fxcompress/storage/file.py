@@ -131,7 +131,10 @@ def _storable(name: str, value: object) -> Tensor:
     if isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta and not value.is_quantized:
         return value.detach()
     kind = f"{value.layout} tensor on {value.device}" if isinstance(value, Tensor) else type(value).__name__
-    raise StorageError(f"cannot save {name!r}, a {kind}: only dense tensors with values go into a file")
+    raise StorageError(
+        f"cannot save {name!r}, a {kind}: only dense tensors with values go into a file; "
+        "what the model makes anew can be a buffer with persistent=False"
+    )
 
 
 def _owners(state: dict[str, Tensor], grids: dict[str, Grid]) -> dict[str, str]:

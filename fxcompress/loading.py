@@ -197,5 +197,5 @@ def _filled(old: Tensor, value: Tensor | None, name: str, path: object) -> Tenso
     elif value.shape != old.shape:
         raise StorageError(f"{path} does not fit the model: {name} is {tuple(value.shape)}, not {tuple(old.shape)}")
     else:
-        data = value.to(old.device, copy=True)
+        data = torch.empty_like(old, dtype=value.dtype).copy_(value)  # laid out as it was: kernels may depend on that
     return nn.Parameter(data, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else data

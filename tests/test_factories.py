@@ -218,6 +218,38 @@ def test_what_decides_on_its_values_is_left_alone() -> None:
     assert difference(outputs(net, (x,)), outputs(result.module, (x,))) <= 1e-9
 
 
+class Buffered(nn.Module):
+    """Two layers write their results beside each other into one tensor, as networks that save memory do."""
+
+    def __init__(self, *, by_method: bool) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 4, 1)
+        self.last, self.by_method = nn.Conv2d(12, 2, 1), by_method
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, _, h, w = x.shape
+        both = x.new_empty(n, 12, h, w) if self.by_method else torch.empty((n, 12, h, w), dtype=x.dtype)
+        both[:, :8] = self.first(x).relu()
+        both[:, 8:] = self.second(x)
+        return self.last(both)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("by_method", [False, True])
+def test_what_is_written_into_a_tensor_that_nobody_has_filled(by_method: bool, tmp_path: Path) -> None:  # noqa: FBT001
+    x, net = torch.randn(2, 3, 5, 4, dtype=torch.float64), Buffered(by_method=by_method).double()
+    with torch.no_grad():
+        for layer, dead in ((net.first, [1, 5]), (net.second, [0])):
+            layer.weight[dead] = 0.0
+            layer.get_parameter("bias")[dead] = 0.0
+    result = fxc.prune(net, x).module
+    assert result.get_parameter("last.weight").shape == (2, 9, 1, 1)
+    for other in (x, x[:1, :, :3]):
+        assert difference(outputs(net, (other,)), outputs(result, (other,))) <= 1e-9
+    fxc.save(result, tmp_path / "net.fxc")
+    loaded = fxc.load(tmp_path / "net.fxc", Buffered(by_method=by_method).double())
+    assert torch.equal(loaded(x), result.eval()(x))
+
+
 class Shifted(nn.Module):
     """Each frame takes some channels from its neighbours: slices of zeros that are written to in place."""
 

@@ -18,9 +18,12 @@ from fxcompress.channels.size_reads import labels_of_sizes
 from fxcompress.channels.space import Space
 from fxcompress.channels.values import Call, LabelTensor, Step, Value
 
-SIZES = {"zeros": 0, "ones": 0, "full": 0, "new_zeros": 1, "new_ones": 1, "new_full": 1}
-"""Functions that fill a tensor, and the position of their sizes."""
-_FILLED = {"zeros": 0.0, "ones": 1.0, "new_zeros": 0.0, "new_ones": 1.0}
+SIZES = {
+    "zeros": 0, "ones": 0, "full": 0, "empty": 0, "new_zeros": 1, "new_ones": 1, "new_full": 1, "new_empty": 1,
+}  # fmt: skip
+"""Functions that make a tensor, and the position of their sizes."""
+_FILLED = {"zeros": 0.0, "ones": 1.0, "new_zeros": 0.0, "new_ones": 1.0, "empty": 0.0, "new_empty": 0.0}
+"""The number in every entry. In what nobody has filled there may be any, so zero as well."""
 
 
 def kind_of(node: fx.Node) -> str:

@@ -4,6 +4,7 @@ import os
 import warnings
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fxcompress.channels.analysis import Analysis

@@ -40,12 +40,20 @@ class Experts(nn.Module):
         return self.last(h + (y * self.gate(h).softmax(-1).t()[:, :, None]).sum(0))  # type: ignore[no-any-return]
 
 
+def chosen(h: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """Each row goes through one expert only."""
+    best = (h[:, 0].abs() * 10).long() % E
+    y = torch.einsum("nh,nhd->nd", torch.einsum("nd,ndh->nh", h, up[best]).relu(), down[best])
+    return y.expand(E, -1, -1)
+
+
 EXPERTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "bmm": lambda h, up, down: torch.bmm(torch.bmm(h.expand(E, -1, -1), up).relu(), down),
     "matmul": lambda h, up, down: (h @ up).relu() @ down,
     "turned": lambda h, up, down: (h @ up.transpose(1, 2)).relu() @ down.mT,
     "einsum": lambda h, up, down: torch.einsum("enh,ehd->end", torch.einsum("nd,edh->enh", h, up).relu(), down),
     "einsum, turned": lambda h, up, down: torch.einsum("enh,edh->end", torch.einsum("nd,ehd->enh", h, up).relu(), down),
+    "chosen": chosen,
     "from the left, turned": lambda h, up, down: (down @ (up @ h.t()).relu()).transpose(1, 2),
 }
 
@@ -267,6 +275,30 @@ def test_one_output_left_of_weights_that_are_mixed() -> None:
     pruned = fxc.prune(net, x).module
     assert tuple(pruned.get_parameter("weight").shape) == (E, 1, D)
     assert difference(net(x), pruned(x)) <= 1e-12
+
+
+def test_what_went_when_one_entry_was_left_goes_again_when_it_is_loaded(tmp_path: Path) -> None:
+    """The inner of two dims that became one goes once the outer one has a single entry, and not before."""
+
+    class Contracted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.last = weight(4, E, H), nn.Linear(E * H, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(torch.einsum("nd,deh->neh", x, self.weight).relu().flatten(1))  # type: ignore[no-any-return]
+
+    net, x = Contracted(), row()
+    with torch.no_grad():
+        net.weight[:, 1:] = 0.0
+        net.weight[:, :, [0, 4]] = 0.0
+    first = fxc.prune(net, x).module
+    pruned = fxc.prune(first, x).module
+    shapes = [tuple(each.get_parameter("weight").shape) for each in (first, pruned)]
+    assert shapes == [(4, 1, H), (4, 1, H - 2)]
+    assert difference(net(x), pruned(x)) <= 1e-12
+    fxc.save(pruned, tmp_path / "net.fxc")
+    assert torch.equal(fxc.load(tmp_path / "net.fxc", Contracted(), x)(x), pruned.eval()(x))
 
 
 def test_sizes_and_multiply_adds_of_experts_by_hand() -> None:

@@ -376,3 +376,18 @@ def test_a_dtype_that_an_older_safetensors_lacks_is_told(tmp_path: Path, monkeyp
     with pytest.raises(StorageError, match=r"safetensors has no torch.uint16, which the network holds; upgrade it"):
         fxc.save(net, tmp_path / "net.fxc")
     assert not (tmp_path / "net.fxc").exists()
+
+
+def test_a_weight_that_does_not_lie_row_by_row_is_loaded_as_it_lay(tmp_path: Path) -> None:
+    """Kernels may add up in another order: so may those of a weight in channels_last."""
+
+    def make() -> nn.Module:
+        net = nn.Sequential(nn.Linear(6, 8, bias=False), nn.Linear(8, 3))
+        net[0].weight = nn.Parameter(torch.randn(6, 8).t())
+        return net
+
+    x = torch.randn(4, 6)
+    final = fxc.compress(make(), x).finalize()
+    fxc.save(final, tmp_path / "net.fxc")
+    loaded = fxc.load(tmp_path / "net.fxc", make(), x)
+    assert loaded.get_parameter("0.weight").stride() == final.get_parameter("0.weight").stride() == (1, 8)

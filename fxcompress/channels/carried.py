@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fxcompress.channels.factories import SPREAD
 from fxcompress.channels.layers import Layers, support
+from fxcompress.channels.rules.indexing import INDEX
 from fxcompress.channels.rules.movement import PERMUTE
 from fxcompress.channels.rules.pointwise import CHOICE, DIVIDE, MULTIPLY, POINTWISE, SAME
 from fxcompress.channels.rules.quantize import QUANTIZE
@@ -78,18 +79,21 @@ class Held:
         return [found[d] if d in found else next(inner if d in merged else rest) for d in range(rank)]
 
 
-def carried(tape: Iterable[Step], held: Mapping[int, Held], parameters: Container[str]) -> dict[int, Held]:
+def carried(
+    tape: Iterable[Step], held: Mapping[int, Held], parameters: Container[str], *, picked: bool = False
+) -> dict[int, Held]:
     """What the values of a tape hold, by their keys.
 
     Args:
         tape: the steps of one graph.
         held: what the values at its start hold.
         parameters: the names that stand for parameters, not for buffers: masks and scales are none of the weight.
+        picked: whether some of the entries of a parameter, such as the weights of experts that are chosen, count as it.
     """
     found, fixed = dict(held), set(held)
     for step in tape:
         values = find(Value, (step.call.args, step.call.kwargs))
-        one = _moved(step, found)
+        one = _moved(step, found, picked=picked)
         if fixed.issuperset(value.key for value in values):
             fixed.update(value.key for value in step.outputs)
             one = one or _computed(step, values, found, parameters)
@@ -98,7 +102,7 @@ def carried(tape: Iterable[Step], held: Mapping[int, Held], parameters: Containe
     return found
 
 
-def _moved(step: Step, found: Mapping[int, Held]) -> Held | None:
+def _moved(step: Step, found: Mapping[int, Held], *, picked: bool) -> Held | None:
     """What the first argument of a step holds, if the step quantizes it, or puts its entries in other places."""
     source = step.call.args[0] if step.call.args else None
     if not isinstance(source, Value) or source.key not in found:
@@ -106,7 +110,8 @@ def _moved(step: Step, found: Mapping[int, Held]) -> Held | None:
     held = found[source.key]
     if step.op is QUANTIZE:
         return held
-    if step.op is not PERMUTE and step.op.name not in _LABELS_ALONE and not _is_broadcast(step):
+    here = step.op is PERMUTE or step.op.name in _LABELS_ALONE or (picked and step.op is INDEX)
+    if not here and not _is_broadcast(step):
         return None
     if len(held.layers) == len(source.layers) and all(a is b for a, b in zip(held.layers, source.layers, strict=True)):
         return replace(held, layers=step.outputs[0].layers)

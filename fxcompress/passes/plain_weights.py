@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, fx
 
 from fxcompress.channels.analysis import Analysis
-from fxcompress.channels.carried import Held
+from fxcompress.channels.carried import Held, carried
 from fxcompress.channels.factories import SPREAD
 from fxcompress.channels.interpret import Trail
 from fxcompress.channels.layers import along
 from fxcompress.channels.rules.contraction import CONTRACTIONS, MATMUL, site_of
+from fxcompress.channels.rules.indexing import picked_dims
 from fxcompress.channels.rules.products import BATCHED, product_of
 from fxcompress.channels.rules.reductions import reduced_dims
 from fxcompress.channels.rules.sums import SUM, is_sum, summed_products
@@ -53,7 +54,7 @@ class _Readings:
         linear: whether all of it is linear in the parameter.
         rows: dims of the parameter that are those of what products make.
         contracted: dims that products sum over.
-        batches: dims that are those of the batch of a product.
+        batches: dims that are those of the batch of a product, or of which the network picks some (experts).
         layers: whether layers multiply with it (a matrix that is expanded to the batch, say).
         merged: whether the rows of such a layer are some of its dims, one behind the other.
     """
@@ -82,9 +83,10 @@ def plain_weights(analysis: Analysis, names: Iterable[str]) -> dict[str, Layout]
         if not _only_read(module, aliases):
             continue
         readings = _Readings()
-        for mode, trail in analysis.trails.items():
+        for trail in analysis.trails.values():
             for value in {v.key: v for n, v in trail.parameters.items() if n in aliases}.values():
-                _follow(trail, value, analysis.weights(mode), analysis.atoms[name], readings)
+                start = {value.key: Held(name, value.layers, value.rank)}
+                _follow(trail, value, carried(trail.tape, start, {name}, picked=True), analysis.atoms[name], readings)
         layout = _layout(analysis, name, readings) if readings.linear else None
         if layout is not None:
             found[name] = layout
@@ -138,6 +140,9 @@ def _follow(
             readings.linear = False
             return
         _note_product(step, read, held, atoms, readings)
+        for value in read:
+            there = _places(held.get(value.key), value.rank, atoms)
+            readings.batches |= {there[dim] for dim in picked_dims(step) if dim in there}
         if is_fixed or _moves(step):
             own.update(value.key for value in step.outputs)
 

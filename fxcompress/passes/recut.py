@@ -90,7 +90,7 @@ def _portions(analysis: Analysis, alive: np.ndarray, want: Provenance, refused: 
     """What may go first; for each portion, which atoms are left, bool (atoms,).
 
     Some channels can go only after others: those of several experts (or heads) that lie along one dim, once a single
-    expert is left.
+    expert is left. What is pinned now has gone later.
 
     Args:
         analysis: of the network.
@@ -99,7 +99,9 @@ def _portions(analysis: Analysis, alive: np.ndarray, want: Provenance, refused: 
         refused: the atoms that meet at the node which could not be rewritten for all that is to go.
     """
     whole: np.ndarray = ~np.isin(analysis.component, analysis.component[_of_tensors(analysis, want) & alive])
-    yield alive | ~whole  # a slot hangs together with no tensor, and goes when its members do
+    left = alive | ~whole  # a slot hangs together with no tensor, and goes when its members do
+    yield left | analysis.pinned
+    yield left
     kinds = _kinds(analysis)
     here = np.unique(kinds[refused[~alive[refused]]])
     yield alive | np.isin(kinds, here)

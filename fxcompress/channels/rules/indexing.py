@@ -67,6 +67,12 @@ def _indexed(call: Call) -> frozenset[int]:
     return frozenset(d for start, i in found for d in range(start, start + (_rank(i) if _is_mask(i) else 1)))
 
 
+def picked_dims(step: Step) -> frozenset[int]:
+    """The dims of a tensor along which a step picks entries at places that the network computes."""
+    computed = step.op is INDEX and isinstance(step.call.args[0], Value) and find(Value, step.call.args[1:])
+    return _indexed(step.call) if computed else frozenset()
+
+
 def _index_labels(call: Call, space: Space) -> tuple[Layers, ...]:
     source, computed = call.args[0], find(Value, call.args[1:])
     if not isinstance(source, Value) or any(map(_is_mask, computed)):

@@ -203,7 +203,7 @@ CASES: dict[str, Case] = {
         )
         for way in POSITIONS
     },
-    "experts, chosen": (Chosen, row, {"up": (2 * H, 1, ()), "down": (D, 1, ())}),
+    "experts, chosen": (Chosen, row, {"up": (E * 2 * H, 1, (0,)), "down": (E * D, 1, (0,))}),
     "maps": (Maps, lambda: torch.randn(2, 3, 6, 6), {"pos": (D, 1, ())}),
     "heads": (Heads, sequence, HEADS_LAYOUT),
     "expanded": (Expanded, sequence, {"weight": (H, 1, ())}),

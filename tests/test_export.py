@@ -312,6 +312,28 @@ def test_weights_that_are_alike(tmp_path: Path) -> None:
     assert len(written.integers) == 8
 
 
+class Experts(nn.Module):
+    """Multiplies with all experts at once; an exporter may turn their weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 16), nn.Linear(24, 4)
+        self.weight = nn.Parameter(torch.randn(3, 24, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.first(x)).expand(3, -1, -1)
+        return self.last((h @ self.weight.transpose(1, 2)).sum(0))  # type: ignore[no-any-return]
+
+
+def test_experts(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(5, 8)
+    final = fxc.compress(Experts(), x).finalize()
+    written = fxc.export_onnx(final, tmp_path / "net.onnx", x)
+    assert set(written.integers) == {"first.weight", "last.weight", "weight"}
+    torch.testing.assert_close(session(tmp_path / "net.onnx")(x)[0], final(x), rtol=1e-5, atol=1e-5)
+
+
 def test_swapped_arguments(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="swapped"):
         fxc.export_onnx(str(tmp_path / "net.onnx"), finished("rms")[0])  # type: ignore[arg-type]
@@ -341,7 +363,14 @@ def test_integers_of_what_an_exporter_makes_of_a_weight(case: tuple[np.ndarray, 
     found = known.of("w", weight)
     assert found is not None
     assert np.array_equal((found.codes * found.scale).astype(weight.dtype), weight)
-    if grid.batch_dims or not weight.any() or weight.size == weight.shape[grid.channel_dim]:
+    if not weight.any() or weight.size == channels_of(weight.shape, grid.channel_dim, 1, grid.batch_dims):
+        return
+    if grid.batch_dims:  # as those of experts, turned
+        if weight.ndim == 3 and len(grid.batch_dims) == 1:
+            made = weight.transpose(data.draw(st.permutations(range(3))))
+            other = known.of("val_2", np.ascontiguousarray(made))
+            assert other is not None
+            assert np.array_equal((other.codes * other.scale).astype(made.dtype), made)
         return
     rows = np.moveaxis(weight, grid.channel_dim, 0)
     order = data.draw(st.permutations(range(len(rows))))

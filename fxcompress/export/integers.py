@@ -4,6 +4,7 @@ Nothing is assumed of the exporter. A constant is integers times a scale if thes
 is told by its name, or else by its channels, each of which is looked up among those of all weights.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -97,7 +98,9 @@ class WeightCodes:
         if constant.dtype not in (np.float32, np.float64) or constant.ndim < 2 or not constant.size:
             return None
         found = self._by_name(name, constant)
-        return found or next((each for dim in range(constant.ndim) if (each := self._by_channels(constant, dim))), None)
+        return found or next(
+            (each for dims in _ways(constant.ndim) if (each := self._by_channels(constant, dims))), None
+        )
 
     def _by_name(self, name: str, constant: Array) -> Integers | None:
         """As the weight of this name lies in the network, whatever its layout."""
@@ -123,10 +126,11 @@ class WeightCodes:
         codes, scale = _positive(codes, scale)
         return Integers(laid(codes).astype(np.int64), _narrow(laid(scale[:, None])), frozenset({name}))
 
-    def _by_channels(self, constant: Array, dim: int) -> Integers | None:
-        """Channel by channel along ``dim``: rows that were put together from several weights, or in another order."""
-        turned = np.moveaxis(constant, dim, 0)
-        matrix = turned.reshape(len(turned), -1)
+    def _by_channels(self, constant: Array, dims: tuple[int, ...]) -> Integers | None:
+        """Channel by channel along ``dims``: rows that were put together from several weights, or in another order."""
+        first = tuple(range(len(dims)))
+        turned = np.moveaxis(constant, dims, first)
+        matrix = turned.reshape(math.prod(turned.shape[: len(dims)]), -1)
         if matrix.shape[1] == 1:
             return None  # any number is a multiple of any code
         codes, scale = np.zeros(matrix.shape, np.int64), np.ones(len(matrix), matrix.dtype)
@@ -143,9 +147,9 @@ class WeightCodes:
         if not some:
             return None
         codes, scale = _positive(codes, scale)
-        back = np.moveaxis(codes.reshape(turned.shape), 0, dim)
-        shape = [len(turned) if each == dim else 1 for each in range(constant.ndim)]
-        return Integers(np.ascontiguousarray(back), scale.reshape(shape), frozenset(every or some))
+        back = np.moveaxis(codes.reshape(turned.shape), first, dims)
+        scales = scale.reshape(*turned.shape[: len(dims)], *[1] * (turned.ndim - len(dims)))
+        return Integers(np.ascontiguousarray(back), _narrow(np.moveaxis(scales, first, dims)), frozenset(every or some))
 
     def _matches(self, row: Array) -> Iterator[tuple[str, npt.NDArray[np.int64], Any]]:
         for channel in self._channels.get(_key(row), ()):
@@ -154,6 +158,13 @@ class WeightCodes:
                 scale = _scales(row[None], channel.codes[None], expected)
                 if scale is not None:
                     yield channel.weight, channel.codes, scale[0]
+
+
+def _ways(rank: int) -> Iterator[tuple[int, ...]]:
+    """The dims of a constant along which its channels may lie: one, or as those of experts all but one."""
+    yield from ((dim,) for dim in range(rank))
+    if rank > 2:
+        yield from (tuple(dim for dim in range(rank) if dim != summed) for summed in range(rank))
 
 
 def _key(row: Array) -> bytes:

@@ -4,6 +4,7 @@ import contextlib
 import inspect
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -80,10 +81,14 @@ def exported(net: nn.Module, inputs: ExampleInputs, dynamic_shapes: Any = None) 
     given = _doubled(net, inputs)
     shapes = dynamic_shapes if dynamic_shapes is not None else _first_dims(net, given)
     try:
-        return ExportedGraph(_model(net, given, shapes), given)
+        model = _model(net, given, shapes)
     except Exception as error:
         if dynamic_shapes is not None:
             raise ExportError(_refusal(net, error)) from error
+    else:
+        if dynamic_shapes is None:
+            _name_batch(model)
+        return ExportedGraph(model, given)
     try:
         return ExportedGraph(_model(net, given, None), given)
     except Exception as error:
@@ -109,6 +114,16 @@ def _model(net: nn.Module, inputs: ExampleInputs, shapes: Any) -> ModelProto:  #
         )  # fmt: skip
     assert program is not None
     return program.model_proto
+
+
+def _name_batch(model: ModelProto) -> None:
+    """Call the one size that is free in the first dims of all inputs ``batch``, in place of a number of torch's."""
+    first = {dims[0] for each in model.graph.input if (dims := sizes(each)) and isinstance(dims[0], str)}
+    if len(first) == 1:
+        (symbol,) = first
+        for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+            for dim in (dim for dim in value.type.tensor_type.shape.dim if dim.dim_param):
+                dim.dim_param = re.sub(rf"\b{re.escape(symbol)}\b", "batch", dim.dim_param)
 
 
 @contextlib.contextmanager

@@ -231,42 +231,6 @@ class Inside(nn.Module):
         return self.last(x.relu_()) + x.mean()  # type: ignore[no-any-return]
 
 
-class Adapted(nn.Module):
-    """A layer with an adapter of low rank, a row of offsets and a buffer beside its weight."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight, self.down = nn.Parameter(torch.randn(16, 8)), nn.Parameter(torch.randn(4, 8))
-        self.up, self.offset = nn.Parameter(torch.randn(16, 4)), nn.Parameter(torch.randn(16))
-        self.shift: Tensor
-        self.register_buffer("shift", torch.zeros(16))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight) + F.linear(F.linear(x, self.down), self.up) + self.offset + self.shift
-
-
-def test_what_a_branch_alone_has_read_goes_from_a_module_that_stays(tmp_path: Path) -> None:
-    net, x = nn.Sequential(Adapted(), nn.ReLU(), nn.Linear(16, 3)).double(), torch.randn(5, 8, dtype=torch.float64)
-    nn.init.zeros_(net.get_parameter("0.up"))
-    result = prune(net, x)
-    assert sorted(result.report.gone) == ["0.down", "0.shift", "0.up"]
-    assert list(result.module.state_dict()) == ["0.weight", "0.offset", "2.weight", "2.bias"]
-    fxc.save(result.module, tmp_path / "net.fxc")
-    loaded = fxc.load(tmp_path / "net.fxc", nn.Sequential(Adapted(), nn.ReLU(), nn.Linear(16, 3)).double())
-    assert torch.equal(loaded(x), result.module.eval()(x))
-
-
-def test_what_something_else_reads_stays() -> None:
-    class Shared(Adapted):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x) + x @ self.down.t() @ torch.ones(4, 16, dtype=x.dtype)
-
-    net = nn.Sequential(Shared(), nn.ReLU(), nn.Linear(16, 3)).double()
-    nn.init.zeros_(net.get_parameter("0.up"))
-    gone = prune(net, torch.randn(5, 8, dtype=torch.float64)).report.gone
-    assert sorted(gone) == ["0.shift", "0.up"]
-
-
 def test_copies_are_called_alike_when_a_file_is_loaded(tmp_path: Path) -> None:
     """Names that a branch has taken along are free again, in a copy of the graph."""
     torch.manual_seed(0)

@@ -73,7 +73,7 @@ def remove_branches(module: TracedModule, branches: list[Branch]) -> list[str]:
         KeyError: a branch names a node that the graph does not have.
     """
     before = set(module.state_dict(keep_vars=True))
-    used, read = _used_modules(module), _read_tensors(module)
+    used = _used_modules(module)
     for place, operand in branches:
         mode, _, name = place.partition(":")
         graph = module.graphs[mode]
@@ -83,7 +83,6 @@ def remove_branches(module: TracedModule, branches: list[Branch]) -> list[str]:
         _drop_unused(module, graph)
     left = _used_modules(module)
     _delete_modules(module, used - left, left)
-    _delete_tensors(module, read - _read_tensors(module))
     module.recompile()
     return sorted(before - set(module.state_dict(keep_vars=True)))
 
@@ -210,23 +209,6 @@ def _used_modules(module: TracedModule) -> set[str]:
         used |= {str(node.target) for node in graph.nodes if node.op == "call_module"}
         used |= {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
     return used - {""}
-
-
-def _read_tensors(module: TracedModule) -> set[str]:
-    """Parameters and buffers that nodes of some graph read by their names."""
-    return {str(node.target) for graph in module.graphs.values() for node in graph.find_nodes(op="get_attr")}
-
-
-def _delete_tensors(module: TracedModule, gone: set[str]) -> None:
-    """Delete parameters and buffers that nothing reads any more, of modules that have others or children in use."""
-    called = {str(n.target) for graph in module.graphs.values() for n in graph.find_nodes(op="call_module")}
-    paths = {path for path, _ in module.named_modules(remove_duplicate=False)}
-    for name in gone:
-        path, _, leaf = name.rpartition(".")
-        if path in paths and not any(path == other or path.startswith(f"{other}.") for other in called):
-            owner = module.get_submodule(path)
-            if leaf in owner._parameters or leaf in owner._buffers:
-                delattr(owner, leaf)
 
 
 def _delete_modules(module: nn.Module, gone: set[str], used: set[str]) -> None:

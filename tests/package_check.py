@@ -24,7 +24,13 @@ ROOT = Path(__file__).resolve().parents[1]
 IN_SDIST = ["CHANGELOG.md", "LICENSE", "Makefile", "README.md", "pyproject.toml"]
 FOLDERS_IN_SDIST = ["benchmarks", "docs", "examples", "fxcompress", "tests"]
 # Made of classes of another library; without it, the import must fail with the name of the extra.
-NEED_AN_EXTRA = {"fxcompress.adapters.huggingface": "huggingface", "fxcompress.adapters.lightning": "lightning"}
+NEED_AN_EXTRA = {
+    "fxcompress.adapters.huggingface": "huggingface",
+    "fxcompress.adapters.lightning": "lightning",
+    "fxcompress.export.activations": "onnx",
+    "fxcompress.export.graph": "onnx",
+    "fxcompress.export.onnx_weights": "onnx",
+}
 
 IMPORT_ALL = """
 import importlib, pathlib, sys

@@ -8,13 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import ModelProto, NodeProto, numpy_helper
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-from fxcompress.errors import ExportError, FxCompressError
+from fxcompress.errors import ExportError, FxCompressError, MissingPackageError
 from fxcompress.export.graph import Feed, first_line, quiet
 from fxcompress.export.integers import Array, Integers
+from fxcompress.export.packages import NEEDED
+
+try:
+    import onnx
+    from onnx import ModelProto, NodeProto, numpy_helper
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+except ImportError as error:
+    raise MissingPackageError(NEEDED) from error
 
 _BITS = 8
 _SAFE = 64

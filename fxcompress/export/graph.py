@@ -13,13 +13,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from onnx import ModelProto, ValueInfoProto
-from onnxruntime import InferenceSession, SessionOptions
 from torch import Tensor, nn
 
-from fxcompress.errors import ExampleInputError, ExportError
+from fxcompress.errors import ExampleInputError, ExportError, MissingPackageError
+from fxcompress.export.packages import NEEDED
 from fxcompress.trace import trees
 from fxcompress.trace.inputs import ExampleInputs
+
+try:
+    import onnxscript  # noqa: F401 - torch's exporter needs it
+    from onnx import ModelProto, ValueInfoProto
+    from onnxruntime import InferenceSession, SessionOptions
+except ImportError as error:
+    raise MissingPackageError(NEEDED) from error
 
 Feed = dict[str, npt.NDArray[Any]]
 """What a session is run with: the array of each input."""

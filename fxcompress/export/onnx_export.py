@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxcompress.errors import ExampleInputError, ExportError, MissingPackageError
+from fxcompress.errors import ExampleInputError, ExportError
 from fxcompress.export.integers import Integers, WeightCodes
 from fxcompress.provenance import Provenance, provenance_of
 from fxcompress.quantizer import Quantizer
@@ -110,7 +110,6 @@ def export_onnx(
     ({'weight': (8,)}, True)
     """
     file = check_arguments("export_onnx(module, path)", path, module)
-    _check_packages()
     from fxcompress.export.activations import layer_weights, quantize_activations, stored_codes
     from fxcompress.export.graph import difference, exported, run, sizes
     from fxcompress.export.onnx_weights import constants_of, put_integers, strip
@@ -145,15 +144,6 @@ def export_onnx(
         {each.name: sizes(each) for each in model.graph.input}, tuple(each.name for each in model.graph.output),
         calibration is not None, off,
     )  # fmt: skip
-
-
-def _check_packages() -> None:
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise MissingPackageError('an export needs ONNX: pip install "fxcompress[onnx]"') from error
 
 
 def _provenance(module: nn.Module) -> Provenance:

@@ -15,9 +15,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from fxcompress.errors import MissingPackageError
 from fxcompress.export.integers import Array, Integers, fits
+from fxcompress.export.packages import NEEDED
+
+try:
+    from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+except ImportError as error:
+    raise MissingPackageError(NEEDED) from error
 
 _TYPES = {4: TensorProto.INT4, 8: TensorProto.INT8, 16: TensorProto.INT16}
 _INT4_SINCE = 21

@@ -52,24 +52,27 @@ class ExportedGraph:
         held = {each.name for each in self.model.graph.initializer}
         return [each.name for each in self.model.graph.input if each.name not in held]
 
-    def feed(self, batch: object) -> Feed:
-        """One batch as the graph takes it; of a tuple of more entries than the network takes, the first ones.
+    def taken(self, batch: object) -> ExampleInputs:
+        """One batch as the network is called with it; of a tuple of more entries than it takes, the first ones.
 
         Raises:
             ExampleInputError: it has fewer tensors than the graph.
         """
-        given = ExampleInputs.of(batch)
+        given = ExampleInputs.of(batch).converted(lambda tensor: tensor.detach().cpu())
         kwargs = {key: value for key, value in given.kwargs.items() if key in self.inputs.kwargs or given.args}
-        taken = replace(
-            given, args=given.args[: len(self.inputs.args)] if self.inputs.args else given.args, kwargs=kwargs
-        )
-        tensors = list(_tensors(taken))
-        if len(tensors) != len(self.names):
+        args = given.args[: len(self.inputs.args)] if self.inputs.args else given.args
+        taken = replace(given, args=args, kwargs=kwargs)
+        count = len(list(_tensors(taken)))
+        if count != len(self.names):
             raise ExampleInputError(
-                f"a batch holds {len(tensors)} tensors, and the network takes {len(self.names)} "
+                f"a batch holds {count} tensors, and the network takes {len(self.names)} "
                 f"({', '.join(self.names)}): pass them as example_inputs has them"
             )
-        return {name: tensor.detach().cpu().numpy() for name, tensor in zip(self.names, tensors, strict=True)}
+        return taken
+
+    def feed(self, inputs: ExampleInputs) -> Feed:
+        """The same as a session takes it."""
+        return {name: tensor.numpy() for name, tensor in zip(self.names, _tensors(inputs), strict=True)}
 
 
 def exported(net: nn.Module, inputs: ExampleInputs, dynamic_shapes: Any = None) -> ExportedGraph:  # noqa: ANN401

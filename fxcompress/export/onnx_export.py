@@ -1,6 +1,7 @@
 """``fxcompress.export_onnx``: a finalized network as an ONNX file that holds integers."""
 
 import copy
+import itertools
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -40,7 +41,8 @@ class OnnxExport:
         inputs: the sizes of each input, by its name in the file; a text is the name of a size that is free.
         outputs: names of the outputs.
         activations: whether layers compute in integers.
-        difference: of the outputs on the example inputs from those of the network, relative to the largest entry.
+        difference: of the outputs from those of the network, relative to the largest entry, on the example inputs or on
+            the first batch of the calibration.
     """
 
     path: Path
@@ -57,11 +59,12 @@ class OnnxExport:
         known = len(self.integers) + len(self.floats)
         widths = sorted(Counter(self.integers.values()).items())
         counts = [f"{count} of {' and '.join(map(str, bits))} bits" for bits, count in widths]
+        seen = "the first batch" if self.activations else "the example inputs"
         lines = [
             f"{self.path}: {self.bytes:,} bytes, takes {sizes}",
             f"{len(self.integers)} of {known} weights as integers" + (f": {', '.join(counts)}" if counts else ""),
             f"activations in {'8 bits' if self.activations else 'floats'}",
-            f"outputs on the example inputs: off by {self.difference:.1e} of the largest",
+            f"outputs on {seen}: off by {self.difference:.1e} of the largest",
         ]
         return "\n".join(lines + [f"  in floats: {name} ({why})" for name, why in self.floats.items()])
 
@@ -121,11 +124,14 @@ def export_onnx(
     graph = exported(net, inputs, dynamic_shapes)
     weights = WeightCodes(net.state_dict(), provenance.grids)
     found = {name: each for name, value in constants_of(graph.model).items() if (each := weights.of(name, value))}
-    model, bits = graph.model, dict[str, tuple[int, ...]]()
+    model, bits, probe = graph.model, dict[str, tuple[int, ...]](), graph.inputs
     if calibration is not None:
         layers = layer_weights(model, found)
-        feeds = (graph.feed(batch) for batch in _batches(calibration))
+        batches = map(graph.taken, _batches(calibration))
+        seen = list(itertools.islice(batches, 1))
+        feeds = map(graph.feed, itertools.chain(seen, batches))
         model = quantize_activations(model, layers, found.keys() - layers.keys(), feeds)
+        (probe,) = seen  # ranges were taken for inputs of their kind
         bits |= dict.fromkeys(stored_codes(model, layers), (8,))
     held = constants_of(model).keys()
     bits |= put_integers(model, {name: each for name, each in found.items() if name in held})
@@ -133,7 +139,7 @@ def export_onnx(
     if model.ByteSize() > _LARGEST:
         raise ExportError(f"the graph takes {model.ByteSize():,} bytes; a single ONNX file holds {_LARGEST:,}")
     content = model.SerializeToString()
-    off = difference(content, graph.feed(graph.inputs), run(net, graph.inputs))
+    off = difference(content, graph.feed(probe), run(net, probe))
     if calibration is None and not off < _ALIKE:
         raise ExportError(f"ONNX Runtime computes something else: outputs are off by {off:.1e} of the largest")
     stored = {weight: bits[name] for name, each in found.items() if name in bits for weight in each.weights}

@@ -30,8 +30,8 @@ except ImportError as error:
 Feed = dict[str, npt.NDArray[Any]]
 """What a session is run with: the array of each input."""
 
-_OPSET = 21
-"""The first version of the operators that has integers of 4 bits."""
+OPSET = 21
+"""The first version of ONNX's operators that has integers of 4 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ def first_line(error: Exception) -> str:
 def _model(net: nn.Module, inputs: ExampleInputs, shapes: Any) -> ModelProto:  # noqa: ANN401
     with quiet():
         program = torch.onnx.export(
-            net, inputs.args, kwargs=inputs.kwargs or None, dynamo=True, verbose=False, opset_version=_OPSET,
+            net, inputs.args, kwargs=inputs.kwargs or None, dynamo=True, verbose=False, opset_version=OPSET,
             dynamic_shapes=shapes,
         )  # fmt: skip
     assert program is not None

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fxcompress.errors import MissingPackageError
+from fxcompress.export.graph import OPSET
 from fxcompress.export.integers import Array, Integers, fits
 from fxcompress.export.packages import NEEDED
 
@@ -26,8 +27,6 @@ except ImportError as error:
     raise MissingPackageError(NEEDED) from error
 
 _TYPES = {4: TensorProto.INT4, 8: TensorProto.INT8, 16: TensorProto.INT16}
-_INT4_SINCE = 21
-"""The first version of the operators that has integers of 4 bits."""
 _OVERHEAD = 512
 """Bytes that the nodes of another width take, about."""
 
@@ -48,7 +47,7 @@ def put_integers(model: ModelProto, found: dict[str, Integers]) -> dict[str, tup
         how many bits the codes of each take, from the fewest to the most.
     """
     version = next(each.version for each in model.opset_import if not each.domain)
-    types = {bits: kind for bits, kind in _TYPES.items() if bits > 4 or version >= _INT4_SINCE}
+    types = {bits: kind for bits, kind in _TYPES.items() if bits > 4 or version >= OPSET}
     widths: dict[str, tuple[int, ...]] = {}
     tensors, nodes = [], []
     for each in model.graph.initializer:

@@ -11,8 +11,9 @@ from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.prepare import NO_GRAPH, in_pieces_by_inputs, prepare, prepare_pieces
 from fxcompress.errors import FxCompressError, UnsupportedModelError, check_number
 from fxcompress.objectives import Objective, objective_of
-from fxcompress.passes.history import started
+from fxcompress.passes.history import set_own_code, started
 from fxcompress.passes.inject_quantizers import inject_at_reads, inject_quantizers
+from fxcompress.passes.own_code import no_code_to_keep, shell_of
 from fxcompress.passes.plain_weights import plain_weights
 from fxcompress.passes.unquantized import coverage, left_out
 from fxcompress.passes.weight_uses import is_quantizable
@@ -45,6 +46,7 @@ def compress(
     bias_shrink: float = 0.01,
     death_limit: float = 1.0,
     keep_range: bool = True,
+    keep_code: bool = False,
 ) -> CompressedModule:
     """Give every output channel of every weight a quantizer with a trained bit depth and exponent.
 
@@ -70,6 +72,9 @@ def compress(
             is: each step moves the exponent by as much as the bits have fallen, or risen, and bits get the gradient of
             both. False leaves them to the optimizer as independent numbers, as the paper does: a bit less then halves
             the range, and clips the largest weights until the exponent has caught up.
+        keep_code: ``finalize()`` returns a module of the model's own class, which runs the model's own code and has all
+            of its methods. Then only what leaves this code as it is goes: channels, but not those that a number in the
+            code stands for, and no branches. Weights that the model computes itself go on being computed.
 
     Raises:
         ExampleInputError: the inputs are missing and cannot be inferred, or do not fit.
@@ -98,13 +103,17 @@ def compress(
     settings = Settings(ExampleInputs(), objective, bias_shrink, death_limit, keep_range)
     try:
         with progress(f"analysing {type(model).__name__}"):
-            analysis = prepare(model, example_inputs)
+            analysis = prepare(model, example_inputs, plain=not keep_code)
     except NO_GRAPH as error:
+        if keep_code:
+            raise no_code_to_keep(model, error) from error
         if example_inputs is None:
             raise in_pieces_by_inputs(error) from error
         pieces = _in_pieces(model, replace(settings, inputs=ExampleInputs.of(example_inputs)), bits, error)
         # One type for both: they are trained by the same calls, and what only a graph has raises an error that says so.
         return cast("CompressedModule", pieces)
+    set_own_code(analysis.module, analysis.inputs, stays=keep_code)
+    settings.shell = shell_of(model) if keep_code else None
     traced = _quantized(analysis, bits)
     net = new_compressed(traced, replace(settings, inputs=analysis.inputs))
     _tell_of_plain_weights(model, net)

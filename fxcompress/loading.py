@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.prepare import prepare, prepare_pieces
 from fxcompress.errors import ExampleInputError, StorageError, TraceError
+from fxcompress.passes.own_code import shell_of, with_own_code
 from fxcompress.passes.readers import add_biases
 from fxcompress.passes.recut import ShapeError, recut
 from fxcompress.provenance import Provenance, attach
@@ -37,8 +38,8 @@ def load(path: str | os.PathLike[str], model: nn.Module, example_inputs: Any = N
         example_inputs: only where the saved network took inputs that are no tensors, or is in pieces.
 
     Returns:
-        the network in evaluation mode, on the device of ``model``: a GraphModule or, where it was saved in pieces, a
-        module of the model's own class.
+        the network in evaluation mode, on the device of ``model``: a GraphModule or, where it was saved in pieces or
+        with the model's own code, a module of the model's own class.
 
     Raises:
         TypeError: the arguments are swapped, or of another kind.
@@ -57,7 +58,7 @@ def load(path: str | os.PathLike[str], model: nn.Module, example_inputs: Any = N
     check_arguments("load(path, model)", path, model)
     saved, model = read(path), with_plain_weights(model)
     provenance = saved.provenance
-    plain = _has_computed_weights(model, provenance)
+    plain = _has_computed_weights(model, provenance) and not provenance.own_code
     if not plain:
         _check_shapes(model, provenance, path)
     try:
@@ -69,6 +70,8 @@ def load(path: str | os.PathLike[str], model: nn.Module, example_inputs: Any = N
             if plain:
                 _check_shapes(analysis.module, provenance, path)
             result, known = _cut(analysis, provenance, path), _is_known(analysis, provenance)
+            if provenance.own_code:
+                result = with_own_code(shell_of(model), result, analysis.inputs)
     except ExampleInputError as error:
         raise StorageError(f"{path} does not fit the model: {error}") from error
     _fill(result, saved, path)

@@ -1,7 +1,8 @@
 """Where a rewritten network came from: enough to cut a freshly built original to the same shape.
 
 Stored in ``module.meta["fxcompress"]`` by the passes (for a piece that runs graphs in place of its own ``forward``, in
-``fxc_meta`` of its class), read by the storage layer and the reports.
+``fxc_meta`` of its class; for a network with the model's own code, in an attribute of that name), read by the storage
+layer and the reports.
 """
 
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import TypeVar
 from torch import Tensor, fx, nn
 
 _KEY = "fxcompress"
+_ATTRIBUTE = "fxc_meta"
 _T = TypeVar("_T")
 
 
@@ -82,6 +84,7 @@ class Provenance:
         pieces: by their paths, for a network that was rewritten in pieces; its own ``cuts``, ``inputs``, ``joins`` and
             ``graph`` are empty.
         graph: :func:`~fxcompress.trace.fingerprint.fingerprint` of the original's graph; empty where it is not known.
+        own_code: only what leaves the model's code as it is was cut out, and will be.
     """
 
     shapes: dict[str, tuple[int, ...]]
@@ -94,6 +97,7 @@ class Provenance:
     joins: tuple[Narrowing, ...] = ()
     pieces: dict[str, PieceRecord] = field(default_factory=dict)
     graph: str = ""
+    own_code: bool = False
 
     def of_piece(self, path: str) -> "Provenance":
         """What was cut out of one piece, with the names that its tensors have in it."""
@@ -107,9 +111,12 @@ class Provenance:
         return Provenance(*tables, piece.weights, piece.inputs, biases, piece.joins, graph=piece.graph)
 
 
-def attach(module: fx.GraphModule, provenance: Provenance) -> None:
+def attach(module: nn.Module, provenance: Provenance) -> None:
     """Record ``provenance`` on ``module``, in place of what was there."""
-    module.meta[_KEY] = provenance
+    if isinstance(module, fx.GraphModule):
+        module.meta[_KEY] = provenance
+    else:
+        module.__dict__[_ATTRIBUTE] = {_KEY: provenance}
 
 
 def provenance_of(module: nn.Module) -> Provenance | None:
@@ -121,13 +128,22 @@ def provenance_of(module: nn.Module) -> Provenance | None:
     return _joined(module, pieces) if pieces else None
 
 
+def keeps_code(module: nn.Module) -> bool:
+    """Whether rewrites of ``module`` must leave the code of the model as it is."""
+    found = _recorded(module)
+    return found is not None and found.own_code
+
+
 def has_record(module: nn.Module) -> bool:
     """Whether ``module`` itself, and not only a part of it, was made by a rewrite."""
     return _recorded(module) is not None
 
 
 def _recorded(module: nn.Module) -> Provenance | None:
-    meta = module.meta if isinstance(module, fx.GraphModule) else getattr(type(module), "fxc_meta", {})
+    if isinstance(module, fx.GraphModule):
+        meta = module.meta
+    else:
+        meta = module.__dict__.get(_ATTRIBUTE) or getattr(type(module), _ATTRIBUTE, {})
     found = meta.get(_KEY)
     return found if isinstance(found, Provenance) else None
 

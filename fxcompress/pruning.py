@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from fxcompress.channels.prepare import NO_GRAPH, in_pieces_by_inputs, prepare, prepare_pieces
 from fxcompress.errors import OptimizerError, UnsupportedModelError
 from fxcompress.passes.cutting import Cut
+from fxcompress.passes.history import set_own_code
+from fxcompress.passes.own_code import no_code_to_keep, shell_of, with_own_code
 from fxcompress.passes.pieces import prune_pieces
 from fxcompress.passes.prune_channels import Pruned
 from fxcompress.passes.prune_report import PruneReport, make_report
@@ -50,6 +52,7 @@ def prune(
     *,
     fold: bool = False,
     narrow: Narrow = False,
+    keep_code: bool = False,
 ) -> PruneResult:
     """Remove every channel that is constant zero or unused; what the network computes does not change.
 
@@ -75,13 +78,16 @@ def prune(
             what is left of the path by ``index_add``. ``"measure"`` narrows those paths alone that make the network
             faster, timed on ``example_inputs`` in evaluation; True narrows all of them. Channels that go cannot come
             back in training, where a gradient may still reach them.
+        keep_code: the result is of the model's own class and runs the model's own code, with all methods that it has.
+            Only what leaves this code as it is goes: channels, but not those that a number in the code stands for, and
+            no branches.
 
     Raises:
         ExampleInputError: the inputs are missing and cannot be inferred, or do not fit.
         TraceError, UnsupportedModelError: neither the model nor any module of it can be traced.
         OptimizerError: the optimizer holds other parameters and lacks some of the model's, or holds state that cannot
             be cut; or ``fold`` is asked for; or the model has weight norm.
-        ValueError: ``narrow`` is something else.
+        ValueError: ``narrow`` is something else, or asked for with ``keep_code``.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
     >>> with torch.no_grad():
@@ -89,13 +95,13 @@ def prune(
     >>> prune(model, torch.zeros(1, 3, 16, 16)).module.get_submodule("2").weight.shape
     torch.Size([4, 7, 3, 3])
     """
-    check_narrow(narrow)
-    _check(model, optimizer, fold=fold, narrow=narrow)
+    check_narrow(narrow, keep_code=keep_code)
+    _check(model, optimizer, fold=fold, narrow=narrow, keep_code=keep_code)
     with progress(f"pruning {type(model).__name__}"):
         if isinstance(model, Compressed):
             own = copy.deepcopy(model)
             return PruneResult(own, own.prune())
-        result = _prune(model, example_inputs, optimizer, fold=fold, narrow=narrow)
+        result = _prune(model, example_inputs, optimizer, fold=fold, narrow=narrow, keep_code=keep_code)
     return PruneResult(result.module, _with_plain_weights(result, model))
 
 
@@ -111,22 +117,33 @@ def _with_plain_weights(result: PruneResult, model: nn.Module) -> PruneReport:
 
 
 def _prune(
-    model: nn.Module, example_inputs: object, optimizer: torch.optim.Optimizer | None, *, fold: bool, narrow: Narrow
+    model: nn.Module,
+    example_inputs: object,
+    optimizer: torch.optim.Optimizer | None,
+    *,
+    fold: bool,
+    narrow: Narrow,
+    keep_code: bool,
 ) -> PruneResult:
-    plain = optimizer is None  # which holds the parameters that weights are computed from, and their state
+    # An optimizer holds the parameters that weights are computed from, and their state; the model's code computes them.
+    plain = optimizer is None and not keep_code
     try:
         analysis = prepare(model, example_inputs, plain=plain)
     except NO_GRAPH as error:
+        if keep_code:
+            raise no_code_to_keep(model, error) from error
         if example_inputs is None:
             raise in_pieces_by_inputs(error) from error
         pieces, analyses = prepare_pieces(model, ExampleInputs.of(example_inputs), error, plain=plain)
         pruned = prune_pieces(pieces, analyses, fold=fold, narrow=narrow)
         _own(pieces.model, pruned.module, list(pruned.removals.values()), optimizer)
         return PruneResult(pruned.module, pruned.report)
+    set_own_code(analysis.module, analysis.inputs, stays=keep_code)
     shrunk = shrink(analysis.module, analysis.inputs, analysis, fold=fold, narrow=narrow)
     report = make_report(model, *shrunk.removals, folded=shrunk.folded, narrowed=shrunk.narrowed)
-    _own(analysis.module, shrunk.module, [shrunk.removals], optimizer)
-    return PruneResult(shrunk.module, report)
+    result = with_own_code(shell_of(model), shrunk.module, analysis.inputs) if keep_code else shrunk.module
+    _own(analysis.module, result, [shrunk.removals], optimizer)
+    return PruneResult(result, report)
 
 
 def _own(
@@ -169,14 +186,16 @@ def _joined(first: Cut, second: Cut) -> Cut:
     return Cut(first.old, second.new, indices)
 
 
-def _check(model: nn.Module, optimizer: torch.optim.Optimizer | None, *, fold: bool, narrow: Narrow) -> None:
+def _check(
+    model: nn.Module, optimizer: torch.optim.Optimizer | None, *, fold: bool, narrow: Narrow, keep_code: bool
+) -> None:
     if fold and optimizer is not None:
         raise OptimizerError(
             "fold=True changes the weights and biases that read a constant, and the state that the optimizer holds for "
             "them would no longer fit: prune with fold=True and without the optimizer, and make a new one after that"
         )
     if isinstance(model, Compressed):
-        _check_compressed(optimizer, fold=fold, narrow=narrow)
+        _check_compressed(optimizer, fold=fold, narrow=narrow, keep_code=keep_code)
     elif optimizer is not None:
         if has_weight_norm(model):
             raise OptimizerError(
@@ -186,7 +205,11 @@ def _check(model: nn.Module, optimizer: torch.optim.Optimizer | None, *, fold: b
         check_optimizers([optimizer], model.parameters())
 
 
-def _check_compressed(optimizer: torch.optim.Optimizer | None, *, fold: bool, narrow: Narrow) -> None:
+def _check_compressed(optimizer: torch.optim.Optimizer | None, *, fold: bool, narrow: Narrow, keep_code: bool) -> None:
+    if keep_code:
+        raise UnsupportedModelError(
+            "whether the model's code stays is said at the start: compress(..., keep_code=True)"
+        )
     if fold:
         raise UnsupportedModelError(
             "constants are folded when the weights are fixed: call net.finalize(), which does so, or prune without fold"

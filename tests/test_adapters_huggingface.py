@@ -7,14 +7,22 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import BertConfig, BertForMaskedLM, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 import fxcompress as fxc
 from fxcompress.adapters.huggingface import SelfCompressionCallback, TrainerModel
@@ -49,6 +57,43 @@ def test_example_finalizes_to_the_same_function(run: Any) -> None:
     net = copy.deepcopy(run.model.net).eval()
     inputs = {"pixel_values": torch.randn(7, 1, 8, 8), "labels": torch.arange(7)}
     torch.testing.assert_close(net.finalize().eval()(**inputs).logits, net(**inputs).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_causal_model_generates_with_fewer_heads() -> None:
+    """With its cache of keys and values, whose shape is another now, and methods that no graph has."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 50}
+    config = LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64)
+    model = LlamaForCausalLM(config).eval()
+    for name, parameter in model.named_parameters():
+        if "v_proj" in name:
+            nn.init.zeros_(parameter[:8])  # a head of values, which two heads of queries read
+        elif "up_proj" in name:
+            nn.init.zeros_(parameter[::2])
+    ids = torch.randint(3, 50, (2, 6))
+    example = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+    small: Any = fxc.prune(model, example, keep_code=True).module
+    assert type(small) is LlamaForCausalLM
+    assert small.model.layers[1].self_attn.k_proj.weight.shape == (8, 32)
+    assert small.model.layers[1].mlp.up_proj.weight.shape == (32, 32)
+    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    found = [
+        cast("Any", net).generate(ids, attention_mask=example["attention_mask"], **options) for net in (model, small)
+    ]
+    assert found[0].shape == (2, 14)
+    assert torch.equal(*found)
+
+
+def test_a_trained_model_needs_no_labels_with_its_own_code() -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model, ids = BertForMaskedLM(BertConfig(**sizes, vocab_size=40)), torch.randint(3, 40, (2, 6))
+    example = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+    net = TrainerModel(fxc.compress(model, example, keep_code=True)).net.eval()
+    final = net.finalize().eval()
+    assert type(final) is BertForMaskedLM
+    logits = final(ids, example["attention_mask"]).logits
+    torch.testing.assert_close(logits, net(**example).logits, rtol=1e-4, atol=1e-5)
 
 
 class Classifier(nn.Module):

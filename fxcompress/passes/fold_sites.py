@@ -13,6 +13,7 @@ from fxcompress.channels.sites import SiteAtoms
 from fxcompress.channels.values import Call, Step
 from fxcompress.passes.fold_sizes import sized_values
 from fxcompress.passes.readers import Reader, means_of, new_bias, reader_of, reads
+from fxcompress.provenance import keeps_code
 from fxcompress.trace.described import place_of_node
 
 Knowns = dict[str, list[Known]]
@@ -162,6 +163,8 @@ class _Finder:
             others = [node for _, node in self.reads.get(id(bias), []) if node not in own]
             if others:
                 return f"{place_of_node(others[0])} reads its bias as well"
+            if lacks and not layer.bias and layer.node.op != "call_module" and keeps_code(self.analysis.module):
+                return f"the model's code gives it no bias: {place_of_node(layer.node)}"
         return ""
 
     def _exists(self, name: str) -> bool:

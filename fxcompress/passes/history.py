@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fxcompress.passes.cutting import Cut
 from fxcompress.passes.prune_channels import Pruned
-from fxcompress.provenance import Grid, Provenance, provenance_of
+from fxcompress.provenance import Grid, Provenance, attach, keeps_code, provenance_of
 from fxcompress.quantizer import channel_dims, is_grouped
 from fxcompress.trace.fingerprint import fingerprint
 from fxcompress.trace.inputs import ExampleInputs
@@ -28,6 +28,12 @@ def started(module: TracedModule, inputs: ExampleInputs, weights: int) -> Proven
     """The provenance of a network that starts to compress itself, with all that was cut out of it before."""
     base = provenance_of(module) or original_provenance(module, inputs)
     return replace(base, grids={}, weights=weights)
+
+
+def set_own_code(module: TracedModule, inputs: ExampleInputs, *, stays: bool) -> None:
+    """Whether from now on nothing goes from a network that the code of its model stands in the way of; in place."""
+    if stays != keeps_code(module):
+        attach(module, replace(provenance_of(module) or original_provenance(module, inputs), own_code=stays))
 
 
 def _described(inputs: ExampleInputs) -> tuple[tuple[str, tuple[int, ...], str], ...]:

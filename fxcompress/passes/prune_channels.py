@@ -18,6 +18,7 @@ from fxcompress.passes.base import Pass, PassResult, traced
 from fxcompress.passes.branches import Branch, dead_branches, remove_branches, unread_branches
 from fxcompress.passes.cutting import Cut
 from fxcompress.passes.rewrite import rewrite
+from fxcompress.provenance import keeps_code
 from fxcompress.trace.described import Place
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.skeleton import skeleton
@@ -87,6 +88,7 @@ def prune_channels(
         modes: how batch norm normalises, see :func:`knowns_of`; a channel must be without effect in each.
         analysis: of ``module``, when there is one already.
     """
+    fixed = keeps_code(module)  # branches stay, without what they can lose
     branches: list[Branch] = []
     gone: list[str] = []
     places: dict[str, Place] = {}
@@ -94,10 +96,11 @@ def prune_channels(
         while True:
             analysis = analysis or analyse(module, inputs)
             knowns = knowns_of(analysis, seeds, modes)
-            found = dead_branches(analysis, knowns)
+            found = [] if fixed else dead_branches(analysis, knowns)
             if not found:
                 result = rewrite(analysis, knowns)
-                found = unread_branches(analysis, knowns, result.plan.alive) if seeds is values_known else []
+                asked = seeds is values_known and not fixed
+                found = unread_branches(analysis, knowns, result.plan.alive) if asked else []
             if not found:
                 break
             places[found[0][0]] = analysis.place(*found[0][0].split(":", 1))

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
 
 from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.interpret import Atoms, Interpreter, Trail
@@ -23,12 +24,15 @@ from fxcompress.channels.survivors import Survivors
 from fxcompress.channels.values import LabelTensor, Step, Value, find
 from fxcompress.errors import ExampleInputError
 from fxcompress.passes.attributes import fit_to_input
+from fxcompress.passes.code_changes import Blame, CodeChanges
 from fxcompress.passes.commuting import Commuting
 from fxcompress.passes.cutting import Cut, CutModule
 from fxcompress.passes.literals import Proposal, propose
 from fxcompress.passes.positions import pair_up, same_entries, same_sums
 from fxcompress.passes.size_flow import FLOWS, SizeFlow, UnfreezableError, numbers, same, same_call
 from fxcompress.passes.slots import KnownSlots, PackedSpace
+from fxcompress.provenance import keeps_code
+from fxcompress.trace.described import LAYER_KEY, place_of_node
 from fxcompress.trace.guards import check
 from fxcompress.trace.inputs import ExampleInputs
 
@@ -44,6 +48,18 @@ class MismatchError(Exception):
 
     atoms: np.ndarray
     reason: Reason
+
+
+class CodeChangeError(MismatchError):
+    """The code of the model would have to change, and must not.
+
+    Args:
+        blamed: which atoms must stay, and why; not empty.
+    """
+
+    def __init__(self, blamed: list[Blame]) -> None:
+        super().__init__(np.concatenate([atoms for atoms, _ in blamed]), blamed[0][1])
+        self.blamed = blamed
 
 
 class Replay(Interpreter):
@@ -73,23 +89,29 @@ class Replay(Interpreter):
             self.steps.setdefault(step.node, []).append(step)
         self.commuting = Commuting(analysis, mode, self.steps, self.left, self.dispatch)
         self.flow = SizeFlow(self.original.values, self.trail.values, self.env)
+        self.changes = CodeChanges(plan.alive) if keeps_code(analysis.module) else None
 
     def run(self, graph: fx.Graph, inputs: ExampleInputs) -> Trail:
         """Interpret ``graph``, and patch it.
 
         Raises:
-            MismatchError: it does not agree with the original.
+            MismatchError: it does not agree with the original, or would be other code where that has to stay.
         """
         trail = super().run(graph, inputs)
-        self.flow.tidy()
+        if self.changes is None:
+            self.flow.tidy()
+        elif self.changes.blamed:
+            raise CodeChangeError(self.changes.blamed)
         return trail
 
     def _run_node(self, node: fx.Node, bound: dict[str, Any]) -> Any:  # noqa: ANN401 - whatever the node returns
         if node.op == "output" and self.flow.moved(node):  # the network returns a size
             try:
-                node.args, node.kwargs = self.flow.freeze(node)
+                args, node.kwargs = self.flow.freeze(node)
             except UnfreezableError:
                 raise self._mismatch(node, FLOWS) from None
+            self._note_change(node, args)
+            node.args = args
         result = super()._run_node(node, bound)
         self.flow.note(node, result)
         return result
@@ -159,6 +181,7 @@ class Replay(Interpreter):
         _, _, sizes, place = args
         if sizes == self.original.args[node.name][2]:
             return args
+        self._note_change(node, ())
         node.args = (node.args[2], sizes, *node.args[2:])
         return sizes, sizes, sizes, place
 
@@ -175,10 +198,25 @@ class Replay(Interpreter):
             except ExampleInputError as caught:
                 why = _last_line(caught)
             if not why:
+                if not _is_of_layer(self.module, node):
+                    self._note_change(node, old.args)
                 return result
             del self.dispatch.tape[marks[0] :], self.space.edges[marks[1] :], self.space.slots[marks[2] :]
         _set(node, old)
         raise self._mismatch(node, why)
+
+    def _note_change(self, node: fx.Node, old: tuple[Any, ...]) -> None:
+        """Where the code of the model has to stay: remember what would change it.
+
+        Args:
+            node: as it is now.
+            old: its arguments before.
+        """
+        if self.changes is not None:
+            sources = [*node.all_input_nodes, *self.flow.sources(node)]
+            layers = [layer for value in find(Value, self._values(*sources)) for layer in value.layers]
+            place = self.analysis.place(self.mode, node.name)
+            self.changes.note(place, self.original.values[node.name], layers, old, node.args)
 
     def _proposals(self, node: fx.Node) -> Iterator[Proposal]:
         source, result = self._source(node), self.original.values[node.name]
@@ -288,8 +326,10 @@ class Replay(Interpreter):
         return MismatchError(atoms, Reason("rewrite", f"{place} cannot be rewritten for fewer channels: {why}", place))
 
     def _labels(self, *nodes: fx.Node) -> list[np.ndarray]:
-        values = [self.original.values.get(node.name) for node in nodes]
-        return [layer.reshape(-1).numpy() for value in find(Value, values) for layer in value.layers]
+        return [layer.reshape(-1).numpy() for value in find(Value, self._values(*nodes)) for layer in value.layers]
+
+    def _values(self, *nodes: fx.Node) -> list[Any]:
+        return [self.original.values.get(node.name) for node in nodes]
 
     def check_couplings(self) -> None:
         """Labels that meet in the cut network must belong together in the original one."""
@@ -368,6 +408,14 @@ _LARGE = 16
 def _is_torch(target: object) -> bool:
     module = getattr(target, "__module__", None) or ""
     return isinstance(target, str) or module.partition(".")[0] in {"", "torch", "_operator", "math", "builtins"}
+
+
+def _is_of_layer(module: nn.Module, node: fx.Node) -> bool:
+    """Whether the numbers of a node are attributes of a layer of torch, which say what its tensors do."""
+    if LAYER_KEY in node.meta:
+        return True
+    owner = place_of_node(node).module
+    return node.target is F.group_norm and isinstance(module.get_submodule(owner), nn.GroupNorm)
 
 
 def _set(node: fx.Node, proposal: Proposal) -> None:

@@ -10,7 +10,7 @@ from fxcompress.channels.rules.registry import Known
 from fxcompress.channels.space import Reason
 from fxcompress.passes.cutting import Cut, cut_module
 from fxcompress.passes.renumber import renumber_joins
-from fxcompress.passes.replay import MismatchError, Replay
+from fxcompress.passes.replay import CodeChangeError, MismatchError, Replay
 from fxcompress.progress import stage
 from fxcompress.trace.heap import without_collections
 from fxcompress.trace.traced import TracedModule
@@ -49,6 +49,12 @@ def rewrite(analysis: Analysis, knowns: dict[str, list[Known]], request: np.ndar
             plan.kept.setdefault(root, reason)
         try:
             return carry_out(analysis, plan)
+        except CodeChangeError as changes:
+            if not len(changes.atoms):  # nothing to blame in particular
+                wanted[:] = False
+            for atoms, reason in changes.blamed:
+                wanted[atoms] = False
+                kept |= {root: kept.get(root, reason) for root in np.unique(analysis.component[atoms]).tolist()}
         except MismatchError as mismatch:
             atoms = mismatch.atoms
             near = _joints_near(analysis, atoms) - rectangular

@@ -16,12 +16,16 @@ Narrow = bool | Literal["measure"]
 """Whether paths into sums are narrowed: none, all that can be, or those that make the network faster."""
 
 
-def check_narrow(narrow: object) -> None:
-    """Whether a value is one of :data:`Narrow`.
+def check_narrow(narrow: object, *, keep_code: bool = False) -> None:
+    """Whether a value is one of :data:`Narrow`, and none that asks for other code where that has to stay.
 
     Raises:
         ValueError: it is not.
     """
+    if narrow and keep_code:
+        raise ValueError(
+            "narrow makes other sums, and keep_code=True leaves the model's code as it is: pass one of both"
+        )
     if not isinstance(narrow, bool) and narrow != "measure":
         raise ValueError(f'narrow={narrow!r}: pass True, False, or "measure" to narrow what is measured to pay')
 

@@ -173,6 +173,7 @@ def _describe(state: dict[str, Tensor], provenance: Provenance, writer: Writer) 
         "b": provenance.biases,
         "j": _rows(provenance.joins),
         "h": provenance.graph,
+        "o": provenance.own_code,
         "p": {path: [p.cuts, p.weights, p.inputs, _rows(p.joins), p.graph] for path, p in provenance.pieces.items()},
     }
     return index | {key: value for key, value in more.items() if value}
@@ -244,6 +245,7 @@ def _rebuild(reader: Reader, length: int) -> SavedNetwork:
     provenance = Provenance(
         shapes, kept, _pairs(index["c"]), grids, index["w"], _inputs(index.get("i", ())),
         tuple(index.get("b", ())), _joins(index.get("j", ())), pieces, index.get("h", ""),
+        index.get("o", False),
     )  # fmt: skip
     return SavedNetwork({name: tensors[name] for name in rows if name in tensors}, provenance)
 

@@ -44,7 +44,7 @@ def install(module: nn.Module, traced: TracedModule) -> None:
         module: the piece, or a copy of it; child modules that stay keep their identity.
         traced: made from that piece by tracing and rewriting.
     """
-    _take_over(module, traced)
+    take_over(module, traced)
     own = own_class(module)
     methods = _methods(traced, traced.graph, "eval")
     evaluate = train = methods.pop("forward")
@@ -101,7 +101,7 @@ def _compiled(traced: TracedModule, graph: fx.Graph) -> Callable[..., Any]:
     return forward
 
 
-def _take_over(old: nn.Module, new: nn.Module) -> None:
+def take_over(old: nn.Module, new: nn.Module) -> None:
     """Give ``old`` the tensors, attributes and children of ``new``, its counterpart; children keep their identity."""
     for table in ("_parameters", "_buffers", "_non_persistent_buffers_set"):
         old.__dict__[table] = new.__dict__[table]
@@ -113,7 +113,7 @@ def _take_over(old: nn.Module, new: nn.Module) -> None:
     for name, child in new._modules.items():
         own = known.get(name)
         if own is not None and child is not None and type(own) is type(child):
-            _take_over(own, child)
+            take_over(own, child)
             old._modules[name] = own
         else:
             old._modules[name] = child

@@ -16,7 +16,7 @@ import torch.distributions
 from torch import fx, nn
 
 from fxcompress.errors import TraceError
-from fxcompress.provenance import has_record
+from fxcompress.provenance import attach, has_record, provenance_of
 from fxcompress.trace.caches import clean_caches
 from fxcompress.trace.checkpoints import copy_marks, marked_checkpoints
 from fxcompress.trace.concrete import check_runs
@@ -71,9 +71,7 @@ def trace(model: nn.Module, inputs: ExampleInputs | None = None, *, plain: bool 
         UnsupportedModelError: see :func:`fxcompress.trace.support.check_supported`.
     """
     traced = _trace(model, inputs)
-    if plain and not has_record(model):
-        make_computed_plain(traced)
-    return traced
+    return _with_record(traced, model, plain=plain)
 
 
 def _trace(model: nn.Module, inputs: ExampleInputs | None) -> TracedModule:
@@ -179,9 +177,16 @@ def trace_by_running(model: nn.Module, inputs: ExampleInputs, why: TraceError, *
         TraceError: with both reasons.
         ExampleInputError: the model does not run on them, traced or not.
     """
-    traced = _trace_by_running(model, inputs, why)
+    return _with_record(_trace_by_running(model, inputs, why), model, plain=plain)
+
+
+def _with_record(traced: TracedModule, model: nn.Module, *, plain: bool) -> TracedModule:
+    """A traced model with plain weights, if it is to have them, and with the record of what was cut out of it."""
     if plain and not has_record(model):
         make_computed_plain(traced)
+    provenance = provenance_of(model)
+    if provenance is not None and provenance.own_code:
+        attach(traced, provenance)
     return traced
 
 

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -12,6 +12,7 @@ from fxcompress.channels.analysis import analyse
 from fxcompress.errors import UnsupportedModelError
 from fxcompress.objectives import starting_costs
 from fxcompress.passes.finalize import finalize_quantizers
+from fxcompress.passes.own_code import with_own_code
 from fxcompress.passes.prune_report import PruneReport
 from fxcompress.passes.shrink import Narrow, check_narrow, shrink
 from fxcompress.passes.unquantized import unquantized
@@ -137,6 +138,8 @@ class CompressedModule(SizedModule):
     def finalize(self, *, prune: bool = True, fold: bool = True, narrow: Narrow = False) -> TracedModule:
         """The network as an ordinary GraphModule: weights on their grid, no quantizers; this one stays as it is.
 
+        With ``compress(..., keep_code=True)`` it is no GraphModule, but a module of the model's own class.
+
         Args:
             prune: also remove what can be proved removable now that the weights are fixed.
             fold: with ``prune``, also remove channels that are constant, and not zero, in evaluation: what they add
@@ -146,9 +149,12 @@ class CompressedModule(SizedModule):
 
         Raises:
             UnsupportedModelError: a parameter holds NaN or infinite values.
-            ValueError: ``narrow`` is something else than True, False and ``"measure"``, or asked for without ``prune``.
+                Or the model's code, which is to stay, would compute something else with what is left.
+            ValueError: ``narrow`` is something else than True, False and ``"measure"``, or asked for without ``prune``
+                or with ``keep_code``.
         """
-        check_narrow(narrow)
+        shell, inputs = self.settings.shell, self.settings.inputs
+        check_narrow(narrow, keep_code=shell is not None)
         if narrow and not prune:
             raise ValueError("narrow removes channels: pass prune=True with it")
         refuse_sharded(self)
@@ -163,7 +169,9 @@ class CompressedModule(SizedModule):
         base = provenance or Provenance({})
         kept = {name: dims for name, dims in base.kept.items() if name in base.shapes}
         attach(plain, replace(base, kept=kept, grids=grids))
-        return shrink(plain, self.settings.inputs, fold=fold, narrow=narrow).module if prune else plain
+        plain = shrink(plain, inputs, fold=fold, narrow=narrow).module if prune else plain
+        # One type for both, as compress() has it: what only a graph has is missed where it is asked for.
+        return plain if shell is None else cast("TracedModule", with_own_code(shell, plain, inputs))
 
 
 def new_compressed(traced: TracedModule, settings: Settings) -> CompressedModule:

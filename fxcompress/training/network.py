@@ -33,6 +33,7 @@ class Settings:
         groups: names of the parameter groups that there were at the start. One that has lost all of its parameters
             stays, as it does in an optimizer, so that the optimizer's checkpoint fits one that is built later.
         start_costs: what the starting network costs, which objectives are stated over.
+        shell: the model without its tensors, where the finalized network is to run the model's code; else None.
     """
 
     inputs: ExampleInputs
@@ -43,6 +44,7 @@ class Settings:
     channels: int = 0
     groups: tuple[str, ...] = ()
     start_costs: Start = field(default_factory=Start)
+    shell: nn.Module | None = None
 
     @property
     def deaths(self) -> int:

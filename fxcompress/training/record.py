@@ -3,7 +3,7 @@
 A tensor, and no object, because that is all that safe loaders of weights let through. It holds JSON packed by zlib::
 
     {"v": 1, "s": {name: shape}, "m": [indices, ...], "k": {name: {dim: position in m}}, "c": cuts, "w": N, "b": biases,
-     "j": [(place, operand, dim), ...]}
+     "j": [(place, operand, dim), ...], "o": only what leaves the model's code as it is}
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ def encode(provenance: Provenance) -> Tensor:
     about = {
         "v": VERSION, "s": provenance.shapes, "m": list(masks), "k": kept,
         "c": provenance.cuts, "w": provenance.weights, "b": provenance.biases,
-        "j": [dataclasses.astuple(join) for join in provenance.joins],
+        "j": [dataclasses.astuple(join) for join in provenance.joins], "o": provenance.own_code,
     }  # fmt: skip
     packed = zlib.compress(json.dumps(about, separators=(",", ":")).encode(), 6)
     return torch.frombuffer(bytearray(packed), dtype=torch.uint8)
@@ -66,6 +66,7 @@ def decode(record: object) -> Provenance:
             weights=about["w"],
             biases=tuple(about["b"]),
             joins=tuple(Narrowing(*join) for join in about.get("j", ())),
+            own_code=about.get("o", False),
         )
     except (LookupError, TypeError, ValueError, AttributeError, zlib.error) as error:
         raise CheckpointError(f"the record of what was cut is damaged: {error}; use another checkpoint") from error

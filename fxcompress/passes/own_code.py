@@ -1,0 +1,78 @@
+"""A rewritten network as a module of the model's own class, that runs the model's own code.
+
+class Net(nn.Module):              fc1.weight (64, 8)           fc1.weight (40, 8)
+    def forward(self, x): ...      fc2.weight (4, 64)     ->    fc2.weight (4, 40)
+    def predict(self, x): ...      a Net                        a Net
+
+Where provenance says so, passes cut nothing out of a network that would need another graph (see
+:mod:`fxcompress.passes.code_changes`). So the code of the model computes the same with what is left of its tensors; to
+be sure, it is traced again, and must give the same graph, or the same results.
+"""
+
+from torch import nn
+
+from fxcompress.errors import FxCompressError, UnsupportedModelError
+from fxcompress.provenance import attach, provenance_of
+from fxcompress.trace.fingerprint import fingerprint
+from fxcompress.trace.graph_forward import take_over
+from fxcompress.trace.inputs import ExampleInputs
+from fxcompress.trace.skeleton import skeleton
+from fxcompress.trace.traced import TracedModule
+from fxcompress.trace.tracer import trace
+from fxcompress.trace.verify import computes_the_same
+from fxcompress.trace.weights.norm import with_plain_weights
+
+_HINT = "leave out keep_code, and the result is a GraphModule that computes the same as the model"
+
+
+def no_code_to_keep(model: nn.Module, why: FxCompressError) -> UnsupportedModelError:
+    """The error for a model that has no graph as a whole, which says what its code computes."""
+    return UnsupportedModelError(
+        f"keep_code=True needs the graph of all of {type(model).__name__}, to know what its code computes: {why}\n"
+        "  without it those of its modules that have a graph lose channels, each on its own; the model keeps its class "
+        "and its other methods then as well"
+    )
+
+
+def shell_of(model: nn.Module) -> nn.Module:
+    """A copy of a model without its tensors: its class, its attributes, its modules."""
+    shell = skeleton(with_plain_weights(model))
+    for module in shell.modules():
+        for table in (module._parameters, module._buffers):
+            table.update(dict.fromkeys(table))
+    return shell
+
+
+def with_own_code(shell: nn.Module, traced: TracedModule, inputs: ExampleInputs) -> nn.Module:
+    """A module of a model's class with the tensors of a network that was rewritten from it.
+
+    Args:
+        shell: of the model. It stays as it is.
+        traced: the network, without quantizers. Its tensors become those of the result.
+        inputs: that it runs on.
+
+    Raises:
+        UnsupportedModelError: the model's code would compute something else with them.
+    """
+    own = skeleton(shell)
+    take_over(own, traced)
+    modes = {path: module.training for path, module in traced.named_modules(remove_duplicate=False)}
+    for path, module in own.named_modules(remove_duplicate=False):
+        module.training = modes.get(path, module.training)
+    _check(own, traced, inputs)
+    provenance = provenance_of(traced)
+    if provenance is not None:
+        attach(own, provenance)
+    return own
+
+
+def _check(own: nn.Module, traced: TracedModule, inputs: ExampleInputs) -> None:
+    kind = type(own).__name__
+    try:
+        again = trace(own, inputs, plain=False)
+    except FxCompressError as error:
+        why = str(error).splitlines()[0]
+        raise UnsupportedModelError(f"the code of {kind} does not run on what is left: {why}\n  {_HINT}") from error
+    # The same layers may be traced in another way: a group norm with a single group left is a function.
+    if fingerprint(again) != fingerprint(traced) and not computes_the_same(own, traced, inputs):
+        raise UnsupportedModelError(f"the code of {kind} would compute something else on what is left\n  {_HINT}")

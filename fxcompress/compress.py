@@ -22,6 +22,7 @@ from fxcompress.provenance import attach
 from fxcompress.quantizer import Quantizer
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.modes import ordinary
+from fxcompress.trace.own_numbers import note_own_numbers
 from fxcompress.trace.skeleton import own_tensors, skeleton
 from fxcompress.trace.support import check_supported
 from fxcompress.trace.traced import TracedModule
@@ -113,6 +114,8 @@ def compress(
         # One type for both: they are trained by the same calls, and what only a graph has raises an error that says so.
         return cast("CompressedModule", pieces)
     set_own_code(analysis.module, analysis.inputs, stays=keep_code)
+    if keep_code:
+        note_own_numbers(analysis.module, model, analysis.inputs)
     settings.shell = shell_of(model) if keep_code else None
     traced = _quantized(analysis, bits)
     net = new_compressed(traced, replace(settings, inputs=analysis.inputs))

@@ -21,6 +21,7 @@ from fxcompress.trace.fingerprint import fingerprint
 from fxcompress.trace.graph_forward import install
 from fxcompress.trace.inputs import ExampleInputs, recorded_inputs
 from fxcompress.trace.modes import ordinary
+from fxcompress.trace.own_numbers import note_own_numbers
 from fxcompress.trace.skeleton import skeleton
 from fxcompress.trace.traced import TracedModule
 from fxcompress.trace.weights.computed import SUFFIX
@@ -69,6 +70,8 @@ def load(path: str | os.PathLike[str], model: nn.Module, example_inputs: Any = N
             analysis = prepare(model, inputs, plain=plain)
             if plain:
                 _check_shapes(analysis.module, provenance, path)
+            if provenance.own_code:
+                note_own_numbers(analysis.module, model, analysis.inputs)
             result, known = _cut(analysis, provenance, path), _is_known(analysis, provenance)
             if provenance.own_code:
                 result = with_own_code(shell_of(model), result, analysis.inputs)

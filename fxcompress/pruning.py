@@ -19,6 +19,7 @@ from fxcompress.passes.shrink import Narrow, check_narrow, shrink
 from fxcompress.progress import progress
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.modes import ordinary
+from fxcompress.trace.own_numbers import note_own_numbers
 from fxcompress.trace.skeleton import own_tensors
 from fxcompress.trace.weights.computed import computed_weights
 from fxcompress.trace.weights.norm import PlainWeight, has_weight_norm
@@ -139,6 +140,8 @@ def _prune(
         _own(pieces.model, pruned.module, list(pruned.removals.values()), optimizer)
         return PruneResult(pruned.module, pruned.report)
     set_own_code(analysis.module, analysis.inputs, stays=keep_code)
+    if keep_code:
+        note_own_numbers(analysis.module, model, analysis.inputs)
     shrunk = shrink(analysis.module, analysis.inputs, analysis, fold=fold, narrow=narrow)
     report = make_report(model, *shrunk.removals, folded=shrunk.folded, narrowed=shrunk.narrowed)
     result = with_own_code(shell_of(model), shrunk.module, analysis.inputs) if keep_code else shrunk.module

@@ -83,6 +83,7 @@ def test_random_networks_in_training_keep_their_code(example: Example) -> None:
     except UnsupportedModelError:
         assume(False)
         raise
+    assume(runs_on(example.net, example.inputs))
     lose(net, example.seed, 0.5)
     whole: Any = net.finalize(prune=False)
     event("smaller" if net.prune().modified else "nothing removed")
@@ -108,12 +109,18 @@ class Attention(nn.Module):
         b, t, _ = x.shape
         if self.code == "dims":
             return x.view(b, t, -1, 6).transpose(1, 2)
-        if self.code == "heads":
+        if self.code == "joined":
+            return x.view(x.size()[:-1] + (self.heads, -1)).transpose(1, 2)  # noqa: RUF005 - as people write it
+        if self.code in {"heads", "decided"}:
             return x.view(b, t, self.heads, -1).transpose(1, 2)
+        if self.code == "four":
+            return x.view(b, t, 4, -1).transpose(1, 2)
         return x.view(b, t, self.heads, x.shape[-1] // self.heads).transpose(1, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (self.split(layer(x)) for layer in self.qkv)
+        if self.code == "decided" and self.heads > 3:
+            v = v * 2
         return self.out(F.scaled_dot_product_attention(q, k, v, scale=6**-0.5).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
@@ -131,7 +138,18 @@ DIMS = [0, 6, 12, 18]  # the first of each
 
 @pytest.mark.parametrize(
     ("code", "dead", "left"),
-    [("dims", HEAD, 18), ("dims", DIMS, 24), ("heads", HEAD, 24), ("heads", DIMS, 20), ("size", HEAD, 24)],
+    [
+        ("dims", HEAD, 18),
+        ("dims", DIMS, 24),
+        ("heads", HEAD, 18),
+        ("heads", DIMS, 20),
+        ("joined", HEAD, 18),
+        ("joined", DIMS, 20),
+        ("four", HEAD, 24),
+        ("four", DIMS, 20),
+        ("size", HEAD, 24),
+        ("decided", HEAD, 24),
+    ],
 )
 def test_what_no_number_in_the_code_stands_for_goes(code: str, dead: list[int], left: int) -> None:
     torch.manual_seed(0)
@@ -139,7 +157,10 @@ def test_what_no_number_in_the_code_stands_for_goes(code: str, dead: list[int], 
     result = fxc.prune(net, x, keep_code=True)
     assert type(result.module) is Attention
     assert result.module.get_parameter("qkv.2.weight").shape[0] == left
+    assert result.module.heads == (3 if code in {"heads", "joined"} and dead == HEAD else 4)
+    assert net.heads == 4
     assert difference(outputs(net, (x,)), outputs(result.module, (x,))) <= TOLERANCE
+    check_loads(result.module, Attention(code).double(), (x,))
     free = fxc.prune(net, x)
     assert free.module.get_parameter("qkv.2.weight").shape[0] < 24
     held = [kept.reason for kept in result.report.kept if kept.tensor == "qkv.2.weight"]
@@ -195,6 +216,36 @@ def test_channels_that_a_number_in_the_code_stands_for_stay(name: str) -> None:
     assert isinstance(result.module, Between)
     assert parameters_of(free.module) < parameters_of(result.module)
     assert result.module.first.weight.shape[0] == 12
+
+
+class Columns(nn.Module):
+    """A layer like those of GPT-2, which knows how many outputs it has."""
+
+    def __init__(self, inputs: int, out: int) -> None:
+        super().__init__()
+        self.out, self.weight, self.bias = out, nn.Parameter(torch.randn(inputs, out)), nn.Parameter(torch.randn(out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        sizes = x.size()[:-1] + (self.out,)  # noqa: RUF005 - as people write it
+        return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(sizes)
+
+
+def test_attributes_that_are_sizes_follow_in_training_as_well(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(Columns(4, 12), nn.ReLU(), Columns(12, 3)), torch.randn(2, 5, 4)
+    net = fxc.compress(model, x, keep_code=True)
+    for name, parameter in net.named_parameters():
+        if name.startswith("0.") and "exponent" not in name:
+            parameter.data[..., :7] = 0
+    net.refresh()
+    net.step()
+    net.prune()
+    net = pickle.loads(pickle.dumps(net))
+    final: Any = net.finalize()
+    assert (final[0].out, final[2].out, final[0].weight.shape) == (5, 3, (4, 5))
+    assert model.get_submodule("0").out == 12
+    torch.testing.assert_close(final(x), net(x), rtol=1e-4, atol=1e-5)
+    check_loads(final, model, (x,))
 
 
 def test_a_branch_stays_with_a_channel() -> None:
@@ -335,16 +386,18 @@ def test_weight_norm_gives_way_to_plain_weights() -> None:
     assert difference(outputs(net, (x.double(),)), outputs(result, (x.double(),))) <= TOLERANCE
 
 
-def test_attention_of_torch_keeps_its_class() -> None:
+def test_attention_of_torch_keeps_its_class_and_loses_heads() -> None:
     torch.manual_seed(0)
     net = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True).double().eval()
     x = torch.randn(2, 5, 16, dtype=torch.float64)
     with torch.no_grad():
         net.linear1.weight[:9], net.linear1.bias[:9] = 0, 0
+        net.self_attn.in_proj_weight[36:40], net.self_attn.in_proj_bias[36:40] = 0, 0  # the values of a head
     result = fxc.prune(net, x, keep_code=True).module
     assert isinstance(result, nn.TransformerEncoderLayer)
     assert isinstance(result.self_attn, nn.MultiheadAttention)
     assert result.linear1.out_features == 23
+    assert result.self_attn.num_heads == 3
     assert difference(outputs(net, (x,)), outputs(result, (x,))) <= TOLERANCE
 
 

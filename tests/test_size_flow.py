@@ -189,6 +189,30 @@ def test_a_size_that_is_returned() -> None:
     assert (out["width"], int(out["as a tensor"])) == (WIDTH, WIDTH)
 
 
+JOINED: dict[str, Callable[[Tensor], Tensor]] = {
+    "size": lambda h: h.view(h.size()[:-1] + (3, 4)),  # noqa: RUF005 - as people write it
+    "shape": lambda h: h.reshape(h.shape[:-1] + (3, h.size(-1) // 3)),  # noqa: RUF005
+    "torch.Size": lambda h: h.view(h.shape[:2] + torch.Size([3, 4])),
+    "tuple": lambda h: h.view((h.shape[0], -1) + (3, 4)),  # noqa: RUF005 - as people write it
+    "starred": lambda h: h.view(*h.shape[:-1], 3, 4),
+}
+
+
+@pytest.mark.parametrize("dead", [[4, 5, 6, 7], [0, 4, 8], [0, 4, 5, 6, 7, 8]], ids=["group", "entries", "both"])
+@pytest.mark.parametrize("name", JOINED)
+def test_sizes_that_are_joined_as_tuples_follow(name: str, dead: list[int]) -> None:
+    """Three groups of four entries, which are put side by side again."""
+
+    def between(h: Tensor) -> Tensor:
+        groups = torch.relu(JOINED[name](h))
+        return groups.reshape(groups.size()[:-2] + (WIDTH,))  # noqa: RUF005 - as people write it
+
+    assert check(between, dead) == [WIDTH - len(dead)] * 2
+    module = fxc.prune(build(between, dead), torch.randn(2, STEPS, 6)).module
+    assert isinstance(module, fx.GraphModule)
+    assert [n.name for n in module.graph.nodes if not n.users and n.op != "output" and not n.is_impure()] == []
+
+
 def test_the_graph_holds_no_nodes_that_nobody_uses() -> None:
     module = fxc.prune(build(GO["a factor"], DEAD), torch.randn(2, STEPS, 6)).module
     assert isinstance(module, fx.GraphModule)

@@ -16,6 +16,7 @@ from fxcompress.provenance import attach, provenance_of
 from fxcompress.trace.fingerprint import fingerprint
 from fxcompress.trace.graph_forward import take_over
 from fxcompress.trace.inputs import ExampleInputs
+from fxcompress.trace.own_numbers import set_own_numbers
 from fxcompress.trace.skeleton import skeleton
 from fxcompress.trace.traced import TracedModule
 from fxcompress.trace.tracer import trace
@@ -56,6 +57,7 @@ def with_own_code(shell: nn.Module, traced: TracedModule, inputs: ExampleInputs)
     """
     own = skeleton(shell)
     take_over(own, traced)
+    set_own_numbers(own, traced)
     modes = {path: module.training for path, module in traced.named_modules(remove_duplicate=False)}
     for path, module in own.named_modules(remove_duplicate=False):
         module.training = modes.get(path, module.training)

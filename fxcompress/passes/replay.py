@@ -58,7 +58,7 @@ class CodeChangeError(MismatchError):
     """
 
     def __init__(self, blamed: list[Blame]) -> None:
-        super().__init__(np.concatenate([atoms for atoms, _ in blamed]), blamed[0][1])
+        super().__init__(np.concatenate([blame.atoms for blame in blamed]), blamed[0].reason)
         self.blamed = blamed
 
 
@@ -100,8 +100,8 @@ class Replay(Interpreter):
         trail = super().run(graph, inputs)
         if self.changes is None:
             self.flow.tidy()
-        elif self.changes.blamed:
-            raise CodeChangeError(self.changes.blamed)
+        elif blamed := self.changes.settle(self.analysis.module.graphs[self.mode], graph):
+            raise CodeChangeError(blamed)
         return trail
 
     def _run_node(self, node: fx.Node, bound: dict[str, Any]) -> Any:  # noqa: ANN401 - whatever the node returns
@@ -181,7 +181,7 @@ class Replay(Interpreter):
         _, _, sizes, place = args
         if sizes == self.original.args[node.name][2]:
             return args
-        self._note_change(node, ())
+        self._note_change(node, None)
         node.args = (node.args[2], sizes, *node.args[2:])
         return sizes, sizes, sizes, place
 
@@ -199,24 +199,24 @@ class Replay(Interpreter):
                 why = _last_line(caught)
             if not why:
                 if not _is_of_layer(self.module, node):
-                    self._note_change(node, old.args)
+                    self._note_change(node, old.args if node.target is old.target else None)
                 return result
             del self.dispatch.tape[marks[0] :], self.space.edges[marks[1] :], self.space.slots[marks[2] :]
         _set(node, old)
         raise self._mismatch(node, why)
 
-    def _note_change(self, node: fx.Node, old: tuple[Any, ...]) -> None:
+    def _note_change(self, node: fx.Node, old: tuple[Any, ...] | None) -> None:
         """Where the code of the model has to stay: remember what would change it.
 
         Args:
             node: as it is now.
-            old: its arguments before.
+            old: its arguments before; None where it is not about arguments.
         """
         if self.changes is not None:
             sources = [*node.all_input_nodes, *self.flow.sources(node)]
             layers = [layer for value in find(Value, self._values(*sources)) for layer in value.layers]
             place = self.analysis.place(self.mode, node.name)
-            self.changes.note(place, self.original.values[node.name], layers, old, node.args)
+            self.changes.note(node, place, self.original.values[node.name], layers, old)
 
     def _proposals(self, node: fx.Node) -> Iterator[Proposal]:
         source, result = self._source(node), self.original.values[node.name]
@@ -225,6 +225,13 @@ class Replay(Interpreter):
         if first is not None:
             yield first
         _set(node, old)
+        spelled = self.flow.spelled(node)
+        if spelled is not None:
+            _set(node, Proposal(node.target, spelled, dict(node.kwargs)))
+            with_numbers = propose(node, source, result, self.alive)
+            if with_numbers is not None:
+                yield with_numbers
+            _set(node, old)
         if not self.flow.moved(node):
             return
         try:

@@ -52,9 +52,10 @@ def rewrite(analysis: Analysis, knowns: dict[str, list[Known]], request: np.ndar
         except CodeChangeError as changes:
             if not len(changes.atoms):  # nothing to blame in particular
                 wanted[:] = False
-            for atoms, reason in changes.blamed:
-                wanted[atoms] = False
-                kept |= {root: kept.get(root, reason) for root in np.unique(analysis.component[atoms]).tolist()}
+            for blame in changes.blamed:
+                wanted[blame.atoms] = False
+                roots = np.unique(analysis.component[blame.atoms]).tolist()
+                kept |= {root: kept.get(root, blame.reason) for root in roots}
         except MismatchError as mismatch:
             atoms = mismatch.atoms
             near = _joints_near(analysis, atoms) - rectangular

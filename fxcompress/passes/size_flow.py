@@ -110,6 +110,29 @@ class SizeFlow:
         """
         return fx.node.map_arg((node.args, node.kwargs), lambda used: self._freeze(used, node))
 
+    def spelled(self, node: fx.Node) -> tuple[Any, ...] | None:
+        """The arguments of a node that is given all sizes as one tuple, which is computed, with each size for itself.
+
+        ``x.view(x.size()[:-1] + (4, 6))`` has numbers that could be others; None for another node.
+        """
+        sizes = node.args[1] if len(node.args) == 2 else None
+        if not isinstance(sizes, fx.Node) or not isinstance(self.now[sizes.name], tuple):
+            return None
+        return node.args[0], tuple(self._items(sizes, node))
+
+    def _items(self, sizes: Any, user: fx.Node) -> list[Any]:  # noqa: ANN401 - an argument of a node
+        """The entries of a tuple, or of the node that computes it."""
+        if not isinstance(sizes, fx.Node):
+            return list(sizes)
+        if sizes.target is operator.add and all(isinstance(self._value(part), tuple) for part in sizes.args):
+            self._made.append(sizes)  # perhaps nothing uses it any more
+            return [item for part in sizes.args for item in self._items(part, user)]
+        numbers = self.now[sizes.name]
+        return [self._node(user, "call_function", operator.getitem, (sizes, i), {}, n) for i, n in enumerate(numbers)]
+
+    def _value(self, argument: Any) -> Any:  # noqa: ANN401 - an argument of a node
+        return self.now[argument.name] if isinstance(argument, fx.Node) else argument
+
     def sources(self, node: fx.Node) -> list[fx.Node]:
         """The nodes whose size has changed what ``node`` is given."""
         found, open_ = dict[fx.Node, None](), self.moved(node)
@@ -120,7 +143,7 @@ class SizeFlow:
 
     def tidy(self) -> None:
         """Take out the nodes that nothing uses, of those that depend on changed sizes and those that were made."""
-        for node in (*reversed(self._made), *reversed(self._moved)):
+        for node in dict.fromkeys((*reversed(self._made), *reversed(self._moved))):
             if not node.users and not node.is_impure():
                 node.graph.erase_node(node)
 

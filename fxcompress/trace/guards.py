@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from torch.fx.node import has_side_effect
 
 from fxcompress.errors import PathError
+from fxcompress.trace.own_number import OwnNumber
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.memory_format)
 
@@ -109,4 +110,4 @@ def asks_for_gradients(node: fx.Node) -> bool:
 
 def is_plain(value: object) -> bool:
     """Whether a value can be written into a graph as it is."""
-    return type(value) in _PLAIN or value is Ellipsis
+    return type(value) in _PLAIN or value is Ellipsis or type(value) is OwnNumber

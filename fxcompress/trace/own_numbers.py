@@ -1,0 +1,123 @@
+"""Which sizes in a graph are attributes of the model's modules: ``self.heads`` in ``x.view(n, t, self.heads, -1)``.
+
+Where the model's code is to stay, such a size can still become another one, as the attribute can. It is found by
+tracing a copy of the model whose numbers know where they are from. One that something is computed from, or decided by,
+is left alone: it stands for more than the size.
+"""
+
+import json
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+from torch import fx, nn
+
+from fxcompress.errors import FxCompressError
+from fxcompress.trace.fingerprint import fingerprint
+from fxcompress.trace.inputs import ExampleInputs
+from fxcompress.trace.own_number import Origin, OwnNumber
+from fxcompress.trace.skeleton import skeleton
+from fxcompress.trace.traced import TracedModule
+from fxcompress.trace.tracer import trace
+from fxcompress.trace.walk import modules_in
+
+_KEY = "fxcompress_own_numbers"
+_VIEWS = frozenset({"view", "reshape", "expand"})
+
+
+def note_own_numbers(traced: TracedModule, model: nn.Module, inputs: ExampleInputs) -> None:
+    """Tell the nodes of a traced model which of their sizes are attributes; none where that cannot be found out.
+
+    Args:
+        traced: the model as it was traced, without plain weights.
+        model: stays as it is.
+        inputs: that it was traced on.
+    """
+    computed: set[Origin] = set()
+    try:
+        twin = trace(_marked(model, computed), inputs, plain=False)
+    except FxCompressError:
+        return
+    if fingerprint(twin) != fingerprint(traced) or twin.graphs.keys() != traced.graphs.keys():
+        return
+    for graph in twin.graphs.values():
+        for node in graph.nodes:
+            computed |= _elsewhere(node)
+    for mode, graph in traced.graphs.items():
+        for node, other in zip(graph.nodes, twin.graphs[mode].nodes, strict=False):
+            sizes = sizes_in(other.target, other.args) if node.name == other.name else None
+            found = {i - len(sizes): n.origin for i, n in enumerate(sizes) if isinstance(n, OwnNumber)} if sizes else {}
+            found = {i: origin for i, origin in found.items() if origin not in computed}
+            if found:
+                node.meta[_KEY] = json.dumps([[i, *origin] for i, origin in found.items()])
+
+
+def _elsewhere(node: fx.Node) -> set[Origin]:
+    """The attributes that a node is given as something else than a size."""
+    if node.target is operator.add and node.users and all(_joined(user) is node for user in node.users):
+        return set()
+    found: list[OwnNumber] = []
+
+    def leaf(value: object) -> None:
+        if isinstance(value, OwnNumber):
+            found.append(value)
+
+    fx.node.map_aggregate((node.args, node.kwargs), leaf)
+    sizes = sizes_in(node.target, node.args) or []
+    return {number.origin for number in found if not any(number is size for size in sizes)}
+
+
+def own_numbers(node: fx.Node) -> dict[int, Origin]:
+    """Of the sizes in a node those that are attributes, by their positions, counted from the end: -1 for the last."""
+    return {i: (path, name) for i, path, name in json.loads(node.meta.get(_KEY, "[]"))}
+
+
+def sizes_in(target: object, args: Sequence[Any]) -> list[Any] | None:
+    """The sizes that a view, ``unflatten`` or ``split`` is given, in whatever form; None for other nodes.
+
+    Of ``x.view(x.size()[:-1] + (3, 4))`` these are the numbers, behind an Ellipsis for any number of others.
+
+    >>> sizes_in("view", ("x", 2, 3)), sizes_in("reshape", ("x", (2, 3))), sizes_in("split", ("x", 4, 1))
+    ([2, 3], [2, 3], [4])
+    """
+    name = target if isinstance(target, str) else getattr(target, "__name__", "")
+    if name in _VIEWS:
+        given = list(args[1:])
+        if len(given) == 1 and isinstance(given[0], fx.Node) and given[0].target is operator.add:
+            last = given[0].args[1]
+            return [..., *last] if isinstance(last, tuple | list) else given
+        return list(given[0]) if len(given) == 1 and isinstance(given[0], tuple | list) else given
+    position = {"unflatten": 2, "split": 1}.get(name)
+    if position is None or position >= len(args):
+        return None
+    sizes = args[position]
+    return list(sizes) if isinstance(sizes, tuple | list) else [sizes]
+
+
+def _joined(node: fx.Node) -> object:
+    """The node that joins the sizes of a view, where these are all that it is given."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return node.args[1] if name in _VIEWS and len(node.args) == 2 else None
+
+
+def set_own_numbers(module: nn.Module, traced: TracedModule) -> None:
+    """Give the modules of a model the attributes that the sizes in its rewritten graphs stand for, in place."""
+    for graph in traced.graphs.values():
+        for node in graph.nodes:
+            sizes = sizes_in(node.target, node.args) or []
+            for i, (path, name) in own_numbers(node).items():
+                if -i <= len(sizes) and type(sizes[i]) is int:
+                    vars(module.get_submodule(path))[name] = sizes[i]
+
+
+def _marked(model: nn.Module, computed: set[Origin]) -> nn.Module:
+    """A copy of a model whose own numbers know where they are from; those of torch's layers do not count."""
+    copy = skeleton(model)
+    paths = {id(module): path for path, module in copy.named_modules()}
+    for module in modules_in(copy):
+        if type(module).__module__.startswith("torch.nn.") and not isinstance(module, nn.MultiheadAttention):
+            continue
+        for name, value in list(vars(module).items()):
+            if type(value) is int and value > 1:
+                vars(module)[name] = OwnNumber(value, (paths[id(module)], name), computed)
+    return copy

@@ -6,7 +6,20 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-ALL = ("speed", "growth", "memory", "latency", "step", "digits", "targets", "pretrained", "deployment", "cifar", "zoo")
+ALL = (
+    "speed",
+    "growth",
+    "memory",
+    "latency",
+    "step",
+    "digits",
+    "targets",
+    "pretrained",
+    "deployment",
+    "cifar",
+    "own_code",
+    "zoo",
+)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -5,7 +5,7 @@ h.view(n, self.heads, -1)   dims go: the code stays       heads go: the attribut
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,20 +50,18 @@ class CodeChanges:
     numbers: list[Blame] = field(default_factory=list)
     attributes: dict[Origin, list[Blame]] = field(default_factory=lambda: defaultdict(list))
 
-    def note(
-        self, node: fx.Node, place: Place, result: object, layers: Iterable[Tensor], old: Sequence[Any] | None
-    ) -> None:
+    def note(self, node: fx.Node, place: Place, result: object, met: np.ndarray, old: Sequence[Any] | None) -> None:
         """Remember that a node has got other arguments.
 
         Args:
             node: as it is now.
             place: of it.
             result: what it returned before the cut, Values in place of tensors.
-            layers: the labels of its operands, before the cut.
+            met: the atoms of that and of its operands, int64 (n,).
             old: its arguments before; None where it is not about arguments.
         """
         changed = [] if old is None else _changed(sizes_in(node.target, old), sizes_in(node.target, node.args))
-        blame = self._blame(place, result, layers, changed, _last_dim(node, result))
+        blame = self._blame(place, result, met, changed, _last_dim(node, result))
         own = own_numbers(node)
         if changed and set(changed) <= own.keys():
             for position in changed:
@@ -82,16 +80,14 @@ class CodeChanges:
         blames = self.numbers + fixed
         return [blame for blame in blames if blame.sure] or blames
 
-    def _blame(
-        self, place: Place, result: object, layers: Iterable[Tensor], changed: Sequence[int], last: int | None
-    ) -> Blame:
+    def _blame(self, place: Place, result: object, met: np.ndarray, changed: Sequence[int], last: int | None) -> Blame:
         """Whom to blame for the change of some sizes, the last of which is that of dim ``last`` of the result."""
         reason = Reason("code", f"without it, the model's code would need another number: {place}", place)
         own = [layer for value in find(Value, result) for layer in value.layers]
         dims = {last + 1 + position for position in changed} if last is not None else set()
         lines = [_missing(layer, d, self.alive) for layer in own for d in support(layer) & dims]
         sure = any(map(len, lines))
-        atoms = _joined(lines if sure else [layer.numpy().reshape(-1) for layer in (*layers, *own)])
+        atoms = np.concatenate(lines) if sure else met
         return Blame(atoms[~self.alive[atoms]], reason, sure)
 
 
@@ -130,10 +126,6 @@ def _values(origin: Origin, before: fx.Graph, after: fx.Graph) -> set[tuple[obje
             numbers = tuple(sizes[position] if -position <= len(sizes) else None for sizes in pair)
             found.add((numbers[0], numbers[1] if type(numbers[1]) is int else old.name))
     return found
-
-
-def _joined(parts: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
 
 
 def _missing(layer: Tensor, dim: int, alive: np.ndarray) -> np.ndarray:

@@ -106,12 +106,12 @@ class Replay(Interpreter):
 
     def _run_node(self, node: fx.Node, bound: dict[str, Any]) -> Any:  # noqa: ANN401 - whatever the node returns
         if node.op == "output" and self.flow.moved(node):  # the network returns a size
+            met = self._met(node)
             try:
-                args, node.kwargs = self.flow.freeze(node)
+                node.args, node.kwargs = self.flow.freeze(node)
             except UnfreezableError:
                 raise self._mismatch(node, FLOWS) from None
-            self._note_change(node, args)
-            node.args = args
+            self._note_change(node, None, met)
         result = super()._run_node(node, bound)
         self.flow.note(node, result)
         return result
@@ -181,13 +181,14 @@ class Replay(Interpreter):
         _, _, sizes, place = args
         if sizes == self.original.args[node.name][2]:
             return args
-        self._note_change(node, None)
+        self._note_change(node, None, self._met(node))
         node.args = (node.args[2], sizes, *node.args[2:])
         return sizes, sizes, sizes, place
 
     def _patch(self, node: fx.Node, why: str) -> Any:  # noqa: ANN401
         """Run a node with other arguments: those that it should have now, or those that it had before the cut."""
         old = Proposal(node.target, node.args, dict(node.kwargs))
+        met = self._met(node) if self.changes is not None else _NONE
         for proposal in self._proposals(node):
             marks = len(self.dispatch.tape), len(self.space.edges), len(self.space.slots)
             _set(node, proposal)
@@ -199,24 +200,23 @@ class Replay(Interpreter):
                 why = _last_line(caught)
             if not why:
                 if not _is_of_layer(self.module, node):
-                    self._note_change(node, old.args if node.target is old.target else None)
+                    self._note_change(node, old.args if node.target is old.target else None, met)
                 return result
             del self.dispatch.tape[marks[0] :], self.space.edges[marks[1] :], self.space.slots[marks[2] :]
         _set(node, old)
         raise self._mismatch(node, why)
 
-    def _note_change(self, node: fx.Node, old: tuple[Any, ...] | None) -> None:
+    def _note_change(self, node: fx.Node, old: tuple[Any, ...] | None, met: np.ndarray) -> None:
         """Where the code of the model has to stay: remember what would change it.
 
         Args:
             node: as it is now.
             old: its arguments before; None where it is not about arguments.
+            met: the atoms that met there, int64 (n,).
         """
         if self.changes is not None:
-            sources = [*node.all_input_nodes, *self.flow.sources(node)]
-            layers = [layer for value in find(Value, self._values(*sources)) for layer in value.layers]
             place = self.analysis.place(self.mode, node.name)
-            self.changes.note(node, place, self.original.values[node.name], layers, old)
+            self.changes.note(node, place, self.original.values[node.name], met, old)
 
     def _proposals(self, node: fx.Node) -> Iterator[Proposal]:
         source, result = self._source(node), self.original.values[node.name]
@@ -323,20 +323,22 @@ class Replay(Interpreter):
         return bool((same | ((b == 0) & self.lonely[a])).all())
 
     def _mismatch(self, node: fx.Node, why: str) -> MismatchError:
+        place = self.analysis.place(self.mode, node.name)
+        text = f"{place} cannot be rewritten for fewer channels: {why}"
+        return MismatchError(self._met(node), Reason("rewrite", text, place))
+
+    def _met(self, node: fx.Node) -> np.ndarray:
+        """The atoms of what a node makes, and of what it is given."""
         layers = self._labels(node, *node.all_input_nodes, *self.flow.sources(node))
         nodes = node.all_input_nodes
         while nodes and not layers:  # numbers made of sizes: to blame are the tensors that they were read off
             nodes = list(dict.fromkeys(used for n in nodes for used in n.all_input_nodes))
             layers = self._labels(*nodes)
-        atoms = np.concatenate(layers) if layers else np.zeros(0, dtype=np.int64)
-        place = self.analysis.place(self.mode, node.name)
-        return MismatchError(atoms, Reason("rewrite", f"{place} cannot be rewritten for fewer channels: {why}", place))
+        return np.concatenate(layers) if layers else np.zeros(0, dtype=np.int64)
 
     def _labels(self, *nodes: fx.Node) -> list[np.ndarray]:
-        return [layer.reshape(-1).numpy() for value in find(Value, self._values(*nodes)) for layer in value.layers]
-
-    def _values(self, *nodes: fx.Node) -> list[Any]:
-        return [self.original.values.get(node.name) for node in nodes]
+        values = [self.original.values.get(node.name) for node in nodes]
+        return [layer.reshape(-1).numpy() for value in find(Value, values) for layer in value.layers]
 
     def check_couplings(self) -> None:
         """Labels that meet in the cut network must belong together in the original one."""
@@ -391,6 +393,9 @@ def _lonely(analysis: Analysis, plan: Plan) -> np.ndarray:
     roots[first[alone]] = True
     lonely: np.ndarray = roots[component]
     return lonely
+
+
+_NONE = np.zeros(0, dtype=np.int64)
 
 
 def _last_line(error: Exception) -> str:

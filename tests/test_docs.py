@@ -39,6 +39,8 @@ def test_examples_run_as_pasted(code: str, tmp_path: Path, monkeypatch: pytest.M
     if "onnx" in code:
         pytest.importorskip("onnxscript")
         pytest.importorskip("onnxruntime")
+    if "transformers" in code:
+        pytest.importorskip("transformers")
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     exec(compile(tree, "example", "exec"), {})

@@ -218,6 +218,28 @@ def test_channels_that_a_number_in_the_code_stands_for_stay(name: str) -> None:
     assert result.module.first.weight.shape[0] == 12
 
 
+def test_what_layers_of_torch_know_of_themselves_is_no_code_of_the_models() -> None:
+    """Groups of a norm and of convolutions, in a network as it stands and in one with quantizers."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 12, 3), nn.GroupNorm(4, 12), nn.ReLU(), nn.Conv2d(12, 12, 3, groups=4), nn.Conv2d(12, 2, 1)
+    net, x = nn.Sequential(*layers).double(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    compressed = fxc.compress(net, x, keep_code=True)
+    for each in (net, compressed):
+        for name, parameter in each.named_parameters():
+            if name.startswith(("0.", "1.", "3.")) and "exponent" not in name:
+                parameter.data[:3] = 0  # the first group
+    result = fxc.prune(net, x, keep_code=True).module
+    compressed.refresh()
+    compressed.step()
+    compressed.prune()
+    for small in (result, compressed.finalize()):
+        assert isinstance(small, nn.Sequential)
+        assert (small.get_parameter("0.weight").shape[0], small.get_parameter("3.weight").shape[0]) == (9, 9)
+        layers_left: Any = small
+        assert (layers_left[1].num_groups, layers_left[3].groups) == (3, 3)
+    assert difference(outputs(net, (x,)), outputs(result, (x,))) <= TOLERANCE
+
+
 class Columns(nn.Module):
     """A layer like those of GPT-2, which knows how many outputs it has."""
 

@@ -1,9 +1,11 @@
 """From a model to its graph: both modes, names, arguments, attributes, and errors."""
 
 import copy
+import functools
 import importlib.util
 import operator
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -236,6 +238,28 @@ def test_control_flow_on_values() -> None:
     assert "return x + 1 if x.sum() > 0 else x - 1" in text
     assert "torch.fx.wrap" in text
     assert caught.value.__cause__ is not None
+
+
+def test_a_decorator_around_forward_is_named() -> None:
+    """As models of transformers have one; torch.fx fails to call what lies inside."""
+
+    def passing(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        @functools.wraps(function)
+        def wrapper(self: nn.Module, *args: object, **kwargs: object) -> Tensor:
+            return function(self, *args, **kwargs)
+
+        return wrapper
+
+    class Decorated(nn.Module):
+        @passing
+        def forward(self, x: Tensor, y: Tensor | None = None, z: Tensor | None = None, **more: object) -> Tensor:
+            return x + 1 if x.sum() > 0 else x - 1
+
+    with pytest.raises(TraceError, match="its forward is wrapped by a decorator") as caught:
+        trace(Decorated())
+    assert "control flow" not in str(caught.value)
+    with pytest.raises(TraceError, match=r"(?s)wrapped by a decorator.*it reads values out of a tensor"):
+        trace(Decorated(), ExampleInputs.of(torch.ones(2)))
 
 
 @pytest.mark.parametrize(

@@ -380,12 +380,15 @@ _WRITING = frozenset(
 
 
 def _trace_message(root: nn.Module, error: Exception) -> str:
+    kind = type(root).__name__
+    if "co_varnames" in str(error):  # how torch.fx fails to call it
+        return f"torch.fx cannot trace {kind}: its forward is wrapped by a decorator, which takes any arguments"
     frames = inspect.getinnerframes(error.__traceback__) if error.__traceback__ else []
     user = [f for f in frames if runs_user_code(f.frame)]
     where = f" at {short(user[-1].filename)}:{user[-1].lineno}" if user else ""
     line = f"\n    {user[-1].code_context[0].strip()}" if user and user[-1].code_context else ""
     return (
-        f"torch.fx cannot trace {type(root).__name__}: {error}{where}{line}\n"
+        f"torch.fx cannot trace {kind}: {error}{where}{line}\n"
         "  control flow that depends on values or shapes cannot become a graph: move it into a function marked with "
         "torch.fx.wrap, or out of the model"
     )

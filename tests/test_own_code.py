@@ -20,7 +20,7 @@ import fxcompress as fxc
 from fxcompress.channels.prepare import prepare
 from fxcompress.errors import UnsupportedModelError
 from tests.exactness import TOLERANCE, Fingerprint, difference, make_constant, outputs
-from tests.nets import ResidualNet, lose
+from tests.nets import ResidualNet, lose, set_bits
 from tests.networks import Example, RandomNet, examples
 
 FUZZ = os.environ.get("FXCOMPRESS_FUZZ") == "1"
@@ -336,6 +336,29 @@ def test_a_trained_network_has_its_class_and_methods_again(tmp_path: Path) -> No
     fresh = fxc.compress(Classifier(), (x[:4], torch.zeros(4, dtype=torch.int64)), keep_code=True)
     fresh.load_state_dict(before)
     assert torch.equal(fresh.finalize().eval()(x), final(x))
+
+
+def test_what_the_code_holds_counts_as_left_once_a_removal_has_found_out() -> None:
+    """Else a policy would try again and again; and the size is the same before and after."""
+    torch.manual_seed(0)
+    model, x = Attention("dims"), torch.randn(2, 5, 10)
+    net = fxc.compress(model, x, keep_code=True)
+    set_bits(net, "qkv.2.weight", DIMS)
+    nn.init.zeros_(net.get_parameter("qkv.2.bias"))
+    net.step()
+    sizes = [net.size(objective).item() for objective in ("eq4", "eq5", "macs")]
+    assert net.removable() > 0
+    assert not net.prune().modified
+    assert net.removable() == 0
+    assert net.weights_left() == 1
+    set_bits(net, "qkv.2.weight", HEAD)
+    net.step()
+    assert net.removable() > 0
+    assert net.prune().modified
+    net.prune()
+    assert net.removable() == 0
+    assert 0 < net.weights_left() < 1
+    assert [net.size(objective).item() for objective in ("eq4", "eq5", "macs")] < sizes
 
 
 def test_own_code_is_asked_for_each_time() -> None:

@@ -20,6 +20,9 @@ from fxcompress.trace.described import Place
 from fxcompress.trace.own_number import Origin
 from fxcompress.trace.own_numbers import own_numbers, sizes_in
 
+CODE = "code"
+"""The code of the reasons."""
+
 
 @dataclass(frozen=True, slots=True)
 class Blame:
@@ -82,7 +85,7 @@ class CodeChanges:
 
     def _blame(self, place: Place, result: object, met: np.ndarray, changed: Sequence[int], last: int | None) -> Blame:
         """Whom to blame for the change of some sizes, the last of which is that of dim ``last`` of the result."""
-        reason = Reason("code", f"without it, the model's code would need another number: {place}", place)
+        reason = Reason(CODE, f"without it, the model's code would need another number: {place}", place)
         own = [layer for value in find(Value, result) for layer in value.layers]
         dims = {last + 1 + position for position in changed} if last is not None else set()
         lines = [_missing(layer, d, self.alive) for layer in own for d in support(layer) & dims]

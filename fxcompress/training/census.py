@@ -3,6 +3,7 @@
 A census belongs to one shape of a network: it is taken anew after each removal.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from fxcompress.channels.segments import Segments, trace_segments
 from fxcompress.channels.sites import Maker
 from fxcompress.channels.values import Step, Value, find
 from fxcompress.passes.branches import dead_branches, remove_branches
+from fxcompress.provenance import keeps_code
 from fxcompress.quantizer import Quantizer
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.skeleton import skeleton
@@ -231,6 +233,8 @@ class Census:
     def drop_dead_branches(self, zeros: Zeros, reset: Zeros) -> dict[str, list[Known]]:
         """Take branches out of the view that are zero for good; what is known in the view that is left, in all modes.
 
+        None go where the model's code is to stay.
+
         Args:
             zeros: what is zero for good.
             reset: see :meth:`modes`.
@@ -240,16 +244,22 @@ class Census:
             if False in self.modes(knowns, reset):
                 for mode, trail in self.analysis.trails.items():
                     knowns[mode].append(propagate(trail, seeds(trail, zeros | reset), training=False))
-            branches = dead_branches(self.analysis, knowns)
+            branches = [] if keeps_code(self.view) else dead_branches(self.analysis, knowns)
             if not branches:
                 return knowns
             self.view = skeleton(self.view)
             remove_branches(self.view, branches[:1])
             self._take()
 
-    def plan(self, knowns: dict[str, list[Known]]) -> Plan:
-        """What could be removed at once."""
-        return make_plan(self.analysis, knowns)
+    def plan(self, knowns: dict[str, list[Known]], held: Iterable[int] = ()) -> Plan:
+        """What could be removed at once.
+
+        Args:
+            knowns: what is known.
+            held: components that must stay, by their root atoms.
+        """
+        roots = np.fromiter(held, dtype=np.int64)
+        return make_plan(self.analysis, knowns, ~np.isin(self.analysis.component, roots) if len(roots) else None)
 
 
 def free_entries(analysis: Analysis) -> Zeros:

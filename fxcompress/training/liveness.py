@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fxcompress.channels.plan import Plan
 from fxcompress.channels.rules.registry import Known
+from fxcompress.passes.code_changes import CODE
 from fxcompress.quantizer import RANGE_BITS
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.modes import ordinary
@@ -310,7 +311,7 @@ class LivenessUpdate:
 
     def alive_rows(self) -> np.ndarray:
         """Of all bits one after the other, which belong to channels that could not be removed at once; bool (R,)."""
-        return self.census.rows_alive(self.plan)
+        return self.census.rows_alive(self.left)
 
     def zeros(self) -> Zeros:
         """What is dead for good, by name, in the whole network, dead branches included."""
@@ -326,7 +327,18 @@ class LivenessUpdate:
             self._bind()
             self._seen = None
         self.plan: Plan = self.census.plan(knowns)
+        self.left = self.plan
         self.version += 1
+
+    def hold(self, carried_out: Plan) -> None:
+        """Count as left, until something else dies, what a removal has not taken out because of the model's code.
+
+        What the size counts is another matter: it must be the same before a removal and after it.
+        """
+        held = [root for root, reason in carried_out.kept.items() if reason.code == CODE]
+        if held:
+            knowns = self.census.drop_dead_branches(self.zeros(), self.flags.reset())
+            self.left = self.census.plan(knowns, held)
 
     def _hold(self) -> None:
         """What each held parameter is multiplied with after a step: 0 where it is dead, in dead branches as well."""

@@ -173,6 +173,8 @@ def _plan_part(net: SizedModule, copies: Iterable[nn.Module]) -> PartRemoval:
     analysis = update.census.analysis if update.census.view is net else None
     known = zeros | update.flags.reset()
     pruned = prune_channels(net, inputs, lambda _, trail: seeds(trail, known), modes=update.modes, analysis=analysis)
+    if pruned.analysis is analysis:
+        update.hold(pruned.plan)
     _check_forward(net, pruned)
     report = make_report(net, pruned, explain=False)
     averages = cast("Iterable[SizedModule]", copies)  # of the same graphs, as copies_of has checked

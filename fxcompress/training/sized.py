@@ -102,9 +102,9 @@ class SizedModule(SizedNetwork, TracedModule):
 
     def removable(self) -> float:
         """The share of the quantized weights, as they are now, that :meth:`prune` would take out."""
-        version = self.liveness.version
+        left = self.liveness.left
         cached = self.__dict__.get(_REMOVABLE)
-        if cached is None or cached[0] != version:
-            cached = self.__dict__[_REMOVABLE] = (version, super().removable())
+        if cached is None or cached[0] is not left:
+            cached = self.__dict__[_REMOVABLE] = (left, super().removable())
         share: float = cached[1]
         return share

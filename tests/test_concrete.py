@@ -124,7 +124,7 @@ READS: dict[str, Callable[[Net, Tensor], Any]] = {
     "repeat": lambda net, x: torch.cat([net.conv1(x)] * x.shape[0]),
     "hash": lambda net, x: net.conv1(x) * {2: 3.0, 3: 4.0, 4: 5.0}[x.shape[0]],
     "float": lambda net, x: net.conv1(x) * float(np.sqrt(x.shape[0])),
-    "len": lambda net, x: net.conv1(x) * len(x),
+    "len": lambda net, x: net.conv1(x) * [1, 2, 3, 4, 5][len(x)],
     "iterate": lambda net, x: sum(net.conv1(row[None]) for row in x),
     "equal shapes": lambda net, x: net.conv1(x) * (2 if x.shape == (2, 3, 8, 8) else 3),
     "numel": lambda net, x: net.conv1(x) * (2 if x[:, :, 0, 0].numel() == 6 else 3),
@@ -155,6 +155,8 @@ def told(x: Tensor) -> Tensor:
 
 ARITHMETIC: dict[str, Callable[[Tensor], Any]] = {
     "view": lambda x: x.view(x.size(0), -1, x.shape[-1] // 2, 2),
+    "len": lambda x: x.reshape(len(x), -1) * len(x),
+    "len of a row": lambda x: x[0].expand(len(x), -1, -1, -1) * len(x[0]),
     "reversed operands": lambda x: x[:, : 10 - x.shape[0]] * (1 / x.shape[0]),
     "power": lambda x: x * x.shape[-1] ** -0.5,
     "range": lambda x: x + torch.arange(x.shape[-1], device=x.device),

@@ -71,3 +71,8 @@ def test_a_tensor_called_like_something_of_ours(name: str) -> None:
     other = fxc.compress(Taken(name), x)
     other.load_state_dict(net.state_dict())
     assert torch.equal(other(x), net(x))
+
+
+def test_a_layer_may_have_the_name_of_something_that_only_we_call() -> None:
+    net = fxc.compress(Named("start"), torch.zeros(2, 4))
+    assert net.get_submodule("start.weight_quantizer")

@@ -27,6 +27,8 @@ from fxcompress.trace.writer import Writer
 _ASSERT = torch._assert  # noqa: SLF001
 _REQUIRES_GRAD = inspect.getattr_static(Tensor, "requires_grad")
 _DATA = inspect.getattr_static(Tensor, "data")
+_LENGTH = len
+"""That of Python, in whose place there is another one while a model runs, see watch.py."""
 _UNSEEN = {
     torch.device,
     torch.is_tensor,
@@ -186,7 +188,7 @@ class Recorder(TorchFunctionMode):
             return self.bind(value, node)
         if isinstance(value, tuple | list):
             if node.op != "call_module" and type(value) in {tuple, list}:  # as many as a size says, perhaps
-                self.writer.decide(self.writer.read(len, (node,)), len(value))
+                self.writer.decide(self.writer.read(_LENGTH, (node,)), len(value))
             parts = [self._returned(v, self._item(node, i)) for i, v in enumerate(value)]
             return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
         if isinstance(value, dict):

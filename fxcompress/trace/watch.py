@@ -1,17 +1,20 @@
 """What torch does not show to a function mode, and a trace must see all the same."""
 
+import builtins
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 from torch.fx import _symbolic_trace
 
 from fxcompress.trace.calls import autograd_call
+from fxcompress.trace.questions import is_users
 from fxcompress.trace.recorder import Recorder
 from fxcompress.trace.unseen import Held
 
@@ -54,6 +57,7 @@ def watch(
         stack.enter_context(patch.object(nn.Module, "__call__", called))
         stack.enter_context(patch.object(FakeTensor, "device", property(device_of)))
         stack.enter_context(patch.object(torch.autograd.Function, "apply", classmethod(_autograd(recorder))))
+        stack.enter_context(patch.object(builtins, "len", _length(recorder)))
         for scope, name in () if open_wrapped else wrapped_functions():
             stack.enter_context(patch.dict(scope, {name: _opaque(recorder, scope[name])}))
         stack.enter_context(recorder)
@@ -65,6 +69,20 @@ def wrapped_functions() -> Iterator[tuple[dict[str, Any], str]]:
     for (_, name), scope in _symbolic_trace._wrapped_fns_to_patch.items():  # noqa: SLF001
         if name in scope and not str(scope.get("__name__")).startswith("fxcompress."):
             yield scope, name
+
+
+def _length(recorder: Recorder) -> Callable[..., Any]:
+    """``len`` of a tensor as the size that it is: Python makes a plain number of whatever ``__len__`` returns."""
+    length = builtins.len
+
+    def called(value: Any) -> Any:  # noqa: ANN401 - as of builtins
+        if not isinstance(value, Tensor) or recorder.paused or not is_users(sys._getframe(1)):  # noqa: SLF001
+            return length(value)
+        with recorder.pause():
+            rank = value.dim()
+        return value.size(0) if rank else length(value)
+
+    return called
 
 
 def _opaque(recorder: Recorder, function: Callable[..., Any]) -> Callable[..., Any]:

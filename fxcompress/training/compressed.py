@@ -42,7 +42,7 @@ class CompressedModule(SizedModule):
         net.prune(optimizer)          # as often as wanted
     """
 
-    def start(self, settings: Settings) -> None:
+    def fxc_start(self, settings: Settings) -> None:
         """Take up self-compression; called once, by :func:`fxcompress.compress`."""
         self.settings = settings
         for quantizer in self._quantizers().values():
@@ -180,7 +180,7 @@ def new_compressed(traced: TracedModule, settings: Settings) -> CompressedModule
     _give_way(traced)
     result = CompressedModule(traced, traced.graph, traced.train_graph, type(traced).__name__)
     result.meta = dict(traced.meta)
-    result.start(settings)
+    result.fxc_start(settings)
     return result
 
 

@@ -61,7 +61,7 @@ def become_compressed(module: nn.Module, traced: TracedModule, settings: Setting
     assert isinstance(module, CompressedModule)
     TracedModule.__init__(module, traced, traced.graph, traced.train_graph, own.__name__)
     module.meta = dict(traced.meta)
-    module.start(settings)
+    module.fxc_start(settings)
     return module
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxcompress as fxc
+from fxcompress.quantizer import Quantizer
 from fxcompress.training.liveness import Liveness
 from tests.exactness import difference
 
@@ -75,4 +76,4 @@ def test_a_tensor_called_like_something_of_ours(name: str) -> None:
 
 def test_a_layer_may_have_the_name_of_something_that_only_we_call() -> None:
     net = fxc.compress(Named("start"), torch.zeros(2, 4))
-    assert net.get_submodule("start.weight_quantizer")
+    assert isinstance(net.get_submodule("start.weight_quantizer"), Quantizer)

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -144,6 +145,59 @@ class Expanded(nn.Module):
         return self.last(torch.bmm(h, self.weight.expand(len(h), -1, -1)).relu())  # type: ignore[no-any-return]
 
 
+class Stacked(nn.Module):
+    """The weights of several layers, one behind the other in one parameter; ``way`` says how they are taken apart."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.first, self.weight, self.bias, self.last = nn.Linear(4, D), weight(E, D, D), weight(E, D), nn.Linear(D, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        for w, b in zip(STACKED[self.way](self.weight), self.bias, strict=True):
+            h = (h @ w + b).relu()
+        return self.last(h)  # type: ignore[no-any-return]
+
+
+STACKED: dict[str, Callable[[Tensor], Any]] = {
+    "iterated": lambda w: [*w],
+    "picked": lambda w: [w[i] for i in range(E)],
+    "split": lambda w: [part.squeeze(0) for part in w.split(1)],
+}
+
+
+class Cross(nn.Module):
+    """Learned queries read a sequence, with three matrices in one parameter, and are read by themselves before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last, self.queries = nn.Linear(4, D), nn.Linear(D, 2), weight(T, D)
+        self.own, self.cross = (nn.MultiheadAttention(D, 2, batch_first=True) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        q = self.queries.expand(x.shape[0], -1, -1)
+        q = q + self.own(q, q, q, need_weights=False)[0]
+        return self.last(q + self.cross(q, h, h, need_weights=False)[0])  # type: ignore[no-any-return]
+
+
+class Factors(nn.Module):
+    """A weight that is a product of two parameters."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.first, self.last, self.way = nn.Linear(4, D), nn.Linear(H, 2), way
+        self.a, self.b = (weight(D, 3), weight(3, H)) if way == "of matrices" else (weight(H, D, E), weight(H, D))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        if self.way == "of matrices":
+            return self.last((h @ (self.a @ self.b)).relu())  # type: ignore[no-any-return]
+        made = F.linear(basis(h).flatten(1), (self.a * self.b.unsqueeze(-1)).view(H, -1))
+        return self.last(made.relu())  # type: ignore[no-any-return]
+
+
 class Reshaped(nn.Module):
     """A weight that a layer reads in another shape; ``way`` says how."""
 
@@ -207,6 +261,10 @@ CASES: dict[str, Case] = {
     "maps": (Maps, lambda: torch.randn(2, 3, 6, 6), {"pos": (D, 1, ())}),
     "heads": (Heads, sequence, HEADS_LAYOUT),
     "expanded": (Expanded, sequence, {"weight": (H, 1, ())}),
+    **{f"stacked, {way}": (partial(Stacked, way), row, {"weight": (E * D, 2, (0,))}) for way in STACKED},
+    "cross": (Cross, sequence, {"cross.in_proj_weight": (3 * D, 0, ()), "queries": (D, 1, ())}),
+    "factors": (partial(Factors, "of matrices"), row, {"a": (3, 1, ()), "b": (H, 1, ())}),
+    "factors, entry by entry": (partial(Factors, "of entries"), row, {"a": (H, 0, ())}),
     **{f"reshaped, {way}": (partial(Reshaped, way), row, {"weight": RESHAPED[way][3]}) for way in RESHAPED},
 }  # fmt: skip
 

@@ -295,6 +295,8 @@ CASES: dict[str, Case] = {
     "_fft_c2r": Case(lambda h, net: torch.fft.irfft(torch.fft.rfft(h) * 2, n=SIZE)),
     "view_as_real": Case(lambda h, net: torch.view_as_real(torch.fft.rfft(h)).flatten(3)),
     "view_as_complex": Case(lambda h, net: torch.view_as_complex(h.unflatten(3, (3, 2)).contiguous()).imag),
+    "complex": Case(lambda h, net: torch.complex(h, h[:, :1].expand_as(h) * h).imag),
+    "polar": Case(lambda h, net: torch.polar(h, h[:, :1].expand_as(h)).real),
     "_conj": Case(lambda h, net: (torch.fft.rfft(h) * torch.fft.rfft(h).conj()).real),
     "angle": Case(lambda h, net: h.angle() + h, zero=False),
     "div": Case(lambda h, net: h / (h.square().sum(1, keepdim=True) + 1)),

@@ -193,17 +193,21 @@ class Analysis:
                     )
         return list(found.values())
 
-    def _met(self, mode: str, name: str) -> Iterator[tuple[Value, tuple[int, ...]]]:
-        """What each entry of a parameter is multiplied with, in products that are summed and as what a layer reads."""
-        tape = self.trails[mode].tape
-        own = {key for key, held in self.weights(mode).items() if held.name == name}
-        products = summed_products(tape)
-        for step in tape:
-            yield from ((met, dims) for value, met, dims in _operands(step) if value.key in own)
+    def _met(self, mode: str, name: str) -> Iterator[tuple[Value, tuple[int, ...], float]]:
+        """What entries of a parameter are multiplied with, in products that are summed and as what a layer reads."""
+        trail = self.trails[mode]
+        value = trail.parameters[name]
+        start = {value.key: Held(name, value.layers, value.rank)}
+        own = set(carried(trail.tape, start, {name}, picked=True))
+        own |= {key for key, held in self.weights(mode).items() if held.name == name}
+        products, whole = summed_products(trail.tape), value.meta.numel()
+        for step in trail.tape:
+            found = [(value, met, dims) for value, met, dims in _operands(step) if value.key in own]
             product = products.get(id(step))
             if product is not None:
                 made = product.outputs[0]
-                yield from ((made, _repeated(x, made)) for x in find(Value, product.call.args) if x.key in own)
+                found += [(x, made, _repeated(x, made)) for x in find(Value, product.call.args) if x.key in own]
+            yield from ((met, dims, value.meta.numel() / whole) for value, met, dims in found)
 
     @cached_property
     def makers(self) -> list[Maker]:
@@ -324,6 +328,8 @@ def _operands(step: Step) -> Iterator[tuple[Value, Value, tuple[int, ...]]]:
         yield product.right, product.left, (1,)
     elif site is not None:
         yield site.source, site.weight, (site.row,)
+        result, dim = (site.source, site.source_dim) if site.transposed else (step.outputs[0], site.out_dim)
+        yield site.weight, result, tuple(d for d in range(result.rank) if d != dim)
 
 
 def _repeated(value: Value, product: Value) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from fxcompress.channels.factories import SPREAD
 from fxcompress.channels.layers import Layers, support
 from fxcompress.channels.rules.indexing import INDEX
-from fxcompress.channels.rules.movement import PERMUTE
+from fxcompress.channels.rules.movement import MOVEMENT, PERMUTE
 from fxcompress.channels.rules.pointwise import CHOICE, DIVIDE, MULTIPLY, POINTWISE, SAME
 from fxcompress.channels.rules.quantize import QUANTIZE
 from fxcompress.channels.space import Space
@@ -88,51 +88,54 @@ def carried(
         tape: the steps of one graph.
         held: what the values at its start hold.
         parameters: the names that stand for parameters, not for buffers: masks and scales are none of the weight.
-        picked: whether some of the entries of a parameter, such as the weights of experts that are chosen, count as it.
+        picked: whether some of the entries of a parameter count as it: the weights of experts that are chosen, or one
+            of the matrices that are packed in it.
     """
     found, fixed = dict(held), set(held)
     for step in tape:
         values = find(Value, (step.call.args, step.call.kwargs))
-        one = _moved(step, found, picked=picked)
+        moved = _moved(step, found, picked=picked)
         if fixed.issuperset(value.key for value in values):
             fixed.update(value.key for value in step.outputs)
-            one = one or _computed(step, values, found, parameters)
-        if one is not None:
-            found[step.outputs[0].key] = one
+            moved = moved or _computed(step, values, found, parameters)
+        found.update((value.key, one) for value, one in zip(step.outputs, moved, strict=False))
     return found
 
 
-def _moved(step: Step, found: Mapping[int, Held], *, picked: bool) -> Held | None:
-    """What the first argument of a step holds, if the step quantizes it, or puts its entries in other places."""
+def _moved(step: Step, found: Mapping[int, Held], *, picked: bool) -> list[Held]:
+    """What the outputs of a step hold that quantizes its first argument, or puts its entries in other places."""
     source = step.call.args[0] if step.call.args else None
     if not isinstance(source, Value) or source.key not in found:
-        return None
+        return []
     held = found[source.key]
     if step.op is QUANTIZE:
-        return held
-    here = step.op is PERMUTE or step.op.name in _LABELS_ALONE or (picked and step.op is INDEX)
-    if not here and not _is_broadcast(step):
-        return None
+        return [held]
+    by_labels = step.op is PERMUTE or step.op.name in _LABELS_ALONE or (picked and step.op is MOVEMENT)
+    if not by_labels and not (picked and step.op is INDEX) and not _is_broadcast(step):
+        return []
     if len(held.layers) == len(source.layers) and all(a is b for a, b in zip(held.layers, source.layers, strict=True)):
-        return replace(held, layers=step.outputs[0].layers)
-    if step.op is not PERMUTE and step.op.name not in _LABELS_ALONE:
-        return None
+        return [replace(held, layers=value.layers) for value in step.outputs]
+    if not by_labels:
+        return []
     call = Call(
         step.call.func, (Value(source.meta, held.layers), *step.call.args[1:]), step.call.kwargs, step.call.metas
     )
-    return replace(held, layers=step.op.labels(call, Space())[0])
+    return [replace(held, layers=layers) for layers in step.op.labels(call, Space())]
 
 
 def _is_broadcast(step: Step) -> bool:
     """Whether a step repeats a tensor along a new dim, or takes one of the repetitions."""
-    return step.op is SPREAD or step.call.func in {torch.ops.aten.expand.default, torch.ops.aten.select.int}
+    if step.call.func is torch.ops.aten.select.int:
+        source, dim = step.call.args[0], step.call.arg(1, "dim", 0)
+        return all(layer.shape[dim] == 1 for layer in source.layers)
+    return step.op is SPREAD or step.call.func is torch.ops.aten.expand.default
 
 
-def _computed(step: Step, values: list[Value], found: Mapping[int, Held], parameters: Container[str]) -> Held | None:
+def _computed(step: Step, values: list[Value], found: Mapping[int, Held], parameters: Container[str]) -> list[Held]:
     """What each entry of a result is computed from, if that is one parameter of its shape, and no input."""
     if step.op not in _ENTRYWISE or len(step.outputs) != 1:
-        return None
+        return []
     own = [found[v.key] for v in values if v.key in found and v.shape == step.outputs[0].shape]
     if len(values) > 1:
         own = [held for held in own if held.name in parameters]
-    return own[0] if len({held.name for held in own}) == 1 else None
+    return own[:1] if len({held.name for held in own}) == 1 else []

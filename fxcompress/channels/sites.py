@@ -118,7 +118,8 @@ class PlainAtoms:
         dims: along which they differ: this one, and those of experts or heads, say.
         rows: (O,) the atoms of its bits.
         weight_name: the parameter.
-        meets: what each entry is multiplied with, as the entries of values along some of their dims.
+        meets: what each entry is multiplied with, as the entries of values along some of their dims; with the share of
+            the entries that are, as one of some matrices in it may be.
         call: what quantizes it.
     """
 
@@ -129,7 +130,7 @@ class PlainAtoms:
     dims: tuple[int, ...]
     rows: np.ndarray
     weight_name: str
-    meets: tuple[tuple[Value, tuple[int, ...]], ...]
+    meets: tuple[tuple[Value, tuple[int, ...], float], ...]
     call: Call
 
     @property

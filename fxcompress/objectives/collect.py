@@ -34,9 +34,9 @@ def multiplied(sites: SiteAtoms, left: Survivors) -> int:
     return prod(n for d, n in enumerate(left.shape(value)) if d != dim)
 
 
-def met(plain: PlainAtoms, left: Survivors) -> int:
-    """How often each entry of a parameter that is no layer's weight is multiplied with."""
-    return sum(prod(left.shape(value)[dim] for dim in dims) for value, dims in plain.meets)
+def met(plain: PlainAtoms, left: Survivors) -> float:
+    """How often each entry of a parameter that is no layer's weight is multiplied with, on average."""
+    return sum(share * prod(left.shape(value)[dim] for dim in dims) for value, dims, share in plain.meets)
 
 
 def written(maker: Maker, left: Survivors) -> int:
@@ -59,7 +59,7 @@ def starting_costs(analysis: Analysis, weights: Collection[str]) -> Start:
     written = [m for m in analysis.makers if m.mode == EVALUATION and m.weight_name in weights and m.has_bits]
     return Start(
         macs=sum(multiplied(s, whole) * prod(s.site.weight.shape) for s in uses)
-        + sum(met(m, whole) * prod(m.weight.shape) for m in written if isinstance(m, PlainAtoms)),
+        + round(sum(met(m, whole) * prod(m.weight.shape) for m in written if isinstance(m, PlainAtoms))),
         activations=sum(prod(m.result.shape) for m in written if not isinstance(m, PlainAtoms)),
         uses=tuple(LayerUse(s.weight_name, s.site.rows, s.site.entries) for s in uses),
     )
@@ -134,7 +134,7 @@ class _Builder:
             sites.weight_name, rows, left, kernel, multiplied=kernel * multiplied(sites, self.left) * runs, written=0
         )
 
-    def _columns(self, name: str, rows: int, left: np.ndarray, kernel: int, *, multiplied: int, written: int) -> None:
+    def _columns(self, name: str, rows: int, left: np.ndarray, kernel: int, *, multiplied: float, written: int) -> None:
         self._put(
             rows=self.row_start[name][0] + np.flatnonzero(left), row_block=np.full(left.sum(), self.blocks),
             kernel=np.full(1, kernel * (name not in self.seen)),

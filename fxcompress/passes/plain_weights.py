@@ -1,6 +1,7 @@
 """Which parameters can take a quantizer though no layer multiplies with them, and where their channels are.
 
 pos_embed (1, N, C) -> add                 a bit depth for each of the C channels, which the sum has as well
+in_proj (3 * D, D)  -> slices -> F.linear  one for each row, of which each matrix has a third
 experts (E, I, O)   -> torch.bmm           one for each of the O channels of each expert
 bias_table (V, H)   -> index -> add        one for each of the H heads
 
@@ -22,6 +23,7 @@ from fxcompress.channels.interpret import Trail
 from fxcompress.channels.layers import along
 from fxcompress.channels.rules.contraction import CONTRACTIONS, MATMUL, site_of
 from fxcompress.channels.rules.indexing import picked_dims
+from fxcompress.channels.rules.movement import MOVEMENT
 from fxcompress.channels.rules.products import BATCHED, product_of
 from fxcompress.channels.rules.reductions import reduced_dims
 from fxcompress.channels.rules.sums import SUM, is_sum, summed_products
@@ -36,10 +38,11 @@ _MOVES = frozenset({
     "noise", "embedding", "window 1d", "window 2d", "window 3d",
 })  # fmt: skip
 """Classes of ops each entry of whose results is a sum of entries of what they are given, each times a number."""
-_SUMS = frozenset({"add", "sub", "neg", "mul", "mean", "where", "masked_fill", "index_add", "lerp"})
-_BOTH = frozenset({"add", "sub", "where"})
+_SUMS = frozenset({"add", "sub", "neg", "mul", "mean", "where", "masked_fill", "index_add", "lerp", "complex"})
+_BOTH = frozenset({"add", "sub", "where", "complex"})
 """Linear in all operands at once."""
 _PRODUCTS = frozenset({"bmm", "baddbmm", "mm", "addmm", "convolution"})
+_ADDS = frozenset({"add", "sub"})
 _NONE = -1
 _TURNS = frozenset({"T", "mT"})
 _DIVISION = "div"
@@ -55,7 +58,7 @@ class _Readings:
         rows: dims of the parameter that are those of what products make.
         contracted: dims that products sum over.
         batches: dims that are those of the batch of a product, or of which the network picks some (experts).
-        layers: whether layers multiply with it (a matrix that is expanded to the batch, say).
+        layers: whether layers multiply with all of it (a matrix that is expanded to the batch, say).
         merged: whether the rows of such a layer are some of its dims, one behind the other.
     """
 
@@ -83,10 +86,12 @@ def plain_weights(analysis: Analysis, names: Iterable[str]) -> dict[str, Layout]
         if not _only_read(module, aliases):
             continue
         readings = _Readings()
-        for trail in analysis.trails.values():
+        for mode, trail in analysis.trails.items():
+            whole = {key: held for key, held in analysis.weights(mode).items() if held.name in aliases}
             for value in {v.key: v for n, v in trail.parameters.items() if n in aliases}.values():
                 start = {value.key: Held(name, value.layers, value.rank)}
-                _follow(trail, value, carried(trail.tape, start, {name}, picked=True), analysis.atoms[name], readings)
+                held = carried(trail.tape, start, {name}, picked=True) | whole
+                _follow(trail, value, _Own(held, whole.keys(), analysis.atoms[name]), readings)
         layout = _layout(analysis, name, readings) if readings.linear else None
         if layout is not None:
             found[name] = layout
@@ -115,36 +120,84 @@ def _only_read(module: TracedModule, aliases: Collection[str]) -> bool:
     return read
 
 
-def _follow(
-    trail: Trail, start: Value, held: Mapping[int, Held], atoms: Mapping[int, Tensor], readings: _Readings
-) -> None:
+@dataclass(frozen=True, slots=True)
+class _Own:
+    """Where the entries of one parameter are in a graph.
+
+    Attributes:
+        held: what the values hold of it, by their keys; some of its entries, perhaps.
+        whole: the keys of those values that are a weight of this parameter to the analysis.
+        atoms: its labels, by its dims.
+    """
+
+    held: Mapping[int, Held]
+    whole: Collection[int]
+    atoms: Mapping[int, Tensor]
+
+    def places(self, value: Value) -> dict[int, int]:
+        """For the dims of a value that are dims of the parameter, or a part of them, which ones they are."""
+        held = self.held.get(value.key)
+        if held is None:
+            return {}
+        is_part = value.key not in self.whole
+        found = {d: along(held.layers, d) for d in range(value.rank)}
+        return {
+            d: own
+            for own, labels in self.atoms.items()
+            for d, layer in found.items()
+            if layer is not None and _lies(layer.reshape(-1), labels, is_part=is_part)
+        }
+
+
+def _lies(layer: Tensor, labels: Tensor, *, is_part: bool) -> bool:
+    """Whether what lies along a dim of a value is a dim of a parameter, by its labels, or else a part of one."""
+    if is_part:
+        return len(layer) <= len(labels) and bool(torch.isin(layer, labels).all())
+    return torch.equal(layer, labels)
+
+
+def _follow(trail: Trail, start: Value, own: _Own, readings: _Readings) -> None:
     """Note what the steps of a graph do with a parameter, until it meets what is computed from inputs."""
-    parameters = {value.key for value in trail.parameters.values()}
-    fixed, own = set(parameters), {start.key}
+    fixed, made, added = {value.key for value in trail.parameters.values()}, {start.key}, set[int]()
     products = summed_products(trail.tape)
     for step in trail.tape:
         values = find(Value, (step.call.args, step.call.kwargs))
+        read, outputs = [value for value in values if value.key in made], [value.key for value in step.outputs]
         is_fixed = fixed.issuperset(value.key for value in values)
-        if is_fixed:
-            fixed.update(value.key for value in step.outputs)
-        read = [value for value in values if value.key in own]
+        if is_fixed and not _is_input(step, read):
+            fixed.update(outputs)
         product = products.get(id(step))
-        if product is not None and product.outputs[0].key not in own:  # a product by hand, or an einsum
-            for factor in (value for value in find(Value, product.call.args) if value.key in own):
-                missing = values[0].rank - factor.rank
-                there = _places(held.get(factor.key), factor.rank, atoms)
-                readings.contracted |= {there[d - missing] for d in reduced_dims(step.call) if d - missing in there}
+        if product is not None and product.outputs[0].key not in made:  # a product by hand, or an einsum
+            _note_sum(step, product, made, own, readings)
         if not read:
             continue
-        if not _is_linear(step, read):
+        if not _is_linear(step, read) or any(value.key in added for value in _weights_of(step)):
             readings.linear = False
             return
-        _note_product(step, read, held, atoms, readings)
-        for value in read:
-            there = _places(held.get(value.key), value.rank, atoms)
-            readings.batches |= {there[dim] for dim in picked_dims(step) if dim in there}
-        if is_fixed or _moves(step):
-            own.update(value.key for value in step.outputs)
+        _note_product(step, read, own, readings, is_fixed=is_fixed)
+        _note_batches(step, read, own, readings)
+        if _moves(step) or (is_fixed and not _is_input(step, read)):
+            made.update(outputs)
+            if (_name(step.call.func) in _ADDS and len(values) > 1) or added.intersection(v.key for v in read):
+                added.update(outputs)
+
+
+def _note_sum(step: Step, product: Step, made: Collection[int], own: _Own, readings: _Readings) -> None:
+    """Note the dims of a parameter along which its product with something else is summed."""
+    whole: Value = step.call.args[0]
+    for factor in (value for value in find(Value, product.call.args) if value.key in made):
+        missing, there = whole.rank - factor.rank, own.places(factor)
+        readings.contracted |= {there[d - missing] for d in reduced_dims(step.call) if d - missing in there}
+
+
+def _note_batches(step: Step, read: list[Value], own: _Own, readings: _Readings) -> None:
+    """Note the dims of a parameter of which a step picks entries, or of which each goes another way."""
+    for value in read:
+        there = own.places(value)
+        readings.batches |= {there[dim] for dim in picked_dims(step) if dim in there}
+        if step.op is MOVEMENT:
+            left = {d for out in step.outputs for d in own.places(out).values()}
+            readings.batches |= set(there.values()) - left
 
 
 def _is_linear(step: Step, read: list[Value]) -> bool:
@@ -162,20 +215,30 @@ def _is_linear(step: Step, read: list[Value]) -> bool:
     return _moves(step) or name in _SUMS
 
 
-def _note_product(
-    step: Step, read: list[Value], held: Mapping[int, Held], atoms: Mapping[int, Tensor], readings: _Readings
-) -> None:
-    """Note where the dims of a parameter are in a product."""
-    for value, batch, row, contracted, is_layer in _operands(step):
+def _note_product(step: Step, read: list[Value], own: _Own, readings: _Readings, *, is_fixed: bool) -> None:
+    """Note where the dims of a parameter are in a product; of parameters alone, the second one reads the first."""
+    for place, (value, batch, row, contracted, is_layer) in enumerate(_operands(step)):
         if not any(value is other for other in read):
             continue
-        there = _places(held.get(value.key), value.rank, atoms)
-        for dims, dim in ((readings.batches, batch), (readings.rows, row), (readings.contracted, contracted)):
+        there, sums = own.places(value), [readings.rows, readings.contracted]
+        rows, summed = sums[::-1] if is_fixed and place == 0 else sums
+        for dims, dim in ((readings.batches, batch), (rows, row), (summed, contracted)):
             dims.update([there[dim]] if dim in there else [])
-        if is_layer:
+        if is_layer and value.key in own.whole:
             readings.layers = True
             readings.merged |= row not in there
-            readings.linear &= value.key in held and not held[value.key].is_shuffled(row, atoms)
+            readings.linear &= not own.held[value.key].is_shuffled(row, own.atoms)
+
+
+def _is_input(step: Step, read: list[Value]) -> bool:
+    """Whether a layer takes what it reads as its input, as learned queries are; what it makes are features then."""
+    site = site_of(step.call) if step.op in CONTRACTIONS else None
+    return site is not None and any(value is site.source for value in read)
+
+
+def _weights_of(step: Step) -> Iterator[Value]:
+    """What a layer multiplies with."""
+    return (value for value, *_, is_layer in _operands(step) if is_layer)
 
 
 def _operands(step: Step) -> Iterator[tuple[Value, int, int, int, bool]]:
@@ -195,17 +258,6 @@ def _is_plain(step: Step) -> bool:
     """Whether a step is the product of a linear layer, or a convolution with one group."""
     site = site_of(step.call) if step.op in CONTRACTIONS else None
     return site is not None and (step.op is MATMUL or site.groups == 1)
-
-
-def _places(held: Held | None, rank: int, atoms: Mapping[int, Tensor]) -> dict[int, int]:
-    """For the dims of a value that are dims of a parameter, by its labels, which ones they are."""
-    return {} if held is None else {d: own for own in atoms for d in range(rank) if _lies(held, d, atoms[own])}
-
-
-def _lies(held: Held, dim: int, labels: Tensor) -> bool:
-    """Whether a dim of a parameter, by its labels, is that dim of a value."""
-    found = along(held.layers, dim)
-    return found is not None and torch.equal(found.reshape(-1), labels)
 
 
 def _layout(analysis: Analysis, name: str, readings: _Readings) -> Layout | None:

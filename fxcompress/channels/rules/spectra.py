@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fxcompress.channels.layers import Layers, support
+from fxcompress.channels.layers import Layers, pad_rank, support
 from fxcompress.channels.rules.pointwise import POINTWISE
 from fxcompress.channels.rules.reductions import pass_others
 from fxcompress.channels.rules.registry import Known, OpClass, nothing_known, register
@@ -54,7 +54,17 @@ def _as_complex_constants(step: Step, known: Known) -> list[Tensor]:
     return [_zeros(known.of(step.call.args[0]).abs().amax(-1))]
 
 
+def _joined_constants(step: Step, known: Known) -> list[Tensor]:
+    """Zero where both parts are; of a length and an angle, where the length is."""
+    parts = [known.of(value) for value in step.call.args]
+    if step.call.func.overloadpacket is torch.ops.aten.polar:
+        return [_zeros(parts[0])]
+    real, imaginary = torch.broadcast_tensors(*(pad_rank(part, step.outputs[0].rank) for part in parts))
+    return [_zeros(real.abs() + imaginary.abs())]
+
+
 register(OpClass("Fourier transform", _transform_labels, _transform_constants), ["_fft_r2c", "_fft_c2c", "_fft_c2r"])
 register(OpClass("complex as real", _as_real_labels, _as_real_constants), ["view_as_real"])
 register(OpClass("real as complex", _as_complex_labels, _as_complex_constants), ["view_as_complex"])
+register(OpClass("pointwise, two reals as complex", POINTWISE.labels, _joined_constants), ["complex", "polar"])
 register(POINTWISE, ["_conj", "angle"])

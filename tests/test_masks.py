@@ -1,9 +1,11 @@
 """Entries that are chosen by masks whose numbers are known: buffers, and what is made of sizes."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxcompress as fxc
@@ -43,11 +45,21 @@ OF_CHANNELS: dict[str, Callable[[Net, Tensor, Tensor], Tensor]] = {
     "bytes": lambda net, h, g: (h + g)[..., net.mask.byte().bool()],
 }
 
+SCALING: dict[str, Callable[[Net, Tensor, Tensor], Tensor]] = {
+    "numbers": lambda net, h, g: h * net.mask.to(h.dtype) + g * net.mask.double(),
+    "flags": lambda net, h, g: h * net.mask + g * ~net.mask,
+    "a choice": lambda net, h, g: torch.where(net.mask, h, g),
+    "filled": lambda net, h, g: h.masked_fill(~net.mask.unsqueeze(0), 0.0) + g.masked_fill(net.mask, 0.0),
+    "a part": lambda net, h, g: torch.cat([h[:, :4] * net.mask[:4], g[:, 4:] * net.mask[4:].type_as(g)], 1),
+    "of weights": lambda net, h, g: F.linear(h, net.b.weight[:, :1] * (net.mask & net.mask[:, None]).to(h.dtype)) + g,
+}
+"""Masks that pick nothing, so that they are as long as what they lie on."""
+
 
 def killed(name: str) -> Net:
     """A net whose first layers have dead channels."""
     torch.manual_seed(0)
-    net = Net((OF_ROWS | OF_CHANNELS)[name]).double().eval()
+    net = Net((OF_ROWS | OF_CHANNELS | SCALING)[name]).double().eval()
     net(torch.randn(6, 3, dtype=torch.float64))
     with torch.no_grad():
         for parameter in (*net.a.parameters(), *net.b.parameters()):
@@ -73,3 +85,27 @@ def test_the_output_stays_where_channels_are_chosen(name: str) -> None:
     x = torch.randn(4, 3, dtype=torch.float64)
     assert difference(net(x), result.module(x)) <= 1e-9
     assert fxc.ChannelGraph.of(net, x).groups
+
+
+@pytest.mark.parametrize("name", SCALING)
+def test_a_mask_that_picks_nothing_goes_with_the_channels(name: str, tmp_path: Path) -> None:
+    net, x = killed(name), torch.randn(6, 3, dtype=torch.float64)
+    module = fxc.prune(net, x).module
+    assert module.get_parameter("a.weight").shape[0] < WIDTH
+    assert module.get_buffer("mask").shape[0] < WIDTH
+    assert module.get_buffer("mask").dtype == torch.bool
+    for training in (False, True):
+        assert difference(net.train(training)(x), module.train(training)(x)) <= 1e-9
+    fxc.save(module, tmp_path / "net.fxc")
+    fresh = Net(SCALING[name]).double()
+    fresh(x)
+    assert torch.equal(fxc.load(tmp_path / "net.fxc", fresh, x)(x), module(x))
+
+
+def test_a_mask_that_also_picks_keeps_its_channels() -> None:
+    net = killed("flags")
+    net.way = lambda net, h, g: h * net.mask + F.pad(g[:, net.mask], (0, WIDTH - int(net.mask.sum())))
+    x = torch.randn(6, 3, dtype=torch.float64)
+    module = fxc.prune(net, x).module
+    assert module.get_buffer("mask").shape[0] == WIDTH
+    assert difference(net(x), module(x)) <= 1e-9

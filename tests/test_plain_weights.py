@@ -182,6 +182,17 @@ class Cross(nn.Module):
         return self.last(q + self.cross(q, h, h, need_weights=False)[0])  # type: ignore[no-any-return]
 
 
+class Pair(nn.Module):
+    """A bilinear layer between two others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.pair, self.last = nn.Linear(4, D), nn.Bilinear(D, 4, H), nn.Linear(H, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.pair(self.first(x).relu(), x).relu())  # type: ignore[no-any-return]
+
+
 class Factors(nn.Module):
     """A weight that is a product of two parameters."""
 
@@ -263,6 +274,7 @@ CASES: dict[str, Case] = {
     "expanded": (Expanded, sequence, {"weight": (H, 1, ())}),
     **{f"stacked, {way}": (partial(Stacked, way), row, {"weight": (E * D, 2, (0,))}) for way in STACKED},
     "cross": (Cross, sequence, {"cross.in_proj_weight": (3 * D, 0, ()), "queries": (D, 1, ())}),
+    "pair": (Pair, row, {"pair.weight": (H, 0, ())}),
     "factors": (partial(Factors, "of matrices"), row, {"a": (3, 1, ()), "b": (H, 1, ())}),
     "factors, entry by entry": (partial(Factors, "of entries"), row, {"a": (H, 0, ())}),
     **{f"reshaped, {way}": (partial(Reshaped, way), row, {"weight": RESHAPED[way][3]}) for way in RESHAPED},

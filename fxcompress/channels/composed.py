@@ -30,10 +30,13 @@ def _trilinear(  # noqa: PLR0917 - the arguments of the op
     summed: Sequence[int],
     unroll_dim: int = 1,
 ) -> Tensor:
-    """What ``bilinear`` runs: the sum over some dims of the product of three tensors, with new dims of size 1."""
+    """What ``bilinear`` runs: the sum over some dims of the product of three tensors, with new dims of size 1.
+
+    The weight is the second one. It comes last, so that what is summed is a product of features and of a weight.
+    """
     pairs = ((a, expand_a), (b, expand_b), (c, expand_c))
     a, b, c = (_unsqueezed(tensor, dims) for tensor, dims in pairs)
-    return (a * b * c).sum(list(summed))
+    return (a * c * b).sum(list(summed))
 
 
 def _sparse_product(

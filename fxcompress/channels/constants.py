@@ -30,7 +30,12 @@ def values_known(module: TracedModule, trail: Trail) -> dict[int, Tensor]:
     tensors = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
     tensors |= {name: getattr(module, name) for name in trail.parameters if name not in tensors}
     read = ((value, tensors[name].detach()) for name, value in trail.parameters.items())
-    return {value.key: tensor for value, tensor in read if tensor.layout == torch.strided}
+    return {value.key: _numbers(tensor) for value, tensor in read if tensor.layout == torch.strided}
+
+
+def _numbers(tensor: Tensor) -> Tensor:
+    """A tensor as it stands; that of a mask as zeros and ones."""
+    return tensor.cpu().double() if tensor.dtype is torch.bool else tensor
 
 
 def knowns_of(

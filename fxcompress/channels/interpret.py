@@ -29,6 +29,7 @@ from fxcompress.channels.factories import (
     written_dims,
 )
 from fxcompress.channels.layers import Layers, along, support, vector, zeros_like_dim
+from fxcompress.channels.masks import masks_of
 from fxcompress.channels.packed import with_lengths
 from fxcompress.channels.recurrent import as_given, is_recurrent, whole
 from fxcompress.channels.rules import extremes, pointwise, variances
@@ -48,6 +49,7 @@ from fxcompress.trace.guards import asks_for_gradients
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.objects import restored
 from fxcompress.trace.skeleton import shallow
+from fxcompress.trace.traced import TracedModule
 from fxcompress.trace.walk import named_modules_in
 from fxcompress.trace.weights.flat import renew_weights
 
@@ -64,7 +66,7 @@ class Trail:
         tape: the ATen calls.
         values: the result of each node, a Value in place of each labelled tensor.
         args: the positional arguments of each call, as they are when it is made, in the same form.
-        parameters: the Value of each parameter and floating buffer that was read, by name.
+        parameters: the Value of each parameter, floating buffer and mask that was read, by name.
         written: the key of the last Value of those that were written to, by name.
         counters: the names of integer and boolean tensors of the module that were written to.
         storages: which memory the result of each node lies in: nodes that share a number share memory.
@@ -81,11 +83,12 @@ class Trail:
     unknown: dict[str, list[str]] = field(default_factory=dict)
 
 
-def fresh_atoms(module: nn.Module, space: Space) -> Atoms:
-    """Atoms for each dim of size > 1 of each floating parameter and buffer, by name; a shared tensor gets them once.
+def fresh_atoms(module: TracedModule, space: Space) -> Atoms:
+    """Atoms for each dim of size > 1 of each floating parameter, buffer and mask, by name; once for a shared tensor.
 
     None for sparse ones, as the adjacency of a graph: their sizes stay.
     """
+    masks = masks_of(module)
     atoms: dict[str, dict[int, Tensor]] = {}
     seen: dict[int, dict[int, Tensor]] = {}
     dims: list[tuple[str, int, int, bool]] = []
@@ -93,7 +96,7 @@ def fresh_atoms(module: nn.Module, space: Space) -> Atoms:
     named = [(n, p, True) for n, p in module.named_parameters(remove_duplicate=False)]
     named += [(n, b, False) for n, b in module.named_buffers(remove_duplicate=False)]
     for name, tensor, is_parameter in named:
-        if not tensor.is_floating_point() or tensor.layout != torch.strided:
+        if not (tensor.is_floating_point() or name in masks) or tensor.layout != torch.strided:
             continue
         if id(tensor) not in seen:
             seen[id(tensor)] = {}

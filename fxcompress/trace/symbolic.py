@@ -103,6 +103,8 @@ for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow"):
 
 _PLAIN = frozenset({type(None), bool, int, float, str})
 """Classes of arguments that stand for themselves."""
+_OPEN = frozenset({nn.Unflatten, nn.Bilinear})
+"""Layers of torch that are traced into: sizes of one may count channels that go, the weight of the other gets bits."""
 _WHOLE = (rnn.pack_padded_sequence, rnn.pad_packed_sequence)
 
 
@@ -235,8 +237,8 @@ class Tracer(fx.Tracer):
         return super().call_module(m, forward, args, kwargs)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Whether a module becomes one node; ``nn.Unflatten`` does not, whose sizes may count channels that go."""
-        if type(m) is nn.Unflatten:
+        """Whether a module becomes one node; not those that :data:`_OPEN` holds."""
+        if type(m) in _OPEN:
             return False
         leaf = type(m).__module__.split(".")[0] in {"torch", "fxcompress"}
         leaf &= not isinstance(m, fx.GraphModule | Lowered)

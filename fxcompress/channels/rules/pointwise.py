@@ -194,7 +194,8 @@ def _divide(step: Step, known: Known) -> list[Tensor]:
 
 def _untouched(step: Step, known: Known) -> list[Tensor]:
     value = find(Value, step.call.args)[0]
-    floating = all(v.meta.is_floating_point() for v in (value, *step.outputs))
+    floating = all(v.meta.is_floating_point() for v in step.outputs)
+    floating &= value.meta.is_floating_point() or value.meta.dtype is torch.bool
     return [known.of(value)] * len(step.outputs) if floating else nothing_known(step, known)
 
 

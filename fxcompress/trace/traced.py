@@ -14,6 +14,7 @@ from fxcompress.trace.own_modes import Modes
 from fxcompress.trace.pickling import PackedGraph, pack, unpack
 from fxcompress.trace.skeleton import POSTPONE
 from fxcompress.trace.weights.plain import Plain, hooks_of, pass_on_hooks
+from fxcompress.trace.wrapped import noted_with
 
 _Self = TypeVar("_Self", bound="TracedModule")
 _FROM_COMPILING = ("_code", "_lineno_map", "_prologue_start")
@@ -85,6 +86,10 @@ class TracedModule(fx.GraphModule):
         """Compile both graphs; ``forward`` takes the one of the module's mode."""
         if not len(self.graph.nodes):  # of a module that torch.fx is about to make, which gets its graphs later
             return None
+        with noted_with(self):
+            return self._recompile()
+
+    def _recompile(self) -> Any:  # noqa: ANN401
         with any_names():
             code = super().recompile()
         evaluate = with_checkpoints(self, self.graph, "eval").get("forward", type(self).forward)

@@ -66,7 +66,7 @@ def watch(
 
 def wrapped_functions() -> Iterator[tuple[dict[str, Any], str]]:
     """The functions that somebody has marked by torch.fx.wrap: where their names live."""
-    for (_, name), scope in _symbolic_trace._wrapped_fns_to_patch.items():  # noqa: SLF001
+    for (_, name), scope in _symbolic_trace._wrapped_fns_to_patch.copy().items():  # noqa: SLF001 - see wrapped.py
         if name in scope and not str(scope.get("__name__")).startswith("fxcompress."):
             yield scope, name
 

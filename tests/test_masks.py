@@ -109,3 +109,41 @@ def test_a_mask_that_also_picks_keeps_its_channels() -> None:
     module = fxc.prune(net, x).module
     assert module.get_buffer("mask").shape[0] == WIDTH
     assert difference(net(x), module(x)) <= 1e-9
+
+
+class Causal(nn.Module):
+    """A mask of flags for sequences of up to 16, of which each input reads a part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, 2)
+        self.mask: Tensor
+        self.register_buffer("mask", torch.ones(16, 16, dtype=torch.bool).tril())
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        scores = (q @ k.mT).masked_fill(~self.mask[: x.shape[1], : x.shape[1]], -1e9)
+        return self.out(scores.softmax(-1) @ v)  # type: ignore[no-any-return]
+
+
+def test_entries_of_a_mask_that_no_example_reaches_stay() -> None:
+    net = Causal().double()
+    with torch.no_grad():
+        net.qkv.weight[DEAD] = net.qkv.weight[[d + WIDTH for d in DEAD]] = 0
+        net.qkv.bias[DEAD] = net.qkv.bias[[d + WIDTH for d in DEAD]] = 0
+    module = fxc.prune(net, torch.randn(2, 5, WIDTH, dtype=torch.float64)).module
+    assert module.get_parameter("qkv.weight").shape[0] == 3 * WIDTH - 2 * len(DEAD)
+    assert module.get_buffer("mask").shape == (16, 16)
+    for length in (5, 3, 16):
+        x = torch.randn(1, length, WIDTH, dtype=torch.float64)
+        assert difference(net(x), module(x)) <= 1e-9
+
+
+def test_the_places_of_flags_keep_their_channels() -> None:
+    net = killed("flags")
+    net.way = lambda net, h, g: h[:, torch.where(net.mask)[0]] * g[:, torch.where(net.mask)[0]]
+    net.add_module("last", nn.Linear(int(net.mask.sum()), 2).double())
+    x = torch.randn(6, 3, dtype=torch.float64)
+    module = fxc.prune(net, x).module
+    assert module.get_buffer("mask").shape[0] == WIDTH
+    assert difference(net(x), module(x)) <= 1e-9

@@ -193,6 +193,20 @@ class Pair(nn.Module):
         return self.last(self.pair(self.first(x).relu(), x).relu())  # type: ignore[no-any-return]
 
 
+class Grid(nn.Module):
+    """Features from a plane, at the places that the input says, and a long convolution by their transform."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plane, self.kernel, self.last = weight(1, D, 4, 4), weight(D, T), nn.Linear(D, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = x[:, None, :, :2].tanh()
+        h = F.grid_sample(self.plane.expand(x.shape[0], -1, -1, -1), places, align_corners=False).squeeze(2)
+        h = torch.fft.irfft(torch.fft.rfft(h) * torch.fft.rfft(self.kernel), n=T)
+        return self.last(h.transpose(1, 2))  # type: ignore[no-any-return]
+
+
 class Factors(nn.Module):
     """A weight that is a product of two parameters."""
 
@@ -274,6 +288,7 @@ CASES: dict[str, Case] = {
     "expanded": (Expanded, sequence, {"weight": (H, 1, ())}),
     **{f"stacked, {way}": (partial(Stacked, way), row, {"weight": (E * D, 2, (0,))}) for way in STACKED},
     "cross": (Cross, sequence, {"cross.in_proj_weight": (3 * D, 0, ()), "queries": (D, 1, ())}),
+    "grid": (Grid, sequence, {"plane": (D, 1, ()), "kernel": (D, 0, ())}),
     "pair": (Pair, row, {"pair.weight": (H, 0, ())}),
     "factors": (partial(Factors, "of matrices"), row, {"a": (3, 1, ()), "b": (H, 1, ())}),
     "factors, entry by entry": (partial(Factors, "of entries"), row, {"a": (H, 0, ())}),

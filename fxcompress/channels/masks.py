@@ -52,7 +52,7 @@ def _is_mask(node: fx.Node) -> bool:
 def _reads_mask(user: fx.Node, flags: fx.Node) -> bool:
     name = user.target if isinstance(user.target, str) else getattr(user.target, "__name__", "")
     if name in _CHOICES:
-        return True
+        return name != "where" or len(user.args) + len(user.kwargs) > 1  # alone it returns the places of the flags
     if name == "to" and _names_floats([*user.args[1:], *user.kwargs.values()]):
         return True
     if name == "getitem":  # a part of the mask, not what it picks

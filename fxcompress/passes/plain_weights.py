@@ -45,8 +45,8 @@ _PRODUCTS = frozenset({"bmm", "baddbmm", "mm", "addmm", "convolution"})
 _ADDS = frozenset({"add", "sub"})
 _NONE = -1
 _TURNS = frozenset({"T", "mT"})
-_DIVISION = "div"
-"""Linear in what is divided."""
+_IN_THE_FIRST = frozenset({"div", "grid_sampler_2d", "grid_sampler_3d", "_fft_r2c", "_fft_c2c", "_fft_c2r"})
+"""Linear in what is divided, sampled from or transformed."""
 
 
 @dataclass(slots=True)
@@ -210,7 +210,7 @@ def _is_linear(step: Step, read: list[Value]) -> bool:
         kernel = site is not None and step.op is not MATMUL and any(value is site.weight for value in read)
         bias = site is not None and any(value is site.bias for value in read)
         return name in _PRODUCTS and not bias and (not kernel or _is_plain(step))
-    if name == _DIVISION:
+    if name in _IN_THE_FIRST:
         return all(value is step.call.args[0] for value in read)
     return _moves(step) or name in _SUMS
 

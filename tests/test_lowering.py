@@ -165,9 +165,9 @@ def test_a_transformer_compresses_and_comes_back_from_its_file(tmp_path: Any) ->
     inputs = (torch.randn(2, S, D), torch.randn(2, T, D))
     net = fxc.compress(model, inputs)
     quantized = [name for name, _ in net.named_parameters() if name.endswith("in_proj_weight_quantizer.bits")]
-    # Cross attention reads the packed projection in parts, and has no quantizer for it.
-    layers = ("encoder.layers.0", "decoder.layers.0")
-    assert quantized == [f"{layer}.self_attn.in_proj_weight_quantizer.bits" for layer in layers]
+    layers = ("encoder.layers.0.self_attn", "decoder.layers.0.self_attn", "decoder.layers.0.multihead_attn")
+    assert quantized == [f"{layer}.in_proj_weight_quantizer.bits" for layer in layers]
+    assert net.unquantized() == ()
     final = net.finalize()
     fxc.save(final, tmp_path / "net.fxc")
     loaded = fxc.load(tmp_path / "net.fxc", model=nn.Transformer(D, H, 1, 1, 16, 0.0, batch_first=True))

@@ -77,6 +77,10 @@ class Part(Protocol):
         """The quantized weights that have not been removed yet."""
         ...
 
+    def fxc_left(self) -> float:
+        """Those that could not be removed at once either."""
+        ...
+
     @property
     def graphs(self) -> dict[str, fx.Graph]:
         """Its graph of each mode."""
@@ -191,11 +195,7 @@ class SizedNetwork(nn.Module):
     @torch.no_grad()
     def weights_left(self) -> float:
         """The quantized weights that are left, over N, counting as gone what could be removed at once."""
-        bits = self._all_bits()
-        terms = self._size_terms(bits)
-        alive = torch.from_numpy(self._all_alive()).to(bits.device)
-        per_row = (terms.kernel * terms.inputs)[terms.row_block]
-        return float(per_row[alive[terms.rows]].sum()) / self.weights
+        return sum(part.fxc_left() for part in self.fxc_parts().values()) / self.weights
 
     def _all_alive(self) -> np.ndarray:
         return np.concatenate([part.fxc_alive() for part in self.fxc_parts().values()])

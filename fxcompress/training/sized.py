@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fxcompress.channels.plan import Plan
 from fxcompress.objectives import SizeTerms, size_terms
 from fxcompress.passes.unquantized import Unquantized, unquantized
 from fxcompress.provenance import provenance_of
@@ -82,15 +83,26 @@ class SizedModule(SizedNetwork, TracedModule):
         key = (update.version, bits.device, bits.dtype)
         cached = self.__dict__.get(_TERMS)
         if cached is None or cached[0] != key:
-            rows = {name: (span.start, span.stop - span.start) for name, span in update.census.weights.items()}
-            start = self.settings.start_costs
             with torch.inference_mode(mode=False):
-                terms = size_terms(update.census.analysis, update.plan, rows, self.weights, start)
-                terms = terms.to(bits.device, bits.dtype)
-            cached = self.__dict__[_TERMS] = (key, terms)
+                cached = self.__dict__[_TERMS] = (key, self._terms_of(update.plan).to(bits.device, bits.dtype))
         terms = cached[1]
         assert isinstance(terms, SizeTerms)
         return terms
+
+    def _terms_of(self, plan: Plan) -> SizeTerms:
+        census = self.liveness.census
+        rows = {name: (span.start, span.stop - span.start) for name, span in census.weights.items()}
+        return size_terms(census.analysis, plan, rows, self.weights, self.settings.start_costs)
+
+    def fxc_left(self) -> float:
+        """The quantized weights that are left, counting as gone what could be removed at once."""
+        if not self.fxc_bits:
+            return 0.0
+        update, bits = self.liveness, self._all_bits()
+        held = update.left is not update.plan
+        terms = self._terms_of(update.left).to(bits.device, bits.dtype) if held else self.fxc_terms(bits)
+        alive = torch.from_numpy(self.fxc_alive()).to(bits.device)
+        return float((terms.kernel * terms.inputs)[terms.row_block][alive[terms.rows]].sum())
 
     def fxc_present(self) -> int:
         """The quantized weights that have not been removed yet."""

@@ -118,13 +118,14 @@ def limits_of(x: Tensor, bits: Tensor, exponent: Tensor) -> tuple[Tensor, Tensor
 
 
 def _formats(x: Tensor, bits: Tensor, exponent: Tensor) -> tuple[Tensor, Tensor, torch.dtype]:
-    """Bits and exponents of one shape, and the dtype that is computed in."""
+    """Bits and exponents, and the dtype that is computed in.
+
+    Each in its own shape: where it stands in a tensor may decide about the last digit of a power of 2.
+    """
     dtype = x.dtype
     if not dtype is bits.dtype is exponent.dtype is torch.float32:  # as in most networks; then nothing is converted
         bits, exponent = wide(bits), wide(exponent)
         dtype = torch.promote_types(torch.promote_types(dtype, bits.dtype), exponent.dtype)
-    if bits.shape != exponent.shape:
-        bits, exponent = torch.broadcast_tensors(bits, exponent)
     return bits, exponent, dtype
 
 

@@ -35,7 +35,7 @@ def values_known(module: TracedModule, trail: Trail) -> dict[int, Tensor]:
 
 def _numbers(tensor: Tensor) -> Tensor:
     """A tensor as it stands; that of a mask as zeros and ones."""
-    return tensor.cpu().double() if tensor.dtype is torch.bool else tensor
+    return tensor.cpu().float() if tensor.dtype is torch.bool else tensor
 
 
 def knowns_of(

@@ -24,9 +24,14 @@ _FORMS = frozenset({
 """What makes flags of flags; ``to`` may make numbers as well."""
 
 
+_LARGEST = 1 << 22
+"""Flags of a mask that is looked at: those of 4,096 positions that see each other are no matter of channels."""
+
+
 def masks_of(module: TracedModule) -> set[str]:
     """The names of the buffers of flags that no node takes for an index, or reads in a way that is not known here."""
-    flags = {n: b for n, b in module.named_buffers(remove_duplicate=False) if b.dtype is torch.bool and b.numel() > 1}
+    named = module.named_buffers(remove_duplicate=False)
+    flags = {n: b for n, b in named if b.dtype is torch.bool and 1 < b.numel() <= _LARGEST}
     reads = [
         (str(node.target), node)
         for graph in (module.graphs.values() if flags else ())

@@ -11,14 +11,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
+from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.layers import support
 from fxcompress.channels.space import Reason
 from fxcompress.channels.values import Value, find
 from fxcompress.trace.described import Place
 from fxcompress.trace.own_number import Origin
-from fxcompress.trace.own_numbers import own_numbers, sizes_in
+from fxcompress.trace.own_numbers import is_of_torch, own_numbers, read_numbers, sizes_in
+from fxcompress.trace.traced import TracedModule
 
 CODE = "code"
 """The code of the reasons."""
@@ -41,14 +43,16 @@ class Blame:
 
 @dataclass(slots=True)
 class CodeChanges:
-    """The changes to the graph of one mode that a cut has needed.
+    """The changes to the graphs of a network that a cut has needed.
 
     Attributes:
+        analysis: of the network before the cut.
         alive: bool (atoms,), what the cut has left.
         numbers: changes of what stands in the code.
         attributes: changes of sizes that are attributes of modules.
     """
 
+    analysis: Analysis
     alive: np.ndarray
     numbers: list[Blame] = field(default_factory=list)
     attributes: dict[Origin, list[Blame]] = field(default_factory=lambda: defaultdict(list))
@@ -72,16 +76,50 @@ class CodeChanges:
         else:
             self.numbers.append(blame)
 
-    def settle(self, before: fx.Graph, after: fx.Graph) -> list[Blame]:
-        """What must stay, once all of a graph has been looked at.
+    def settle(self, after: TracedModule) -> list[Blame]:
+        """What must stay, once all graphs have been looked at.
 
-        An attribute that is a size may change if it changes to the same number wherever it is one. Where some blames
-        are sure, the others wait until these are out of the way.
+        An attribute that is a size may change if it changes to the same number wherever it is one, in all modes. What
+        the cut itself makes of the attributes of a layer must agree with that, and must not change one of which the
+        code makes something else. Where some blames are sure, the others wait until these are out of the way.
+
+        Args:
+            after: the cut network.
         """
-        numbers = {origin: _values(origin, before, after) for origin in self.attributes}
-        fixed = [blame for origin, found in numbers.items() if len(found) != 1 for blame in self.attributes[origin]]
-        blames = self.numbers + fixed
+        before = self.analysis.module
+        sizes, read = _sizes_by_origin(before, after), read_numbers(before)
+        blames = list(self.numbers)
+        for origin in dict.fromkeys((*sizes, *sorted(read))):
+            old, new = (vars(_module(traced, origin[0])).get(origin[1]) for traced in (before, after))
+            numbers = set(sizes.get(origin, ()))
+            if old != new or is_of_torch(_module(before, origin[0])):
+                numbers.add((old, new))
+            if len(numbers) > 1 or (old != new and origin in read):
+                blames += self.attributes.get(origin, [])
+                blames += [self._blame_layer(origin, old)] if old != new else []
         return [blame for blame in blames if blame.sure] or blames
+
+    def _blame_layer(self, origin: Origin, number: object) -> Blame:
+        """What goes of the tensors of a layer of which an attribute changes: along dims of that size, if along any."""
+        path, name = origin
+        layer = _module(self.analysis.module, path)
+        prefix = f"{path}." if path else ""
+        tensors = {
+            leaf: t for table in (layer._parameters, layer._buffers) for leaf, t in table.items() if t is not None
+        }
+        found = [
+            (tensor.shape[dim] == number, atoms.numpy())
+            for leaf, tensor in tensors.items()
+            for dim, atoms in self.analysis.atoms.get(prefix + leaf, {}).items()
+        ]
+        place = Place(module=path, kind=type(layer).__name__, name=path)
+        reason = Reason("code", f"without it, the model's code would read another number: {name} of {place}", place)
+        for some in ([atoms for same, atoms in found if same], [atoms for _, atoms in found]):
+            gone = np.concatenate([_NONE, *some])
+            gone = gone[~self.alive[gone]]
+            if len(gone):
+                return Blame(gone, reason, sure=True)
+        return Blame(_NONE, reason, sure=False)
 
     def _blame(self, place: Place, result: object, met: np.ndarray, changed: Sequence[int], last: int | None) -> Blame:
         """Whom to blame for the change of some sizes, the last of which is that of dim ``last`` of the result."""
@@ -119,16 +157,25 @@ def _changed(before: list[Any] | None, after: list[Any] | None) -> list[int]:
     return [i - len(after) for i, (a, b) in enumerate(zip(before, after, strict=True)) if a is not b and a != b]
 
 
-def _values(origin: Origin, before: fx.Graph, after: fx.Graph) -> set[tuple[object, object]]:
-    """What an attribute was, and what it is now, wherever it is a size; anything where it is no number now."""
-    now = {node.name: node for node in after.nodes}
-    found = set[tuple[object, object]]()
-    for old in before.nodes:
-        for position in [i for i, own in own_numbers(old).items() if own == origin]:
-            pair = [sizes_in(node.target, node.args) or [] for node in (old, now[old.name])]
-            numbers = tuple(sizes[position] if -position <= len(sizes) else None for sizes in pair)
-            found.add((numbers[0], numbers[1] if type(numbers[1]) is int else old.name))
+def _sizes_by_origin(before: TracedModule, after: TracedModule) -> dict[Origin, set[tuple[object, object]]]:
+    """What each attribute was, and what it is now, wherever it is a size; something else where it is no number now."""
+    found = defaultdict[Origin, set[tuple[object, object]]](set)
+    for mode, graph in before.graphs.items():
+        now = {node.name: node for node in after.graphs[mode].nodes}
+        for old in graph.nodes:
+            own = own_numbers(old)
+            pair = [sizes_in(node.target, node.args) or [] for node in (old, now[old.name])] if own else []
+            for position, origin in own.items():
+                was, new = (sizes[position] if -position <= len(sizes) else None for sizes in pair)
+                found[origin].add((was, new if type(new) is int else old.name))
     return found
+
+
+def _module(traced: TracedModule, path: str) -> nn.Module:
+    try:
+        return traced.get_submodule(path)
+    except AttributeError:  # nothing of it runs
+        return nn.Module()
 
 
 def _missing(layer: Tensor, dim: int, alive: np.ndarray) -> np.ndarray:
@@ -137,3 +184,6 @@ def _missing(layer: Tensor, dim: int, alive: np.ndarray) -> np.ndarray:
     stays = alive[lines]
     atoms: np.ndarray = lines[~stays & stays.any(axis=-1, keepdims=True)]
     return atoms
+
+
+_NONE = np.zeros(0, dtype=np.int64)

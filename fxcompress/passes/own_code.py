@@ -9,7 +9,7 @@ Where provenance says so, passes cut nothing out of a network that would need an
 be sure, it is traced again, and must give the same graph, or the same results.
 """
 
-from torch import nn
+from torch import Tensor, nn
 
 from fxcompress.errors import FxCompressError, UnsupportedModelError
 from fxcompress.provenance import attach, provenance_of
@@ -56,7 +56,7 @@ def with_own_code(shell: nn.Module, traced: TracedModule, inputs: ExampleInputs)
         UnsupportedModelError: the model's code would compute something else with them.
     """
     own = skeleton(shell)
-    take_over(own, traced)
+    _take_over(own, traced)
     set_own_numbers(own, traced)
     modes = {path: module.training for path, module in traced.named_modules(remove_duplicate=False)}
     for path, module in own.named_modules(remove_duplicate=False):
@@ -68,6 +68,27 @@ def with_own_code(shell: nn.Module, traced: TracedModule, inputs: ExampleInputs)
     return own
 
 
+def _take_over(own: nn.Module, traced: TracedModule) -> None:
+    """Give ``own`` the tensors of ``traced``, and the numbers of its layers.
+
+    Its other attributes stay: what they hold knows its modules, as do a method of it and a list with a parent.
+    """
+    kept = [(module, {key: v for key, v in vars(module).items() if not _is_cut(key, v)}) for module in own.modules()]
+    take_over(own, traced)
+    for module, attributes in kept:
+        vars(module).update(attributes)
+
+
+def _is_cut(key: str, value: object) -> bool:
+    """Whether an attribute of a module may be another one after a cut: a size, or what holds tensors."""
+    items = value if isinstance(value, tuple | list) else [value]
+    return key in _OF_EVERY_MODULE or key.startswith("_flat") or all(isinstance(v, _OF_CUTS) for v in items)
+
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+_OF_CUTS = (int, Tensor, type(None))
+
+
 def _check(own: nn.Module, traced: TracedModule, inputs: ExampleInputs) -> None:
     kind = type(own).__name__
     try:
@@ -76,5 +97,11 @@ def _check(own: nn.Module, traced: TracedModule, inputs: ExampleInputs) -> None:
         why = str(error).splitlines()[0]
         raise UnsupportedModelError(f"the code of {kind} does not run on what is left: {why}\n  {_HINT}") from error
     # The same layers may be traced in another way: a group norm with a single group left is a function.
-    if fingerprint(again) != fingerprint(traced) and not computes_the_same(own, traced, inputs):
+    if not _same_graphs(again, traced) and not computes_the_same(traced, own, inputs):
         raise UnsupportedModelError(f"the code of {kind} would compute something else on what is left\n  {_HINT}")
+
+
+def _same_graphs(again: TracedModule, traced: TracedModule) -> bool:
+    """Whether two networks have the same graph, in each mode."""
+    pairs = [[(net, net.graphs.get(mode, net.graph)) for net in (again, traced)] for mode in ("eval", "train")]
+    return all(fingerprint(*one) == fingerprint(*other) for one, other in pairs)

@@ -24,14 +24,13 @@ from fxcompress.channels.survivors import Survivors
 from fxcompress.channels.values import LabelTensor, Step, Value, find
 from fxcompress.errors import ExampleInputError
 from fxcompress.passes.attributes import fit_to_input
-from fxcompress.passes.code_changes import Blame, CodeChanges
+from fxcompress.passes.code_changes import CodeChanges
 from fxcompress.passes.commuting import Commuting
 from fxcompress.passes.cutting import Cut, CutModule
 from fxcompress.passes.literals import Proposal, propose
 from fxcompress.passes.positions import pair_up, same_entries, same_sums
 from fxcompress.passes.size_flow import FLOWS, SizeFlow, UnfreezableError, numbers, same, same_call
 from fxcompress.passes.slots import KnownSlots, PackedSpace
-from fxcompress.provenance import keeps_code
 from fxcompress.trace.described import LAYER_KEY, place_of_node
 from fxcompress.trace.guards import check
 from fxcompress.trace.inputs import ExampleInputs
@@ -50,18 +49,6 @@ class MismatchError(Exception):
     reason: Reason
 
 
-class CodeChangeError(MismatchError):
-    """The code of the model would have to change, and must not.
-
-    Args:
-        blamed: which atoms must stay, and why; not empty.
-    """
-
-    def __init__(self, blamed: list[Blame]) -> None:
-        super().__init__(np.concatenate([blame.atoms for blame in blamed]), blamed[0].reason)
-        self.blamed = blamed
-
-
 class Replay(Interpreter):
     """Interprets a cut module, patches sizes in its graph, and compares with the original.
 
@@ -70,11 +57,14 @@ class Replay(Interpreter):
         analysis: of the original.
         mode: which graph.
         plan: what was cut.
+        changes: where to note what would change the model's code; None where that need not stay.
     """
 
     doing = "check"
 
-    def __init__(self, cut: CutModule, analysis: Analysis, mode: str, plan: Plan) -> None:
+    def __init__(
+        self, cut: CutModule, analysis: Analysis, mode: str, plan: Plan, changes: CodeChanges | None = None
+    ) -> None:
         self.slots = KnownSlots(analysis, plan.alive)
         super().__init__(cut.module, PackedAtoms(analysis, cut.cuts), PackedSpace(self.slots), analysis.counters)
         self.analysis, self.mode = analysis, mode
@@ -89,19 +79,17 @@ class Replay(Interpreter):
             self.steps.setdefault(step.node, []).append(step)
         self.commuting = Commuting(analysis, mode, self.steps, self.left, self.dispatch)
         self.flow = SizeFlow(self.original.values, self.trail.values, self.env)
-        self.changes = CodeChanges(plan.alive) if keeps_code(analysis.module) else None
+        self.changes = changes
 
     def run(self, graph: fx.Graph, inputs: ExampleInputs) -> Trail:
         """Interpret ``graph``, and patch it.
 
         Raises:
-            MismatchError: it does not agree with the original, or would be other code where that has to stay.
+            MismatchError: it does not agree with the original.
         """
         trail = super().run(graph, inputs)
         if self.changes is None:
             self.flow.tidy()
-        elif blamed := self.changes.settle(self.analysis.module.graphs[self.mode], graph):
-            raise CodeChangeError(blamed)
         return trail
 
     def _run_node(self, node: fx.Node, bound: dict[str, Any]) -> Any:  # noqa: ANN401 - whatever the node returns

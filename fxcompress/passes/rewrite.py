@@ -8,12 +8,26 @@ from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.plan import Plan, make_plan
 from fxcompress.channels.rules.registry import Known
 from fxcompress.channels.space import Reason
+from fxcompress.passes.code_changes import Blame, CodeChanges
 from fxcompress.passes.cutting import Cut, cut_module
 from fxcompress.passes.renumber import renumber_joins
-from fxcompress.passes.replay import CodeChangeError, MismatchError, Replay
+from fxcompress.passes.replay import MismatchError, Replay
 from fxcompress.progress import stage
+from fxcompress.provenance import keeps_code
 from fxcompress.trace.heap import without_collections
 from fxcompress.trace.traced import TracedModule
+
+
+class CodeChangeError(MismatchError):
+    """The code of the model would have to change, and must not.
+
+    Args:
+        blamed: which atoms must stay, and why; not empty.
+    """
+
+    def __init__(self, blamed: list[Blame]) -> None:
+        super().__init__(np.concatenate([blame.atoms for blame in blamed]), blamed[0].reason)
+        self.blamed = blamed
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +96,16 @@ def carry_out(analysis: Analysis, plan: Plan) -> Rewritten:
     """Cut by a given plan. The result is compiled when it is first called.
 
     Raises:
-        MismatchError: the cut network is not what the plan says.
+        MismatchError: the cut network is not what the plan says, or would be other code where that has to stay.
     """
+    changes = CodeChanges(analysis, plan.alive) if keeps_code(analysis.module) else None
     cut = cut_module(analysis, plan)
     if plan.changes:
         renumber_joins(cut.module, analysis, plan)
     for mode, graph in cut.module.graphs.items() if plan.changes else ():
-        replay = Replay(cut, analysis, mode, plan)
+        replay = Replay(cut, analysis, mode, plan, changes)
         replay.run(graph, analysis.inputs)
         replay.check_couplings()
+    if changes is not None and (blamed := changes.settle(cut.module)):
+        raise CodeChangeError(blamed)
     return Rewritten(cut.module, cut.cuts, plan)

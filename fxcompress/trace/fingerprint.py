@@ -11,12 +11,16 @@ from fxcompress.trace.guards import check, shape_of
 _PLAIN = (bool, int, float, complex, str, type(None), torch.dtype)
 
 
-def fingerprint(module: fx.GraphModule) -> str:
+def fingerprint(module: fx.GraphModule, graph: fx.Graph | None = None) -> str:
     """Eight hexadecimal digits of the operations of a graph, with their arguments and the layers' settings.
 
     The order does not count in which operations run that do not need each other, nor where the code stands. Two
     networks of the same shapes that compute something else (another activation, another stride) differ in it, but for a
     chance of one in four billion.
+
+    Args:
+        module: has the layers that the graph calls.
+        graph: of it; that of evaluation where it is left out.
 
     >>> from torch import nn
     >>> build = lambda act: fx.symbolic_trace(nn.Sequential(nn.Linear(3, 3), act))
@@ -24,7 +28,7 @@ def fingerprint(module: fx.GraphModule) -> str:
     True
     """
     digests: dict[fx.Node, int] = {}
-    for node in module.graph.nodes:
+    for node in (graph or module.graph).nodes:
         line = (node.op, _target(module, node), _described((_arguments(node), node.kwargs), digests))
         digests[node] = zlib.crc32(repr(line).encode())
     return f"{zlib.crc32(repr(sorted(digests.values())).encode()):08x}"

@@ -1,15 +1,24 @@
 """A number that knows of which module it is an attribute."""
 
-from collections.abc import Callable
+import builtins
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 Origin = tuple[str, str]
 """The path of a module, and the name of one of its attributes."""
 
-_COMPUTES = (
-    "add", "radd", "sub", "rsub", "mul", "rmul", "floordiv", "rfloordiv", "truediv", "rtruediv", "mod", "rmod", "pow",
-    "rpow", "neg", "lt", "le", "gt", "ge", "eq", "ne", "bool", "index", "float", "divmod", "rdivmod", "lshift", "and",
+_NOT_OF_VALUES = frozenset(
+    {
+        "__class__", "__delattr__", "__dir__", "__doc__", "__getattribute__", "__getnewargs__", "__getstate__",
+        "__hash__", "__init__", "__init_subclass__", "__new__", "__reduce__", "__reduce_ex__", "__setattr__",
+        "__sizeof__", "__subclasshook__", "from_bytes",
+    }
 )  # fmt: skip
+_OF_TRACERS = frozenset({"__format__", "__int__", "__repr__", "__str__"})
+"""What tracers do with any number, to write it down: it counts where other code does it."""
 
 
 class OwnNumber(int):
@@ -17,18 +26,30 @@ class OwnNumber(int):
 
     origin: Origin
     computed: set[Origin]
+    of_layer: bool
 
-    def __new__(cls, value: int, origin: Origin, computed: set[Origin]) -> "OwnNumber":  # noqa: PYI034 - 3.10 has no Self
+    def __new__(cls, value: int, origin: Origin, computed: set[Origin], *, of_layer: bool = False) -> "OwnNumber":  # noqa: PYI034 - 3.10 has no Self
         """A number.
 
         Args:
             value: of it.
             origin: of it.
             computed: where it tells of that.
+            of_layer: of torch, whose own code may do with it what it likes.
         """
         result = super().__new__(cls, value)
-        result.origin, result.computed = origin, computed
+        result.origin, result.computed, result.of_layer = origin, computed, of_layer
         return result
+
+    def tell(self, what: str, depth: int) -> None:
+        """Tell that something was made of it, by the code ``depth`` frames above the caller."""
+        frame: Any = sys._getframe(depth + 1)  # noqa: SLF001
+        while self.of_layer and _home(frame).startswith("torch.nn.functional"):
+            frame = frame.f_back
+        ours = _home(frame).startswith(("fxcompress.", "torch.fx."))
+        own = self.of_layer and (ours or _home(frame).startswith("torch.nn.modules."))
+        if not own and not (ours and what in _OF_TRACERS):
+            self.computed.add(self.origin)
 
     def __copy__(self) -> "OwnNumber":
         return self
@@ -40,15 +61,45 @@ class OwnNumber(int):
         return int.__hash__(self)
 
 
+def _home(frame: Any) -> str:  # noqa: ANN401 - a frame, or None above the last one
+    return "" if frame is None else str(frame.f_globals.get("__name__", ""))
+
+
 def _telling(name: str) -> Callable[..., Any]:
     compute = getattr(int, name)
 
-    def method(self: OwnNumber, *others: Any) -> Any:  # noqa: ANN401 - as int has it
-        self.computed.add(self.origin)
-        return compute(self, *others)
+    def method(self: OwnNumber, *others: Any, **named: Any) -> Any:  # noqa: ANN401 - as int has it
+        self.tell(name, 1)
+        return compute(self, *others, **named)
 
     return method
 
 
-for _name in _COMPUTES:
-    setattr(OwnNumber, f"__{_name}__", _telling(f"__{_name}__"))
+for _name in dir(int):
+    if _name not in _NOT_OF_VALUES and callable(getattr(int, _name)):
+        setattr(OwnNumber, _name, _telling(_name))
+
+
+class _RangeKind(type):
+    def __instancecheck__(cls, instance: object) -> bool:
+        return isinstance(instance, _RANGE)
+
+
+class _Range(metaclass=_RangeKind):
+    """``range``, which takes numbers without asking them for anything."""
+
+    def __new__(cls, *args: Any) -> Any:  # noqa: ANN401 - a range
+        for number in args:
+            if isinstance(number, OwnNumber):
+                number.tell("range", 1)
+        return _RANGE(*args)
+
+
+_RANGE = range
+
+
+@contextmanager
+def ranges_tell() -> Iterator[None]:
+    """Within it, numbers tell of ranges that are made of them."""
+    with patch.object(builtins, "range", _Range):
+        yield

@@ -2,7 +2,8 @@
 
 Where the model's code is to stay, such a size can still become another one, as the attribute can. It is found by
 tracing a copy of the model whose numbers know where they are from. One that something is computed from, or decided by,
-is left alone: it stands for more than the size.
+is left alone: it stands for more than the size. Of layers of torch, whose attributes say what their tensors are, it is
+noted as well which of them the model's code reads.
 """
 
 import json
@@ -13,15 +14,17 @@ from typing import Any
 from torch import fx, nn
 
 from fxcompress.errors import FxCompressError
+from fxcompress.trace.described import place_of_node
 from fxcompress.trace.fingerprint import fingerprint
 from fxcompress.trace.inputs import ExampleInputs
-from fxcompress.trace.own_number import Origin, OwnNumber
+from fxcompress.trace.own_number import Origin, OwnNumber, ranges_tell
 from fxcompress.trace.skeleton import skeleton
 from fxcompress.trace.traced import TracedModule
 from fxcompress.trace.tracer import trace
 from fxcompress.trace.walk import modules_in
 
 _KEY = "fxcompress_own_numbers"
+_READ_KEY = "fxcompress_read_numbers"
 _VIEWS = frozenset({"view", "reshape", "expand"})
 
 
@@ -35,14 +38,15 @@ def note_own_numbers(traced: TracedModule, model: nn.Module, inputs: ExampleInpu
     """
     computed: set[Origin] = set()
     try:
-        twin = trace(_marked(model, computed), inputs, plain=False)
+        with ranges_tell():
+            twin = trace(_marked(model, computed), inputs, plain=False)
     except FxCompressError:
         return
     if fingerprint(twin) != fingerprint(traced) or twin.graphs.keys() != traced.graphs.keys():
         return
     for graph in twin.graphs.values():
         for node in graph.nodes:
-            computed |= _elsewhere(node)
+            computed |= _elsewhere(node, twin)
     for mode, graph in traced.graphs.items():
         for node, other in zip(graph.nodes, twin.graphs[mode].nodes, strict=False):
             sizes = sizes_in(other.target, other.args) if node.name == other.name else None
@@ -50,11 +54,12 @@ def note_own_numbers(traced: TracedModule, model: nn.Module, inputs: ExampleInpu
             found = {i: origin for i, origin in found.items() if origin not in computed}
             if found:
                 node.meta[_KEY] = json.dumps([[i, *origin] for i, origin in found.items()])
+        graph.output_node().meta[_READ_KEY] = json.dumps(sorted(computed))
 
 
-def _elsewhere(node: fx.Node) -> set[Origin]:
-    """The attributes that a node is given as something else than a size."""
-    if node.target is operator.add and node.users and all(_joined(user) is node for user in node.users):
+def _elsewhere(node: fx.Node, twin: TracedModule) -> set[Origin]:
+    """The attributes that a node is given as something else than a size, but by the layer of torch that has them."""
+    if _is_join(node) and node.users and all(_joined(user) is node for user in node.users):
         return set()
     found: list[OwnNumber] = []
 
@@ -64,12 +69,34 @@ def _elsewhere(node: fx.Node) -> set[Origin]:
 
     fx.node.map_aggregate((node.args, node.kwargs), leaf)
     sizes = sizes_in(node.target, node.args) or []
-    return {number.origin for number in found if not any(number is size for size in sizes)}
+    others = [number for number in found if not any(number is size for size in sizes)]
+    return {n.origin for n in others if not (n.of_layer and _is_of(node, n.origin[0], twin))}
+
+
+def _is_join(node: fx.Node) -> bool:
+    """Whether a node may put numbers behind the sizes of a tensor."""
+    return node.target is operator.add and isinstance(node.args[1], tuple | list)
+
+
+def _is_of(node: fx.Node, path: str, twin: TracedModule) -> bool:
+    """Whether the code of the layer at ``path`` has made a node."""
+    return twin.get_submodule(place_of_node(node).module) is twin.get_submodule(path)
 
 
 def own_numbers(node: fx.Node) -> dict[int, Origin]:
     """Of the sizes in a node those that are attributes, by their positions, counted from the end: -1 for the last."""
     return {i: (path, name) for i, path, name in json.loads(node.meta.get(_KEY, "[]"))}
+
+
+def read_numbers(traced: TracedModule) -> set[Origin]:
+    """The attributes that the model's code uses for something else than a size, as far as that is known."""
+    metas = [graph.output_node().meta for graph in traced.graphs.values()]
+    return {(path, name) for meta in metas for path, name in json.loads(meta.get(_READ_KEY, "[]"))}
+
+
+def is_of_torch(module: nn.Module) -> bool:
+    """Whether a module is a layer of torch, whose attributes say what its tensors are."""
+    return type(module).__module__.startswith("torch.nn.") and not isinstance(module, nn.MultiheadAttention)
 
 
 def sizes_in(target: object, args: Sequence[Any]) -> list[Any] | None:
@@ -111,13 +138,12 @@ def set_own_numbers(module: nn.Module, traced: TracedModule) -> None:
 
 
 def _marked(model: nn.Module, computed: set[Origin]) -> nn.Module:
-    """A copy of a model whose own numbers know where they are from; those of torch's layers do not count."""
+    """A copy of a model whose own numbers know where they are from."""
     copy = skeleton(model)
     paths = {id(module): path for path, module in copy.named_modules()}
     for module in modules_in(copy):
-        if type(module).__module__.startswith("torch.nn.") and not isinstance(module, nn.MultiheadAttention):
-            continue
+        torchs = is_of_torch(module)
         for name, value in list(vars(module).items()):
             if type(value) is int and value > 1:
-                vars(module)[name] = OwnNumber(value, (paths[id(module)], name), computed)
+                vars(module)[name] = OwnNumber(value, (paths[id(module)], name), computed, of_layer=torchs)
     return copy

@@ -10,14 +10,13 @@ from torch import Tensor, nn
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.skeleton import own_tensors, skeleton
 from fxcompress.trace.state import same_randomness
-from fxcompress.trace.traced import TracedModule
 from fxcompress.trace.trees import tensors_in
 
 _NEAR = {torch.float64: 1e-9, torch.float32: 1e-3}
 """How far apart two results may be, over the largest entry; attention is lowered, and rounds in another way."""
 
 
-def computes_the_same(model: nn.Module, traced: TracedModule, inputs: ExampleInputs) -> bool:
+def computes_the_same(model: nn.Module, traced: nn.Module, inputs: ExampleInputs) -> bool:
     """Whether copies of both return the same in three calls, in evaluation and in training; neither is touched.
 
     The second call is on other values, so that what a call leaves behind for the next one shows, and then on the same

@@ -72,12 +72,12 @@ def load(path: str | os.PathLike[str], model: nn.Module, example_inputs: Any = N
                 _check_shapes(analysis.module, provenance, path)
             if provenance.own_code:
                 note_own_numbers(analysis.module, model, analysis.inputs)
-            result, known = _cut(analysis, provenance, path), _is_known(analysis, provenance)
-            if provenance.own_code:
-                result = with_own_code(shell_of(model), result, analysis.inputs)
+            result, known, inputs = _cut(analysis, provenance, path), _is_known(analysis, provenance), analysis.inputs
     except ExampleInputError as error:
         raise StorageError(f"{path} does not fit the model: {error}") from error
     _fill(result, saved, path)
+    if isinstance(result, TracedModule) and provenance.own_code:
+        result = with_own_code(shell_of(model), result, inputs)
     if not known:
         warnings.warn(
             f"{path} was saved from a network of the same shapes as this {type(model).__name__}, but the graph that it "

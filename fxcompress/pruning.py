@@ -11,7 +11,7 @@ from fxcompress.channels.prepare import NO_GRAPH, in_pieces_by_inputs, prepare, 
 from fxcompress.errors import OptimizerError, UnsupportedModelError
 from fxcompress.passes.cutting import Cut
 from fxcompress.passes.history import set_own_code
-from fxcompress.passes.own_code import no_code_to_keep, shell_of, with_own_code
+from fxcompress.passes.own_code import no_code_to_keep, shell_of, shrink_with_own_code
 from fxcompress.passes.pieces import prune_pieces
 from fxcompress.passes.prune_channels import Pruned
 from fxcompress.passes.prune_report import PruneReport, make_report
@@ -142,9 +142,11 @@ def _prune(
     set_own_code(analysis.module, analysis.inputs, stays=keep_code)
     if keep_code:
         note_own_numbers(analysis.module, model, analysis.inputs)
-    shrunk = shrink(analysis.module, analysis.inputs, analysis, fold=fold, narrow=narrow)
+        shrunk, result = shrink_with_own_code(shell_of(model), analysis.module, analysis.inputs, analysis, fold=fold)
+    else:
+        shrunk = shrink(analysis.module, analysis.inputs, analysis, fold=fold, narrow=narrow)
+        result = shrunk.module
     report = make_report(model, *shrunk.removals, folded=shrunk.folded, narrowed=shrunk.narrowed)
-    result = with_own_code(shell_of(model), shrunk.module, analysis.inputs) if keep_code else shrunk.module
     _own(analysis.module, result, [shrunk.removals], optimizer)
     return PruneResult(result, report)
 

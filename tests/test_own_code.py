@@ -6,7 +6,7 @@ import pickle
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -443,6 +443,55 @@ def test_attention_of_torch_keeps_its_class_and_loses_heads() -> None:
     assert isinstance(result.self_attn, nn.MultiheadAttention)
     assert result.linear1.out_features == 23
     assert result.self_attn.num_heads == 3
+    assert difference(outputs(net, (x,)), outputs(result, (x,))) <= TOLERANCE
+
+
+class AsksForBias(nn.Module):
+    """Doubles what a layer without a bias returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.middle, self.last = nn.Linear(6, 12), nn.Linear(12, 8, bias=False), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, middle = self.middle(torch.sigmoid(self.first(x))), cast("Any", self.middle)
+        return self.last(torch.sigmoid(y * 2 if middle.bias is None else y))  # type: ignore[no-any-return]
+
+
+def test_nothing_is_folded_where_the_code_asks_for_the_bias() -> None:
+    torch.manual_seed(0)
+    net, x = AsksForBias().double().eval(), torch.randn(4, 6, dtype=torch.float64)
+    with torch.no_grad():
+        net.first.weight[:7] = 0  # constants behind the sigmoid
+        net.first.weight[7], net.first.bias[7], net.middle.weight[:, 7] = 0, 0, 0
+    result = fxc.prune(net, x, fold=True, keep_code=True)
+    small: Any = result.module
+    assert isinstance(small, AsksForBias)
+    assert small.first.out_features == 11
+    assert small.state_dict().keys() == net.state_dict().keys()
+    assert "middle.weight" in str(result.report)
+    assert "it may ask whether a layer has a bias" in str(result.report)
+    assert difference(outputs(net, (x,)), outputs(result.module, (x,))) <= TOLERANCE
+    check_loads(result.module, AsksForBias().double(), (x,))
+    compressed = fxc.compress(net, x, keep_code=True)
+    with torch.no_grad():
+        compressed.get_parameter("first.weight_quantizer.bits")[:7] = 0
+    compressed.step()
+    final: Any = compressed.finalize()
+    assert type(final) is AsksForBias
+    assert difference(outputs(compressed.finalize(prune=False), (x,)), outputs(final, (x,))) <= TOLERANCE
+
+
+def test_norms_have_their_class_again() -> None:
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 8, 1), nn.GroupNorm(4, 8), nn.Conv2d(8, 6, 1), nn.LayerNorm((6, 4, 4)), nn.RMSNorm(4)
+    net, x = nn.Sequential(*layers).double(), torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in (*net[0].parameters(), *net[1].parameters()):
+            parameter[:2] = 0
+    result: Any = fxc.prune(net, x, keep_code=True).module
+    assert [type(layer) for layer in result] == [type(layer) for layer in layers]
+    assert (result[1].num_groups, result[1].num_channels) == (3, 6)
     assert difference(outputs(net, (x,)), outputs(result, (x,))) <= TOLERANCE
 
 

@@ -8,6 +8,7 @@ import pickle
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -395,3 +396,21 @@ def test_a_user_whose_folder_is_called_like_ours_is_told_the_line(tmp_path: Path
     spec.loader.exec_module(module)
     with pytest.raises(TraceError, match=r"net\.py:4\n    return x if x.sum\(\) > 0 else -x"):
         fxc.ChannelGraph.of(module.Net(), torch.zeros(2, 3))
+
+
+def test_numbers_of_numpy_are_written_as_numbers() -> None:
+    """``np.sqrt(4)`` is a float, but its name in the code of a graph would not be known there."""
+    net = Applies(lambda x: x * np.sqrt(4) + np.float64(0.5))
+    traced = trace(net)
+    assert torch.equal(traced(torch.ones(2)), torch.full((2,), 2.5))
+
+
+class Applies(nn.Module):
+    """Does something with its input."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)

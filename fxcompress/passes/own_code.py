@@ -9,13 +9,18 @@ Where provenance says so, passes cut nothing out of a network that would need an
 be sure, it is traced again, and must give the same graph, or the same results.
 """
 
+from dataclasses import replace
+
 from torch import Tensor, nn
 
+from fxcompress.channels.analysis import Analysis
 from fxcompress.errors import FxCompressError, UnsupportedModelError
+from fxcompress.passes.shrink import Shrunk, shrink
 from fxcompress.provenance import attach, provenance_of
 from fxcompress.trace.fingerprint import fingerprint
 from fxcompress.trace.graph_forward import take_over
 from fxcompress.trace.inputs import ExampleInputs
+from fxcompress.trace.lowering import UNLOWERED
 from fxcompress.trace.own_numbers import set_own_numbers
 from fxcompress.trace.skeleton import skeleton
 from fxcompress.trace.traced import TracedModule
@@ -42,6 +47,31 @@ def shell_of(model: nn.Module) -> nn.Module:
         for table in (module._parameters, module._buffers):
             table.update(dict.fromkeys(table))
     return shell
+
+
+def shrink_with_own_code(
+    shell: nn.Module, module: TracedModule, inputs: ExampleInputs, analysis: Analysis | None = None, *, fold: bool
+) -> tuple[Shrunk, nn.Module]:
+    """As :func:`fxcompress.passes.shrink.shrink`, with the module of the model's class that runs what is left.
+
+    Nothing is folded where the code computes something else then, as one that asks whether a layer has a bias may.
+
+    Raises:
+        UnsupportedModelError: see :func:`with_own_code`.
+    """
+    shrunk = shrink(module, inputs, analysis, fold=fold)
+    try:
+        return shrunk, with_own_code(shell, shrunk.module, inputs)
+    except UnsupportedModelError:
+        folded, first = shrunk.folded, shrunk.removals[0]
+        if folded is None or len(shrunk.removals) == 1:
+            raise
+    refused = dict.fromkeys(folded.channels, _OTHER_CODE) | folded.refused
+    folded = replace(folded, module=first.module, channels={}, biases=(), refused=refused)
+    return Shrunk((first,), folded), with_own_code(shell, first.module, inputs)
+
+
+_OTHER_CODE = "the model's code would compute something else, as it may ask whether a layer has a bias"
 
 
 def with_own_code(shell: nn.Module, traced: TracedModule, inputs: ExampleInputs) -> nn.Module:
@@ -77,6 +107,8 @@ def _take_over(own: nn.Module, traced: TracedModule) -> None:
     take_over(own, traced)
     for module, attributes in kept:
         vars(module).update(attributes)
+    for module in own.modules():
+        module.__class__ = UNLOWERED.get(type(module), type(module))
 
 
 def _is_cut(key: str, value: object) -> bool:

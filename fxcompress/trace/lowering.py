@@ -243,3 +243,8 @@ _LOWERED: dict[type[nn.Module], type[nn.Module]] = {
     nn.LayerNorm: LoweredLayerNorm,
     nn.GroupNorm: LoweredGroupNorm,
 }
+
+UNLOWERED: dict[type[nn.Module], type[nn.Module]] = {
+    lowered: kind for kind, lowered in _LOWERED.items() if kind in {nn.RMSNorm, nn.LayerNorm, nn.GroupNorm}
+}
+"""The class of torch.nn by the lowered one, of those that compute the same on fewer channels."""

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import rnn
@@ -166,6 +167,8 @@ class Tracer(fx.Tracer):
             return tuple([self.create_arg(item) for item in a])
         if kind in _PLAIN or (kind is dict and not a):
             return a
+        if isinstance(a, np.generic):  # np.float64 is a float, whose name in code is not that of a number
+            return a.item()
         return super().create_arg(a)
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **options: Any) -> fx.Proxy:  # noqa: ANN401

@@ -12,7 +12,7 @@ from fxcompress.channels.analysis import analyse
 from fxcompress.errors import UnsupportedModelError
 from fxcompress.objectives import starting_costs
 from fxcompress.passes.finalize import finalize_quantizers
-from fxcompress.passes.own_code import with_own_code
+from fxcompress.passes.own_code import shrink_with_own_code, with_own_code
 from fxcompress.passes.prune_report import PruneReport
 from fxcompress.passes.shrink import Narrow, check_narrow, shrink
 from fxcompress.passes.unquantized import unquantized
@@ -169,9 +169,13 @@ class CompressedModule(SizedModule):
         base = provenance or Provenance({})
         kept = {name: dims for name, dims in base.kept.items() if name in base.shapes}
         attach(plain, replace(base, kept=kept, grids=grids))
-        plain = shrink(plain, inputs, fold=fold, narrow=narrow).module if prune else plain
+        if shell is None:
+            return shrink(plain, inputs, fold=fold, narrow=narrow).module if prune else plain
+        result = (
+            shrink_with_own_code(shell, plain, inputs, fold=fold)[1] if prune else with_own_code(shell, plain, inputs)
+        )
         # One type for both, as compress() has it: what only a graph has is missed where it is asked for.
-        return plain if shell is None else cast("TracedModule", with_own_code(shell, plain, inputs))
+        return cast("TracedModule", result)
 
 
 def new_compressed(traced: TracedModule, settings: Settings) -> CompressedModule:

@@ -218,6 +218,51 @@ def test_channels_that_a_number_in_the_code_stands_for_stay(name: str) -> None:
     assert result.module.first.weight.shape[0] == 12
 
 
+class Decides(nn.Module):
+    """Adds where sizes agree.
+
+    Args:
+        decision: of what is added, and to what.
+    """
+
+    def __init__(self, decision: Callable[[Tensor, Tensor], bool]) -> None:
+        super().__init__()
+        self.decision = decision
+        self.first, self.middle, self.last = nn.Conv2d(3, 12, 3), nn.Conv2d(12, 12, 1), nn.Conv2d(12, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        y = self.middle(h)
+        return self.last(y + h if self.decision(h, y) else y)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("decision", "left"),
+    [
+        (lambda h, y: h.shape == y.shape, 7),
+        (lambda h, y: h.shape[1] == y.size(1), 7),
+        (lambda h, y: h.shape[1] > 6, 7),
+        (lambda h, y: h.shape[1] > 7, 12),
+        (lambda h, y: h.shape[1] > h.shape[2], 12),
+    ],
+)
+def test_a_decision_that_comes_out_the_same_for_all_inputs_holds_nothing(
+    decision: Callable[[Tensor, Tensor], bool], left: int
+) -> None:
+    """The last one comes out the same for this image, but not for one of ten rows."""
+    torch.manual_seed(0)
+    net, x = Decides(decision).double().eval(), torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    with torch.no_grad():
+        for layer in (net.first, net.middle):
+            for parameter in layer.parameters():
+                parameter[:5] = 0
+    result: Any = fxc.prune(net, x, keep_code=True).module
+    assert result.first.out_channels == left
+    for inputs in (x, torch.randn(1, 3, 12, 6, dtype=torch.float64)):
+        assert difference(outputs(net, (inputs,)), outputs(result, (inputs,))) <= TOLERANCE
+    check_loads(result, Decides(decision).double(), (x,))
+
+
 def test_what_layers_of_torch_know_of_themselves_is_no_code_of_the_models() -> None:
     """Groups of a norm and of convolutions, in a network as it stands and in one with quantizers."""
     torch.manual_seed(0)

@@ -19,8 +19,9 @@ from fxcompress.channels.layers import Layers, support
 from fxcompress.channels.plan import Plan
 from fxcompress.channels.rules.einsum import EINSUM
 from fxcompress.channels.rules.norms import per_group
+from fxcompress.channels.size_reads import read_of
 from fxcompress.channels.space import FIXED, PART, Reason
-from fxcompress.channels.survivors import Survivors
+from fxcompress.channels.survivors import Survivors, has_own_labels
 from fxcompress.channels.values import LabelTensor, Step, Value, find
 from fxcompress.errors import ExampleInputError
 from fxcompress.passes.attributes import fit_to_input
@@ -164,14 +165,29 @@ class Replay(Interpreter):
     def _decided(self, node: fx.Node, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """The arguments of a check. A decision was taken on the sizes before the cut: it stands for those sizes only.
 
-        So where the cut has changed one of them, the check asks for the sizes themselves, as they are now.
+        So where the cut has changed one of them, the check asks for the sizes themselves, as they are now. The model's
+        own code will take the decision again: where it is on sizes of the network alone, it is the same for all inputs.
         """
-        _, _, sizes, place = args
+        decision, outcome, sizes, place = args
         if sizes == self.original.args[node.name][2]:
+            return args
+        if (
+            self.changes is not None
+            and decision == outcome
+            and all(map(self._is_of_network, find(fx.Node, node.args[2])))
+        ):
             return args
         self._note_change(node, None, self._met(node))
         node.args = (node.args[2], sizes, *node.args[2:])
         return sizes, sizes, sizes, place
+
+    def _is_of_network(self, size: fx.Node) -> bool:
+        """Whether a size is the same for all inputs: that of a dim along which all labels differ."""
+        read = read_of(size)
+        if read is None or not isinstance(read[2], int):
+            return False
+        value = self.original.values[read[0].name]
+        return isinstance(value, Value) and has_own_labels(value, range(value.rank)[read[2]])
 
     def _patch(self, node: fx.Node, why: str) -> Any:  # noqa: ANN401
         """Run a node with other arguments: those that it should have now, or those that it had before the cut."""

@@ -153,6 +153,64 @@ def test_a_size_that_a_layer_of_torch_says_it_has_follows_that_layer(size: str, 
     assert result.first.out_features == left
 
 
+class Steps(nn.Module):
+    """A recurrent network whose first state is made in ``forward``, as people write it."""
+
+    def __init__(self, cell: nn.Module, state: Callable[["Steps", Tensor], Tensor]) -> None:
+        super().__init__()
+        self.cell, self.state, self.hidden, self.last = cell, state, 12, nn.Linear(12, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.state(self, x)
+        for t in range(3):
+            h = self.cell(x[:, t], h)
+        return self.last(h)  # type: ignore[no-any-return]
+
+
+STATES: dict[str, tuple[Callable[[Steps, Tensor], Tensor], int]] = {
+    "zeros": (lambda net, x: torch.zeros(x.shape[0], net.hidden, dtype=x.dtype), 9),
+    "a tuple": (lambda net, x: torch.zeros((x.shape[0], net.hidden), dtype=x.dtype), 9),
+    "new_zeros": (lambda net, x: x.new_zeros(x.size(0), net.hidden), 9),
+    "the size of the cell": (lambda net, x: x.new_zeros(x.size(0), int_of(net.cell.hidden_size)), 9),
+    "a number": (lambda net, x: x.new_zeros(x.size(0), 12), 12),
+    "a value": (lambda net, x: x.new_zeros(x.size(0), net.hidden) + 0 * net.hidden, 12),
+}
+
+
+def int_of(value: object) -> int:
+    """For the type checker: what a module has of that name."""
+    assert isinstance(value, int)
+    return value
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_the_first_state_of_a_cell_follows(name: str) -> None:
+    torch.manual_seed(0)
+    state, left = STATES[name]
+    net = Steps(nn.GRUCell(10, 12), state).double()
+    with torch.no_grad():
+        for parameter in net.cell.parameters():
+            parameter[[25, 26, 30]] = 0  # their candidates
+    result: Any = fxc.prune(net, X, keep_code=True).module
+    check_same(net, result)
+    assert result.cell.hidden_size == left
+    assert result.hidden == (12 if name == "the size of the cell" else left)
+
+
+@torch.fx.wrap
+def split(x: Tensor, factor: int) -> Tensor:
+    """No function of torch."""
+    return x * factor
+
+
+def test_a_function_that_is_called_like_one_of_torch_takes_no_sizes() -> None:
+    torch.manual_seed(0)
+    net = dead(Blocks(lambda net, y: split(y, net.blocks)), "first", list(range(6, 12)))
+    result: Any = fxc.prune(net, X, keep_code=True).module
+    check_same(net, result)
+    assert result.blocks == 4
+
+
 class ByMode(nn.Module):
     """One attribute is the number of blocks of one layer in evaluation, and of another one in training."""
 

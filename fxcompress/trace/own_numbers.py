@@ -26,6 +26,10 @@ from fxcompress.trace.walk import modules_in
 _KEY = "fxcompress_own_numbers"
 _READ_KEY = "fxcompress_read_numbers"
 _VIEWS = frozenset({"view", "reshape", "expand"})
+_FIRST = {
+    **dict.fromkeys(("zeros", "ones", "empty"), 0), **dict.fromkeys((*_VIEWS, "new_zeros", "new_ones", "new_empty"), 1)
+}  # fmt: skip
+"""Where the sizes begin that a function takes as a tuple or one by one."""
 
 
 def note_own_numbers(traced: TracedModule, model: nn.Module, inputs: ExampleInputs) -> None:
@@ -100,16 +104,16 @@ def is_of_torch(module: nn.Module) -> bool:
 
 
 def sizes_in(target: object, args: Sequence[Any]) -> list[Any] | None:
-    """The sizes that a view, ``unflatten`` or ``split`` is given, in whatever form; None for other nodes.
+    """The sizes that a view, ``unflatten``, ``split`` or ``zeros`` is given, in whatever form; None for other nodes.
 
     Of ``x.view(x.size()[:-1] + (3, 4))`` these are the numbers, behind an Ellipsis for any number of others.
 
     >>> sizes_in("view", ("x", 2, 3)), sizes_in("reshape", ("x", (2, 3))), sizes_in("split", ("x", 4, 1))
     ([2, 3], [2, 3], [4])
     """
-    name = target if isinstance(target, str) else getattr(target, "__name__", "")
-    if name in _VIEWS:
-        given = list(args[1:])
+    name = _name(target)
+    if name in _FIRST:
+        given = list(args[_FIRST[name] :])
         if len(given) == 1 and isinstance(given[0], fx.Node) and given[0].target is operator.add:
             last = given[0].args[1]
             return [..., *last] if isinstance(last, tuple | list) else given
@@ -121,10 +125,18 @@ def sizes_in(target: object, args: Sequence[Any]) -> list[Any] | None:
     return list(sizes) if isinstance(sizes, tuple | list) else [sizes]
 
 
+def _name(target: object) -> str:
+    """What a function of torch or a method is called; "" for other functions."""
+    if isinstance(target, str):
+        return target
+    own = (getattr(target, "__module__", None) or "torch").partition(".")[0] == "torch"
+    return str(getattr(target, "__name__", "")) if own else ""
+
+
 def _joined(node: fx.Node) -> object:
     """The node that joins the sizes of a view, where these are all that it is given."""
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return node.args[1] if name in _VIEWS and len(node.args) == 2 else None
+    start = _FIRST.get(_name(node.target))
+    return node.args[start] if start is not None and len(node.args) == start + 1 else None
 
 
 def set_own_numbers(module: nn.Module, traced: TracedModule) -> None:

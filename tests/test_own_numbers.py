@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 import fxcompress as fxc
-from fxcompress.errors import UnsupportedModelError
 from fxcompress.trace.own_number import OwnNumber, ranges_tell
 from tests.exactness import TOLERANCE, difference, outputs
 from tests.nets import lose
@@ -240,12 +239,24 @@ def test_an_attribute_changes_to_one_number_for_all_modes() -> None:
     assert (result.blocks, result.a.out_features, result.b.out_features) == (3, 18, 18)
 
 
-def test_what_nobody_can_see_is_an_error_and_no_broken_network() -> None:
+def test_what_nobody_can_see_is_found_before_anything_goes() -> None:
     """Python does not tell a number that it is an index of a list."""
     torch.manual_seed(0)
-    net = dead(Blocks(lambda net, y: y * [1, 2, 3, 5, 7][net.blocks]), "first", list(range(6, 12)))
-    with pytest.raises(UnsupportedModelError, match="the code of Blocks would compute something else"):
-        fxc.prune(net, X, keep_code=True)
+    model = Blocks(lambda net, y: y * [1, 2, 3, 5, 7][net.blocks]).double()
+    net = fxc.compress(model, X, keep_code=True)
+    with torch.no_grad():
+        net.get_parameter("first.weight_quantizer.bits")[[*range(6, 12), 13, 14]] = 0
+        net.get_parameter("first.bias")[[*range(6, 12), 13, 14]] = 0
+    net.step()
+    net.prune()
+    assert net.get_parameter("first.weight").shape[0] == 24
+    final: Any = net.finalize()
+    assert final.blocks == 4
+    assert difference(outputs(net.finalize(prune=False), (OTHER,)), outputs(final, (OTHER,))) <= TOLERANCE
+    check_loads(final.eval(), model, (X,))
+    result: Any = fxc.prune(dead(model, "first", list(range(6, 12))), X, keep_code=True).module
+    check_same(model, result)
+    assert (result.blocks, result.first.out_features) == (4, 24)
 
 
 def test_numbers_tell_what_is_made_of_them() -> None:

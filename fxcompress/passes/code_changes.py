@@ -94,7 +94,7 @@ class CodeChanges:
             numbers = set(sizes.get(origin, ()))
             if old != new or is_of_torch(_module(before, origin[0])):
                 numbers.add((old, new))
-            if len(numbers) > 1 or (old != new and origin in read):
+            if len(numbers) > 1 or (origin in read and any(a != b for a, b in (*numbers, (old, new)))):
                 blames += self.attributes.get(origin, [])
                 blames += [self._blame_layer(origin, old)] if old != new else []
         return [blame for blame in blames if blame.sure] or blames
@@ -155,6 +155,11 @@ def _changed(before: list[Any] | None, after: list[Any] | None) -> list[int]:
     if len(before) != len(after):
         return []
     return [i - len(after) for i, (a, b) in enumerate(zip(before, after, strict=True)) if a is not b and a != b]
+
+
+def attributes_changed(before: TracedModule, after: TracedModule) -> bool:
+    """Whether an attribute that is a size is another number after a cut."""
+    return any(old != new for pairs in _sizes_by_origin(before, after).values() for old, new in pairs)
 
 
 def _sizes_by_origin(before: TracedModule, after: TracedModule) -> dict[Origin, set[tuple[object, object]]]:

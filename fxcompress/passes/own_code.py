@@ -9,19 +9,21 @@ Where provenance says so, passes cut nothing out of a network that would need an
 be sure, it is traced again, and must give the same graph, or the same results.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from torch import Tensor, nn
 
 from fxcompress.channels.analysis import Analysis
 from fxcompress.errors import FxCompressError, UnsupportedModelError
+from fxcompress.passes.code_changes import attributes_changed
 from fxcompress.passes.shrink import Shrunk, shrink
 from fxcompress.provenance import attach, provenance_of
 from fxcompress.trace.fingerprint import fingerprint
 from fxcompress.trace.graph_forward import take_over
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.lowering import UNLOWERED
-from fxcompress.trace.own_numbers import set_own_numbers
+from fxcompress.trace.own_numbers import hold_numbers, set_own_numbers
 from fxcompress.trace.skeleton import skeleton
 from fxcompress.trace.traced import TracedModule
 from fxcompress.trace.tracer import trace
@@ -54,21 +56,49 @@ def shrink_with_own_code(
 ) -> tuple[Shrunk, nn.Module]:
     """As :func:`fxcompress.passes.shrink.shrink`, with the module of the model's class that runs what is left.
 
-    Nothing is folded where the code computes something else then, as one that asks whether a layer has a bias may.
+    Where the code computes something else then, nothing is folded, as it may ask whether a layer has a bias. If it was
+    not that, no attribute changes.
 
     Raises:
         UnsupportedModelError: see :func:`with_own_code`.
     """
+    why = None
+    for shrunk in _ways(module, inputs, analysis, fold=fold):
+        try:
+            return shrunk, with_own_code(shell, shrunk.module, inputs)
+        except UnsupportedModelError as error:  # noqa: PERF203 - three times at most
+            why = why or error
+    assert why is not None
+    raise why
+
+
+def _ways(module: TracedModule, inputs: ExampleInputs, analysis: Analysis | None, *, fold: bool) -> Iterator[Shrunk]:
+    """What can be made of a network, the smallest first."""
     shrunk = shrink(module, inputs, analysis, fold=fold)
+    yield shrunk
+    if len(shrunk.removals) > 1:
+        shrunk = _unfolded(shrunk)
+        yield shrunk
+    if attributes_changed(shrunk.removals[0].analysis.module, shrunk.module):
+        hold_numbers(module)
+        yield shrink(module, inputs, analysis, fold=False)
+
+
+def runs_its_code(shell: nn.Module, traced: TracedModule, inputs: ExampleInputs) -> bool:
+    """Whether :func:`with_own_code` has a result."""
     try:
-        return shrunk, with_own_code(shell, shrunk.module, inputs)
+        with_own_code(shell, traced, inputs)
     except UnsupportedModelError:
-        folded, first = shrunk.folded, shrunk.removals[0]
-        if folded is None or len(shrunk.removals) == 1:
-            raise
+        return False
+    return True
+
+
+def _unfolded(shrunk: Shrunk) -> Shrunk:
+    """What there was before anything was folded."""
+    folded, first = shrunk.folded, shrunk.removals[0]
+    assert folded is not None
     refused = dict.fromkeys(folded.channels, _OTHER_CODE) | folded.refused
-    folded = replace(folded, module=first.module, channels={}, biases=(), refused=refused)
-    return Shrunk((first,), folded), with_own_code(shell, first.module, inputs)
+    return Shrunk((first,), replace(folded, module=first.module, channels={}, biases=(), refused=refused))
 
 
 _OTHER_CODE = "the model's code would compute something else, as it may ask whether a layer has a bias"

@@ -98,6 +98,14 @@ def read_numbers(traced: TracedModule) -> set[Origin]:
     return {(path, name) for meta in metas for path, name in json.loads(meta.get(_READ_KEY, "[]"))}
 
 
+def hold_numbers(traced: TracedModule) -> None:
+    """Let no attribute that is a size change from now on, in place: the code makes more of one than can be seen."""
+    nodes = [node for graph in traced.graphs.values() for node in graph.nodes]
+    held = read_numbers(traced) | {origin for node in nodes for origin in own_numbers(node).values()}
+    for graph in traced.graphs.values():
+        graph.output_node().meta[_READ_KEY] = json.dumps(sorted(held))
+
+
 def is_of_torch(module: nn.Module) -> bool:
     """Whether a module is a layer of torch, whose attributes say what its tensors are."""
     return type(module).__module__.startswith("torch.nn.") and not isinstance(module, nn.MultiheadAttention)

@@ -1,6 +1,5 @@
 """The network that compresses itself while it trains."""
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -11,7 +10,6 @@ from torch.optim import Optimizer
 from fxcompress.channels.analysis import analyse
 from fxcompress.errors import UnsupportedModelError
 from fxcompress.objectives import starting_costs
-from fxcompress.passes.finalize import finalize_quantizers
 from fxcompress.passes.own_code import shrink_with_own_code, with_own_code
 from fxcompress.passes.prune_report import PruneReport
 from fxcompress.passes.shrink import Narrow, check_narrow, shrink
@@ -26,6 +24,7 @@ from fxcompress.training.distributed import refuse_sharded
 from fxcompress.training.left_behind import warn_of_left_behind
 from fxcompress.training.liveness import Liveness
 from fxcompress.training.network import Settings
+from fxcompress.training.plain_copy import plain_copy
 from fxcompress.training.record import encode
 from fxcompress.training.removal import remove_dead
 from fxcompress.training.restore import Recut, plan_load
@@ -160,12 +159,8 @@ class CompressedModule(SizedModule):
         refuse_sharded(self)
         check_finite(self)
         self.fxc_tell_of_steps()
-        own = copy.deepcopy(self)
-        provenance = provenance_of(own)
-        delattr(own, LIVENESS)
-        plain = TracedModule(own, own.graph, own.train_graph, type(self).__name__)
-        plain.__dict__.pop("settings", None)
-        grids = finalize_quantizers(plain)
+        provenance = provenance_of(self)
+        plain, grids = plain_copy(self)
         base = provenance or Provenance({})
         kept = {name: dims for name, dims in base.kept.items() if name in base.shapes}
         attach(plain, replace(base, kept=kept, grids=grids))

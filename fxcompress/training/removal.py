@@ -4,6 +4,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -16,6 +17,7 @@ from fxcompress.passes.prune_channels import Pruned, prune_channels
 from fxcompress.passes.prune_report import PruneReport, make_report
 from fxcompress.passes.repeat import repeat_removal
 from fxcompress.trace.modes import ordinary
+from fxcompress.trace.own_numbers import hold_numbers
 from fxcompress.trace.traced import TracedModule
 from fxcompress.training.agreement import agreed
 from fxcompress.training.averages import copies_of
@@ -25,6 +27,7 @@ from fxcompress.training.handover import hand_over
 from fxcompress.training.left_behind import watch
 from fxcompress.training.network import SizedNetwork
 from fxcompress.training.optimizer import PreparedResize, Replacement, check_optimizers, prepare_resize
+from fxcompress.training.plain_copy import code_breaks
 from fxcompress.training.sized import SizedModule
 from fxcompress.training.takeover import take_over
 
@@ -172,7 +175,11 @@ def _plan_part(net: SizedModule, copies: Iterable[nn.Module]) -> PartRemoval:
     zeros = update.zeros()
     analysis = update.census.analysis if update.census.view is net else None
     known = zeros | update.flags.reset()
-    pruned = prune_channels(net, inputs, lambda _, trail: seeds(trail, known), modes=update.modes, analysis=analysis)
+    prune = partial(prune_channels, net, inputs, lambda _, trail: seeds(trail, known), modes=update.modes)
+    pruned = prune(analysis=analysis)
+    if code_breaks(net, pruned):
+        hold_numbers(net)
+        pruned = prune(analysis=None)
     if pruned.analysis is analysis:
         update.hold(pruned.plan)
     _check_forward(net, pruned)

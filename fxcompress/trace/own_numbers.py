@@ -41,12 +41,8 @@ def note_own_numbers(traced: TracedModule, model: nn.Module, inputs: ExampleInpu
         inputs: that it was traced on.
     """
     computed: set[Origin] = set()
-    try:
-        with ranges_tell():
-            twin = trace(_marked(model, computed), inputs, plain=False)
-    except FxCompressError:
-        return
-    if fingerprint(twin) != fingerprint(traced) or twin.graphs.keys() != traced.graphs.keys():
+    twin = _twin(traced, model, inputs, computed) or _twin(traced, model, inputs, computed, layers=True)
+    if twin is None:
         return
     for graph in twin.graphs.values():
         for node in graph.nodes:
@@ -59,6 +55,18 @@ def note_own_numbers(traced: TracedModule, model: nn.Module, inputs: ExampleInpu
             if found:
                 node.meta[_KEY] = json.dumps([[i, *origin] for i, origin in found.items()])
         graph.output_node().meta[_READ_KEY] = json.dumps(sorted(computed))
+
+
+def _twin(
+    traced: TracedModule, model: nn.Module, inputs: ExampleInputs, computed: set[Origin], *, layers: bool = False
+) -> TracedModule | None:
+    """The same trace of a copy whose numbers tell; None where its code takes these for something else than numbers."""
+    try:
+        with ranges_tell():
+            twin = trace(_marked(model, computed, layers=layers), inputs, plain=False)
+    except FxCompressError:
+        return None
+    return twin if fingerprint(twin) == fingerprint(traced) and twin.graphs.keys() == traced.graphs.keys() else None
 
 
 def _elsewhere(node: fx.Node, twin: TracedModule) -> set[Origin]:
@@ -157,13 +165,13 @@ def set_own_numbers(module: nn.Module, traced: TracedModule) -> None:
                     vars(module.get_submodule(path))[name] = sizes[i]
 
 
-def _marked(model: nn.Module, computed: set[Origin]) -> nn.Module:
-    """A copy of a model whose own numbers know where they are from."""
+def _marked(model: nn.Module, computed: set[Origin], *, layers: bool) -> nn.Module:
+    """A copy of a model whose own numbers know where they are from; those of torch's ``layers`` alone, perhaps."""
     copy = skeleton(model)
     paths = {id(module): path for path, module in copy.named_modules()}
     for module in modules_in(copy):
         torchs = is_of_torch(module)
         for name, value in list(vars(module).items()):
-            if type(value) is int and value > 1:
+            if type(value) is int and value > 1 and (torchs or not layers):
                 vars(module)[name] = OwnNumber(value, (paths[id(module)], name), computed, of_layer=torchs)
     return copy

@@ -97,6 +97,15 @@ def outputs(net: nn.Module, inputs: tuple[Tensor, ...], *, training: bool = Fals
         return [net(*(x.clone() for x in inputs)) for _ in range(calls)][-1]
 
 
+def runs_on(net: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
+    """Whether the original runs: images of another size need not fit together, nor may all memory be written to."""
+    try:
+        outputs(net, inputs)
+    except RuntimeError:
+        return False
+    return True
+
+
 class Fingerprint:
     """All of a network (and its optimizer) that a visitor could have changed."""
 

@@ -29,6 +29,7 @@ from tests.exactness import (
     kill,
     outputs,
     removable_units,
+    runs_on,
     tensors,
 )
 from tests.networks import Example, examples, randomise
@@ -70,15 +71,6 @@ def without_dropout(net: nn.Module) -> nn.Module:
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
     return net
-
-
-def runs_on(net: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
-    """Whether the original runs: images of another size need not fit together, nor may all memory be written to."""
-    try:
-        outputs(net, inputs)
-    except RuntimeError:
-        return False
-    return True
 
 
 def check_same(example: Example, pruned: nn.Module) -> None:

@@ -6,7 +6,6 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import torch
 from hypothesis import HealthCheck, assume, event, given, settings
 from hypothesis import strategies as st
 from torch import fx, nn
@@ -15,7 +14,7 @@ import fxcompress as fxc
 from fxcompress.channels.prepare import prepare
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.tracer import trace
-from tests.exactness import TOLERANCE, Fingerprint, difference, make_constant, outputs
+from tests.exactness import TOLERANCE, Fingerprint, difference, make_constant, outputs, runs_on
 from tests.networks import Example, examples
 
 FUZZ = os.environ.get("FXCOMPRESS_FUZZ") == "1"
@@ -23,15 +22,6 @@ CASES = settings(
     max_examples=20_000 if FUZZ else 120,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-
-
-def runs_on(net: nn.Module, inputs: tuple[torch.Tensor, ...]) -> bool:
-    """Whether the original runs: images of another size need not fit together."""
-    try:
-        outputs(net, inputs)
-    except RuntimeError:
-        return False
-    return True
 
 
 def all_is_used(example: Example) -> bool:

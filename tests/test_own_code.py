@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 import fxcompress as fxc
 from fxcompress.channels.prepare import prepare
 from fxcompress.errors import UnsupportedModelError
-from tests.exactness import TOLERANCE, Fingerprint, difference, make_constant, outputs
+from tests.exactness import TOLERANCE, Fingerprint, difference, make_constant, outputs, runs_on
 from tests.nets import ResidualNet, lose, set_bits
 from tests.networks import Example, RandomNet, examples
 
@@ -33,15 +33,6 @@ CASES = settings(
 
 def parameters_of(net: nn.Module) -> int:
     return sum(p.numel() for p in net.parameters())
-
-
-def runs_on(net: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
-    """Whether the original runs: images of another size need not fit together."""
-    try:
-        outputs(net, inputs)
-    except RuntimeError:
-        return False
-    return True
 
 
 def check_loads(net: nn.Module, original: nn.Module, inputs: tuple[Tensor, ...]) -> None:

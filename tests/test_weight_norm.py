@@ -1,6 +1,7 @@
 """Weight norm: the weight itself becomes the parameter, and the original's state_dict still loads."""
 
 import copy
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize
 
 import fxcompress as fxc
 from fxcompress.errors import CheckpointError, OptimizerError, TraceError, UnsupportedModelError
@@ -187,22 +188,14 @@ def test_what_is_trained_stays_so() -> None:
 
 
 def test_a_model_in_pieces() -> None:
-    class ReadsValues(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.body = network(parametrizations.weight_norm)
-
-        def forward(self, x: Tensor) -> Tensor:
-            y: Tensor = self.body(x)
-            return y * 2 if y.sum().item() > 0 else y
-
-    net = ReadsValues().eval()
-    kill(net.body, [1])
+    body = network(parametrizations.weight_norm)
+    kill(body, [1])
+    net = ReadsValues(body).eval()
     visit = Fingerprint(net)
     result = fxc.prune(net, X)
     visit.check()
-    assert result.report.plain_weights == ("body.0.weight", "body.2.weight")
-    assert result.module.get_parameter("body.2.weight").shape == (6, 7, 3)
+    assert result.report.plain_weights == ("inner.0.weight", "inner.2.weight")
+    assert result.module.get_parameter("inner.2.weight").shape == (6, 7, 3)
     assert difference(net(X), result.module(X)) <= 1e-12
 
 
@@ -218,13 +211,90 @@ def test_refusals() -> None:
     with pytest.raises(UnsupportedModelError, match="spectral_norm or another parametrization, not weight_norm alone"):
         fxc.prune(both, torch.zeros(1, 3))
 
-    class ReadsLength(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.body = network(by_hook)
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.body(x) * parts(self.body[0])[0].sum()  # type: ignore[no-any-return]
+QUESTIONS: dict[str, Callable[[Any], Any]] = {
+    "its length": lambda layer: parts(layer)[0].sum(),
+    "whether it has a length": lambda layer: 3 if hasattr(layer, "weight_g") else 1,
+    "whether it has parametrizations": lambda layer: 3 if hasattr(layer, "parametrizations") else 1,
+    "whether it is parametrized": lambda layer: 3 if parametrize.is_parametrized(layer) else 1,
+    "its class": lambda layer: len(type(layer).__name__),
+    "its hooks": lambda layer: len(layer._forward_pre_hooks) + 1,
+    "its parameters": lambda layer: len([name for name, _ in layer.named_parameters()]),
+    "the state that it saves": lambda layer: len(layer.state_dict()),
+    "one of its sizes": lambda layer: layer.weight.shape[0],
+    "its bias": lambda layer: 1 if layer.bias is None else 2,
+}
 
-    with pytest.raises(TraceError, match="has no attribute"):
-        fxc.prune(ReadsLength(), X)
+
+class Asks(nn.Module):
+    """Multiplies a branch that starts as next to nothing by what a question to a layer with weight norm returns."""
+
+    def __init__(self, norm: Norm, question: str) -> None:
+        super().__init__()
+        self.body = network(norm)
+        nn.init.constant_(self.body.get_parameter("4.weight"), 1e-9)
+        nn.init.zeros_(self.body.get_parameter("4.bias"))
+        self.question = question
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.body(x) * QUESTIONS[self.question](self.body[0])
+        return y + x[:, :2, 3:-3]
+
+
+class ReadsValues(nn.Module):
+    """Has no graph as a whole."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.inner(x)
+        return y * 2 if y.sum().item() > 0 else y
+
+
+def pruned_or_refused(net: nn.Module, inputs: Tensor | None, *, reads: bool) -> nn.Module | None:
+    """The pruned network, or None where an error says that its code asks how a weight is made."""
+    told = "asks how they are made, or reads a length or a direction" + ("|has no attribute" if reads else "")
+    try:
+        return fxc.prune(net, inputs).module
+    except (UnsupportedModelError, TraceError) as error:
+        if re.search(told, str(error)) is None:
+            raise
+        return None
+
+
+@pytest.mark.parametrize("pieces", [False, True])
+@pytest.mark.parametrize("how", ["values", "zeros", "inferred"])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_code_that_asks_how_a_weight_is_made(question: str, form: str, how: str, *, pieces: bool) -> None:
+    """It is refused, or does what it did before: also when the branch that it belongs to has come to life."""
+    if pieces and how == "inferred":
+        return  # pieces need inputs
+    asks = Asks(FORMS[form], question)
+    kill(asks.body, [1])
+    net = ReadsValues(asks) if pieces else asks
+    path = "inner.body" if pieces else "body"
+    visit = Fingerprint(net)
+    inputs = {"values": X, "zeros": torch.zeros_like(X), "inferred": None}[how]
+    pruned = pruned_or_refused(net, inputs, reads=question == "its length")
+    visit.check()
+    if pruned is None:
+        return
+    assert pruned.get_parameter(f"{path}.0.weight").shape[0] == 7 or question == "one of its sizes"
+    with torch.no_grad():
+        for each in (net, pruned):
+            each.get_parameter(f"{path}.4.weight").fill_(0.5)
+    for x in (X, -X):
+        assert difference(net(x), pruned(x)) <= 1e-12
+
+
+def test_which_questions_are_refused() -> None:
+    """So that the test above does not pass by refusing all."""
+    for form, norm in FORMS.items():
+        for question in ("one of its sizes", "its bias"):
+            fxc.prune(Asks(norm, question), X)
+        question = "whether it has " + ("a length" if form == "hook" else "parametrizations")
+        with pytest.raises(UnsupportedModelError, match=r"Asks computes something else where the weights"):
+            fxc.prune(Asks(norm, question), X)

@@ -12,6 +12,7 @@ from fxcompress.trace.inputs import ExampleInputs, infer_inputs
 from fxcompress.trace.pieces import Pieces, find_pieces
 from fxcompress.trace.traced import TracedModule
 from fxcompress.trace.tracer import trace, trace_by_running
+from fxcompress.trace.weights.norm import check_plain_weights
 
 NO_GRAPH = (TraceError, ValueReadError)
 """What :func:`prepare` raises for a model that has no graph as a whole, and may have pieces that do."""
@@ -27,11 +28,13 @@ def prepare(model: nn.Module, example_inputs: object = None, *, plain: bool = Tr
 
     Raises:
         ExampleInputError: the inputs do not fit, or are missing and cannot be inferred.
-        TraceError, UnsupportedModelError: the model cannot be traced.
+        TraceError, UnsupportedModelError: the model cannot be traced, or computes something else without weight norm.
     """
     stage("trace")
     if example_inputs is not None:
-        return _analysed(model, ExampleInputs.of(example_inputs), plain=plain)
+        inputs = ExampleInputs.of(example_inputs)
+        check_plain_weights(model, inputs)
+        return _analysed(model, inputs, plain=plain)
     found: list[Analysis] = []
     try:
         traced = trace(model, plain=plain)
@@ -46,11 +49,12 @@ def prepare(model: nn.Module, example_inputs: object = None, *, plain: bool = Tr
         return True
 
     try:
-        infer_inputs(model, works)
+        inputs = infer_inputs(model, works)
     except ExampleInputError as error:
         if traced is None:
             raise why from error
         raise
+    check_plain_weights(model, inputs)
     return found[-1]
 
 

@@ -103,13 +103,8 @@ def find_pieces(
         ExampleInputError: the model does not run on the inputs.
         TraceError: it has no piece with so many layers in it; of the class of ``why``.
     """
-    given, model = model, with_plain_weights(model)
-    try:
-        seen = run_and_see(model, inputs)
-    except ExampleInputError as error:
-        if model is given:
-            raise
-        raise why from error  # perhaps its code reads the lengths or directions of weight norm
+    model = with_plain_weights(model)
+    seen = run_and_see(model, inputs)
     search = _Search(own_buffers(model), seen, _short(why), accept, layers, plain=plain)
     search.go()
     if not search.pieces:

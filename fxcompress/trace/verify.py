@@ -1,7 +1,6 @@
 """Whether a graph computes what its model does, asked where code could have taken another path without being seen."""
 
 import io
-from collections.abc import Callable
 from contextlib import redirect_stderr
 
 import torch
@@ -11,56 +10,104 @@ from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.skeleton import own_tensors, skeleton
 from fxcompress.trace.state import same_randomness
 from fxcompress.trace.trees import tensors_in
+from fxcompress.trace.weights.flat import renew_weights
 
 _NEAR = {torch.float64: 1e-9, torch.float32: 1e-3}
 """How far apart two results may be, over the largest entry; attention is lowered, and rounds in another way."""
 
 
 def computes_the_same(model: nn.Module, traced: nn.Module, inputs: ExampleInputs) -> bool:
-    """Whether copies of both return the same in three calls, in evaluation and in training; neither is touched.
-
-    The second call is on other values, so that what a call leaves behind for the next one shows, and then on the same
-    ones, as the model may not take those. What cannot be
-    compared, because the model itself does not run in that mode on these inputs, is taken for the same.
+    """Whether copies of both with stirred parameters agree; neither is touched.
 
     Args:
         model: the original.
-        traced: what was made of it.
+        traced: what was made of it, with the same parameters.
         inputs: to run on.
     """
-    for training, second in ((False, _others), (True, _others), (False, Tensor.clone), (True, Tensor.clone)):
+    return agree(stirred(model), stirred(traced), inputs)
+
+
+def agree(model: nn.Module, other: nn.Module, inputs: ExampleInputs) -> bool:
+    """Whether copies of both return the same in three calls, in evaluation and in training; neither is touched.
+
+    The second call is on other values, so that what a call leaves behind for the next one shows, or on the same ones
+    where the model does not take those. What cannot be compared, because the model itself does not run in that mode on
+    these inputs, is taken for the same.
+
+    Args:
+        model: the original.
+        other: what was made of it.
+        inputs: to run on.
+    """
+    return all(_agree(model, other, inputs, training=training) for training in (False, True))
+
+
+def stirred(module: nn.Module) -> nn.Module:
+    """A copy whose floating-point parameters have a little added to them, the same for parameters of the same shape.
+
+    To compare two networks that share their parameters: where these are zero, as in a branch that starts as nothing,
+    what is done beside them does not show.
+    """
+    own = skeleton(module)
+    own_tensors(own, set())
+    with torch.no_grad():
+        for parameter in filter(torch.is_floating_point, own.parameters()):
+            parameter.add_(_noise(parameter))
+    for each in own.modules():
+        renew_weights(each)
+    return own
+
+
+def _noise(parameter: Tensor) -> Tensor:
+    """Scales and biases grow by up to 0.1; matrices change by what adds a tenth to the variance of a layer's output."""
+    flat = torch.linspace(0, 1, parameter.numel(), device=parameter.device, dtype=torch.float32)
+    if parameter.ndim < 2:
+        return (flat * 0.1).view_as(parameter).to(parameter.dtype)
+    waves: Tensor = (flat * parameter.numel()).sin() * (0.2 / max(parameter[0].numel(), 1)) ** 0.5
+    return waves.view(parameter.shape).to(parameter.dtype)
+
+
+def _agree(model: nn.Module, other: nn.Module, inputs: ExampleInputs, *, training: bool) -> bool:
+    """Whether both return the same in a mode."""
+    for second in (inputs.converted(_others), inputs):
+        calls = (inputs, second, inputs)
         try:
-            expected = _results(model, inputs, second, training=training)
+            expected = _results(model, calls, training=training)
         except Exception:  # noqa: BLE001, S112 - a batch of one in training, values that do not fit: not ours to judge
             continue
         try:
             with redirect_stderr(io.StringIO()):  # where torch.fx prints what fails in the code of a graph
-                found = _results(traced, inputs, second, training=training)
+                found = _results(other, calls, training=training)
         except Exception:  # noqa: BLE001 - it does not run where the model does
             return False
-        if len(expected) != len(found) or not all(map(_same, expected, found)):
-            return False
+        return len(expected) == len(found) and all(map(_same, expected, found))
     return True
 
 
-def _results(
-    module: nn.Module, inputs: ExampleInputs, second: Callable[[Tensor], Tensor], *, training: bool
-) -> list[Tensor]:
+def _results(module: nn.Module, calls: tuple[ExampleInputs, ...], *, training: bool) -> list[Tensor]:
     own = skeleton(module)
     own_tensors(own, set())
     own.train(training)
     found: list[Tensor] = []
     with torch.no_grad(), same_randomness(allowed=True):
         torch.manual_seed(0)
-        for values in (Tensor.clone, second, Tensor.clone):
-            given = inputs.converted(values)
+        for inputs in calls:
+            given = inputs.converted(Tensor.clone)
             found += tensors_in(own(*given.args, **given.kwargs))
     return found
 
 
 def _others(tensor: Tensor) -> Tensor:
-    """Another tensor of the same kind, with values that the model takes where it takes these."""
-    return tensor.flip(list(range(tensor.ndim))) * (0.5 if tensor.is_floating_point() else 1)
+    """Another tensor of the same kind, with values that the model takes where it takes these.
+
+    Floats that are all the same, zeros as a rule, stand for any: on them a layer without a bias shows nothing.
+    """
+    if not tensor.is_floating_point():
+        return tensor.flip(list(range(tensor.ndim)))
+    if tensor.numel() and bool((tensor == tensor.flatten()[0]).all()):
+        ramp = torch.linspace(0.1, 0.9, tensor.numel(), device=tensor.device).view(tensor.shape).to(tensor.dtype)
+        return ramp * tensor if bool(tensor.flatten()[0]) else ramp
+    return tensor.flip(list(range(tensor.ndim))) * 0.5
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

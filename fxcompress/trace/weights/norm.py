@@ -21,7 +21,9 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _WeightNorm
 
 from fxcompress.errors import UnsupportedModelError
+from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.skeleton import skeleton
+from fxcompress.trace.verify import agree, stirred
 from fxcompress.trace.walk import modules_in
 from fxcompress.trace.weights.flat import renew_weights
 from fxcompress.trace.weights.plain import Plain
@@ -106,6 +108,30 @@ def with_plain_weights(model: nn.Module) -> nn.Module:
     result = skeleton(model)
     make_weights_plain(result)
     return result
+
+
+def check_plain_weights(model: nn.Module, inputs: ExampleInputs) -> None:
+    """Whether the code of ``model`` computes the same where the weights themselves are its parameters.
+
+    It does, unless it asks how they are made: ``hasattr(layer, "parametrizations")``, ``layer.weight_g``.
+
+    Args:
+        model: any model; one without weight norm passes.
+        inputs: to run on.
+
+    Raises:
+        UnsupportedModelError: it computes something else.
+    """
+    if not has_weight_norm(model):
+        return
+    changed = stirred(model)
+    if not agree(changed, with_plain_weights(changed), inputs):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} computes something else where the weights that weight norm computes become "
+            "parameters themselves: its code asks how they are made, or reads a length or a direction\n"
+            "  ask that in __init__ instead, or remove the weight norm first: "
+            "torch.nn.utils.parametrize.remove_parametrizations(module, 'weight')"
+        )
 
 
 def has_weight_norm(model: nn.Module) -> bool:

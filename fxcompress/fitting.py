@@ -18,6 +18,7 @@ from fxcompress.compress import compress
 from fxcompress.errors import AverageError, CheckpointError
 from fxcompress.storage.states import read_states
 from fxcompress.trace.modes import ordinary
+from fxcompress.trace.skeleton import skeleton
 from fxcompress.trace.support import check_module
 from fxcompress.training.averages import copies_of
 from fxcompress.training.batches import Batch, argument_names, check_callable, check_loss, count_batches, first_batch
@@ -28,7 +29,7 @@ from fxcompress.training.history import EpochRecord
 from fxcompress.training.in_pieces import Compressed
 from fxcompress.training.policy import PrunePolicy, prune_policy
 from fxcompress.training.resume import Keeper, check_run
-from fxcompress.training.schedule import cosine
+from fxcompress.training.schedule import LONG_REST, REST, cosine
 from fxcompress.training.suited import check_objective, check_suited, what_is_mixed
 from fxcompress.training.target import check_target, tell_of_target
 from fxcompress.training.trainer import Loss, Scheduler
@@ -49,6 +50,7 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
     epochs: int,
     gamma: float | Gamma | None = None,
     target_size: float | None = None,
+    fine_tune: bool = False,
     lr: float = 1e-3,
     weight_decay: float = 0.0,
     optimizer: Optimizer | None = None,
@@ -63,6 +65,7 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
     checkpoint: str | os.PathLike[str] | None = None,
     resume: Resume = False,
     average: AveragedModel | None = None,
+    teacher: nn.Module | None = None,
 ) -> FitResult:
     """Compress a model while it trains, and return it as a smaller ordinary network.
 
@@ -74,10 +77,12 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
         loader: batches, with a length; gone through once each epoch. A batch is (input, ..., target), or a dict that
             holds arguments of forward by their names: the target is then what forward does not take, one entry as it
             is, several as a dict. Where forward takes all of it, the target is the whole batch.
-        loss_fn: of (output, target); returns a scalar.
+        loss_fn: of (output, target), or of (output, target, answer) with a ``teacher``; returns a scalar.
         epochs: how often.
         gamma: weight of ``net.size()`` in the loss, or a function of (progress, size); or else
         target_size: share of the original 32-bit weights to end at (fractional); gamma is steered to it.
+        fine_tune: the weights are trained already. The target is reached after a quarter of the training in place of
+            half, and the default scheduler lets bits and exponents rest in its last 40 % in place of 10 %.
         lr: of the weights, for the default optimizer, Adam.
         weight_decay: the same.
         optimizer: of a compressed model's ``param_groups()``; only with a model from :func:`compress`.
@@ -101,6 +106,9 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
         average: ``AveragedModel(net)`` of torch.optim.swa_utils, of the ``net`` from :func:`compress` that is passed:
             brought up to date after each step, cut with each removal, kept in the checkpoint. Its network is
             ``average.module``, and ``average.module.finalize()`` the one to use.
+        teacher: a network to learn from (distillation), such as ``model`` itself, which has all of its accuracy. A copy
+            of it that shares its weights is called in evaluation, without gradients, with what the network is called
+            with, and the loss gets what it returns.
 
     Raises:
         TypeError: an argument is of another kind, the loader has no length, a batch or what a function returned is of
@@ -124,13 +132,14 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
     >>> result.module(torch.zeros(5, 4)).shape, len(result.history)
     (torch.Size([5, 2]), 2)
     """
-    control = gamma_of(gamma, target_size)
+    control = gamma_of(gamma, target_size, fine_tune=fine_tune)
     _check_kinds(model, epochs)
     if epochs < 1:
         raise ValueError(f"epochs={epochs} must be at least 1")
     if min_accuracy is not None and validate is None:
         raise ValueError("min_accuracy= is about what validate= returns: pass a function that measures the accuracy")
-    check_loss(loss_fn)
+    own_teacher = _teacher(teacher, model)
+    check_loss(loss_fn, taught=teacher is not None)
     _check_calls(validate, on_epoch, scheduler)
     count = count_batches(loader)
     guard, policy = Guard(min_accuracy, max_loss_increase), prune_policy(prune)
@@ -144,7 +153,8 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
         _check_optimizer(optimizer, net)
     chosen = optimizer or torch.optim.Adam(net.param_groups(lr, weight_decay=weight_decay, eps=_eps(net)))
     steps = epochs * count
-    schedule = scheduler or cosine(chosen, steps, min(steps // 20, 100))
+    rest = LONG_REST if fine_tune else REST
+    schedule = scheduler or cosine(chosen, steps, min(steps // 20, 100), settle=rest)
     keeper = None
     if checkpoint is not None:
         check = partial(
@@ -166,6 +176,7 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
         progress=progress,
         on_epoch=on_epoch,
         average=average,
+        teacher=own_teacher,
         keeper=keeper,
     )
     tell_of_target(net, control, _held(result.history))
@@ -176,6 +187,17 @@ def _held(history: Sequence[EpochRecord]) -> str:
     """How often there was no pressure, in words."""
     held = sum(record.gamma == 0 for record in history)
     return f"; there was no pressure at the end of {held} of {len(history)} epochs" if held else ""
+
+
+def _teacher(teacher: nn.Module | None, model: nn.Module) -> nn.Module | None:
+    """A copy in evaluation, so that the caller's network, perhaps the one to compress, keeps its mode."""
+    if teacher is None:
+        return None
+    if teacher is model and isinstance(model, Compressed):
+        raise ValueError("teacher= is the network that is trained: pass the model that it was compressed from")
+    if not isinstance(teacher, nn.Module):
+        raise TypeError(f"teacher= is a {type(teacher).__name__}; pass a network, such as the model itself")
+    return skeleton(teacher).eval()
 
 
 def _check_kinds(model: object, epochs: object) -> None:

@@ -169,3 +169,13 @@ def test_missing_package_is_named(module: str, package: str, monkeypatch: pytest
     monkeypatch.delitem(sys.modules, f"fxcompress.adapters.{module}", raising=False)
     with pytest.raises(MissingPackageError, match=rf"fxcompress\[{module}\]"):
         importlib.import_module(f"fxcompress.adapters.{module}")
+
+
+@pytest.mark.parametrize("name", ["lightning.SelfCompression", "huggingface.SelfCompressionCallback"])
+def test_a_fine_tuning_arrives_early(name: str) -> None:
+    module, _, kind = name.partition(".")
+    callback = getattr(importlib.import_module(f"fxcompress.adapters.{module}"), kind)
+    wanted = [callback(0.1, fine_tune=fine_tune).pressure.gamma for fine_tune in (True, False)]
+    for control in wanted:
+        control(0.0, 0.25)
+    assert [control.wanted(0.25) for control in wanted] == [pytest.approx(0.1), pytest.approx(0.16, abs=0.01)]

@@ -1,5 +1,6 @@
 """``fit``: the whole loop on real data, its controllers, and its errors."""
 
+import copy
 import json
 import math
 from collections.abc import Callable
@@ -190,6 +191,59 @@ def test_one_controller_may_be_given_to_several_runs() -> None:
         histories.append([(record.loss, record.size, record.gamma) for record in result.history])
     assert histories[0] == histories[1]
     assert control == TargetSize(0.1, arrival=0.6)
+
+
+def test_fine_tuning_reaches_its_target_early_and_lets_formats_rest() -> None:
+    loader, _, _ = digits()
+    sizes = {}
+    for fine_tune in (False, True):
+        torch.manual_seed(0)
+        result = fxc.fit(
+            Digits(), loader, F.cross_entropy, epochs=10, target_size=0.1, fine_tune=fine_tune, progress=False
+        )
+        sizes[fine_tune] = [record.size for record in result.history]
+    assert sizes[True][3] < 0.105 < sizes[False][3]
+    assert len(set(sizes[True][6:])) == 1 < len(set(sizes[False][6:]))
+    assert all(found[-1] == pytest.approx(0.1, rel=0.05) for found in sizes.values())
+
+
+def taught(output: Tensor, target: Tensor, answer: Tensor) -> Tensor:
+    soft = F.kl_div(output.log_softmax(1), answer.log_softmax(1), log_target=True, reduction="batchmean")
+    return F.cross_entropy(output, target) + soft
+
+
+def test_a_model_teaches_itself_as_it_was_and_stays_as_it_is() -> None:
+    """It answers in evaluation, whatever mode the caller's network is in, and its statistics do not move."""
+    loader, _, _ = digits()
+    model = nn.Sequential(Digits(), nn.Dropout(0.5)).train()
+    model[0].stem[1].eval()  # type: ignore[index, union-attr]
+    original = copy.deepcopy(model).eval()
+    before, modes = copy.deepcopy(model.state_dict()), [module.training for module in model.modules()]
+    with torch.no_grad():
+        answered = [(x, (y, original(x))) for x, y in loader]
+    histories = []
+    for batches, loss, teacher in (
+        (loader, taught, model),
+        (answered, lambda output, target: taught(output, *target), None),
+    ):
+        torch.manual_seed(0)
+        result = fxc.fit(model, batches, loss, epochs=2, gamma=0.1, progress=False, teacher=teacher)
+        histories.append([(record.loss, record.size) for record in result.history])
+    assert histories[0] == histories[1]
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(entry, before[name]) for name, entry in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_teacher_is_a_network_and_the_loss_takes_its_answer() -> None:
+    model, (loader, x, _) = Digits(), digits()
+    with pytest.raises(TypeError, match=r"loss_fn is called as loss_fn\(output, target, answer\)"):
+        fxc.fit(model, loader, lambda output, target: output.sum(), epochs=1, gamma=0.1, teacher=model)
+    with pytest.raises(TypeError, match=r"teacher= is a function; pass a network"):
+        fxc.fit(model, loader, taught, epochs=1, gamma=0.1, teacher=taught)  # type: ignore[arg-type]
+    net = fxc.compress(model, x[:2])
+    with pytest.raises(ValueError, match=r"pass the model that it was compressed from"):
+        fxc.fit(net, loader, taught, epochs=1, gamma=0.1, teacher=net)
 
 
 @pytest.mark.parametrize(

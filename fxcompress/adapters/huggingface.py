@@ -88,6 +88,8 @@ class SelfCompressionCallback(TrainerCallback, ExportableState):
     Args:
         target_size: share of the original 32-bit weights to end at (fractional); gamma is steered to it.
         gamma: in its place the weight of ``net.size()`` in the loss, or a function of (progress, size).
+        fine_tune: the weights are trained already: the target is reached after a quarter of the training in place of
+            half. Let bits and exponents rest long at the end: ``fxc.cosine(optimizer, steps, settle=0.4)``.
         prune: True: remove what is dead when the steps it has slowed down have cost as much as a removal does; a
             number: after so many steps; a :class:`fxcompress.PrunePolicy`; False: never.
 
@@ -100,6 +102,7 @@ class SelfCompressionCallback(TrainerCallback, ExportableState):
         target_size: float | None = None,
         *,
         gamma: float | Gamma | None = None,
+        fine_tune: bool = False,
         prune: bool | int | PrunePolicy = True,
     ) -> None:
         if isinstance(gamma, str):
@@ -107,11 +110,12 @@ class SelfCompressionCallback(TrainerCallback, ExportableState):
                 "a checkpoint cannot hold a gamma that is a function: leave restore_callback_states_from_checkpoint "
                 "off; what gamma has adapted is taken up without it"
             )
-        self.pressure = Pressure(gamma_of(gamma, target_size))
+        self.pressure = Pressure(gamma_of(gamma, target_size, fine_tune=fine_tune))
         self.removals = Removals(prune_policy(prune))
         self._arguments = {
             "target_size": target_size,
             "gamma": _FUNCTION if callable(gamma) else gamma,
+            "fine_tune": fine_tune,
             "prune": True if isinstance(prune, PrunePolicy) else prune,  # what it holds is an attribute
         }
         self._hooks: list[RemovableHandle] = []

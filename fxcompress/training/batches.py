@@ -131,14 +131,14 @@ def first_batch(loader: Iterable[Any]) -> Any:  # noqa: ANN401 - whatever the us
     raise ValueError(NO_BATCH)
 
 
-def check_loss(loss: Callable[..., Any]) -> None:
-    """Check that a loss can be called with (output, target).
+def check_loss(loss: Callable[..., Any], *, taught: bool = False) -> None:
+    """Check that a loss can be called with (output, target), or (output, target, answer) where there is a teacher.
 
     Raises:
         TypeError: it cannot.
     """
     check_callable(
-        "loss_fn", loss, ("output", "target"),
+        "loss_fn", loss, ("output", "target", "answer") if taught else ("output", "target"),
         "what else it needs goes into the target: of a batch (input, (labels, weights)) it gets (labels, weights), of "
         "a batch that is a dict all that forward does not take, as a dict",
     )  # fmt: skip

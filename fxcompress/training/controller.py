@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 from fxcompress.errors import check_number
 
+EARLY = 0.25
+"""The share of a fine-tuning after which the size should be at the target: a trained network need not learn first."""
 _SMOOTHING = 0.3
 """Weight of the newest step in the speed at which a network shrinks."""
 _NEAR = 0.1

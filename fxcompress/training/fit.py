@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 from fxcompress.errors import DivergenceError, check_number
 from fxcompress.passes.prune_report import PruneReport
 from fxcompress.training.batches import check_callable, count_batches
-from fxcompress.training.controller import ConstantGamma, Gamma, TargetSize, own_gamma
+from fxcompress.training.controller import EARLY, ConstantGamma, Gamma, TargetSize, own_gamma
 from fxcompress.training.display import Display
 from fxcompress.training.finite import IN_THE_DATA, NotFinite
 from fxcompress.training.guard import Guard
@@ -76,6 +76,7 @@ def train(
     progress: bool = True,
     on_epoch: Callable[[EpochRecord], None] | None = None,
     average: AveragedModel | None = None,
+    teacher: nn.Module | None = None,
     keeper: Keeper | None = None,
 ) -> FitResult:
     """The loop behind :func:`fxcompress.fit`, on a network that is compressed already."""
@@ -83,7 +84,7 @@ def train(
     processes = Processes.around(net, steps)
     trainer = Trainer(
         net, optimizer, scheduler, loss_fn, gamma, steps, module=processes.module, mean=processes.mean,
-        policy=prune_policy(prune), guard=guard or Guard(), average=average,
+        policy=prune_policy(prune), guard=guard or Guard(), average=average, teacher=teacher,
     )  # fmt: skip
     run = Run(trainer, loader, count_batches(loader), keeper, writes=processes.is_first)
     run.take_up(next(net.parameters()).device)
@@ -219,8 +220,13 @@ def _validated(net: nn.Module, validate: Validate | None) -> float | None:
         ) from error
 
 
-def gamma_of(gamma: float | Gamma | None, target_size: float | None) -> Gamma:
+def gamma_of(gamma: float | Gamma | None, target_size: float | None, *, fine_tune: bool = False) -> Gamma:
     """The controller for what the user asked for.
+
+    Args:
+        gamma: the weight of the size in the loss, or a function of (progress, size).
+        target_size: in its place, the share of the bits to end at.
+        fine_tune: the weights are trained already, so most of the training is for what the target has cost.
 
     Raises:
         TypeError: one is no number, and no function of (progress, size).
@@ -229,7 +235,7 @@ def gamma_of(gamma: float | Gamma | None, target_size: float | None) -> Gamma:
     if (gamma is None) == (target_size is None):
         raise ValueError("pass either gamma= (the weight of the size in the loss) or target_size= (share of the bits)")
     if target_size is not None:
-        return TargetSize(target_size)
+        return TargetSize(target_size, arrival=EARLY) if fine_tune else TargetSize(target_size)
     if callable(gamma):
         check_callable("gamma", gamma, ("progress", "size"), "it gets shares of the training and of the original bits")
         return own_gamma(gamma)

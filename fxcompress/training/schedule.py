@@ -8,11 +8,15 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from fxcompress.errors import check_number
 
+REST = 0.1
+"""The share of a training in which formats rest."""
+LONG_REST = 0.4
+"""The share of a fine-tuning in which formats rest: weights that were trained have to settle on them, and no more."""
 _FORMATS = frozenset({"bits", "exponents"})
 """Names of the parameter groups that decide on number formats."""
 
 
-def cosine(optimizer: Optimizer, steps: int, warmup: int = 0, *, settle: float = 0.1) -> LambdaLR:
+def cosine(optimizer: Optimizer, steps: int, warmup: int = 0, *, settle: float = REST) -> LambdaLR:
     """All learning rates from a linear warm-up down to 0 along half a cosine; those of bits and exponents come first.
 
     While number formats move, the outputs of layers do, and the running statistics of batch norm lag behind: a network

@@ -21,7 +21,8 @@ from fxcompress.training.interrupt import Interrupt, StepDone
 from fxcompress.training.policy import PrunePolicy
 
 _ELSEWHERE = "the loss in another process is not finite"
-Loss = Callable[[Any, Any], Tensor]
+Loss = Callable[..., Tensor]
+"""Of output and target, and of the teacher's output where there is one."""
 
 
 class Scheduler(Protocol):
@@ -48,6 +49,7 @@ class Trainer:
         guard: when there must be no pressure.
         interrupt: tells when to stop.
         average: of ``net``, brought up to date after each step; None for none.
+        teacher: called with what the network is called with, for the loss; None for none.
         reports: of all removals.
         done: steps that were made.
         last_gamma: of the step before.
@@ -66,6 +68,7 @@ class Trainer:
     guard: Guard = field(default_factory=Guard)
     interrupt: Interrupt | None = None
     average: AveragedModel | None = None
+    teacher: nn.Module | None = None
     reports: list[PruneReport] = field(default_factory=list)
     done: int = 0
     last_gamma: float = 0.0
@@ -135,7 +138,7 @@ class Trainer:
     def _step(self, batch: Batch) -> Tensor:
         module = self.net if self.module is None else self.module
         forward = Forward(self.net)
-        task = scalar_loss(self.loss(module(*batch.args, **batch.kwargs), batch.target))
+        task = scalar_loss(self.loss(module(*batch.args, **batch.kwargs), batch.target, *self._answers(batch)))
         self.optimizer.zero_grad(set_to_none=True)
         if isinstance(self.net, Compressed):
             self.last_gamma = self._pressure(self.net)
@@ -155,6 +158,13 @@ class Trainer:
             if self.policy is not None and self.policy.due(self.net.removable()):
                 self.remove()
         return task.detach()
+
+    def _answers(self, batch: Batch) -> tuple[Any, ...]:
+        """What the teacher returns, if there is one."""
+        if self.teacher is None:
+            return ()
+        with torch.no_grad():
+            return (self.teacher(*batch.args, **batch.kwargs),)
 
     def _check_finite(self, task: Tensor, batch: Batch, forward: Forward) -> None:
         wrong = what_is_not_finite(task, self.net)

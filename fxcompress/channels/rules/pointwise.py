@@ -1,6 +1,8 @@
 """Elementwise ops: labels that meet are coupled."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -103,6 +105,7 @@ def _of_zeros(step: Step, known: Known) -> list[Tensor] | None:
     source, *numbers = call.args or (None,)
     if (
         type(source) is not Value
+        or source.meta.is_complex()
         or call.kwargs
         or len(step.outputs) > 1
         or not all(type(x) in _NUMBERS for x in numbers)
@@ -117,7 +120,7 @@ def _of_zeros(step: Step, known: Known) -> list[Tensor] | None:
         return nothing_known(step, known) if np.isnan(array).all() else None
     if not (zero | np.isnan(array)).all():
         return None
-    at_zero = known.once(call.func, tuple(numbers), lambda: float(call.func(_ZERO, *numbers)))
+    at_zero = known.once(call.func, tuple(numbers), lambda: _at_zero(call.func, numbers))
     if not at_zero:
         return [before]
     return [torch.from_numpy(np.where(zero, at_zero, np.nan))]
@@ -127,20 +130,48 @@ _NUMBERS = frozenset({bool, int, float})
 _ZERO = torch.zeros((), dtype=torch.float64, device="cpu")
 
 
+def _at_zero(func: Callable[..., Any], numbers: Sequence[Any]) -> float:
+    """What a function makes of zero; NaN if it tells -0.0 from it."""
+    here, there = (float(func(zero, *numbers)) for zero in (_ZERO, -_ZERO))
+    return here if here == there else math.nan
+
+
 def _run(step: Step, known: Known) -> list[Tensor]:
     tree = (step.call.args, step.call.kwargs)
-    maps = [known.of(value) for value in find(Value, tree)]
+    values = {value.key: value for value in find(Value, tree)}
+    maps = [known.of(value) for value in values.values()]
     plain = any(isinstance(leaf, Tensor) for leaf in leaves(tree))
     if plain or not all(v.meta.is_floating_point() for v in step.outputs) or any(_none(m) for m in maps):
         return nothing_known(step, known)
-    args, kwargs = replace(lambda value: known.of(value).double().nan_to_num(), Value, tree)
-    result = step.call.func(*args, **kwargs)
     varies, *others = [m != 0 if _jumps(step.call) else m.isnan() for m in maps] or [torch.tensor(False, device="cpu")]
     for other in others:
         varies = varies | other
-    outputs = result if isinstance(result, tuple | list) else [result]
-    rank = step.outputs[0].rank
-    return [pad_rank(torch.where(varies, torch.nan, out.to(torch.float64)), rank) for out in outputs]
+    choices = [_with_signs(known.of(value), value) for value in values.values()]
+    first, *turned = (_outputs(step.call, dict(zip(values, numbers, strict=True))) for numbers in product(*choices))
+    rank, found = step.outputs[0].rank, []
+    for out, *same in zip(first, *turned, strict=True):
+        differs = varies
+        for other in same:
+            differs = differs | (other != out)
+        found.append(pad_rank(torch.where(differs, torch.nan, out.to(torch.float64)), rank))
+    return found
+
+
+def _with_signs(channels: Tensor, value: Value) -> list[Tensor]:
+    """What is known, with zeros of either sign: which one a zero has, the inputs may decide, as in ``0 * x``."""
+    numbers = channels.double().nan_to_num()
+    zero = numbers == 0
+    if not zero.any():
+        return [numbers]
+    signs = [torch.where(zero, number, numbers) for number in (0.0, -0.0)]
+    return [torch.complex(a, b) for a, b in product(signs, signs)] if value.meta.is_complex() else signs
+
+
+def _outputs(call: Call, numbers: dict[int, Tensor]) -> Sequence[Tensor]:
+    """What a call returns for numbers in place of its values, by their keys."""
+    args, kwargs = replace(lambda value: numbers[value.key], Value, (call.args, call.kwargs))
+    result = call.func(*args, **kwargs)
+    return result if isinstance(result, tuple | list) else [result]
 
 
 _JUMPS = frozenset(

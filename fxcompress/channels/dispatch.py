@@ -310,14 +310,22 @@ def _without_writing(func: Any) -> Any:  # noqa: ANN401
 
 
 def _same_arguments(func: Any, packet: Any) -> Any:  # noqa: ANN401 - an overload and a packet of overloads
-    """The overload that takes what ``func`` takes and writes to none of it, or None."""
-    wanted = [argument.name for argument in func._schema.arguments]
+    """The overload that takes what ``func`` takes and writes to none of it, or None.
+
+    Names do not tell: ``pow.Scalar`` takes a number and a tensor, ``pow_.Scalar`` a tensor and a number.
+    """
+    wanted = _parameters(func)
     names = [] if packet is None else sorted(packet.overloads(), key=lambda name: name != func._overloadname)
     for name in names:
-        schema = getattr(packet, name)._schema
-        if not schema.is_mutable and [argument.name for argument in schema.arguments] == wanted:
-            return getattr(packet, name)
+        overload = getattr(packet, name)
+        if not overload._schema.is_mutable and _parameters(overload) == wanted:
+            return overload
     return None
+
+
+def _parameters(func: Any) -> list[tuple[str, str]]:  # noqa: ANN401 - an overload
+    """Name and type of what an op takes."""
+    return [(argument.name, str(argument.type)) for argument in func._schema.arguments]
 
 
 def _with_defaults(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401

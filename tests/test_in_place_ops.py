@@ -1,0 +1,67 @@
+"""An op that writes to its argument is analysed as the one that does not, which takes the same."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxcompress as fxc
+from fxcompress.channels.dispatch import _facts
+from tests.exactness import TOLERANCE, difference, outputs
+from tests.networks import randomise
+
+
+def in_place() -> list[Any]:
+    """All overloads of torch's ops that write to their first argument."""
+    packets = [getattr(torch.ops.aten, name) for name in dir(torch.ops.aten) if name.endswith("_")]
+    overloads = [
+        getattr(packet, name) for packet in packets if hasattr(packet, "overloads") for name in packet.overloads()
+    ]
+    return [pytest.param(op, id=op.name()) for op in overloads]
+
+
+def takes(op: Any) -> list[tuple[str, str]]:  # noqa: ANN401 - an op
+    return [(argument.name, str(argument.type)) for argument in op._schema.arguments]
+
+
+@pytest.mark.parametrize("op", in_place())
+def test_what_stands_for_it_takes_the_same(op: Any) -> None:  # noqa: ANN401 - an op
+    stands_for_it = _facts(op).functional
+    assert stands_for_it is None or takes(stands_for_it) == takes(op)
+
+
+def power(h: Tensor) -> Tensor:
+    h **= 2
+    return h
+
+
+POWERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "pow_": lambda h: h.pow_(2),
+    "pow_tensor": lambda h: h.pow_(torch.full_like(h, 2.0)),
+    "square_": lambda h: h.square_(),
+    "float_power_": lambda h: h.float_power_(3),
+    "operator": power,
+}
+
+
+class Net(nn.Module):
+    def __init__(self, op: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.op, self.first, self.last = op, nn.Linear(3, 5), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.last(self.op(self.first(x)))
+        return y
+
+
+@pytest.mark.parametrize("name", POWERS)
+def test_powers_in_place(name: str) -> None:
+    net, x = randomise(Net(POWERS[name]).double()), torch.randn(4, 3, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in net.get_submodule("first").parameters():
+            parameter[:2] = 0
+    pruned = fxc.prune(net, x).module
+    assert pruned.get_parameter("first.weight").shape[0] == 3
+    assert difference(outputs(net, (x,)), outputs(pruned, (x,))) <= TOLERANCE

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 import fxcompress as fxc
 from tests.exactness import Fingerprint, difference, outputs
-from tests.nets import ResidualNet
+from tests.nets import ResidualNet, quantizer, set_bits
 
 Function = Callable[["Sum", Tensor], Tensor]
 
@@ -242,3 +242,39 @@ def test_copies_are_called_alike_when_a_file_is_loaded(tmp_path: Path) -> None:
     loaded = fxc.load(tmp_path / "net.fxc", model=fresh)
     x = image()
     assert torch.equal(module(x), loaded(x))
+
+
+class Places(nn.Module):
+    """A parameter beside what is computed, and a weight that is computed from two readings of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.place, self.square = nn.Parameter(torch.randn(5, 8)), nn.Parameter(torch.randn(8, 8))
+        self.first, self.other = nn.Linear(6, 8, bias=False), nn.Linear(6, 8)
+        self.last = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = (self.place + self.first(x)) * self.other(x)
+        y: Tensor = self.last(F.linear(h, (self.square + self.square.T) / 2))
+        return y
+
+
+@pytest.mark.parametrize("dead", ["first.weight", "place", "square"])
+@pytest.mark.parametrize("late", [False, True])
+def test_an_operand_that_is_a_parameter_is_found_again(dead: str, late: bool, tmp_path: Path) -> None:  # noqa: FBT001
+    net, x = Places(), torch.randn(5, 6)
+    original = copy.deepcopy(net)
+    if dead == "square":
+        nn.init.zeros_(net.square)
+    compressed = fxc.compress(net, x)
+    set_bits(compressed, dead, list(range(len(quantizer(compressed, dead).bits))))
+    compressed.step()
+    if not late:
+        compressed.prune()
+    again = fxc.compress(original, x)
+    again.load_state_dict(compressed.state_dict())
+    final = compressed.finalize().eval()
+    assert "add" not in {node.name for node in final.graph.nodes} or dead == "square"
+    fxc.save(final, tmp_path / "net.fxc")
+    assert torch.equal(fxc.load(tmp_path / "net.fxc", original)(x), final(x))
+    assert torch.equal(again.finalize().eval()(x), final(x))

@@ -23,11 +23,16 @@ from fxcompress.channels.plan import make_plan
 from fxcompress.channels.rules.registry import Known
 from fxcompress.channels.values import Value
 from fxcompress.passes.join import Join, join_at
+from fxcompress.quantizer import Quantizer
 from fxcompress.trace.guards import is_check
 from fxcompress.trace.traced import TracedModule
 
 Branch = tuple[str, str]
-"""``("mode:node", operand)``: a node of the graph of that mode, and the operand that takes its place."""
+"""``("mode:node", operand)``: a node of the graph of that mode, and the operand that takes its place.
+
+The operand is called by the name of its node or, where it is a parameter or buffer, ``"attr:path"``: with a quantizer
+behind it another node stands for it.
+"""
 
 _SUMS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 _WRITING = {"setitem", "iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "_assert"}
@@ -58,7 +63,7 @@ def dead_branches(
                     and _replaces(trail.values, node, operand)
                     and not (dropped == 0 and written_operand_is_read(node, trail))
                 ):
-                    found.append((f"{mode}:{node.name}", operand.name))
+                    found.append((f"{mode}:{node.name}", _called(analysis.module, operand)))
                     break
     return found
 
@@ -70,7 +75,7 @@ def remove_branches(module: TracedModule, branches: list[Branch]) -> list[str]:
         names of the parameters and buffers that are gone.
 
     Raises:
-        KeyError: a branch names a node that the graph does not have.
+        KeyError: a branch names a node that the graph does not have, or an operand that the node does not have.
     """
     before = set(module.state_dict(keep_vars=True))
     used = _used_modules(module)
@@ -78,13 +83,29 @@ def remove_branches(module: TracedModule, branches: list[Branch]) -> list[str]:
         mode, _, name = place.partition(":")
         graph = module.graphs[mode]
         nodes = {node.name: node for node in graph.nodes}
-        _replace(module, graph, nodes[name], nodes[operand])
+        _replace(module, graph, nodes[name], _operand(module, nodes[name], operand))
     for graph in module.graphs.values():
         _drop_unused(module, graph)
     left = _used_modules(module)
     _delete_modules(module, used - left, left)
     module.recompile()
     return sorted(before - set(module.state_dict(keep_vars=True)))
+
+
+def _called(module: nn.Module, operand: fx.Node) -> str:
+    """What the operand of a sum is called in a :data:`Branch`."""
+    source = operand
+    if operand.op == "call_module" and isinstance(module.get_submodule(str(operand.target)), Quantizer):
+        source = operand.all_input_nodes[0]
+    return f"attr:{source.target}" if source.op == "get_attr" else operand.name
+
+
+def _operand(module: nn.Module, node: fx.Node, called: str) -> fx.Node:
+    """The operand of a sum that is called so."""
+    for operand in node.all_input_nodes:
+        if called in {operand.name, _called(module, operand)}:
+            return operand
+    raise KeyError(called)
 
 
 def operands_of(module: nn.Module, node: fx.Node) -> Iterator[tuple[int, int]]:

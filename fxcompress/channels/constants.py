@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fxcompress.channels.analysis import Analysis
+from fxcompress.channels.computed_numbers import marked
 from fxcompress.channels.interpret import Trail
 from fxcompress.channels.layers import compress
 from fxcompress.channels.noted import Answer, Noted
@@ -125,7 +126,7 @@ def _propagate(trail: Trail, known: Known, earlier: list[Answer]) -> list[Answer
 def _ask(step: Step, noted: Noted, before: Answer | None) -> Answer:
     """What a rule finds; a map that is as it was in the other mode is that one, so that the rules behind see so."""
     noted.begin()
-    told = zip(step.outputs, step.op.constants(step, noted), strict=True)
+    told = zip(step.outputs, step.op.constants(marked(step), noted), strict=True)
     found = [None if x is unknown(value) or _says_nothing(x) else _compact(x) for value, x in told]
     if before is not None:
         found = [old if _same(new, old) else new for new, old in zip(found, before.found, strict=True)]

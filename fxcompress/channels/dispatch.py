@@ -65,12 +65,14 @@ class Dispatch:
         space: where couplings and pins go.
         tape: every ATen call, in order.
         unknown: ops without a rule, with the nodes that call them.
+        written: of the node that is being interpreted, as in :class:`Step`.
     """
 
     def __init__(self, space: Space) -> None:
         self.space = space
         self.tape: list[Step] = []
         self.unknown: dict[str, list[str]] = {}
+        self.written: frozenset[float] | None = None
 
     def dispatch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         """Run one ATen call on labels."""
@@ -213,7 +215,7 @@ class Dispatch:
         call = Call(func, args, kwargs, metas, plain)
         layers = op.labels(call, self.space)
         outputs = tuple(Value(meta, own) for meta, own in zip(metas, layers, strict=True))
-        self.tape.append(Step(op, call, outputs, self.space.node))
+        self.tape.append(Step(op, call, outputs, self.space.node, self.written))
         return outputs, template
 
     def _write(self, tensor: LabelTensor, value: Value | None) -> None:

@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from fxcompress.channels.composed import in_pieces
+from fxcompress.channels.computed_numbers import Numbers
 from fxcompress.channels.direct import aten_call
 from fxcompress.channels.dispatch import Dispatch
 from fxcompress.channels.factories import (
@@ -135,6 +136,7 @@ class Interpreter:
         self._modules = named_modules_in(module)
         self._tables: set[int] = set()
         self._constant: set[fx.Node] = set()  # made of parameters and numbers alone
+        self._numbers = Numbers(self._constant, self.trail.values)
 
     def run(self, graph: fx.Graph, inputs: ExampleInputs) -> Trail:
         """Interpret ``graph`` on ``inputs``.
@@ -184,6 +186,7 @@ class Interpreter:
         self.trail.args[node.name] = _values(args)
         start = len(self.dispatch.tape)
         result = self.call(node, args, kwargs)
+        self._numbers.follow(node, self.env)
         self._follow_tables(node, start)
         return result
 
@@ -199,6 +202,8 @@ class Interpreter:
         """Run a call node on its evaluated arguments."""
         if asks_for_gradients(node):
             return None  # labels have none: this is the path that was traced
+        callee = self._modules.get(str(node.target)) if node.op == "call_module" else node.target
+        self.dispatch.written = self._numbers.written(node, self.env, callee)
         try:
             if node.op == "call_module":
                 module = self._submodule(str(node.target))

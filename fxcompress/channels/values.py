@@ -74,12 +74,21 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One line of the tape."""
+    """One line of the tape.
+
+    Attributes:
+        op: the class of the op.
+        call: what was called.
+        outputs: what it made.
+        node: the node of the graph that made the call.
+        written: the numbers that stand in the graph where it may give others, which come from sizes; None where all do.
+    """
 
     op: "OpClass"
     call: Call
     outputs: tuple[Value, ...]
     node: str
+    written: frozenset[float] | None = None
 
 
 class Dispatcher(Protocol):

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fxcompress.channels.computed_numbers import Computed
 from fxcompress.channels.layers import Layers, along, support, vector
 from fxcompress.channels.rules.patterns import Pattern, is_array, pattern
 from fxcompress.channels.rules.pointwise import couple_aligned
@@ -258,7 +259,8 @@ def _constants(step: Step, known: Known) -> list[Tensor]:
     """An output whose products are all zero is its bias; all of them, for what reads nothing but zeros."""
     site = site_of(step.call)
     out = step.outputs[0]
-    scaled = any(step.call.kwargs.get(k, 1) != 1 for k in ("alpha", "beta"))
+    factors = [step.call.kwargs.get(k, 1) for k in ("alpha", "beta")]
+    scaled = any(isinstance(factor, Computed) or factor != 1 for factor in factors)
     if site is None or scaled or (site.bias is not None and site.bias.rank != 1):
         return nothing_known(step, known)
     bias = 0.0 if site.bias is None else known.small(site.bias)

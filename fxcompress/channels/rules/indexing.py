@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxcompress.channels.computed_numbers import is_written
 from fxcompress.channels.layers import Layers, compress, move, support
 from fxcompress.channels.rules.movement import moved_constants, moved_labels, settle
 from fxcompress.channels.rules.pointwise import Operand, couple_aligned, unexpanded
@@ -176,7 +177,7 @@ def _scatter_constants(step: Step, known: Known) -> list[Tensor]:
         uneven = any(n not in {1, size} for n, size in zip(own.shape, whole.shape, strict=True))
         zero = zero & (own.all() if uneven else own)
     else:
-        zero = zero & (isinstance(written, int | float) and written == 0)
+        zero = zero & (is_written(written) and written == 0)
     return [torch.where(zero, 0.0, torch.nan).double()]
 
 

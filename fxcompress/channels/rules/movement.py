@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxcompress.channels.computed_numbers import Computed
 from fxcompress.channels.layers import (
     Layers,
     compress,
@@ -193,7 +194,8 @@ def _pad(layer: Tensor, amounts: list[int], value: float) -> Tensor:
 
 def _pad_constants(step: Step, known: Known) -> list[Tensor]:
     source: Value = step.call.args[0]
-    amounts, value = step.call.args[1], float(step.call.arg(2, "value", 0))
+    amounts, number = step.call.args[1], step.call.arg(2, "value", 0)
+    value = torch.nan if isinstance(number, Computed) else float(number)
     channels = known.of(source)
     padded = _pad(channels, amounts, value)
     border = any(n and channels.shape[channels.ndim - 1 - i // 2] == 1 for i, n in enumerate(amounts))

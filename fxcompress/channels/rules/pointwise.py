@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fxcompress.channels.computed_numbers import Computed, is_written
 from fxcompress.channels.layers import Layers, crosses, pad_rank, slices, support
 from fxcompress.channels.rules.registry import Known, OpClass, nothing_known, register
 from fxcompress.channels.space import Space
@@ -140,7 +141,7 @@ def _run(step: Step, known: Known) -> list[Tensor]:
     tree = (step.call.args, step.call.kwargs)
     values = {value.key: value for value in find(Value, tree)}
     maps = [known.of(value) for value in values.values()]
-    plain = any(isinstance(leaf, Tensor) for leaf in leaves(tree))
+    plain = any(isinstance(leaf, Tensor | Computed) for leaf in leaves(tree))
     if plain or not all(v.meta.is_floating_point() for v in step.outputs) or any(_none(m) for m in maps):
         return nothing_known(step, known)
     varies, *others = [m != 0 if _jumps(step.call) else m.isnan() for m in maps] or [torch.tensor(False, device="cpu")]
@@ -209,6 +210,8 @@ def _divide(step: Step, known: Known) -> list[Tensor]:
     """
     (result,) = run_known(step, known)
     above, below = step.call.args[:2]
+    if isinstance(above, Value) and isinstance(below, Computed):
+        return [torch.where(known.of(above) == 0, 0.0, torch.nan).double()]
     if not isinstance(above, Value) or not isinstance(below, Value) or step.call.kwargs.get("rounding_mode"):
         return [result]
     rank = step.outputs[0].rank
@@ -292,7 +295,7 @@ def _choice(leaf: object, known: Known) -> Tensor | None:
     """What is known of one of the tensors or numbers to choose from; None for nothing."""
     if isinstance(leaf, Value):
         return known.of(leaf).double() if leaf.meta.is_floating_point() else None
-    return torch.tensor(float(leaf), dtype=torch.float64, device="cpu") if isinstance(leaf, int | float) else None
+    return torch.tensor(float(leaf), dtype=torch.float64, device="cpu") if is_written(leaf) else None
 
 
 def _overwritten(step: Step, known: Known) -> list[Tensor]:

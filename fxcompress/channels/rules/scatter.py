@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxcompress.channels.computed_numbers import is_written
 from fxcompress.channels.layers import Layers, vector
 from fxcompress.channels.rules.contraction import meet, take
 from fxcompress.channels.rules.pointwise import Operand, couple_aligned, unexpanded
@@ -43,7 +44,7 @@ def scatter_of(call: Call) -> Scatter | None:
     if not isinstance(whole, Value) or not isinstance(source, Value) or not isinstance(index, Tensor):
         return None
     alpha = call.arg(4, "alpha", 1)
-    if not whole.rank or whole.rank != source.rank or not isinstance(alpha, int | float):
+    if not whole.rank or whole.rank != source.rank or not is_written(alpha):
         return None
     return Scatter(whole, dim % whole.rank, index.detach().cpu().long().reshape(-1), source, alpha)
 

@@ -1,0 +1,125 @@
+"""Numbers that the network computes from sizes: in the next run each may be another one, so none is a constant.
+
+``h * (n - 1)`` is zero for one row, and ``h`` for two. The interpretation runs on plain numbers; which of those that
+meet an op stand in the graph is told by the node that calls it.
+"""
+
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import replace as replace_fields
+from typing import Any, TypeGuard
+
+from torch import fx, nn
+
+from fxcompress.channels.size_reads import read_of
+from fxcompress.channels.survivors import has_own_labels
+from fxcompress.channels.values import Step, Value, leaves
+
+_RESHAPES = frozenset({"view", "reshape"})
+_KNOWN_CODE = ("torch.", "torchvision.", "_operator.", "math.", "builtins.", "fxcompress.")
+_NUMBERS = frozenset({int, float})
+
+
+class Computed:
+    """A number of which nothing is known, in the place of one among the arguments of a call."""
+
+
+class _Int(Computed, int):
+    pass
+
+
+class _Float(Computed, float):
+    pass
+
+
+class Numbers:
+    """Tells numbers that may be others in the next run from those that may not, as the nodes of a graph are run.
+
+    The number of channels of a tensor is as it is for all inputs. What a cut makes of it is another matter: readers get
+    what it was.
+
+    Args:
+        constant: the nodes that are made of parameters and numbers alone.
+        results: of the nodes, by name; a Value in the place of each tensor.
+    """
+
+    def __init__(self, constant: AbstractSet[fx.Node], results: Mapping[str, Any]) -> None:
+        self._constant = constant
+        self._results = results
+        self._fixed: set[fx.Node] = set()
+        self._sized: set[fx.Node] = set()  # tensors, the widths of which may follow a size
+
+    def follow(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> None:
+        """Note what the numbers that a node has returned come from.
+
+        Args:
+            node: has been run.
+            values: the results of the nodes before.
+        """
+        if self._is_fixed(node):
+            self._fixed.add(node)
+        takes = node.target not in _RESHAPES and self._given(node, values)
+        if takes or any(used in self._sized for used in node.all_input_nodes):
+            self._sized.add(node)
+
+    def _is_fixed(self, node: fx.Node) -> bool:
+        read = read_of(node)
+        if read is None:
+            return bool(node.all_input_nodes) and all(used in self._fixed for used in node.all_input_nodes)
+        source, _, which = read
+        value = self._results[source.name]
+        if source in self._constant or not isinstance(which, int | slice) or not isinstance(value, Value):
+            return source in self._constant
+        dims = range(value.rank)[which]
+        own = (has_own_labels(value, dim) for dim in ([dims] if isinstance(dims, int) else dims))
+        return source not in self._sized and all(own)
+
+    def _given(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> frozenset[float]:
+        return frozenset(_numbers_in(values[used] for used in node.all_input_nodes if used not in self._fixed))
+
+    def written(self, node: fx.Node, values: Mapping[fx.Node, Any], callee: object) -> frozenset[float] | None:
+        """The numbers that are always these where a node may give others to the ops that it calls; else None.
+
+        Args:
+            node: a call.
+            values: the results of the nodes before.
+            callee: the function or layer that it calls, or the name of a method.
+        """
+        given, known = self._given(node, values), _is_known(callee)
+        if known and not given:
+            return None
+        widths = (values[used] for used in node.all_input_nodes if used in self._fixed)
+        return frozenset(_numbers_in((node.args, node.kwargs, *widths))) - given if known else frozenset()
+
+
+def _is_known(callee: object) -> bool:
+    """Whether code makes no numbers of sizes by itself."""
+    if isinstance(callee, str):
+        return True
+    owner = getattr(callee, "__self__", None)  # of the function that an autograd function is called by
+    home = type(callee) if isinstance(callee, nn.Module) else owner if isinstance(owner, type) else callee
+    return f"{getattr(home, '__module__', None) or 'torch'}.".startswith(_KNOWN_CODE)
+
+
+def _numbers_in(tree: Iterable[Any]) -> list[float]:
+    return [leaf for leaf in leaves(tuple(tree)) if type(leaf) in _NUMBERS]
+
+
+def is_written(arg: object) -> TypeGuard[int | float]:
+    """Whether an argument is a number that stands in the graph."""
+    return isinstance(arg, int | float) and not isinstance(arg, Computed)
+
+
+def marked(step: Step) -> Step:
+    """A step with :class:`Computed` in the place of numbers that come from sizes."""
+    if step.written is None:
+        return step
+    args = tuple(_marked(arg, step.written) for arg in step.call.args)
+    kwargs = {name: _marked(arg, step.written) for name, arg in step.call.kwargs.items()}
+    return replace_fields(step, call=replace_fields(step.call, args=args, kwargs=kwargs))
+
+
+def _marked(arg: Any, written: frozenset[float]) -> Any:  # noqa: ANN401 - an argument of a call
+    if type(arg) not in _NUMBERS or arg in written:
+        return arg
+    return _Int(arg) if type(arg) is int else _Float(arg)

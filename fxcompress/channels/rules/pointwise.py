@@ -1,6 +1,7 @@
 """Elementwise ops: labels that meet are coupled."""
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from itertools import product
 from typing import Any
@@ -270,7 +271,16 @@ def _where(condition: Tensor, *choices: Any) -> Any:  # noqa: ANN401 - what torc
     return torch.where(condition, *choices)
 
 
-ON_LABELS: dict[object, Callable[..., Any]] = {torch.where: _where}
+def _assign(whole: Any, index: Any, written: Any) -> None:  # noqa: ANN401 - what an assignment takes
+    """``x[mask] = number``, as the choice that it is: each entry is what it was, or the number."""
+    mask = isinstance(index, Tensor) and index.dtype is torch.bool and 0 < index.ndim <= whole.ndim
+    if mask and isinstance(whole, LabelTensor) and type(written) in _NUMBERS:
+        whole.masked_fill_(index.reshape((*index.shape, *[1] * (whole.ndim - index.ndim))), written)
+    else:
+        whole[index] = written
+
+
+ON_LABELS: dict[object, Callable[..., Any]] = {torch.where: _where, operator.setitem: _assign}
 """Functions of a graph, and what runs on labels in their place, if the graph holds their numbers."""
 
 

@@ -298,6 +298,10 @@ CASES: dict[str, Case] = {
     "complex": Case(lambda h, net: torch.complex(h, h[:, :1].expand_as(h) * h).imag),
     "polar": Case(lambda h, net: torch.polar(h, h[:, :1].expand_as(h)).real),
     "_conj": Case(lambda h, net: (torch.fft.rfft(h) * torch.fft.rfft(h).conj()).real),
+    "sum_of_spectra": Case(lambda h, net: (torch.fft.rfft(h) + torch.fft.rfft(h.flip(3)).conj() * 2).real),
+    "difference_of_spectra": Case(lambda h, net: torch.fft.irfft(torch.fft.rfft(h) - 2j * torch.fft.rfft(h.sin()))),
+    "quotient_of_spectra": Case(lambda h, net: (torch.fft.rfft(h) / (torch.fft.rfft(h).abs() + 1) + 0).imag),
+    "padded_spectra": Case(lambda h, net: F.pad(torch.fft.rfft(h), (0, 0, 1, 1), value=1.0).abs(), zero=False),
     "angle": Case(lambda h, net: h.angle() + h, zero=False),
     "div": Case(lambda h, net: h / (h.square().sum(1, keepdim=True) + 1)),
     "prod": Case(lambda h, net: h.prod(3)),
@@ -390,6 +394,7 @@ OUT_OF_REACH = {
 }
 # Composite ops are taken apart before they arrive, others go by another name; their cases test what arrives.
 COMPOSITE = {
+    "sum_of_spectra", "difference_of_spectra", "quotient_of_spectra", "padded_spectra",
     "multiply", "chunk", "narrow", "tile", "repeat_interleave", "reshape", "flatten", "unflatten", "view_as", "movedim",
     "numpy_T", "concat", "max_pool1d_with_indices", "adaptive_max_pool1d", "_adaptive_avg_pool1d", "std", "std_mean",
     "var", "unbind", "avg_pool1d", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "lift_fresh", "detach",

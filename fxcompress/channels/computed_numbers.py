@@ -17,7 +17,6 @@ from fxcompress.channels.values import Step, Value, leaves
 
 _RESHAPES = frozenset({"view", "reshape"})
 _KNOWN_CODE = ("torch.", "torchvision.", "_operator.", "math.", "builtins.", "fxcompress.")
-_NUMBERS = frozenset({int, float})
 
 
 class Computed:
@@ -30,6 +29,13 @@ class _Int(Computed, int):
 
 class _Float(Computed, float):
     pass
+
+
+class _Complex(Computed, complex):
+    pass
+
+
+_NUMBERS = {int: _Int, float: _Float, complex: _Complex}
 
 
 class Numbers:
@@ -74,10 +80,10 @@ class Numbers:
         own = (has_own_labels(value, dim) for dim in ([dims] if isinstance(dims, int) else dims))
         return source not in self._sized and all(own)
 
-    def _given(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> frozenset[float]:
+    def _given(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> frozenset[complex]:
         return frozenset(_numbers_in(values[used] for used in node.all_input_nodes if used not in self._fixed))
 
-    def written(self, node: fx.Node, values: Mapping[fx.Node, Any], callee: object) -> frozenset[float] | None:
+    def written(self, node: fx.Node, values: Mapping[fx.Node, Any], callee: object) -> frozenset[complex] | None:
         """The numbers that are always these where a node may give others to the ops that it calls; else None.
 
         Args:
@@ -101,7 +107,7 @@ def _is_known(callee: object) -> bool:
     return f"{getattr(home, '__module__', None) or 'torch'}.".startswith(_KNOWN_CODE)
 
 
-def _numbers_in(tree: Iterable[Any]) -> list[float]:
+def _numbers_in(tree: Iterable[Any]) -> list[complex]:
     return [leaf for leaf in leaves(tuple(tree)) if type(leaf) in _NUMBERS]
 
 
@@ -119,7 +125,7 @@ def marked(step: Step) -> Step:
     return replace_fields(step, call=replace_fields(step.call, args=args, kwargs=kwargs))
 
 
-def _marked(arg: Any, written: frozenset[float]) -> Any:  # noqa: ANN401 - an argument of a call
+def _marked(arg: Any, written: frozenset[complex]) -> Any:  # noqa: ANN401 - an argument of a call
     if type(arg) not in _NUMBERS or arg in written:
         return arg
-    return _Int(arg) if type(arg) is int else _Float(arg)
+    return _NUMBERS[type(arg)](arg)

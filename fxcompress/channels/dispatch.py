@@ -72,7 +72,7 @@ class Dispatch:
         self.space = space
         self.tape: list[Step] = []
         self.unknown: dict[str, list[str]] = {}
-        self.written: frozenset[float] | None = None
+        self.written: frozenset[complex] | None = None
 
     def dispatch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         """Run one ATen call on labels."""

@@ -88,7 +88,7 @@ class Step:
     call: Call
     outputs: tuple[Value, ...]
     node: str
-    written: frozenset[float] | None = None
+    written: frozenset[complex] | None = None
 
 
 class Dispatcher(Protocol):

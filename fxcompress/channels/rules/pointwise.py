@@ -143,11 +143,12 @@ def _run(step: Step, known: Known) -> list[Tensor]:
     values = {value.key: value for value in find(Value, tree)}
     maps = [known.of(value) for value in values.values()]
     plain = any(isinstance(leaf, Tensor | Computed) for leaf in leaves(tree))
-    if plain or not all(v.meta.is_floating_point() for v in step.outputs) or any(_none(m) for m in maps):
+    followed = all(v.meta.is_floating_point() or v.meta.is_complex() for v in step.outputs)
+    if plain or not followed or any(_none(m) for m in maps):
         return nothing_known(step, known)
-    varies, *others = [m != 0 if _jumps(step.call) else m.isnan() for m in maps] or [torch.tensor(False, device="cpu")]
-    for other in others:
-        varies = varies | other
+    varies = torch.tensor(False, device="cpu")
+    for value, own in zip(values.values(), maps, strict=True):
+        varies = varies | (own != 0 if value.meta.is_complex() or _jumps(step.call) else own.isnan())
     choices = [_with_signs(known.of(value), value) for value in values.values()]
     first, *turned = (_outputs(step.call, dict(zip(values, numbers, strict=True))) for numbers in product(*choices))
     rank, found = step.outputs[0].rank, []
@@ -155,12 +156,16 @@ def _run(step: Step, known: Known) -> list[Tensor]:
         differs = varies
         for other in same:
             differs = differs | (other != out)
-        found.append(pad_rank(torch.where(differs, torch.nan, out.to(torch.float64)), rank))
+        real = torch.where(out == 0, 0.0, torch.nan) if out.is_complex() else out
+        found.append(pad_rank(torch.where(differs, torch.nan, real.to(torch.float64)), rank))
     return found
 
 
 def _with_signs(channels: Tensor, value: Value) -> list[Tensor]:
-    """What is known, with zeros of either sign: which one a zero has, the inputs may decide, as in ``0 * x``."""
+    """What is known, with zeros of either sign: which one a zero has, the inputs may decide, as in ``0 * x``.
+
+    A map holds one number where a complex entry has two, so of these zeros alone are known.
+    """
     numbers = channels.double().nan_to_num()
     zero = numbers == 0
     if not zero.any():

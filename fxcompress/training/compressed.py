@@ -19,6 +19,7 @@ from fxcompress.quantizer import Quantizer
 from fxcompress.trace.modes import ordinary
 from fxcompress.trace.support import check_finite
 from fxcompress.trace.traced import TracedModule
+from fxcompress.training.altered import check_hooks, unhooked
 from fxcompress.training.census import free_entries
 from fxcompress.training.distributed import refuse_sharded
 from fxcompress.training.left_behind import warn_of_left_behind
@@ -159,8 +160,10 @@ class CompressedModule(SizedModule):
         refuse_sharded(self)
         check_finite(self)
         self.fxc_tell_of_steps()
+        check_hooks(self, inputs, root=True)
         provenance = provenance_of(self)
-        plain, grids = plain_copy(self)
+        with unhooked(self):
+            plain, grids = plain_copy(self)
         base = provenance or Provenance({})
         kept = {name: dims for name, dims in base.kept.items() if name in base.shapes}
         attach(plain, replace(base, kept=kept, grids=grids))

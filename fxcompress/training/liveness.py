@@ -17,6 +17,7 @@ from fxcompress.quantizer import RANGE_BITS
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.modes import ordinary
 from fxcompress.trace.traced import TracedModule
+from fxcompress.training.altered import unhooked
 from fxcompress.training.census import Census, Span, Zeros
 
 _SHRINKS, _FREE, _ZERO, _LAST = "!shrinks", "!free", "!zero", "!last"
@@ -140,12 +141,13 @@ class LivenessUpdate:
         self.shrink = shrink
         self.deaths = deaths
         self.keep_range = keep_range
-        self.census = Census(module, inputs, flags.free(), set(flags.reset()))
         self.accepted: set[str] = set()
         self.version = 0
         self._seen: Tensor | None = None
-        self._bind()
-        self._replan()
+        with unhooked(module):
+            self.census = Census(module, inputs, flags.free(), set(flags.reset()))
+            self._bind()
+            self._replan()
 
     def _bind(self) -> None:
         """Look up the parameters once; they change only when channels are removed."""
@@ -182,7 +184,8 @@ class LivenessUpdate:
             self._soft_threshold()
         zero = self._zero()
         if self._seen is None or not torch.equal(zero, self._seen):
-            self._refresh(zero)
+            with unhooked(self.module):
+                self._refresh(zero)
 
     def _follow(self) -> None:
         """Let exponents rise by as much as bits have fallen: the range 2^(e+b-1) stays, and the grid gets coarser."""

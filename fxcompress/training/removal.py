@@ -20,6 +20,7 @@ from fxcompress.trace.modes import ordinary
 from fxcompress.trace.own_numbers import hold_numbers
 from fxcompress.trace.traced import TracedModule
 from fxcompress.training.agreement import agreed
+from fxcompress.training.altered import check_hooks, unhooked
 from fxcompress.training.averages import copies_of
 from fxcompress.training.census import Zeros, seeds
 from fxcompress.training.distributed import check_wrapper, rebuild, wrappers_of
@@ -160,7 +161,12 @@ def plan_removal(
     """
     check_optimizers(optimizers, net.parameters())
     copies = copies_of(net, averages)
-    planned = {path: _plan_part(part, [copy.get_submodule(path) for copy in copies]) for path, part in parts.items()}
+    for part in parts.values():
+        check_hooks(part, part.settings.inputs, root=False)
+    with unhooked(net, *copies):
+        planned = {
+            path: _plan_part(part, [copy.get_submodule(path) for copy in copies]) for path, part in parts.items()
+        }
     changes = [change for part in planned.values() for change in _replacements(part.net, part.pruned)]
     prepared = [prepare_resize(optimizer, changes) for optimizer in optimizers if changes]
     told = [type(optimizer).__name__ for optimizer in optimizers]

@@ -14,6 +14,7 @@ from fxcompress.passes.prune_channels import Pruned
 from fxcompress.passes.recut import ShapeError, missing_branches, recut
 from fxcompress.provenance import Provenance, provenance_of
 from fxcompress.trace.weights.plain import plain_state
+from fxcompress.training.altered import unhooked
 from fxcompress.training.liveness import name_of
 from fxcompress.training.record import decode
 from fxcompress.training.sized import LIVENESS, SizedModule
@@ -90,7 +91,8 @@ def plan_load(net: SizedModule, state: Mapping[str, Any], *, strict: bool) -> Re
     try:
         plan = None
         if missing_branches(have, want) or have.kept != want.kept:
-            pruned = recut(analyse(net, net.settings.inputs), have, want)
+            with unhooked(net):
+                pruned = recut(analyse(net, net.settings.inputs), have, want)
             plan = Recut(net, pruned, replace(want, grids=have.grids, inputs=have.inputs, graph=have.graph))
     except ShapeError as error:
         raise CheckpointError(

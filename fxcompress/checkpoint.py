@@ -1,7 +1,7 @@
 """``fxcompress.save_checkpoint`` and ``load_checkpoint``: stop training, and go on from there."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from fxcompress.errors import CheckpointError
 from fxcompress.storage.arguments import check_arguments
 from fxcompress.storage.states import read_states, write_states
 from fxcompress.training.in_pieces import Compressed
-from fxcompress.training.optimizer import check_optimizer
+from fxcompress.training.optimizer import check_optimizers
 from fxcompress.training.randomness import random_states, restore_random
 
 __all__ = ["load_checkpoint", "save_checkpoint"]
@@ -21,7 +21,7 @@ __all__ = ["load_checkpoint", "save_checkpoint"]
 def save_checkpoint(
     path: str | os.PathLike[str],
     net: Compressed,
-    optimizer: Optimizer | None = None,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
     scheduler: Any = None,  # noqa: ANN401 - torch has no one base class for them
     **extra: Any,  # noqa: ANN401
 ) -> int:
@@ -34,14 +34,14 @@ def save_checkpoint(
     Args:
         path: file in an existing folder.
         net: a network from :func:`fxcompress.compress`, however much it has shrunk.
-        optimizer: of its parameters.
-        scheduler: anything with a ``state_dict``.
+        optimizer: of its parameters, perhaps of others too; a list, where several train the network.
+        scheduler: anything with a ``state_dict``; a list of several.
         extra: what else is to be kept, by name: tensors, numbers, strings and containers of these, such as
             ``epoch=3``, ``scaler=scaler.state_dict()`` or ``shuffle=generator.get_state()``.
 
     Raises:
         CheckpointError: something of this cannot be saved, or the file cannot be written. The old file is still there.
-        OptimizerError: the optimizer holds parameters that are not the network's.
+        OptimizerError: an optimizer holds parameters that are not the network's, and lacks some of it.
 
     >>> import tempfile, torch, fxcompress as fxc
     >>> net = fxc.compress(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.zeros(1, 4))
@@ -55,22 +55,36 @@ def save_checkpoint(
     _check_net(net)
     states = {"net": net.state_dict(), "random": random_states(), "extra": extra}
     if optimizer is not None:
-        check_optimizer(optimizer, net.parameters())
+        check_optimizers(_each(optimizer), net.parameters())
         names = {id(p): name for name, p in net.named_parameters()}
-        states["optimizer"] = {
-            "kind": type(optimizer).__name__,
-            "names": [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups],
-            "state": optimizer.state_dict(),
-        }
+        states["optimizer"] = _one_or_several(optimizer, [_saved_optimizer(own, names) for own in _each(optimizer)])
     if scheduler is not None:
-        states["scheduler"] = check_scheduler(scheduler).state_dict()
+        own = [check_scheduler(one).state_dict() for one in _each(scheduler)]
+        states["scheduler"] = _one_or_several(scheduler, own)
     return write_states(path, states)
+
+
+def _saved_optimizer(optimizer: Optimizer, names: Mapping[int, str]) -> dict[str, Any]:
+    """What is kept of an optimizer; what it holds that is not the network's has None for a name."""
+    return {
+        "kind": type(optimizer).__name__,
+        "names": [[names.get(id(p)) for p in group["params"]] for group in optimizer.param_groups],
+        "state": optimizer.state_dict(),
+    }
+
+
+def _each(given: Any) -> list[Any]:  # noqa: ANN401 - an optimizer or a scheduler, or several
+    return list(given) if isinstance(given, list | tuple) else [given]
+
+
+def _one_or_several(given: object, states: list[Any]) -> Any:  # noqa: ANN401
+    return states if isinstance(given, list | tuple) else states[0]
 
 
 def load_checkpoint(
     path: str | os.PathLike[str],
     net: Compressed,
-    optimizer: Optimizer | None = None,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
     scheduler: Any = None,  # noqa: ANN401
     *,
     random: bool = True,
@@ -84,8 +98,9 @@ def load_checkpoint(
         path: of a file that :func:`save_checkpoint` wrote.
         net: fresh from :func:`fxcompress.compress`, called as it was called then; or one that has lost no more than the
             saved one.
-        optimizer: of its parameters, built as it was built then.
-        scheduler: of the optimizer.
+        optimizer: of its parameters, built as it was built then; the same list, where there were several. What it
+            holds besides is not loaded, only its state: save that of a second network as ``extra``.
+        scheduler: of the optimizer, or the same list.
         random: also set the random number generators.
 
     Returns:
@@ -93,7 +108,7 @@ def load_checkpoint(
 
     Raises:
         CheckpointError: there is no such file, it is damaged, or it does not fit. Nothing has changed then.
-        OptimizerError: the optimizer holds parameters that are not the network's.
+        OptimizerError: an optimizer holds parameters that are not the network's, and lacks some of it.
 
     >>> import tempfile, torch, fxcompress as fxc
     >>> build = lambda: fxc.compress(torch.nn.Linear(8, 4), torch.zeros(1, 8))
@@ -111,7 +126,7 @@ def take_up(
     file: Mapping[str, Any],
     path: str | os.PathLike[str],
     net: Compressed,
-    optimizer: Optimizer | None,
+    optimizer: Optimizer | Sequence[Optimizer] | None,
     scheduler: Any,  # noqa: ANN401
     *,
     random: bool,
@@ -121,19 +136,19 @@ def take_up(
     try:
         recut = net.plan_load(file["net"])
         names = {id(p): name for name, p in net.named_parameters()} if recut is None else recut.names()
-        take = None if optimizer is None else _take_up(optimizer, net, file, names)
-        if scheduler is not None:
-            check_scheduler(scheduler)
-            _saved(file, "scheduler")
+        take = [] if optimizer is None else _take_up(optimizer, net, file, names)
+        schedules = [] if scheduler is None else _pairs(scheduler, file, "scheduler")
+        for one, _ in schedules:
+            check_scheduler(one)
     except CheckpointError as error:
         raise CheckpointError(f"{path} does not fit: {error}") from error
     if recut is not None:
         recut.commit()
     net.load_state_dict(file["net"])
-    if take is not None:
-        take.commit()
-    if scheduler is not None:
-        scheduler.load_state_dict(file["scheduler"])
+    for taken in take:
+        taken.commit()
+    for one, state in schedules:
+        one.load_state_dict(state)
     if random:
         restore_random(file["random"])
     extra: dict[str, Any] = file["extra"]
@@ -162,10 +177,16 @@ def _check_net(net: nn.Module) -> None:
         )
 
 
-def _saved(file: Mapping[str, Any], what: str) -> Any:  # noqa: ANN401
+def _pairs(given: Any, file: Mapping[str, Any], what: str) -> list[tuple[Any, Any]]:  # noqa: ANN401
+    """Each optimizer, or scheduler, with the state that was saved of it."""
     if what not in file:
         raise CheckpointError(f"it holds no {what}: it was saved without; leave {what}= out")
-    return file[what]
+    own, states = _each(given), _each(file[what])
+    if len(own) != len(states):
+        raise CheckpointError(
+            f"it holds the states of {len(states)} {what}s, and {len(own)} are given; pass all of them"
+        )
+    return list(zip(own, states, strict=True))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -185,26 +206,44 @@ class _TakeUp:
         self.optimizer.load_state_dict(self.state)
 
 
-def _take_up(optimizer: Optimizer, net: nn.Module, file: Mapping[str, Any], names: Mapping[int, str]) -> _TakeUp:
-    """Find the saved parameters in the groups of the optimizer; ``names`` are those that stay, by their ids."""
-    check_optimizer(optimizer, net.parameters())
-    saved = _saved(file, "optimizer")
-    kind = type(optimizer).__name__
+def _take_up(
+    optimizer: Optimizer | Sequence[Optimizer], net: nn.Module, file: Mapping[str, Any], names: Mapping[int, str]
+) -> list[_TakeUp]:
+    """Find the saved parameters in the groups of the optimizers; ``names`` are those that stay, by their ids."""
+    check_optimizers(_each(optimizer), net.parameters())
+    own = {id(p) for p in net.parameters()}
+    return [_take_up_one(one, saved, own, names) for one, saved in _pairs(optimizer, file, "optimizer")]
+
+
+def _take_up_one(
+    optimizer: Optimizer, saved: Mapping[str, Any], own: Collection[int], names: Mapping[int, str]
+) -> _TakeUp:
+    kind, groups = type(optimizer).__name__, [group["params"] for group in optimizer.param_groups]
     if kind != saved["kind"]:
         raise CheckpointError(f"its optimizer is {saved['kind']}, not {kind}")
-    held = [{names[id(p)]: p for p in group["params"] if id(p) in names} for group in optimizer.param_groups]
-    if len(held) != len(saved["names"]):
-        raise CheckpointError(f"its optimizer has {len(saved['names'])} parameter groups, this {kind} {len(held)}")
-    for number, (own, wanted) in enumerate(zip(held, saved["names"], strict=True)):
-        _check_group(number, own, wanted)
-    groups = [[own[name] for name in wanted] for own, wanted in zip(held, saved["names"], strict=True)]
-    return _TakeUp(optimizer, groups, saved["state"])
+    if len(groups) != len(saved["names"]):
+        raise CheckpointError(f"its optimizer has {len(saved['names'])} parameter groups, this {kind} {len(groups)}")
+    taken = []
+    for number, (group, wanted) in enumerate(zip(groups, saved["names"], strict=True)):
+        held = {names[id(p)]: p for p in group if id(p) in names}
+        others = [p for p in group if id(p) not in own]
+        _check_group(number, held, others, wanted)
+        rest = iter(others)
+        taken.append([next(rest) if name is None else held[name] for name in wanted])
+    return _TakeUp(optimizer, taken, saved["state"])
 
 
-def _check_group(number: int, own: Mapping[str, nn.Parameter], wanted: Sequence[str]) -> None:
-    different = own.keys() ^ set(wanted)
+def _check_group(
+    number: int, held: Mapping[str, nn.Parameter], others: Sequence[nn.Parameter], wanted: Sequence[str | None]
+) -> None:
+    remedy = "build it from the same groups as then, such as net.param_groups()"
+    different = held.keys() ^ {name for name in wanted if name is not None}
     if different:
         raise CheckpointError(
-            f"{min(different)} is in param_groups[{number}] of one optimizer and not of the other; build it from the "
-            "same groups as then, such as net.param_groups()"
+            f"{min(different)} is in param_groups[{number}] of one optimizer and not of the other; {remedy}"
+        )
+    if len(others) != wanted.count(None):
+        raise CheckpointError(
+            f"param_groups[{number}] of its optimizer held {wanted.count(None)} parameters that are not the network's, "
+            f"and holds {len(others)} now; {remedy}"
         )

@@ -361,6 +361,46 @@ def test_an_optimizer_that_was_built_before(make: Make, tmp_path: Path) -> None:
     assert check_scheduler(first[2]).state_dict() == check_scheduler(second[2]).state_dict()
 
 
+def two_of_them(net: fxc.CompressedModule, loss: nn.Module) -> list[torch.optim.Optimizer]:
+    """One for matrices and their kin, and one for all else, which trains a loss as well."""
+    weights, rest, *formats = net.param_groups(1e-2)
+    rest["params"] = [*loss.parameters(), *rest["params"]]
+    return [torch.optim.SGD([weights], momentum=0.9), torch.optim.Adam([rest, *formats])]
+
+
+def step_both(net: fxc.CompressedModule, loss: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
+    torch.manual_seed(0)
+    x, _ = next(iter(data()))
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    (loss(net(x)).square().mean() + 0.01 * net.size()).backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    net.step()
+
+
+def test_several_optimizers_one_of_which_trains_a_loss_as_well(tmp_path: Path) -> None:
+    net, loss = shrunk(adam)[0], nn.Linear(4, 2)
+    optimizers = two_of_them(net, loss)
+    schedulers = [cosine(optimizer, 10) for optimizer in optimizers]
+    step_both(net, loss, optimizers)
+    fxc.save_checkpoint(tmp_path / "run.pt", net, optimizers, schedulers, loss=loss.state_dict())
+    again, loss_again = fresh(), nn.Linear(4, 2)
+    others = two_of_them(again, loss_again)
+    more = [cosine(optimizer, 10) for optimizer in others]
+    loss_again.load_state_dict(fxc.load_checkpoint(tmp_path / "run.pt", again, others, more)["loss"])
+    for _ in range(2):
+        step_both(net, loss, optimizers)
+        step_both(again, loss_again, others)
+    for one, other in ((net, again), (loss, loss_again)):
+        states = [module.state_dict() for module in (one, other)]
+        assert [name for name, value in states[0].items() if not torch.equal(value, states[1][name])] == []
+    with pytest.raises(CheckpointError, match="the states of 2 optimizers, and 1 are given"):
+        fxc.load_checkpoint(tmp_path / "run.pt", again, others[0])
+    with pytest.raises(CheckpointError, match=r"held 2 parameters that are not the network's, and holds 0 now"):
+        fxc.load_checkpoint(tmp_path / "run.pt", again, two_of_them(again, nn.ReLU()))
+
+
 def test_random_generators_go_on(tmp_path: Path) -> None:
     def draw() -> list[float]:
         return [torch.rand(1).item(), random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn()]  # noqa: NPY002

@@ -5,7 +5,7 @@ import csv
 import os
 import runpy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
@@ -234,6 +234,20 @@ def test_processes_that_do_not_use_ddp_are_refused() -> None:
     trainer: Any = SimpleNamespace(world_size=2, strategy=strategy)
     with pytest.raises(UnsupportedModelError, match=r'2 processes under SimpleNamespace.*strategy="ddp"'):
         SelfCompression(gamma=GAMMA).setup(trainer, Model(network()), "fit")
+
+
+@pytest.mark.parametrize(
+    "averaging",
+    [lambda: EMAWeightAveraging(decay=0.9), lambda: StochasticWeightAveraging([1e-2, 1e-2, 0.5, 0.05], 0.5)],
+)
+def test_callbacks_that_average_parameters_go_with_no_removal(averaging: Callable[[], L.Callback]) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"Averaging keeps a copy of all parameters.*prune=False"):
+        fit(Model(network()), SelfCompression(gamma=GAMMA), averaging())
+    net = network(bits=2.0)
+    fit(Model(net), SelfCompression(gamma=GAMMA, prune=False), averaging(), max_epochs=8)
+    final, x = net.finalize().eval(), torch.randn(4, 5, dtype=torch.float64)
+    assert sum(p.numel() for p in final.parameters()) < sum(p.numel() for p in network().finalize().parameters())
+    torch.testing.assert_close(final(x), net.eval()(x))
 
 
 def test_wrong_name_is_refused() -> None:

@@ -32,6 +32,7 @@ except ImportError as error:
     raise MissingPackageError('this adapter needs Lightning: pip install "fxcompress[lightning]"') from error
 
 _PROGRESS_BAR = ("size/fractional",)
+_AVERAGING = frozenset({"StochasticWeightAveraging", "WeightAveraging"})  # by name: the latter is not in all releases
 
 
 class SelfCompression(Callback):
@@ -140,10 +141,12 @@ class SelfCompression(Callback):
 
         Raises:
             OptimizerError: none is right for the network.
+            UnsupportedModelError: a callback keeps averages of parameters, and channels are to be removed.
             ValueError: the training has no known end, and gamma depends on it; the objective has no gradient, or the
                 network is smaller than the target already.
         """
         net = self._network(pl_module)
+        self._refuse_averages(trainer)
         net.refresh()  # with several processes, it has taken over the tensors of the first by now
         self._optimizer = optimizer_of(net, trainer.optimizers)
         check_objective(net)
@@ -162,6 +165,16 @@ class SelfCompression(Callback):
             self.removals.count(net)
 
         self._hooks = [step_after(self._optimizer, net), self._optimizer.register_step_post_hook(count)]
+
+    def _refuse_averages(self, trainer: Trainer) -> None:
+        """A callback that keeps a copy of the parameters adds up tensors of two shapes after a removal."""
+        averaging = (c for c in trainer.callbacks if any(kind.__name__ in _AVERAGING for kind in type(c).__mro__))
+        found = next(averaging, None)
+        if found is not None and self.removals.policy is not None:
+            raise UnsupportedModelError(
+                f"{type(found).__name__} keeps a copy of all parameters, which does not follow when channels go; pass "
+                "SelfCompression(..., prune=False): finalize() then removes what is dead in the average"
+            )
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Add the gradient of the size."""

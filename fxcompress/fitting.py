@@ -180,7 +180,20 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
         keeper=keeper,
     )
     tell_of_target(net, control, _held(result.history))
+    if target_size is None:
+        _tell_of_accuracy(result.history, min_accuracy)
     return result
+
+
+def _tell_of_accuracy(history: Sequence[EpochRecord], least: float | None) -> None:
+    """Warn where no epoch was good enough for any pressure, as with percent for shares."""
+    reached = [record.metric for record in history if record.metric is not None]
+    if least is not None and len(history) > 1 and not any(metric >= least for metric in reached):
+        _LOG.warning(
+            "fxcompress: no epoch reached min_accuracy=%.4g, so there was no pressure after the first one: the best "
+            "had %.4g\n  validate and min_accuracy must be in the same unit: both shares, or both percent",
+            least, max(reached, default=float("nan")),
+        )  # fmt: skip
 
 
 def _held(history: Sequence[EpochRecord]) -> str:

@@ -460,6 +460,7 @@ Kind = type[Exception]
         ({"max_loss_increase": "x"}, TypeError, "max_loss_increase='x' is a str"),
         ({"max_loss_increase": torch.nan}, ValueError, "max_loss_increase=nan must be positive"),
         ({"min_accuracy": "x", "validate": lambda net: 1.0}, TypeError, "min_accuracy='x' is a str"),
+        ({"min_accuracy": float("nan"), "validate": lambda net: 1.0}, ValueError, "min_accuracy=nan is reached by no"),
         ({"validate": 3}, TypeError, r"validate is a int; it must be a function of \(net\)"),
         ({"validate": lambda: 1.0}, TypeError, r"validate is called as validate\(net\), which its signature"),
         ({"on_epoch": 3}, TypeError, r"on_epoch is a int; it must be a function of \(record\)"),

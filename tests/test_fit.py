@@ -180,6 +180,16 @@ def test_no_pressure_while_the_accuracy_is_too_low() -> None:
         fxc.fit(Digits(), loader, F.cross_entropy, epochs=1, gamma=0.5, min_accuracy=0.9)
 
 
+@pytest.mark.parametrize("least", [0.9, 90.0])
+def test_an_accuracy_that_no_epoch_reached_is_told(least: float, caplog: pytest.LogCaptureFixture) -> None:
+    loader = [(torch.randn(8, 1, 8, 8), torch.zeros(8, dtype=torch.long))]
+    fxc.fit(
+        Digits(), loader, F.cross_entropy, epochs=2, gamma=0.5, validate=lambda net: 0.95, min_accuracy=least,
+        progress=False,
+    )  # fmt: skip
+    assert ("no epoch reached min_accuracy=90" in caplog.text) is (least > 1)
+
+
 def test_one_controller_may_be_given_to_several_runs() -> None:
     """What it adapts belongs to the run; the caller's object stays as it is."""
     loader, _, _ = digits()

@@ -37,6 +37,8 @@ class Guard:
     def __post_init__(self) -> None:
         given = {"min_accuracy": self.min_metric, "max_loss_increase": self.max_loss_increase}
         check_number(**{name: value for name, value in given.items() if value is not None})
+        if self.min_metric is not None and math.isnan(self.min_metric):
+            raise ValueError("min_accuracy=nan is reached by no network, so that there would never be pressure")
         if self.max_loss_increase is not None and not self.max_loss_increase > 0:
             raise ValueError(f"max_loss_increase={self.max_loss_increase} must be positive: 0.2 allows a fifth more")
 

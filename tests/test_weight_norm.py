@@ -212,6 +212,16 @@ def test_refusals() -> None:
         fxc.prune(both, torch.zeros(1, 3))
 
 
+@pytest.mark.parametrize("run", [fxc.prune, fxc.compress])
+def test_what_cannot_be_run_is_refused_before_it_is(run: Callable[..., object]) -> None:
+    meta = parametrizations.weight_norm(nn.Linear(4, 4)).to("meta")
+    with pytest.raises(UnsupportedModelError, match="is on the meta device"):
+        run(meta, torch.zeros(2, 4))
+    lazy = nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 4)), nn.LazyLinear(3))
+    with pytest.raises(UnsupportedModelError, match="it is lazy and has no shape yet"):
+        run(lazy, torch.zeros(2, 4))
+
+
 QUESTIONS: dict[str, Callable[[Any], Any]] = {
     "its length": lambda layer: parts(layer)[0].sum(),
     "whether it has a length": lambda layer: 3 if hasattr(layer, "weight_g") else 1,

@@ -10,9 +10,10 @@ from fxcompress.progress import stage
 from fxcompress.trace.concrete import runs
 from fxcompress.trace.inputs import ExampleInputs, infer_inputs
 from fxcompress.trace.pieces import Pieces, find_pieces
+from fxcompress.trace.support import check_module, check_supported
 from fxcompress.trace.traced import TracedModule
 from fxcompress.trace.tracer import trace, trace_by_running
-from fxcompress.trace.weights.norm import check_plain_weights
+from fxcompress.trace.weights.norm import check_plain_weights, has_weight_norm
 
 NO_GRAPH = (TraceError, ValueReadError)
 """What :func:`prepare` raises for a model that has no graph as a whole, and may have pieces that do."""
@@ -33,7 +34,10 @@ def prepare(model: nn.Module, example_inputs: object = None, *, plain: bool = Tr
     stage("trace")
     if example_inputs is not None:
         inputs = ExampleInputs.of(example_inputs)
-        check_plain_weights(model, inputs)
+        check_module(model)
+        if has_weight_norm(model):
+            check_supported(model)  # before it is run
+            check_plain_weights(model, inputs)
         return _analysed(model, inputs, plain=plain)
     found: list[Analysis] = []
     try:

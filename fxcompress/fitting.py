@@ -179,7 +179,8 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
         teacher=own_teacher,
         keeper=keeper,
     )
-    tell_of_target(net, control, _held(result.history))
+    guarded = min_accuracy is not None or max_loss_increase is not None
+    tell_of_target(net, control, _held(result.history) if guarded else "")
     if target_size is None:
         _tell_of_accuracy(result.history, min_accuracy)
     return result
@@ -198,7 +199,7 @@ def _tell_of_accuracy(history: Sequence[EpochRecord], least: float | None) -> No
 
 def _held(history: Sequence[EpochRecord]) -> str:
     """How often there was no pressure, in words."""
-    held = sum(record.gamma == 0 for record in history)
+    held = sum(record.gamma <= 0 for record in history)
     return f"; there was no pressure at the end of {held} of {len(history)} epochs" if held else ""
 
 

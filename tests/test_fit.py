@@ -180,6 +180,39 @@ def test_no_pressure_while_the_accuracy_is_too_low() -> None:
         fxc.fit(Digits(), loader, F.cross_entropy, epochs=1, gamma=0.5, min_accuracy=0.9)
 
 
+def test_a_network_that_fell_below_its_path_gets_bits_back_while_the_pressure_is_held() -> None:
+    """It would stay there, too bad for any pressure and too small to get better."""
+    torch.manual_seed(0)
+    loader, _, _ = digits()
+
+    def collapsing(net: nn.Module) -> float:
+        if not seen:
+            seen.append(net)
+            with torch.no_grad():
+                for name, parameter in net.named_parameters():
+                    parameter.copy_(torch.full_like(parameter, 2.0) if name.endswith(".bits") else parameter)
+        return 0.5
+
+    seen: list[nn.Module] = []
+    result = fxc.fit(
+        Digits(), loader, F.cross_entropy, epochs=3, target_size=0.2, validate=collapsing, min_accuracy=0.9,
+        progress=False,
+    )  # fmt: skip
+    sizes = [record.size for record in result.history]
+    assert sizes[0] == pytest.approx(2 / 32)
+    assert sizes[0] < sizes[1] < sizes[2] < 0.2
+    assert result.history[1].gamma < 0
+
+
+def test_there_is_no_pressure_while_a_controller_is_held() -> None:
+    control = TargetSize(0.1)
+    for step in range(40):
+        control(step / 100, 0.25)
+    before = control.state_dict()["sum"]
+    assert [control.held((40 + step) / 100, 0.25) for step in range(20)] == [0.0] * 20
+    assert control.state_dict()["sum"] <= before
+
+
 @pytest.mark.parametrize("least", [0.9, 90.0])
 def test_an_accuracy_that_no_epoch_reached_is_told(least: float, caplog: pytest.LogCaptureFixture) -> None:
     loader = [(torch.randn(8, 1, 8, 8), torch.zeros(8, dtype=torch.long))]

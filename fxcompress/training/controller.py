@@ -57,6 +57,11 @@ def own_gamma(gamma: _G) -> _G:
     return copy.copy(gamma) if isinstance(gamma, TargetSize) else gamma
 
 
+def held(gamma: Gamma) -> Gamma:
+    """What takes the place of a gamma while there must be no pressure."""
+    return gamma.held if isinstance(gamma, TargetSize) else ConstantGamma(0.0)
+
+
 @dataclass(frozen=True, slots=True)
 class ConstantGamma:
     """The same gamma throughout, after a linear warm-up.
@@ -141,6 +146,16 @@ class TargetSize:
         above = math.exp(min(5.0, self.proportional * error))
         below = max(0.0 if now > 0 else -1.0, 1 + self.braking * error)
         return self.gamma * math.exp(self._sum) * (above if error > 0 else below)
+
+    def held(self, progress: float, size: float) -> float:
+        """Gamma for the next step where there must be no pressure: negative for a network that is too small, or else 0.
+
+        Pressure that has just ended may have carried it far below the path, and the task alone would leave it there.
+        """
+        before = self._sum
+        gamma = self(progress, size)
+        self._sum = min(before, self._sum)
+        return min(0.0, gamma)
 
     def _coming(self, progress: float, log_size: float) -> float:
         """How far above the path, in logarithms, the size will be when a network stops that is let go now."""

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from fxcompress.passes.prune_report import PruneReport
 from fxcompress.training.batches import NO_BATCH, Batch, argument_names, scalar_loss
-from fxcompress.training.controller import ConstantGamma, Gamma, gamma_now
+from fxcompress.training.controller import ConstantGamma, Gamma, gamma_now, held
 from fxcompress.training.finite import Forward, NotFinite, what_is_not_finite, why_not_finite
 from fxcompress.training.guard import Guard
 from fxcompress.training.in_pieces import Compressed
@@ -174,8 +174,7 @@ class Trainer:
             raise NotFinite(wrong + why_not_finite(self.net, batch) if wrong else _ELSEWHERE)
 
     def _pressure(self, net: Compressed) -> float:
-        if self.guard.holds:
-            return 0.0
         # The size is on the device: to ask for it where the pressure is constant would wait for nothing.
-        size = math.nan if isinstance(self.gamma, ConstantGamma) else net.fractional_size()
-        return gamma_now(self.gamma, self.done / max(1, self.total), size)
+        gamma = held(self.gamma) if self.guard.holds else self.gamma
+        size = math.nan if isinstance(gamma, ConstantGamma) else net.fractional_size()
+        return gamma_now(gamma, self.done / max(1, self.total), size)

@@ -14,6 +14,9 @@ from torch.nn.utils.prune import random_unstructured
 import fxcompress as fxc
 from fxcompress.errors import UnsupportedModelError
 from tests.exactness import difference
+from tests.test_compress_pieces import adam, deaden
+from tests.test_compress_pieces import plain as pieces
+from tests.test_pieces import image
 
 X = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0)).double()
 Hook = Callable[..., Any]
@@ -115,6 +118,23 @@ def test_a_hook_may_return_what_it_was_given() -> None:
     net.step()
     net.get_submodule("3").register_forward_hook(the_same)
     assert net.prune().modified
+
+
+def test_hooks_on_pieces() -> None:
+    net, recorder = pieces(), Recorder()
+    deaden(net)
+    for piece in net.pieces.values():
+        piece.register_forward_hook(recorder.see)
+    net.step()
+    assert net.prune(adam(net)).modified
+    assert recorder.means == []
+    final = net.finalize().eval()
+    recorder.means.clear()
+    assert difference(net.eval()(image(7)), final(image(7))) <= 1e-9
+    assert len(recorder.means) == len(net.pieces)
+    next(iter(net.pieces.values())).register_forward_hook(doubled)
+    with pytest.raises(UnsupportedModelError, match="module '<root>'"):
+        net.finalize()
 
 
 def test_a_network_with_hooks_takes_the_shape_of_a_state_dict() -> None:

@@ -14,6 +14,7 @@ from fxcompress.passes.prune_report import PruneReport
 from fxcompress.passes.shrink import Narrow
 from fxcompress.passes.unquantized import Unquantized, is_weight
 from fxcompress.trace.modes import ordinary
+from fxcompress.training.altered import unhooked
 from fxcompress.training.compressed import CompressedModule
 from fxcompress.training.distributed import refuse_sharded
 from fxcompress.training.left_behind import warn_of_left_behind
@@ -138,7 +139,8 @@ class CompressedPieces(SizedNetwork):
             ValueError: see :meth:`CompressedModule.finalize`.
         """
         refuse_sharded(self)
-        own = copy.deepcopy(self)
+        with unhooked(*self.pieces.values()):
+            own = copy.deepcopy(self)
         for path, piece in self.pieces.items():
             target = own.get_submodule(path)
             assert isinstance(target, CompressedModule)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fxcompress.trace.inputs import ExampleInputs
+from fxcompress.trace.own_modes import forget_runs
 from fxcompress.trace.skeleton import own_tensors, skeleton
 from fxcompress.trace.state import same_randomness
 from fxcompress.trace.trees import tensors_in
@@ -46,7 +47,7 @@ def stirred(module: nn.Module) -> nn.Module:
     """A copy whose floating-point parameters have a little added to them, the same for parameters of the same shape.
 
     To compare two networks that share their parameters: where these are zero, as in a branch that starts as nothing,
-    what is done beside them does not show.
+    what is done beside them does not show. What was computed from parameters and kept is thrown away.
     """
     own = skeleton(module)
     own_tensors(own, set())
@@ -55,6 +56,7 @@ def stirred(module: nn.Module) -> nn.Module:
             parameter.add_(_noise(parameter))
     for each in own.modules():
         renew_weights(each)
+    forget_runs(own)
     return own
 
 

@@ -204,6 +204,16 @@ def test_data_that_is_not_finite_is_named_and_leaves_the_statistics_alone() -> N
     assert mean.any()
 
 
+def test_a_batch_without_samples_is_named() -> None:
+    loader = data(2)
+    net = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
+    loader[1] = (loader[1][0][:0], loader[1][1][:0])
+    with pytest.raises(DivergenceError, match=r"batch 2 .*the inputs of this batch have no entries") as caught:
+        trained(net, loader)
+    assert "leave such batches out" in str(caught.value)
+    assert "lower lr" not in str(caught.value)
+
+
 def test_a_network_that_the_optimizer_has_ruined_is_named() -> None:
     """Adam's eps is 0 in float16, and divides 0 by 0 where there is no gradient."""
     net = fxc.compress(Plain().half(), torch.zeros(4, 6).half())

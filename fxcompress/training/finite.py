@@ -8,6 +8,7 @@ from fxcompress.trace.trees import replace
 from fxcompress.training.batches import Batch
 
 IN_THE_DATA = "of this batch hold nan or inf already"
+EMPTY = "of this batch have no entries"
 
 
 class NotFinite(Exception):  # noqa: N818 - turned into an error that says where
@@ -48,18 +49,20 @@ def what_is_not_finite(loss: Tensor, net: nn.Module) -> str:
 
 
 def why_not_finite(net: nn.Module, batch: Batch) -> str:
-    """Whether it is the data that is not finite, or the network by now, in words."""
+    """Whether it is the data that is not finite or not there, or the network by now, in words."""
     found: list[str] = []
 
     def see(where: str, tensor: Tensor) -> Tensor:
-        if (tensor.is_floating_point() or tensor.is_complex()) and not bool(torch.isfinite(tensor).all()):
-            found.append(where)
+        if not tensor.numel():
+            found.append(f"{where} {EMPTY}")
+        elif (tensor.is_floating_point() or tensor.is_complex()) and not bool(torch.isfinite(tensor).all()):
+            found.append(f"{where} {IN_THE_DATA}")
         return tensor
 
     replace(lambda tensor: see("inputs", tensor), [batch.args, batch.kwargs])
     replace(lambda tensor: see("target", tensor), batch.target)
     if found:
-        return f"; the {found[0]} {IN_THE_DATA}"
+        return f"; the {found[0]}"
     wrong = next(((n, p) for n, p in net.named_parameters() if not bool(torch.isfinite(p).all())), None)
     if wrong is None:
         return ""

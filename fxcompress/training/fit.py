@@ -17,7 +17,7 @@ from fxcompress.passes.prune_report import PruneReport
 from fxcompress.training.batches import check_callable, count_batches
 from fxcompress.training.controller import EARLY, ConstantGamma, Gamma, TargetSize, own_gamma
 from fxcompress.training.display import Display
-from fxcompress.training.finite import IN_THE_DATA, NotFinite
+from fxcompress.training.finite import EMPTY, IN_THE_DATA, NotFinite
 from fxcompress.training.guard import Guard
 from fxcompress.training.history import EpochRecord
 from fxcompress.training.in_pieces import Compressed
@@ -157,6 +157,8 @@ def _diverged(
         ]
     if IN_THE_DATA in str(error):
         lines += ["  look at the data, and at what prepares it: torch.isfinite(batch).all() finds the samples"]
+    elif EMPTY in str(error):
+        lines += ["  let the loader leave such batches out: the mean of a loss over nothing is nan"]
     else:
         lines += [
             "  take a lower lr= or a longer warm-up, or look at what the loss divides by or takes the logarithm of"

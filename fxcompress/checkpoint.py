@@ -1,5 +1,6 @@
 """``fxcompress.save_checkpoint`` and ``load_checkpoint``: stop training, and go on from there."""
 
+import logging
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,10 +13,13 @@ from fxcompress.errors import CheckpointError
 from fxcompress.storage.arguments import check_arguments
 from fxcompress.storage.states import read_states, write_states
 from fxcompress.training.in_pieces import Compressed
+from fxcompress.training.network import Settings
 from fxcompress.training.optimizer import check_optimizers
 from fxcompress.training.randomness import random_states, restore_random
 
 __all__ = ["load_checkpoint", "save_checkpoint"]
+
+_LOG = logging.getLogger("fxcompress")
 
 
 def save_checkpoint(
@@ -53,7 +57,7 @@ def save_checkpoint(
     """
     check_arguments("save_checkpoint(path, net, optimizer)", path, net)
     _check_net(net)
-    states = {"net": net.state_dict(), "random": random_states(), "extra": extra}
+    states = {"net": net.state_dict(), "random": random_states(), "extra": extra, "settings": _named(net.settings)}
     if optimizer is not None:
         check_optimizers(_each(optimizer), net.parameters())
         names = {id(p): name for name, p in net.named_parameters()}
@@ -142,6 +146,7 @@ def take_up(
             check_scheduler(one)
     except CheckpointError as error:
         raise CheckpointError(f"{path} does not fit: {error}") from error
+    _tell_of_settings(path, file.get("settings", {}), _named(net.settings))
     if recut is not None:
         recut.commit()
     net.load_state_dict(file["net"])
@@ -153,6 +158,27 @@ def take_up(
         restore_random(file["random"])
     extra: dict[str, Any] = file["extra"]
     return extra
+
+
+def _named(settings: Settings) -> dict[str, Any]:
+    """How a network compresses itself, by the arguments of ``compress``; an objective by its name."""
+    objective: Any = settings.objective
+    if not isinstance(objective, str):
+        objective = getattr(objective, "__name__", type(objective).__name__)
+    return {
+        "objective": objective,
+        "bias_shrink": settings.bias_shrink, "death_limit": settings.death_limit, "keep_range": settings.keep_range,
+    }  # fmt: skip
+
+
+def _tell_of_settings(path: str | os.PathLike[str], was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Warn where a network goes on in another way than it began."""
+    differ = [name for name in now if name in was and was[name] != now[name]]
+    if differ:
+        _LOG.warning(
+            "fxcompress: %s is of a network from compress(%s), and this one is from compress(%s): it goes on as the "
+            "latter", path, *(", ".join(f"{name}={own[name]!r}" for name in differ) for own in (was, now)),
+        )  # fmt: skip
 
 
 def check_scheduler(scheduler: Any) -> Any:  # noqa: ANN401

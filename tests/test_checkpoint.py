@@ -401,6 +401,30 @@ def test_several_optimizers_one_of_which_trains_a_loss_as_well(tmp_path: Path) -
         fxc.load_checkpoint(tmp_path / "run.pt", again, two_of_them(again, nn.ReLU()))
 
 
+def weights_alone(terms: Any, bits: Tensor) -> Tensor:  # noqa: ANN401 - an objective
+    return bits.sum()
+
+
+SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
+    "objective": ({"objective": "eq4"}, "compress(objective='eq5'), and this one is from compress(objective='eq4')"),
+    "own objective": ({"objective": weights_alone}, "this one is from compress(objective='weights_alone')"),
+    "several": ({"keep_range": False, "bias_shrink": 0.5}, "compress(bias_shrink=0.5, keep_range=False)"),
+    "none": ({}, ""),
+}
+
+
+@pytest.mark.parametrize("which", SETTINGS)
+def test_other_settings_than_it_began_with_are_told(
+    which: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fxc.save_checkpoint(tmp_path / "run.pt", fresh())
+    options, message = SETTINGS[which]
+    net = fxc.compress(Net(), torch.zeros(2, 1, 6, 6), bits=3.0, **options)
+    fxc.load_checkpoint(tmp_path / "run.pt", net)
+    assert message in caplog.text
+    assert ("goes on as the latter" in caplog.text) == bool(message)
+
+
 def test_random_generators_go_on(tmp_path: Path) -> None:
     def draw() -> list[float]:
         return [torch.rand(1).item(), random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn()]  # noqa: NPY002

@@ -25,6 +25,7 @@ from fxcompress.training.interrupt import Interrupt, StepDone, TrainingInterrupt
 from fxcompress.training.parallel import Processes
 from fxcompress.training.policy import PrunePolicy, prune_policy
 from fxcompress.training.resume import Keeper, Run
+from fxcompress.training.schedule import formats_move
 from fxcompress.training.trainer import Loss, Scheduler, Trainer
 
 _LOG = logging.getLogger("fxcompress")
@@ -107,6 +108,7 @@ def train(
             if epoch == epochs and trainer.policy is not None:
                 trainer.remove()
             seconds, run.seconds = time.perf_counter() - start, 0.0
+            _settle(trainer, run, processes, measured=validate is not None)
             metric = _validated(net, validate)
             if trainer.guard.min_metric is not None:
                 if metric is None:
@@ -124,6 +126,14 @@ def train(
             if trainer.interrupt.requested:
                 raise _interrupted(run, trainer, epochs)
     return FitResult(net.finalize().eval(), net, run.history, trainer.reports)
+
+
+def _settle(trainer: Trainer, run: Run, processes: Processes, *, measured: bool) -> None:
+    """Let running statistics agree with the weights before they are measured, while number formats still move."""
+    batches = run.last.take()
+    if measured and formats_move(trainer.optimizer):
+        trainer.refresh_statistics(batches)
+        processes.share_buffers()
 
 
 def _tell_of_batches(given: int, said: int, epochs: int, *, now: bool) -> None:

@@ -21,6 +21,7 @@ from fxcompress.training.guard import Guard
 from fxcompress.training.history import EpochRecord
 from fxcompress.training.policy import PrunePolicy
 from fxcompress.training.randomness import loader_generators, restore_run, run_states
+from fxcompress.training.statistics import LastBatches
 
 _LOG = logging.getLogger("fxcompress")
 
@@ -72,6 +73,7 @@ class Run:
         writes: whether this process is the one that keeps it.
         history: records of the epochs that are finished.
         seconds: that earlier attempts at the present epoch took.
+        last: the last batches that the loader gave, also to an earlier attempt.
     """
 
     trainer: Position
@@ -81,8 +83,13 @@ class Run:
     writes: bool = True
     history: list[EpochRecord] = field(default_factory=list)
     seconds: float = 0.0
+    last: LastBatches = field(init=False)
     _began: dict[str, Any] | None = None
     _stopped: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        """Keep no more batches than an epoch of this length needs."""
+        self.last = LastBatches(self.batches)
 
     def take_up(self, device: torch.device) -> None:
         """Go on where the keeper says; nothing at the start of a run."""
@@ -112,7 +119,7 @@ class Run:
             restore_run(self._began, self.loader)
         elif self.keeper is not None:
             self._began = run_states(self.loader)
-        batches = iter(self.loader)
+        batches = self._seen(iter(self.loader))
         for done in range(skip):
             if next(batches, None) is None:
                 raise CheckpointError(
@@ -123,6 +130,11 @@ class Run:
             restore_run(self._stopped, self.loader)
         yield from batches
         self._began = None
+
+    def _seen(self, batches: Iterator[Any]) -> Iterator[Any]:
+        for batch in batches:
+            self.last.see(batch)
+            yield batch
 
     def keep(self, seconds: float = 0.0) -> None:
         """Write down where the run stands, where that is wanted; in the middle of an epoch after so many seconds."""

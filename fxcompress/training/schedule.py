@@ -60,3 +60,9 @@ def _factor(end: float, warmup: int, step: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, end - warmup))))
+
+
+def formats_move(optimizer: Optimizer) -> bool:
+    """Whether the next step may change bits or exponents; groups without a name may hold them."""
+    groups = (group for group in optimizer.param_groups if group.get("name", "bits") in _FORMATS)
+    return any(bool(group["lr"]) for group in groups)

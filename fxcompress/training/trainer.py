@@ -13,12 +13,14 @@ from torch.optim.swa_utils import AveragedModel
 
 from fxcompress.passes.prune_report import PruneReport
 from fxcompress.training.batches import NO_BATCH, Batch, argument_names, scalar_loss
+from fxcompress.training.compressed import CompressedModule
 from fxcompress.training.controller import ConstantGamma, Gamma, gamma_now, held
 from fxcompress.training.finite import Forward, NotFinite, what_is_not_finite, why_not_finite
 from fxcompress.training.guard import Guard
 from fxcompress.training.in_pieces import Compressed
 from fxcompress.training.interrupt import Interrupt, StepDone
 from fxcompress.training.policy import PrunePolicy
+from fxcompress.training.statistics import refresh_statistics
 
 _ELSEWHERE = "the loss in another process is not finite"
 Loss = Callable[..., Tensor]
@@ -128,6 +130,12 @@ class Trainer:
         finally:
             if isinstance(batches, Generator):
                 batches.close()
+
+    def refresh_statistics(self, batches: Iterable[Any]) -> None:
+        """Take the running statistics anew, of some batches, for a network whose code keeps nothing of a run."""
+        if isinstance(self.net, CompressedModule):
+            names, device = argument_names(self.net), next(self.net.parameters()).device
+            refresh_statistics(self.net, (Batch.of(batch, names).to(device) for batch in batches))
 
     def remove(self) -> None:
         """Remove what is dead now."""

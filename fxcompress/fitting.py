@@ -90,7 +90,8 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
             and exponents reach after 90 % of the training.
         example_inputs: taken from the first batch by default.
         validate: called with the network in evaluation mode after each epoch; its result, a number or None, is the
-            record's metric.
+            record's metric. While bits or exponents move, running statistics are taken anew before, of some of the
+            last batches, which then pass the network once more.
         prune: True: remove what is dead when the steps it has slowed down have cost as much as a removal does; a
             number: after so many steps; a :class:`PrunePolicy`; False: not while training. At the end what is dead goes
             in any case.

@@ -22,6 +22,24 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = ROOT / "docs" / "results"
 DEFAULT_THREADS = torch.get_num_threads()
+
+
+def commit() -> str:
+    """The commit that the code is at, and whether the library was changed since."""
+
+    def git(*args: str) -> str:
+        done = subprocess.run(["git", "-C", str(ROOT), *args], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        changed = " with changes" if git("status", "--porcelain", "fxcompress") else ""
+        return git("rev-parse", "--short", "HEAD") + changed
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+_COMMIT = commit()
+"""Asked for before anything is measured: a measurement may take long, while work goes on."""
 _PACKAGES = ("torch", "torchvision", "numpy", "fxcompress", "torch-pruning")
 
 
@@ -143,7 +161,7 @@ def environment() -> dict[str, Any]:
         "default threads": DEFAULT_THREADS,
         "OpenMP settings": [f"{k}={v}" for k, v in sorted(os.environ.items()) if k.startswith(("OMP_", "GOMP_"))],
         "load average": load,
-        "commit": commit(),
+        "commit": _COMMIT,
     }
 
 
@@ -152,20 +170,6 @@ def _version(name: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return "not installed"
-
-
-def commit() -> str:
-    """The commit that the code is at, and whether the library was changed since."""
-
-    def git(*args: str) -> str:
-        done = subprocess.run(["git", "-C", str(ROOT), *args], capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
-    try:
-        changed = " with changes" if git("status", "--porcelain", "fxcompress") else ""
-        return git("rev-parse", "--short", "HEAD") + changed
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def render(data: dict[str, Any]) -> str:

@@ -105,3 +105,16 @@ def test_formats_that_rest_leave_statistics_to_training() -> None:
         group["lr"] = 0.0 if group["name"] in {"bits", "exponents"} else 1.0
     assert not formats_move(optimizer)
     assert formats_move(torch.optim.Adam(net.parameters()))
+
+
+def test_hooks_see_each_batch_once() -> None:
+    loader, x, _ = digits()
+    net = fxc.compress(Digits(), x[:2])
+    seen: list[int] = []
+    net.get_submodule("stem.1").register_forward_hook(lambda module, given, result: seen.append(len(result)))
+    before: list[int] = []
+    fxc.fit(
+        net, loader, F.cross_entropy, epochs=1, gamma=0.1, prune=False, progress=False,
+        validate=lambda found: before.append(len(seen)),
+    )  # fmt: skip
+    assert before == [len(loader)]

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from fxcompress.passes.prune_report import PruneReport
+from fxcompress.training.altered import unhooked
 from fxcompress.training.batches import NO_BATCH, Batch, argument_names, scalar_loss
 from fxcompress.training.compressed import CompressedModule
 from fxcompress.training.controller import ConstantGamma, Gamma, gamma_now, held
@@ -135,7 +136,8 @@ class Trainer:
         """Take the running statistics anew, of some batches, for a network whose code keeps nothing of a run."""
         if isinstance(self.net, CompressedModule):
             names, device = argument_names(self.net), next(self.net.parameters()).device
-            refresh_statistics(self.net, (Batch.of(batch, names).to(device) for batch in batches))
+            with unhooked(self.net):
+                refresh_statistics(self.net, (Batch.of(batch, names).to(device) for batch in batches))
 
     def remove(self) -> None:
         """Remove what is dead now."""

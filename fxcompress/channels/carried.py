@@ -16,6 +16,7 @@ from fxcompress.channels.factories import SPREAD
 from fxcompress.channels.layers import Layers, support
 from fxcompress.channels.rules.indexing import INDEX
 from fxcompress.channels.rules.movement import MOVEMENT, PERMUTE
+from fxcompress.channels.rules.places import ANYWHERE
 from fxcompress.channels.rules.pointwise import CHOICE, DIVIDE, MULTIPLY, POINTWISE, SAME
 from fxcompress.channels.rules.quantize import QUANTIZE
 from fxcompress.channels.space import Space
@@ -108,7 +109,7 @@ def _moved(step: Step, found: Mapping[int, Held], *, picked: bool) -> list[Held]
     if not isinstance(source, Value) or source.key not in found:
         return []
     held = found[source.key]
-    if step.op is QUANTIZE:
+    if step.op in {QUANTIZE, ANYWHERE}:
         return [held]
     by_labels = step.op is PERMUTE or step.op.name in _LABELS_ALONE or (picked and step.op is MOVEMENT)
     if not by_labels and not (picked and step.op is INDEX) and not _is_broadcast(step):

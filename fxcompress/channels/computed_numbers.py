@@ -4,8 +4,9 @@
 meet an op stand in the graph is told by the node that calls it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from dataclasses import replace as replace_fields
 from typing import Any, TypeGuard
 
@@ -38,6 +39,28 @@ class _Complex(Computed, complex):
 _NUMBERS = {int: _Int, float: _Float, complex: _Complex}
 
 
+@dataclass(frozen=True, slots=True)
+class Met:
+    """The numbers that a node meets.
+
+    Attributes:
+        given: those that come from sizes of the inputs.
+        written: those that stand in the graph, and are none of these.
+    """
+
+    given: frozenset[complex]
+    written: frozenset[complex]
+
+    def may_change(self, tree: object, trivial: Collection[object] = ()) -> bool:
+        """Whether a number among the arguments of an op may be another one in the next run."""
+        return any(self._may(leaf, trivial) for leaf in leaves(tree))
+
+    def _may(self, leaf: object, trivial: Collection[object]) -> bool:
+        if type(leaf) is not bool and type(leaf) not in _NUMBERS:
+            return False
+        return leaf in self.given or (leaf not in self.written and leaf not in trivial)
+
+
 class Numbers:
     """Tells numbers that may be others in the next run from those that may not, as the nodes of a graph are run.
 
@@ -47,11 +70,16 @@ class Numbers:
     Args:
         constant: the nodes that are made of parameters and numbers alone.
         results: of the nodes, by name; a Value in the place of each tensor.
+
+    Attributes:
+        before: the names of the nodes of the graph before a cut, and whether their numbers are as they are for all
+            inputs; none where that is to be found.
     """
 
     def __init__(self, constant: AbstractSet[fx.Node], results: Mapping[str, Any]) -> None:
         self._constant = constant
         self._results = results
+        self.before: Mapping[str, bool] = {}
         self._fixed: set[fx.Node] = set()
         self._sized: set[fx.Node] = set()  # tensors, the widths of which may follow a size
 
@@ -68,10 +96,24 @@ class Numbers:
         if takes or any(used in self._sized for used in node.all_input_nodes):
             self._sized.add(node)
 
+    def is_fixed(self, node: fx.Node) -> bool:
+        """Whether numbers or a tensor without labels are the same for all inputs."""
+        if node.name in self.before:
+            return self.before[node.name]
+        if self.before:  # written again for the cut
+            return all(map(self.is_fixed, node.all_input_nodes))
+        return node in self._constant or node in self._fixed
+
+    @property
+    def fixed(self) -> frozenset[str]:
+        """The names of the nodes that are the same for all inputs, or whose numbers are."""
+        return frozenset(node.name for node in (*self._fixed, *self._constant))
+
     def _is_fixed(self, node: fx.Node) -> bool:
         read = read_of(node)
         if read is None:
-            return bool(node.all_input_nodes) and all(used in self._fixed for used in node.all_input_nodes)
+            used = set(node.all_input_nodes) - self._constant
+            return bool(used) and used <= self._fixed
         source, _, which = read
         value = self._results[source.name]
         if source in self._constant or not isinstance(which, int | slice) or not isinstance(value, Value):
@@ -81,24 +123,29 @@ class Numbers:
         return source not in self._sized and all(own)
 
     def _given(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> frozenset[complex]:
-        return frozenset(_numbers_in(values[used] for used in node.all_input_nodes if used not in self._fixed))
+        return frozenset(_numbers_in(values[used] for used in node.all_input_nodes if not self.is_fixed(used)))
 
-    def written(self, node: fx.Node, values: Mapping[fx.Node, Any], callee: object) -> frozenset[complex] | None:
-        """The numbers that are always these where a node may give others to the ops that it calls; else None.
+    def met(self, node: fx.Node, values: Mapping[fx.Node, Any], callee: object) -> Met | None:
+        """The numbers that a node meets, where it may give others to the ops that it calls in the next run; else None.
 
         Args:
             node: a call.
             values: the results of the nodes before.
             callee: the function or layer that it calls, or the name of a method.
         """
-        given, known = self._given(node, values), _is_known(callee)
+        given, known = self._given(node, values), is_known(callee)
         if known and not given:
             return None
         widths = (values[used] for used in node.all_input_nodes if used in self._fixed)
-        return frozenset(_numbers_in((node.args, node.kwargs, *widths))) - given if known else frozenset()
+        written = frozenset(_numbers_in((node.args, node.kwargs, *widths))) - given if known else frozenset[complex]()
+        return Met(given, written)
+
+    def moves(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> bool:
+        """Whether a node is a number that comes from a size of the inputs."""
+        return not self.is_fixed(node) and bool(_numbers_in((values[node],)))
 
 
-def _is_known(callee: object) -> bool:
+def is_known(callee: object) -> bool:
     """Whether code makes no numbers of sizes by itself."""
     if isinstance(callee, str):
         return True
@@ -108,7 +155,7 @@ def _is_known(callee: object) -> bool:
 
 
 def _numbers_in(tree: Iterable[Any]) -> list[complex]:
-    return [leaf for leaf in leaves(tuple(tree)) if type(leaf) in _NUMBERS]
+    return [leaf for leaf in leaves(tuple(tree)) if type(leaf) in _NUMBERS or type(leaf) is bool]
 
 
 def is_written(arg: object) -> TypeGuard[int | float]:
@@ -118,14 +165,14 @@ def is_written(arg: object) -> TypeGuard[int | float]:
 
 def marked(step: Step) -> Step:
     """A step with :class:`Computed` in the place of numbers that come from sizes."""
-    if step.written is None:
+    met = step.numbers
+    if met is None:
         return step
-    args = tuple(_marked(arg, step.written) for arg in step.call.args)
-    kwargs = {name: _marked(arg, step.written) for name, arg in step.call.kwargs.items()}
+    args = tuple(_marked(arg, met) for arg in step.call.args)
+    kwargs = {name: _marked(arg, met) for name, arg in step.call.kwargs.items()}
     return replace_fields(step, call=replace_fields(step.call, args=args, kwargs=kwargs))
 
 
-def _marked(arg: Any, written: frozenset[complex]) -> Any:  # noqa: ANN401 - an argument of a call
-    if type(arg) not in _NUMBERS or arg in written:
-        return arg
-    return _NUMBERS[type(arg)](arg)
+def _marked(arg: Any, met: Met) -> Any:  # noqa: ANN401 - an argument of a call
+    kind = int if type(arg) is bool and arg in met.given else type(arg)
+    return _NUMBERS[kind](arg) if kind in _NUMBERS and met.may_change(arg) else arg

@@ -12,24 +12,34 @@ from torch._decomp import decomposition_table
 from torch.utils._mode_utils import no_dispatch
 
 from fxcompress.channels.composed import COMPOSED, by_places
+from fxcompress.channels.computed_numbers import Met
 from fxcompress.channels.layers import Layers, same_layers, support
 from fxcompress.channels.packed import PACKED
 from fxcompress.channels.recurrent import RECURRENT
 from fxcompress.channels.rules import rule_of
 from fxcompress.channels.rules.contraction import CONTRACTIONS
 from fxcompress.channels.rules.extremes import in_extremes
+from fxcompress.channels.rules.indexing import INDEX
+from fxcompress.channels.rules.movement import CAT
 from fxcompress.channels.rules.norms import BATCH_NORM
+from fxcompress.channels.rules.places import ANYWHERE, floats, moving_dims
 from fxcompress.channels.rules.pointwise import OPAQUE_VALUES, OVERWRITTEN, POINTWISE
 from fxcompress.channels.rules.products import BATCHED
 from fxcompress.channels.rules.registry import OpClass
+from fxcompress.channels.rules.scatter import INDEX_ADD
 from fxcompress.channels.rules.sums import in_sums
 from fxcompress.channels.shapes import shapes
 from fxcompress.channels.space import Space
 from fxcompress.channels.values import Call, LabelTensor, Step, Storage, Value, find, first_labelled, replace
 from fxcompress.errors import ValueReadError
 
+_PICKS = frozenset({INDEX, INDEX_ADD})
 _ARITHMETIC = CONTRACTIONS | {BATCH_NORM, BATCHED}
 """Classes whose rules read every tensor operand as a Value; a tensor from outside is one of which nothing is known."""
+
+
+def _unknown_index(tensor: Tensor) -> Value:
+    return Value(tensor.to("meta"))
 
 
 def _pin_everything(call: Call, space: Space) -> tuple[Layers, ...]:
@@ -65,14 +75,24 @@ class Dispatch:
         space: where couplings and pins go.
         tape: every ATen call, in order.
         unknown: ops without a rule, with the nodes that call them.
-        written: of the node that is being interpreted, as in :class:`Step`.
+        numbers: of the node that is being interpreted, as in :class:`Step`.
+        sized: that node is given an index without labels that other inputs make another one.
+        placed: what says which entries that node reads has been looked at.
+        joined: for each ``cat`` of that node, whether places in it depend on sizes; None for those that are not known.
+        made: keys of the values that are made of parameters alone.
+        filled: keys of those that are made out of nothing.
     """
 
     def __init__(self, space: Space) -> None:
         self.space = space
         self.tape: list[Step] = []
         self.unknown: dict[str, list[str]] = {}
-        self.written: frozenset[complex] | None = None
+        self.numbers: Met | None = None
+        self.sized = False
+        self.placed = False
+        self.joined: Iterator[bool] | None = None
+        self.made: set[int] = set()
+        self.filled: set[int] = set()
 
     def dispatch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         """Run one ATen call on labels."""
@@ -196,6 +216,8 @@ class Dispatch:
     def _apply(self, op: OpClass, func: Any, args: Any, kwargs: Any) -> tuple[tuple[Value, ...], Any]:  # noqa: ANN401
         call_args, call_kwargs = replace(lambda t: t.fxc_value, LabelTensor, (args, kwargs))
         plain: tuple[Tensor, ...] = ()
+        if self.sized and op in _PICKS:
+            call_args = (call_args[0], *replace(_unknown_index, torch.Tensor, tuple(call_args[1:])))
         if op in _ARITHMETIC and (found := find(torch.Tensor, call_args)):
             plain = tuple(found)
             call_args = replace(lambda t: Value(t.to("meta")), torch.Tensor, call_args)
@@ -210,13 +232,64 @@ class Dispatch:
         plain: tuple[Tensor, ...] = (),
     ) -> tuple[tuple[Value, ...], Any]:
         """Put a call on the tape; what it makes, and a tree of tensors on the meta device that shows its form."""
+        args, kwargs = self._with_computed(func, args, kwargs)
         template = shapes(op, func, args, kwargs)
         metas = (template,) if isinstance(template, Tensor) else tuple(find(torch.Tensor, template))
         call = Call(func, args, kwargs, metas, plain)
         layers = op.labels(call, self.space)
         outputs = tuple(Value(meta, own) for meta, own in zip(metas, layers, strict=True))
-        self.tape.append(Step(op, call, outputs, self.space.node, self.written))
+        self.tape.append(Step(op, call, outputs, self.space.node, self.numbers))
+        if op is CAT and self._floats(call):
+            dim = call.arg(1, "dim", 0) % outputs[0].rank
+            outputs = (self._anywhere(outputs[0], frozenset({dim})),)
         return outputs, template
+
+    def _with_computed(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401 - an op
+        """What an op is given, where numbers that come from sizes are among it.
+
+        Torch leaves out what is as its default, which it need not be in the next run. Entries that are read at places
+        that such a number says may be any of those along the dim.
+        """
+        if self.numbers is None:
+            return args, kwargs
+        given = self.numbers.given
+        rest = func._schema.arguments[len(args) :]
+        left_out = {a.name: a.default_value for a in rest if a.has_default_value() and a.name not in kwargs}
+        kwargs = kwargs | {name: n for name, n in left_out.items() if type(n) in {int, float} and n in given}
+        dims = frozenset[int]() if self.placed else moving_dims(Call(func, args, kwargs, ()), self.numbers)
+        return ((self._anywhere(args[0], dims), *args[1:]) if dims else args), kwargs
+
+    def _anywhere(self, value: Value, dims: frozenset[int], beside: float | None = None) -> Value:
+        """The same, where the next op may read other entries along some dims than it does on the example inputs."""
+        call = Call("anywhere", (value, dims, beside), {}, (value.meta,))
+        moved = Value(value.meta, ANYWHERE.labels(call, self.space)[0])
+        self.tape.append(Step(ANYWHERE, call, (moved,), self.space.node))
+        return moved
+
+    def anywhere(self, tensor: LabelTensor, dims: frozenset[int], beside: float | None = None) -> LabelTensor:
+        """A tensor that shares its memory, where the next op may read other entries than on the example inputs.
+
+        Args:
+            tensor: of any shape.
+            dims: along which.
+            beside: what the op may put there; None for nothing.
+        """
+        value = self._anywhere(tensor.fxc_value, dims, beside)
+        return LabelTensor(value, self, tensor.device, tensor.fxc_storage)
+
+    def _floats(self, call: Call) -> bool:
+        if self.joined is not None:
+            return next(self.joined, False)
+        return floats(call, self.made, self.filled, self._stacked())
+
+    def _stacked(self) -> set[int]:
+        """Keys of what the steps right before have given another dim, as ``stack`` does."""
+        found = set[int]()
+        for step in reversed(self.tape[:-1]):
+            if step.call.func is not torch.ops.aten.unsqueeze.default:
+                break
+            found.add(step.outputs[0].key)
+        return found
 
     def _write(self, tensor: LabelTensor, value: Value | None) -> None:
         """An in-place op: the tensor holds a new value; others that share its memory are no longer understood."""

@@ -1,7 +1,7 @@
 """Takes labels through a traced graph, node by node."""
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from dataclasses import replace as replace_fields
 from functools import partial
@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from fxcompress.channels.composed import in_pieces
-from fxcompress.channels.computed_numbers import Numbers
+from fxcompress.channels.computed_numbers import Numbers, is_known
 from fxcompress.channels.direct import aten_call
 from fxcompress.channels.dispatch import Dispatch
 from fxcompress.channels.factories import (
@@ -37,6 +37,7 @@ from fxcompress.channels.rules import extremes, pointwise, variances
 from fxcompress.channels.rules.einsum import EINSUM, einsum_of
 from fxcompress.channels.rules.movement import PAD
 from fxcompress.channels.rules.noise import NOISE, noise_of
+from fxcompress.channels.rules.places import dims_of_node, put_beside
 from fxcompress.channels.rules.quantize import QUANTIZE
 from fxcompress.channels.shapes import like
 from fxcompress.channels.space import PART, Space
@@ -72,6 +73,7 @@ class Trail:
         counters: the names of integer and boolean tensors of the module that were written to.
         storages: which memory the result of each node lies in: nodes that share a number share memory.
         unknown: ops without a rule, with the nodes that call them.
+        fixed: the nodes that are the same for all inputs, or whose numbers are.
     """
 
     tape: list[Step] = field(default_factory=list)
@@ -82,6 +84,7 @@ class Trail:
     counters: frozenset[str] = frozenset()
     storages: dict[str, frozenset[int]] = field(default_factory=dict)
     unknown: dict[str, list[str]] = field(default_factory=dict)
+    fixed: frozenset[str] = frozenset()
 
 
 def fresh_atoms(module: TracedModule, space: Space) -> Atoms:
@@ -134,7 +137,7 @@ class Interpreter:
         self._plain: dict[str, int] = {}
         self._shadows: dict[str, nn.Module] = {}
         self._modules = named_modules_in(module)
-        self._tables: set[int] = set()
+        self._tables = self.dispatch.made
         self._constant: set[fx.Node] = set()  # made of parameters and numbers alone
         self._numbers = Numbers(self._constant, self.trail.values)
 
@@ -162,6 +165,7 @@ class Interpreter:
                     del env[dead]
         self.space.at = None
         self._note_writes()
+        self.trail.fixed = self._numbers.fixed
         return self.trail
 
     def _note_writes(self) -> None:
@@ -203,7 +207,9 @@ class Interpreter:
         if asks_for_gradients(node):
             return None  # labels have none: this is the path that was traced
         callee = self._modules.get(str(node.target)) if node.op == "call_module" else node.target
-        self.dispatch.written = self._numbers.written(node, self.env, callee)
+        self.dispatch.numbers = self._numbers.met(node, self.env, callee)
+        self.dispatch.sized = any(map(self._is_sized, node.all_input_nodes))
+        self.dispatch.placed = False
         try:
             if node.op == "call_module":
                 module = self._submodule(str(node.target))
@@ -219,6 +225,7 @@ class Interpreter:
             if isinstance(node.target, type) or node.target is restored:  # in which nothing finds its tensors again
                 self._pin_output([args, kwargs])
             args = self._adopted(node, args, kwargs)
+            args = self._placed(node, args, callee)
             if node.op == "call_method":
                 return self._filled(node, getattr(args[0], str(node.target))(*args[1:], **kwargs))
             args, kwargs = self._given(node.target, args, kwargs)
@@ -229,6 +236,34 @@ class Interpreter:
         except Exception as error:
             layer = self._modules.get(str(node.target)) if node.op == "call_module" else None
             raise ExampleInputError(_run_message(node, layer, args, kwargs, error)) from error
+
+    def _is_sized(self, node: fx.Node) -> bool:
+        """Whether a node is an index without labels that other inputs make another one."""
+        value = self.env[node]
+        plain = isinstance(value, Tensor) and not isinstance(value, LabelTensor) and not value.is_floating_point()
+        return plain and not self._numbers.is_fixed(node)
+
+    def _placed(self, node: fx.Node, args: tuple[Any, ...], callee: object) -> tuple[Any, ...]:
+        """The arguments of a call; a tensor is told where ``x[n:]`` reads or writes it at places that move."""
+        if not args or (self.dispatch.numbers is None and not self.dispatch.sized):
+            return args
+        if isinstance(args[0], tuple | list) and find(LabelTensor, args[0]) and node.target is operator.getitem:
+            return (self._any_of(args[0]), *args[1:]) if self._moves(node.args[1]) else args
+        if not isinstance(args[0], LabelTensor) or not is_known(callee):
+            return args
+        dims = dims_of_node(node, args[0].ndim, self._moves)
+        self.dispatch.placed = dims is not None
+        return (self.dispatch.anywhere(args[0], dims, put_beside(node)), *args[1:]) if dims else args
+
+    def _moves(self, used: object) -> bool:
+        """Whether an argument is a number or an index that other inputs make another one."""
+        return isinstance(used, fx.Node) and (self._is_sized(used) or self._numbers.moves(used, self.env))
+
+    def _any_of(self, tensors: Sequence[Any]) -> list[Any]:
+        """Tensors any of which may be the one that is read: all of them stay, and nothing is known of them."""
+        for layer in (layer for tensor in find(LabelTensor, tensors) for layer in tensor.fxc_value.layers):
+            self.space.pin(layer, "input-size", "which tensor of a list is read depends on the size of the input")
+        return [self._input(tensor) if isinstance(tensor, LabelTensor) else tensor for tensor in tensors]
 
     def _function(self, node: fx.Node) -> Callable[..., Any]:
         """What a node calls, on labels; a number that it computes is no constant."""
@@ -249,6 +284,7 @@ class Interpreter:
             return result
         meta = torch.empty_like(result, device="meta")
         value = Value(meta, (*self.made_layers(node, meta, dims), *copied))
+        self.dispatch.filled.add(value.key)
         call = Call(FILL, (value.layers, filled_with(node)), {}, (meta,))
         self.dispatch.tape.append(Step(FILL, call, (value,), node.name))
         return LabelTensor(value, self.dispatch, result.device)
@@ -296,7 +332,7 @@ class Interpreter:
 
         Whoever reads the tensor later on then reads what was written to it.
         """
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        name = _name(node)
         writes = node.target is operator.setitem or (name.endswith("_") and not name.endswith("__"))
         if not writes or not args or not isinstance(node.args[0], fx.Node) or not find(LabelTensor, [args[1:], kwargs]):
             return args
@@ -412,6 +448,10 @@ class Interpreter:
         for tensor in find(LabelTensor, result):
             for layer in tensor.fxc_value.layers:
                 self.space.pin(layer, "output", "it is an output of the network")
+
+
+def _name(node: fx.Node) -> str:
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
 
 
 def _values(tree: Any) -> Any:  # noqa: ANN401 - a tree of anything

@@ -12,6 +12,7 @@ from fxcompress.channels.layers import Layers
 from fxcompress.channels.space import Space
 
 if TYPE_CHECKING:
+    from fxcompress.channels.computed_numbers import Met
     from fxcompress.channels.rules.registry import OpClass
 
 _COUNT = [0]
@@ -81,14 +82,14 @@ class Step:
         call: what was called.
         outputs: what it made.
         node: the node of the graph that made the call.
-        written: the numbers that stand in the graph where it may give others, which come from sizes; None where all do.
+        numbers: those that the node meets, where some come from sizes of the inputs; None where all stand in the graph.
     """
 
     op: "OpClass"
     call: Call
     outputs: tuple[Value, ...]
     node: str
-    written: frozenset[complex] | None = None
+    numbers: "Met | None" = None
 
 
 class Dispatcher(Protocol):

@@ -18,7 +18,9 @@ from fxcompress.channels.interpret import Atoms, Interpreter, Trail
 from fxcompress.channels.layers import Layers, support
 from fxcompress.channels.plan import Plan
 from fxcompress.channels.rules.einsum import EINSUM
+from fxcompress.channels.rules.movement import CAT
 from fxcompress.channels.rules.norms import per_group
+from fxcompress.channels.rules.places import ANYWHERE
 from fxcompress.channels.size_reads import read_of
 from fxcompress.channels.space import FIXED, PART, Reason
 from fxcompress.channels.survivors import Survivors, has_own_labels
@@ -70,6 +72,7 @@ class Replay(Interpreter):
         super().__init__(cut.module, PackedAtoms(analysis, cut.cuts), PackedSpace(self.slots), analysis.counters)
         self.analysis, self.mode = analysis, mode
         self.original: Trail = analysis.trails[mode]
+        self._numbers.before = {name: name in self.original.fixed for name in self.original.values}
         self.alive = plan.alive
         self.left = Survivors(plan.alive)
         self.lonely = _lonely(analysis, plan)
@@ -155,12 +158,19 @@ class Replay(Interpreter):
     def _run(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         """Run a node. Where one entry is all that is left of a dim, it has no label any more."""
         start = len(self.space.pins)
+        self.dispatch.joined = self._joined(node)
         result = super().call(node, args, kwargs)
         for atoms, reason in self.space.pins[start:]:
             if reason.code == "single-entry":
                 component = self.analysis.component
                 self.lonely |= np.isin(component, component[atoms])
         return result
+
+    def _joined(self, node: fx.Node) -> Iterator[bool]:
+        """For each ``cat`` of a node, whether places in it depend on sizes: the labels that are left do not tell."""
+        steps = self.steps.get(node.name, [])
+        moves = {id(step.call.args[0]) for step in steps if step.op is ANYWHERE}
+        return iter([id(step.outputs[0]) in moves for step in steps if step.op is CAT])
 
     def _decided(self, node: fx.Node, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """The arguments of a check. A decision was taken on the sizes before the cut: it stands for those sizes only.

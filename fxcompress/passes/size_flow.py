@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, fx
 
 from fxcompress.channels.factories import SIZES, SPREAD, kind_of
-from fxcompress.channels.rules.indexing import INDEX
+from fxcompress.channels.rules.indexing import INDEX, picked_dims
 from fxcompress.channels.rules.movement import CAT, DIAGONAL, MOVEMENT, PERMUTE, RESHAPE, RESTRIDE
+from fxcompress.channels.rules.places import ANYWHERE
 from fxcompress.channels.rules.pointwise import SAME
 from fxcompress.channels.size_reads import read_of
 from fxcompress.channels.survivors import has_own_labels
@@ -30,7 +31,7 @@ from fxcompress.trace.checkpoints import MARK
 from fxcompress.trace.guards import check, check_argument, shape_of
 
 FLOWS = "a size flows into its value"
-STRUCTURAL = frozenset({CAT, DIAGONAL, INDEX, MOVEMENT, PERMUTE, RESHAPE, RESTRIDE, SAME, SPREAD})
+STRUCTURAL = frozenset({ANYWHERE, CAT, DIAGONAL, INDEX, MOVEMENT, PERMUTE, RESHAPE, RESTRIDE, SAME, SPREAD})
 """Classes whose numbers are sizes and places, which the check of labels and positions covers."""
 
 _CONVOLUTIONS = tuple(f"conv{kind}{n}d" for kind in ("", "_transpose") for n in (1, 2, 3))
@@ -100,6 +101,8 @@ class SizeFlow:
             return ""
         labelled = find(LabelTensor, result) or any(self._labelled(used) for used in node.all_input_nodes)
         structural = bool(steps) and all(step.op in STRUCTURAL for step in steps)
+        if any(isinstance(self.now[used.name], Tensor) for used in moved) and any(map(picked_dims, steps)):
+            return FLOWS  # which entries it says is compared where it is the same for all inputs
         return FLOWS if labelled and not structural else ""
 
     def freeze(self, node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:

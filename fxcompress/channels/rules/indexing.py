@@ -23,9 +23,9 @@ from fxcompress.channels.values import Call, Step, Value, find, replace
 _CODE, _TEXT = "computed-index", "it is indexed by a tensor that the network computes"
 
 
-def _hold(layers: Layers, dims: frozenset[int], space: Space) -> Layers:
+def hold_along(layers: Layers, dims: frozenset[int], space: Space, code: str = _CODE, text: str = _TEXT) -> Layers:
     """The layers, with one label for each slice where they vary along indexed ``dims``."""
-    held = [space.hold(x, mixed, _CODE, _TEXT) if (mixed := support(x) & dims) else x for x in layers]
+    held = [space.hold(x, mixed, code, text) if (mixed := support(x) & dims) else x for x in layers]
     return tuple(layer for layer in held if layer is not None)
 
 
@@ -83,7 +83,7 @@ def _index_labels(call: Call, space: Space) -> tuple[Layers, ...]:
         return moved_labels(call, space)
     _pin(computed, space)
     moved: list[Tensor] = []
-    for layer in _hold(source.layers, _indexed(call), space):
+    for layer in hold_along(source.layers, _indexed(call), space):
         moved += _at_first(call, layer)
     return (settle(moved, call, space),)
 
@@ -100,11 +100,11 @@ def _index_constants(step: Step, known: Known) -> list[Tensor]:
         return nothing_known(step, known)
     if not computed:
         return moved_constants(step, known)
-    equal = _equal_along(known.of(call.args[0]), _indexed(call))
+    equal = equal_along(known.of(call.args[0]), _indexed(call))
     return [out.view(torch.float64) for out in _at_first(call, equal.view(torch.int64))]
 
 
-def _equal_along(channels: Tensor, dims: frozenset[int]) -> Tensor:
+def equal_along(channels: Tensor, dims: frozenset[int]) -> Tensor:
     """What every entry along ``dims`` is; NaN where they differ. float64 on the CPU, size 1 along ``dims``."""
     channels = channels.double()
     for dim in dims:
@@ -127,7 +127,7 @@ def _aligned(values: list[Value], dim: int, space: Space) -> Layers:
     operands: list[Operand] = []
     for value in values:
         shape = torch.Size([1 if d in dims else n for d, n in enumerate(unexpanded(value))])
-        operands.append((shape, _hold(value.layers, dims, space)))
+        operands.append((shape, hold_along(value.layers, dims, space)))
     return couple_aligned(operands, rank, space)
 
 
@@ -159,7 +159,7 @@ def _gather_constants(step: Step, known: Known) -> list[Tensor]:
     source, dim = step.call.args[:2]
     if not isinstance(source, Value) or not source.rank:
         return nothing_known(step, known)
-    channels = _equal_along(known.of(source), frozenset({dim % source.rank}))
+    channels = equal_along(known.of(source), frozenset({dim % source.rank}))
     (out,) = step.outputs
     for d, n in enumerate(channels.shape):
         channels = channels.narrow(d, 0, min(n, out.shape[d]))
@@ -192,10 +192,10 @@ def _put_labels(call: Call, space: Space) -> tuple[Layers, ...]:
         return ((),)
     whole, values, count = place
     _pin(find(Value, call.args[1]), space)
-    own = _hold(whole.layers, frozenset(range(count)), space)
+    own = hold_along(whole.layers, frozenset(range(count)), space)
     before = torch.Size((1,) * count + tuple(unexpanded(whole))[count:])
     shape = (1,) * whole.rank + tuple(unexpanded(values))
-    held = _hold(values.layers, _leading_dims(values, whole, count), space)
+    held = hold_along(values.layers, _leading_dims(values, whole, count), space)
     written = [_trailing(layer, whole.rank, count) for layer in held]
     after = torch.Size((1,) * count + shape[len(shape) - whole.rank + count :])
     return (couple_aligned([(before, own), (after, tuple(written))], whole.rank, space),)
@@ -254,7 +254,7 @@ def _top_labels(call: Call, space: Space) -> tuple[Layers, ...]:
 def _top_constants(step: Step, known: Known) -> list[Tensor]:
     source: Value = step.call.args[0]
     dims = frozenset({step.call.arg(2, "dim", -1) % max(source.rank, 1)})
-    return [_equal_along(known.of(source), dims), *nothing_known(step, known)[1:]]
+    return [equal_along(known.of(source), dims), *nothing_known(step, known)[1:]]
 
 
 INDEX = register(OpClass("index", _index_labels, _index_constants), ["index", "index_select", "_unsafe_index"])

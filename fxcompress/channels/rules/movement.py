@@ -170,14 +170,17 @@ def _parts(tensors: Any, out: Tensor) -> list[tuple[torch.Size, Layers]]:  # noq
 def _cat_constants(step: Step, known: Known) -> list[Tensor]:
     out = step.outputs[0]
     dim = step.call.arg(1, "dim", 0) % out.rank
-    # A tensor from outside, made of sizes or positions: other inputs give it other entries. Empty ones do not count.
+    # A tensor from outside, made of sizes or positions: other inputs give it other entries. So may one without entries.
     parts = [t if isinstance(t, Value) else Value(t) for t in step.call.args[0]]
     parts = [t for t in parts if t.rank == out.rank]
     maps = [known.of(t).double() for t in parts]
     full = [max(m.shape[d] for m in maps) for d in range(out.rank)]
     shapes = [[t.shape[dim] if d == dim else n for d, n in enumerate(full)] for t in parts]
     pieces = [own.expand(shape) for own, shape in zip(maps, shapes, strict=True)]
-    return [compress(torch.cat(pieces, dim).view(torch.int64)).view(torch.float64)]
+    joined = torch.cat(pieces, dim)
+    for own in (m for m, t in zip(maps, parts, strict=True) if t.shape[dim] == 0 and m.numel()):
+        joined = torch.where(joined == own, joined, torch.nan)
+    return [compress(joined.view(torch.int64)).view(torch.float64)]
 
 
 def _pad_labels(call: Call, space: Space) -> tuple[Layers, ...]:

@@ -158,3 +158,28 @@ def test_dead_channels_go_at_places_that_move(name: str, rows: int) -> None:
     assert pruned.get_parameter("first.weight").shape[0] == C - 2
     for other in (y for y in map(sample, OTHERS) if runs_on(net, (y,))):
         assert difference(outputs(net, (other,)), outputs(pruned, (other,))) <= TOLERANCE
+
+
+class Turned(nn.Module):
+    """Channels in an order of the network's own."""
+
+    order: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, C), nn.Linear(C, 2)
+        self.register_buffer("order", torch.arange(C).flip(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.last(self.first(x)[:, self.order])
+        return y
+
+
+def test_the_reason_names_an_index_that_is_not_renumbered() -> None:
+    net = Turned()
+    with torch.no_grad():
+        for parameter in net.first.parameters():
+            parameter[1:3] = 0
+    report = str(fxc.prune(net, torch.randn(2, 3)).report)
+    assert "its index order holds numbers of channels, and is not renumbered" in report
+    assert "IndexError" not in report

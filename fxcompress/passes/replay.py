@@ -125,7 +125,7 @@ class Replay(Interpreter):
         try:
             result, why = self._run(node, args, kwargs), ""
         except ExampleInputError as caught:
-            result, why = None, _last_line(caught)
+            result, why = None, self._failure(node, caught)
         why = why or self._disagreement(node, result, marks[0])
         if not why:
             return result
@@ -211,7 +211,7 @@ class Replay(Interpreter):
                 result = self._run(node, args, kwargs)
                 why = self._disagreement(node, result, marks[0])
             except ExampleInputError as caught:
-                why = _last_line(caught)
+                why = self._failure(node, caught)
             if not why:
                 if not _is_of_layer(self.module, node):
                     self._note_change(node, old.args if node.target is old.target else None, met)
@@ -262,6 +262,15 @@ class Replay(Interpreter):
         first = node.args[0] if node.args else None
         value = self.original.values.get(first.name) if isinstance(first, fx.Node) else None
         return value if isinstance(value, Value) else None
+
+    def _failure(self, node: fx.Node, error: Exception) -> str:
+        """Why a node does not run on what is left."""
+        if any(isinstance(caught, IndexError) for caught in (error, error.__cause__)):
+            indices = (used for used in node.all_input_nodes if _is_index(self.env[used]))
+            for used in indices:
+                held = f" {used.target}" if used.op == "get_attr" else ""
+                return f"its index{held} holds numbers of channels, and is not renumbered"
+        return _last_line(error)
 
     def _disagreement(self, node: fx.Node, result: object, start: int) -> str:
         """Why the result of the steps from ``start`` on is not what is left of the original result; "" if it is."""
@@ -410,6 +419,10 @@ def _lonely(analysis: Analysis, plan: Plan) -> np.ndarray:
 
 
 _NONE = np.zeros(0, dtype=np.int64)
+
+
+def _is_index(value: object) -> bool:
+    return isinstance(value, Tensor) and not isinstance(value, LabelTensor) and not value.is_floating_point()
 
 
 def _last_line(error: Exception) -> str:

@@ -42,7 +42,7 @@ class Recorder:
         self.lock, self.means = threading.Lock(), list[float]()
 
     def see(self, _: nn.Module, __: object, output: Tensor) -> None:
-        self.means.append(float(output.detach().numpy().mean()))
+        self.means.append(float(output.detach().cpu().numpy().mean()))
 
 
 @pytest.mark.parametrize("place", ["", "1", "2", "3", "4"])

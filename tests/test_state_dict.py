@@ -79,7 +79,7 @@ def assert_same(a: fxc.CompressedModule, b: fxc.CompressedModule) -> None:
 
 def outputs(net: fxc.CompressedModule, inputs: tuple[Tensor, ...]) -> list[Tensor]:
     torch.manual_seed(0)
-    found: Any = copy.deepcopy(net)(*inputs)
+    found: Any = copy.deepcopy(net)(*copy.deepcopy(inputs))  # some networks write to them
     return [found] if isinstance(found, Tensor) else list(found.values() if isinstance(found, dict) else found)
 
 

@@ -17,6 +17,7 @@ from fxcompress.channels.rules.registry import Known, OpClass, unknown
 from fxcompress.channels.size_reads import labels_of_sizes
 from fxcompress.channels.space import Space
 from fxcompress.channels.values import Call, LabelTensor, Step, Value
+from fxcompress.trace.calls import function_name
 
 SIZES = {
     "zeros": 0, "ones": 0, "full": 0, "empty": 0, "new_zeros": 1, "new_ones": 1, "new_full": 1, "new_empty": 1,
@@ -28,7 +29,7 @@ _FILLED = {"zeros": 0.0, "ones": 1.0, "new_zeros": 0.0, "new_ones": 1.0, "empty"
 
 def kind_of(node: fx.Node) -> str:
     """Which of these functions a node calls; "" for none."""
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    name = function_name(node)
     own = node.op == "call_method" or getattr(torch, str(name), None) is node.target
     return str(name) if name in SIZES and own else ""
 

@@ -46,6 +46,7 @@ from fxcompress.channels.values import Call, LabelTensor, Step, Value, find, rep
 from fxcompress.errors import ExampleInputError, FxCompressError
 from fxcompress.progress import stage
 from fxcompress.quantizer import Quantizer
+from fxcompress.trace.calls import function_name
 from fxcompress.trace.described import place_of_node
 from fxcompress.trace.guards import asks_for_gradients
 from fxcompress.trace.inputs import ExampleInputs
@@ -332,7 +333,7 @@ class Interpreter:
 
         Whoever reads the tensor later on then reads what was written to it.
         """
-        name = _name(node)
+        name = function_name(node)
         writes = node.target is operator.setitem or (name.endswith("_") and not name.endswith("__"))
         if not writes or not args or not isinstance(node.args[0], fx.Node) or not find(LabelTensor, [args[1:], kwargs]):
             return args
@@ -448,10 +449,6 @@ class Interpreter:
         for tensor in find(LabelTensor, result):
             for layer in tensor.fxc_value.layers:
                 self.space.pin(layer, "output", "it is an output of the network")
-
-
-def _name(node: fx.Node) -> str:
-    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
 
 
 def _values(tree: Any) -> Any:  # noqa: ANN401 - a tree of anything

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, fx
 
+from fxcompress.trace.calls import function_name
 from fxcompress.trace.traced import TracedModule
 
 _CHOICES = frozenset({
@@ -55,7 +56,7 @@ def _is_mask(node: fx.Node) -> bool:
 
 
 def _reads_mask(user: fx.Node, flags: fx.Node) -> bool:
-    name = user.target if isinstance(user.target, str) else getattr(user.target, "__name__", "")
+    name = function_name(user)
     if name in _CHOICES:
         return name != "where" or len(user.args) + len(user.kwargs) > 1  # alone it returns the places of the flags
     if name == "to" and _names_floats([*user.args[1:], *user.kwargs.values()]):

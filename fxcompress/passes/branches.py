@@ -24,6 +24,7 @@ from fxcompress.channels.rules.registry import Known
 from fxcompress.channels.values import Value
 from fxcompress.passes.join import Join, join_at
 from fxcompress.quantizer import Quantizer
+from fxcompress.trace.calls import function_name
 from fxcompress.trace.guards import is_check
 from fxcompress.trace.traced import TracedModule
 
@@ -218,7 +219,7 @@ def _in_place(module: nn.Module, node: fx.Node) -> bool:
     """Whether a node may write to its arguments, or checks something."""
     if node.op == "call_module":
         return bool(getattr(module.get_submodule(str(node.target)), "inplace", False))
-    name = str(node.target if isinstance(node.target, str) else getattr(node.target, "__name__", ""))
+    name = function_name(node)
     writes = name.endswith("_") and not name.endswith("__")
     return writes or name in _WRITING or bool(node.kwargs.get("inplace") or node.kwargs.get("out") is not None)
 

@@ -33,6 +33,7 @@ from fxcompress.passes.means import (
     var_mean_over,
     var_over,
 )
+from fxcompress.trace.calls import function_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +61,8 @@ def propose(node: fx.Node, source: Value | None, result: object, alive: np.ndarr
         return None
     if kind_of(node):
         return _made(node, result, alive)
-    rule = _RULES.get(_name(node))
+    rule = _RULES.get(function_name(node))
     return rule(node, source, result, alive) if rule is not None and source is not None else None
-
-
-def _name(node: fx.Node) -> str:
-    """What a function or method is called."""
-    return str(node.target if isinstance(node.target, str) else getattr(node.target, "__name__", ""))
 
 
 _VIEWS = frozenset({"view", "reshape"})
@@ -97,7 +93,7 @@ def _sizes(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> P
     ]
     sizes = [new[d] if cut[d] else flat[d] for d in range(len(old))]
     rest = sorted({d for d in free if old[d] != new[d]} or {d for d in computed if cut[d] and old[d] != new[d]})
-    if rest and -1 not in sizes and _name(node) in _VIEWS:
+    if rest and -1 not in sizes and function_name(node) in _VIEWS:
         sizes[rest[0]] = -1
     return Proposal(node.target, (node.args[0], tuple(sizes)), {})
 
@@ -299,7 +295,7 @@ def _spread(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> 
     if any(isinstance(n, fx.Node) for n in numbers) or not isinstance(correction, int | float) or "out" in named:
         return None
     dims = tuple(sorted(reduced(dim, source.rank)))
-    over = _OVER[str(node.target if isinstance(node.target, str) else getattr(node.target, "__name__", ""))]
+    over = _OVER[function_name(node)]
     number = correction if isinstance(correction, float) else int(correction)
     return Proposal(over, (node.args[0], dims, _before(source, dims), number), {"keepdim": bool(keepdim)})
 
@@ -309,7 +305,7 @@ _OVER: dict[str, Any] = {"var": var_over, "std": std_over, "var_mean": var_mean_
 
 def _extreme(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> Proposal | None:
     """Maxima and minima: zero is one of the numbers."""
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    name = function_name(node)
     dim, keepdim = _argument(node, 1, "dim"), _argument(node, 2, "keepdim", default=False)
     given = dim if isinstance(dim, tuple | list) else [dim]
     if any(isinstance(n, fx.Node) for n in (*given, keepdim)) or "out" in node.kwargs:

@@ -1,4 +1,4 @@
-"""How a call that torch shows to a function mode is written in torch.fx."""
+"""How a call that torch shows to a function mode is written in torch.fx, and what a node calls."""
 
 import operator
 from collections.abc import Callable
@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch import fx
 
 _OPERATORS: dict[str, Callable[..., Any]] = {"__getitem__": operator.getitem, "__setitem__": operator.setitem}
 _RENAMED = {"__iand__": "bitwise_and_", "__ior__": "bitwise_or_", "__ixor__": "bitwise_xor_"}
@@ -20,6 +21,11 @@ class Target:
     target: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+
+
+def function_name(node: fx.Node) -> str:
+    """The name of the function or method that a node calls; of a layer, or what is no call, the path."""
+    return node.target if isinstance(node.target, str) else str(getattr(node.target, "__name__", ""))
 
 
 def target_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Target:  # noqa: ANN401

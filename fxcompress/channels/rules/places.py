@@ -18,6 +18,7 @@ from fxcompress.channels.rules.registry import Known, OpClass
 from fxcompress.channels.space import Space
 from fxcompress.channels.survivors import has_own_labels
 from fxcompress.channels.values import Call, Step, Value, leaves
+from fxcompress.trace.calls import function_name
 
 _TEXT = "which of its entries are read depends on the size of the input"
 
@@ -114,7 +115,7 @@ def dims_of_node(node: fx.Node, rank: int, moves: Moves) -> frozenset[int] | Non
     Returns:
         the dims; None for a node that may call any ops.
     """
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    name = function_name(node)
     given = [*node.args[1:], *(value for key, value in node.kwargs.items() if key not in {"dim", "dims"})]
     if name in {"getitem", "setitem"}:
         return _indexed(node.args[1], rank, moves)
@@ -136,7 +137,7 @@ def dims_of_node(node: fx.Node, rank: int, moves: Moves) -> frozenset[int] | Non
 
 def put_beside(node: fx.Node) -> float | None:
     """What a node that pads puts beside the entries, NaN for a number that is computed; None for another node."""
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    name = function_name(node)
     if name != "pad" or (node.args[2] if len(node.args) > 2 else node.kwargs.get("mode", "constant")) != "constant":
         return None
     value = node.args[3] if len(node.args) > 3 else node.kwargs.get("value")

@@ -225,6 +225,9 @@ def command(name: str, options: argparse.Namespace) -> str:
     """The command line that measures the same again."""
     flags = []
     for key, value in settings(options).items():
+        if isinstance(value, bool):  # such an option takes no word
+            flags.append(f"--{key}" if value else f"--no-{key}")
+            continue
         words = value if isinstance(value, list) else [value]
         flags += [f"--{key}", *map(str, words)]
     return " ".join(["python", "-m", f"benchmarks.{name}", *flags])

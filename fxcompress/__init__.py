@@ -9,6 +9,7 @@ from fxcompress.fitting import fit
 from fxcompress.loading import load
 from fxcompress.objectives import LatencyTable
 from fxcompress.pruning import PruneResult, prune
+from fxcompress.searching import fit_to_accuracy
 from fxcompress.storage.file import save
 from fxcompress.training.compressed import CompressedModule
 from fxcompress.training.in_pieces import CompressedPieces
@@ -28,6 +29,7 @@ __all__ = [
     "cosine",
     "export_onnx",
     "fit",
+    "fit_to_accuracy",
     "load",
     "load_checkpoint",
     "prune",

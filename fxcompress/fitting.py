@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from fxcompress.checkpoint import check_scheduler, save_checkpoint, take_up
 from fxcompress.compress import compress
 from fxcompress.errors import AverageError, CheckpointError
-from fxcompress.storage.states import read_states
+from fxcompress.storage.states import check_place, read_states
 from fxcompress.trace.modes import ordinary
 from fxcompress.trace.skeleton import skeleton
 from fxcompress.trace.support import check_module
@@ -145,7 +145,8 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
     count = count_batches(loader)
     guard, policy = Guard(min_accuracy, max_loss_increase), prune_policy(prune)
     going_on = _goes_on(checkpoint, resume)
-    net = _compressed(model, loader, optimizer, example_inputs, target_size)
+    _check_whose(optimizer, model)
+    net = compressed_for(model, loader, example_inputs, target_size)
     _check_average(net, average)
     if not going_on:
         check_target(net, control)
@@ -240,11 +241,8 @@ def _goes_on(checkpoint: str | os.PathLike[str] | None, resume: Resume) -> bool:
         if resume:
             raise ValueError("resume= needs checkpoint=, the file that the run is kept in")
         return False
-    path = Path(checkpoint)
-    if path.is_dir() or not path.parent.is_dir():  # at once, and not after the first epoch
-        why = "it is a folder" if path.is_dir() else f"there is no folder {path.parent}"
-        raise CheckpointError(f"cannot write {checkpoint}: {why}; pass the path of a file in a folder that exists")
-    there = path.exists()
+    check_place(checkpoint)  # at once, and not after the first epoch
+    there = Path(checkpoint).exists()
     if there and not resume:
         raise CheckpointError(
             f"{checkpoint} holds a run already: pass resume=True to go on with it, or delete the file to start anew"
@@ -281,23 +279,30 @@ def _keeper(
     return Keeper(str(path), write, start)
 
 
-def _compressed(
-    model: nn.Module,
-    loader: Iterable[Any],
-    optimizer: Optimizer | None,
-    example_inputs: object,
-    target_size: float | None,
+def compressed_for(
+    model: nn.Module, loader: Iterable[Any], example_inputs: object = None, target_size: float | None = None
 ) -> Compressed:
+    """The network to train: ``model`` itself if it is compressed already, or else what :func:`fit` makes of it.
+
+    Args:
+        model: of the caller.
+        loader: what the example inputs are taken from by default.
+        example_inputs: for :func:`fxcompress.compress`.
+        target_size: where training is to end: a large one needs more bits to begin with.
+    """
     if isinstance(model, Compressed):
         return model
-    if optimizer is not None:
+    inputs = example_inputs if example_inputs is not None else _first(model, loader)
+    bits = min(24.0, max(8.0, 40 * (target_size or 0)))  # a quarter above the target of 32 bits, where 8 are too few
+    return compress(model, inputs, bits=bits, death_limit=DEATH_LIMIT)
+
+
+def _check_whose(optimizer: Optimizer | None, model: nn.Module) -> None:
+    if optimizer is not None and not isinstance(model, Compressed):
         raise ValueError(
             "an optimizer needs the compressed network's parameters: net = compress(model), build the optimizer from "
             "net.param_groups(), and call fit(net, ..., optimizer=optimizer)"
         )
-    inputs = example_inputs if example_inputs is not None else _first(model, loader)
-    bits = min(24.0, max(8.0, 40 * (target_size or 0)))  # a quarter above the target of 32 bits, where 8 are too few
-    return compress(model, inputs, bits=bits, death_limit=DEATH_LIMIT)
 
 
 def _check_optimizer(optimizer: Optimizer, net: Compressed) -> None:

@@ -26,6 +26,18 @@ _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.Tensor, torch
 _CONSTANTS = (torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format)
 
 
+def check_place(path: str | os.PathLike[str]) -> None:
+    """Check that a file can be written later on, before anything is trained.
+
+    Raises:
+        CheckpointError: it is a folder, or its folder is missing.
+    """
+    place = Path(path)
+    if place.is_dir() or not place.parent.is_dir():
+        why = "it is a folder" if place.is_dir() else f"there is no folder {place.parent}"
+        raise CheckpointError(f"cannot write {path}: {why}; pass the path of a file in a folder that exists")
+
+
 def write_states(path: str | os.PathLike[str], states: dict[str, Any]) -> int:
     """Write plain values to ``path``, in place of what was there and whole or not at all; return the bytes written.
 

@@ -53,3 +53,9 @@ class _Progress(Progress):
     def get_renderables(self) -> Iterable[RenderableType]:
         yield from super().get_renderables()
         yield from (task.fields["figures"] for task in self.tasks if task.fields["figures"])
+
+
+def tell(line: str, *, enabled: bool) -> None:
+    """Print a line that stays, on the console that displays are drawn on."""
+    if enabled:
+        get_console().print(line, soft_wrap=True, highlight=False)

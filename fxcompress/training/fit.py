@@ -109,7 +109,7 @@ def train(
                 trainer.remove()
             seconds, run.seconds = time.perf_counter() - start, 0.0
             _settle(trainer, run, processes, measured=validate is not None)
-            metric = _validated(net, validate)
+            metric = None if validate is None else measured(net, validate)
             if trainer.guard.min_metric is not None:
                 if metric is None:
                     raise TypeError("validate returned None, and min_accuracy= needs the accuracy: return it")
@@ -200,7 +200,7 @@ def train_plain(
             except NotFinite as error:
                 raise _diverged(error, trainer, history) from error
             seconds = time.perf_counter() - start
-            metric = _validated(net, validate)
+            metric = None if validate is None else measured(net, validate)
             history.append(EpochRecord(epoch, loss, metric, 1.0, 1.0, channels, 0.0, seconds, _named(validate)))
             display.show(history[-1])
     return history
@@ -212,15 +212,19 @@ def _named(validate: Validate | None) -> str:
     return name if name.isidentifier() else "metric"
 
 
-def _validated(net: nn.Module, validate: Validate | None) -> float | None:
-    if validate is None:
-        return None
+def measured(net: nn.Module, validate: Validate) -> float | None:
+    """What ``validate`` says of a network in evaluation mode, as a number; its mode is as before afterwards.
+
+    Raises:
+        TypeError: it says something else.
+    """
+    training = net.training
     net.eval()
     try:
         with torch.no_grad():
             metric = validate(net)
     finally:
-        net.train()
+        net.train(training)
     if metric is None:
         return None
     try:

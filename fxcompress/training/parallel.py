@@ -34,7 +34,7 @@ class Processes:
         Raises:
             DistributedError: they have not all the same number of steps to do, or the parameters are sharded.
         """
-        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        if is_alone():
             return cls(net)
         refuse_sharded(net)
         wrapper = (wrappers_of(net) or [_wrapped(net)])[0]
@@ -55,10 +55,7 @@ class Processes:
         """The mean of a number over the processes."""
         if self.wrapper is None:
             return value
-        group = self.wrapper.process_group
-        total = torch.tensor([value], dtype=torch.float64, device=self.wrapper.device)
-        dist.all_reduce(total, group=group)
-        return float(total) / group.size()
+        return _mean(value, self.wrapper.device, self.wrapper.process_group)
 
     def share_buffers(self, *others: nn.Module) -> None:
         """Give every process the buffers of the first: running statistics are of its own batches in each.
@@ -78,6 +75,32 @@ class Processes:
         sampler = getattr(loader, "sampler", None)
         if self.wrapper is not None and isinstance(sampler, torch.utils.data.DistributedSampler):
             sampler.set_epoch(epoch)
+
+
+def is_alone() -> bool:
+    """Whether there is no other process."""
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
+
+
+def is_first() -> bool:
+    """Whether this is the process that shows progress and writes files."""
+    return is_alone() or dist.get_rank() == 0
+
+
+def mean_of_processes(value: float, device: torch.device) -> float:
+    """The mean of a number over all processes.
+
+    Args:
+        value: of this process.
+        device: that the processes can exchange numbers of.
+    """
+    return value if is_alone() else _mean(value, device, None)
+
+
+def _mean(value: float, device: torch.device, group: dist.ProcessGroup | None) -> float:
+    total = torch.tensor([value], dtype=torch.float64, device=device)
+    dist.all_reduce(total, group=group)
+    return float(total) / dist.get_world_size(group)
 
 
 def _wrapped(net: Compressed) -> DistributedDataParallel:

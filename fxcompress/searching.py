@@ -1,0 +1,225 @@
+"""``fxcompress.fit_to_accuracy``: the smallest network that is still good enough, round by round."""
+
+import copy
+import inspect
+import logging
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from fxcompress.errors import check_number
+from fxcompress.fitting import compressed_for, fit
+from fxcompress.storage.file import save
+from fxcompress.storage.states import check_place
+from fxcompress.training.batches import check_callable
+from fxcompress.training.bracket import Bracket
+from fxcompress.training.display import tell
+from fxcompress.training.fit import Validate, measured
+from fxcompress.training.in_pieces import Compressed
+from fxcompress.training.parallel import is_first, mean_of_processes
+from fxcompress.training.trainer import Loss
+
+_LOG = logging.getLogger("fxcompress")
+_OWN = {
+    "gamma": "the pressure follows from min_accuracy",
+    "target_size": "each round has its own",
+    "optimizer": "each round makes its own, for the network that it begins with",
+    "scheduler": "each round makes its own",
+    "average": "each round begins with another network",
+    "checkpoint": "pass path=, to keep the best network of the rounds that are done",
+    "resume": "pass the network of error.net, or of load(), as the model to go on from",
+}
+"""Arguments of :func:`fxcompress.fit` that make no sense here, and why."""
+_OPTIONS = frozenset(inspect.signature(fit).parameters)
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One training, and how it turned out.
+
+    Attributes:
+        target: share of the original bits that was asked for; None of the network as it was at the start.
+        size: share that was reached (fractional).
+        metric: what ``validate`` said of the finalized network.
+        kept: whether that is at least ``min_accuracy``.
+    """
+
+    target: float | None
+    size: float
+    metric: float
+    kept: bool
+
+    def __str__(self) -> str:
+        outcome = "kept" if self.kept else "too small"
+        return f"bits {self.size:6.2%} metric {self.metric:.4f} {outcome}"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class AccuracyResult:
+    """The result of :func:`fit_to_accuracy`; ``print(result)`` shows its rounds.
+
+    Attributes:
+        module: the finalized network in evaluation mode: the smallest that kept the accuracy, or the best of all where
+            ``kept`` is False.
+        net: the same with its quantizers, to be trained on.
+        size: its share of the original bits (fractional).
+        metric: what ``validate`` said of ``module``.
+        kept: whether that is at least ``min_accuracy``.
+        rounds: all trainings, the network as it was at the start first.
+    """
+
+    module: nn.Module
+    net: Compressed
+    size: float
+    metric: float
+    kept: bool
+    rounds: list[Round] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        parameters = sum(p.numel() for p in self.module.parameters())
+        best = f"the smallest that kept it: bits {self.size:.2%}" if self.kept else "none kept it; the best one"
+        lines = [
+            f"AccuracyResult after {len(self.rounds) - 1} rounds; {best}, metric {self.metric:.4f}",
+            *map(str, self.rounds),
+            f".module: {type(self.module).__name__} with {parameters:,} parameters, to be used and saved",
+        ]
+        return "\n  ".join(lines)
+
+
+def fit_to_accuracy(
+    model: nn.Module,
+    loader: Iterable[Any],
+    loss_fn: Loss,
+    *,
+    min_accuracy: float,
+    validate: Validate,
+    epochs: int,
+    rounds: int = 6,
+    fine_tune: bool = True,
+    example_inputs: object = None,
+    path: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    **options: Any,  # noqa: ANN401 - those of fit
+) -> AccuracyResult:
+    """Find the smallest network that keeps an accuracy, by rounds of training.
+
+    Each round is a :func:`fxcompress.fit` with a target size, and begins with the smallest network so far that kept the
+    accuracy. The first one asks for half of the bits that the network starts with; while rounds keep the accuracy, each
+    asks for half of what the last one did, and after one that did not, for the geometric middle of the two. What counts
+    is the finalized network, measured when its formats rest.
+
+    Args:
+        model: any network, or one from :func:`fxcompress.compress`, for an objective of your own, say; both are left as
+            they are.
+        loader: as for :func:`fxcompress.fit`.
+        loss_fn: the same.
+        min_accuracy: what ``validate`` must return at least.
+        validate: called with a network in evaluation mode; returns a number, the higher the better. Data that it
+            measures on are chosen by here, as by any search: keep others for the last word.
+        epochs: of each round.
+        rounds: of training, at most; fewer where nothing is left to gain.
+        fine_tune: whether the weights are trained already, see :func:`fxcompress.fit`. If not, the first round trains
+            them, and the others begin with what it has found.
+        example_inputs: taken from the first batch by default.
+        path: a file that the smallest network so far is kept in, by :func:`fxcompress.save`, from the round that found
+            it on: what is left when a run is stopped.
+        progress: show a live display of each round, and a line when it ends.
+        options: others of :func:`fxcompress.fit`: ``teacher``, ``lr``, ``prune``, ``on_epoch`` and so on.
+
+    Raises:
+        TypeError: an option is unknown, or an argument is of another kind.
+        ValueError: ``rounds`` is less than 1, or an option is one that each round chooses itself.
+        CheckpointError: ``path`` cannot be written.
+        FxCompressError: see :func:`fxcompress.compress`, and what :func:`fxcompress.fit` raises.
+
+    >>> import torch
+    >>> x = torch.randn(64, 4)
+    >>> y = (x[:, 0] > 0).long()
+    >>> model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
+    >>> found = fit_to_accuracy(
+    ...     model, [(x, y)] * 20, nn.functional.cross_entropy, min_accuracy=0.8, fine_tune=False, epochs=3, rounds=2,
+    ...     validate=lambda net: float((net(x).argmax(1) == y).float().mean()), lr=0.02, progress=False)
+    >>> found.kept, found.metric >= 0.8, [round.kept for round in found.rounds]
+    (True, True, [False, True, True])
+    """
+    _check(validate, min_accuracy, rounds, path, options)
+    start = compressed_for(model, loader, example_inputs)
+    search = _Search(validate, min_accuracy, path, shown=progress and is_first())
+    search.see(None, copy.deepcopy(start))
+    bracket = Bracket(start.fractional_size())
+    for _ in range(rounds):
+        target = bracket.next()
+        if target is None:
+            break
+        kept = search.best if search.best is not None and search.best.kept else None
+        net = copy.deepcopy(start if kept is None else kept.net)
+        trained = fit(
+            net, loader, loss_fn, epochs=epochs, target_size=target, fine_tune=fine_tune or kept is not None,
+            validate=validate, progress=progress, **options,
+        )  # fmt: skip
+        found = search.see(target, trained.net, trained.module)
+        bracket.see(found.size, kept=found.kept)
+    return search.result()
+
+
+class _Search:
+    """The rounds so far, and the best network of them."""
+
+    def __init__(self, validate: Validate, least: float, path: str | os.PathLike[str] | None, *, shown: bool) -> None:
+        self.validate, self.least, self.path, self.shown = validate, least, path, shown
+        self.rounds: list[Round] = []
+        self.best: AccuracyResult | None = None
+
+    def see(self, target: float | None, net: Compressed, module: nn.Module | None = None) -> Round:
+        """Measure a network, and take it in."""
+        module = net.finalize().eval() if module is None else module
+        metric = measured(module, self.validate)
+        if metric is None:
+            raise TypeError("validate returned None, and min_accuracy= needs the accuracy: return it")
+        metric = mean_of_processes(metric, next(net.parameters()).device)
+        found = Round(target, net.fractional_size(), metric, metric >= self.least)
+        self.rounds.append(found)
+        if self.best is None or _better(found, self.best):
+            self.best = AccuracyResult(module, net, found.size, found.metric, found.kept)
+            if self.path is not None and found.kept and is_first():
+                save(module, self.path)
+        tell(f"round {len(self.rounds) - 1} {found}" if target else f"at the start {found}", enabled=self.shown)
+        return found
+
+    def result(self) -> AccuracyResult:
+        """The best one, with a word where it is not good enough."""
+        best = self.best
+        assert best is not None
+        if not best.kept:
+            _LOG.warning(
+                "fxcompress: no network reached min_accuracy=%.4g: the best, with %.2f %% of the bits, had %.4g\n"
+                "  take more epochs, a lower min_accuracy, or, if the weights are not trained yet, fine_tune=False; "
+                "validate and min_accuracy must be in the same unit", self.least, 100 * best.size, best.metric,
+            )  # fmt: skip
+        return AccuracyResult(best.module, best.net, best.size, best.metric, best.kept, self.rounds)
+
+
+def _better(found: Round, best: AccuracyResult) -> bool:
+    if found.kept != best.kept:
+        return found.kept
+    return found.size < best.size if found.kept else found.metric > best.metric
+
+
+def _check(
+    validate: object, least: float, rounds: int, path: str | os.PathLike[str] | None, options: dict[str, Any]
+) -> None:
+    """Check what can be checked before anything is trained; the rest is for :func:`fxcompress.fit`."""
+    for name in options:
+        if name in _OWN:
+            raise ValueError(f"{name}= is no argument of fit_to_accuracy: {_OWN[name]}")
+        if name not in _OPTIONS:
+            raise TypeError(f"{name}= is no argument of fit_to_accuracy, nor of fit")
+    check_number(min_accuracy=least, rounds=rounds)
+    if rounds < 1:
+        raise ValueError(f"rounds={rounds} must be at least 1")
+    check_callable("validate", validate, ("net",), "it gets the network and returns a number")
+    if path is not None:
+        check_place(path)

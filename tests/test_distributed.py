@@ -345,6 +345,25 @@ def test_fit_in_two_processes_equals_fit_in_one() -> None:
         assert outcome.value[1] == [pytest.approx(f, abs=1e-9) for f in figures]
 
 
+def searched(rank: int) -> tuple[list[tuple[float | None, float, float, bool]], str]:
+    loader = [share(step) for step in range(8)]
+    found = fxc.fit_to_accuracy(
+        compressed(seed=rank), loader, F.cross_entropy, min_accuracy=0.5, validate=lambda net: 0.4 + 0.3 * rank, epochs=5, rounds=2,
+        progress=False,
+    )  # fmt: skip
+    return [(r.target, r.size, r.metric, r.kept) for r in found.rounds], digest(tensors(found.module))
+
+
+def test_a_search_takes_the_same_rounds_in_all_processes_by_the_mean_of_their_metrics() -> None:
+    first, second = launch(2, searched)
+    assert (first.error, first.message) == ("", "")
+    assert first.value == second.value
+    rounds, _ = first.value
+    assert [(metric, kept) for *_, metric, kept in rounds] == [(pytest.approx(0.55), True)] * 3
+    start = rounds[0][1]
+    assert [target for target, *_ in rounds] == [None, start / 2, pytest.approx(start / 4, rel=0.2)]
+
+
 def uneven(rank: int) -> None:
     net = compressed()
     fxc.fit(net, [share(step) for step in range(2 + rank)], F.cross_entropy, epochs=2, gamma=0.1, progress=False)

@@ -5,6 +5,7 @@ counts is the byte code, used or not.
 """
 
 import dis
+import functools
 import inspect
 import sys
 from collections.abc import Iterable, Iterator
@@ -162,7 +163,9 @@ def _words(step: dis.Instruction) -> tuple[object, ...]:
     return step.argval if isinstance(step.argval, tuple) else (step.argval,)
 
 
+@functools.lru_cache(maxsize=4096)
 def _steps(code: CodeType) -> list[dis.Instruction]:
+    """The instructions of a function; asked for by each trace of a model, and there are thousands of them."""
     return [step for step in dis.get_instructions(code) if step.opname not in {"CACHE", "EXTENDED_ARG"}]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 from torch.fx import _symbolic_trace
@@ -16,6 +17,7 @@ from torch.fx import _symbolic_trace
 from fxcompress.trace.calls import autograd_call
 from fxcompress.trace.questions import is_users
 from fxcompress.trace.recorder import Recorder
+from fxcompress.trace.sizes import Truth
 from fxcompress.trace.unseen import Held
 
 IsLeaf = Callable[[nn.Module, str], bool]
@@ -58,6 +60,7 @@ def watch(
         stack.enter_context(patch.object(FakeTensor, "device", property(device_of)))
         stack.enter_context(patch.object(torch.autograd.Function, "apply", classmethod(_autograd(recorder))))
         stack.enter_context(patch.object(builtins, "len", _length(recorder)))
+        stack.enter_context(patch.object(F, _ATTENTION.__name__, _attention))
         for scope, name in () if open_wrapped else wrapped_functions():
             stack.enter_context(patch.dict(scope, {name: _opaque(recorder, scope[name])}))
         stack.enter_context(recorder)
@@ -83,6 +86,16 @@ def _length(recorder: Recorder) -> Callable[..., Any]:
         return value.size(0) if rank else length(value)
 
     return called
+
+
+_ATTENTION = F.scaled_dot_product_attention
+
+
+def _attention(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as of torch
+    """Attention whose flags may be decisions on sizes: torch takes plain ones, before any mode is asked."""
+    args = tuple(bool(value) if isinstance(value, Truth) else value for value in args)
+    flags = {name: bool(value) for name, value in kwargs.items() if isinstance(value, Truth)}
+    return _ATTENTION(*args, **kwargs | flags)
 
 
 def _opaque(recorder: Recorder, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -140,15 +140,18 @@ def _prune(
         _own(pieces.model, pruned.module, list(pruned.removals.values()), optimizer)
         return PruneResult(pruned.module, pruned.report)
     set_own_code(analysis.module, analysis.inputs, stays=keep_code)
+    decided = None
     if keep_code:
         note_own_numbers(analysis.module, model, analysis.inputs)
-        shrunk, result = shrink_with_own_code(shell_of(model), analysis.module, analysis.inputs, analysis, fold=fold)
+        shrunk, result, decided = shrink_with_own_code(
+            shell_of(model), analysis.module, analysis.inputs, analysis, fold=fold
+        )
     else:
         shrunk = shrink(analysis.module, analysis.inputs, analysis, fold=fold, narrow=narrow)
         result = shrunk.module
     report = make_report(model, *shrunk.removals, folded=shrunk.folded, narrowed=shrunk.narrowed)
     _own(analysis.module, result, [shrunk.removals], optimizer)
-    return PruneResult(result, report)
+    return PruneResult(result, replace(report, sizes_decide=decided))
 
 
 def _own(

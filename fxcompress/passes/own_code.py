@@ -15,14 +15,19 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from fxcompress.channels.analysis import Analysis
+from fxcompress.channels.space import Reason
 from fxcompress.errors import FxCompressError, UnsupportedModelError
 from fxcompress.passes.code_changes import attributes_changed
+from fxcompress.passes.held import NOTHING, Held, all_of, joined
+from fxcompress.passes.other_paths import PATH, Untraced
+from fxcompress.passes.prune_report import SizesDecide
 from fxcompress.passes.shrink import Shrunk, shrink
-from fxcompress.provenance import attach, provenance_of
-from fxcompress.trace.fingerprint import fingerprint
+from fxcompress.provenance import Provenance, attach, provenance_of
+from fxcompress.trace.fingerprint import same_graphs
 from fxcompress.trace.graph_forward import take_over
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.lowering import UNLOWERED
+from fxcompress.trace.other_sizes import OtherPaths
 from fxcompress.trace.own_numbers import hold_numbers, set_own_numbers
 from fxcompress.trace.skeleton import skeleton
 from fxcompress.trace.traced import TracedModule
@@ -53,35 +58,71 @@ def shell_of(model: nn.Module) -> nn.Module:
 
 def shrink_with_own_code(
     shell: nn.Module, module: TracedModule, inputs: ExampleInputs, analysis: Analysis | None = None, *, fold: bool
-) -> tuple[Shrunk, nn.Module]:
+) -> tuple[Shrunk, nn.Module, SizesDecide | None]:
     """As :func:`fxcompress.passes.shrink.shrink`, with the module of the model's class that runs what is left.
 
     Where the code computes something else then, nothing is folded, as it may ask whether a layer has a bias. If it was
-    not that, no attribute changes.
+    not that, no attribute changes. Where sizes decide which way the code goes, the same is asked of the ways that the
+    example inputs do not take, as far as they are found; what these need stays, and in the end all does.
+
+    Returns:
+        what went, the module, and what is known of the other ways; None for the last where there is nothing to say.
 
     Raises:
         UnsupportedModelError: see :func:`with_own_code`.
     """
-    why = None
-    for shrunk in _ways(module, inputs, analysis, fold=fold):
+    why, paths = None, untraced(shell, module, inputs)
+    for shrunk in _ways(module, inputs, analysis, paths, fold=fold):
         try:
-            return shrunk, with_own_code(shell, shrunk.module, inputs)
-        except UnsupportedModelError as error:  # noqa: PERF203 - three times at most
+            own = with_own_code(shell, shrunk.module, inputs)
+        except UnsupportedModelError as error:
             why = why or error
+            continue
+        cuts = any(removal.modified for removal in shrunk.removals)
+        if not cuts or not paths.broken(own, folded=len(shrunk.removals) > 1):
+            return shrunk, own, paths.told(changed=cuts)
     assert why is not None
     raise why
 
 
-def _ways(module: TracedModule, inputs: ExampleInputs, analysis: Analysis | None, *, fold: bool) -> Iterator[Shrunk]:
+def untraced(
+    shell: nn.Module, module: TracedModule, inputs: ExampleInputs, known: OtherPaths | None = None
+) -> Untraced:
+    """The paths through a model's code that a network does not take; the arguments are those of :class:`Untraced`."""
+    own = on_tensors_of(module, shell)
+    attach(own, replace(provenance_of(module) or Provenance({}), own_code=True))
+    return Untraced(own, module, inputs, known)
+
+
+def _ways(
+    module: TracedModule, inputs: ExampleInputs, analysis: Analysis | None, paths: Untraced, *, fold: bool
+) -> Iterator[Shrunk]:
     """What can be made of a network, the smallest first."""
-    shrunk = shrink(module, inputs, analysis, fold=fold)
+    held, shrunk = _for_all(module, inputs, analysis, paths, fold=fold)
     yield shrunk
     if len(shrunk.removals) > 1:
         shrunk = _unfolded(shrunk)
         yield shrunk
     if attributes_changed(shrunk.removals[0].analysis.module, shrunk.module):
         hold_numbers(module)
-        yield shrink(module, inputs, analysis, fold=False)
+        paths.hold_numbers()
+        held, shrunk = _for_all(module, inputs, None, paths, fold=False)
+        yield shrunk
+    if paths:
+        held = joined(held, all_of(shrunk.removals[0].cuts, OTHER_WAY))
+        yield shrink(module, inputs, fold=False, held=held)
+
+
+def _for_all(
+    module: TracedModule, inputs: ExampleInputs, analysis: Analysis | None, paths: Untraced, *, fold: bool
+) -> tuple[Held, Shrunk]:
+    """What goes on all paths, and what some of them hold."""
+    held = NOTHING
+    shrunk = shrink(module, inputs, analysis, fold=fold)
+    while paths and (more := paths.holds(shrunk.removals[0].cuts)):
+        held = joined(held, more)
+        shrunk = shrink(module, inputs, shrunk.removals[0].analysis, fold=fold, held=held)
+    return held, shrunk
 
 
 def runs_its_code(shell: nn.Module, traced: TracedModule, inputs: ExampleInputs) -> bool:
@@ -101,6 +142,9 @@ def _unfolded(shrunk: Shrunk) -> Shrunk:
     return Shrunk((first,), replace(folded, module=first.module, channels={}, biases=(), refused=refused))
 
 
+OTHER_WAY = Reason(
+    PATH, "on inputs of other sizes the model's code would compute something else without what has gone with it"
+)
 _OTHER_CODE = "the model's code would compute something else, as it may ask whether a layer has a bias"
 
 
@@ -115,16 +159,22 @@ def with_own_code(shell: nn.Module, traced: TracedModule, inputs: ExampleInputs)
     Raises:
         UnsupportedModelError: the model's code would compute something else with them.
     """
+    own = on_tensors_of(traced, shell)
+    _check(own, traced, inputs)
+    provenance = provenance_of(traced)
+    if provenance is not None:
+        attach(own, provenance)
+    return own
+
+
+def on_tensors_of(traced: TracedModule, shell: nn.Module) -> nn.Module:
+    """A module of a model's class with the tensors of a network that was rewritten from it; nothing is checked."""
     own = skeleton(shell)
     _take_over(own, traced)
     set_own_numbers(own, traced)
     modes = {path: module.training for path, module in traced.named_modules(remove_duplicate=False)}
     for path, module in own.named_modules(remove_duplicate=False):
         module.training = modes.get(path, module.training)
-    _check(own, traced, inputs)
-    provenance = provenance_of(traced)
-    if provenance is not None:
-        attach(own, provenance)
     return own
 
 
@@ -159,11 +209,5 @@ def _check(own: nn.Module, traced: TracedModule, inputs: ExampleInputs) -> None:
         why = str(error).splitlines()[0]
         raise UnsupportedModelError(f"the code of {kind} does not run on what is left: {why}\n  {_HINT}") from error
     # The same layers may be traced in another way: a group norm with a single group left is a function.
-    if not _same_graphs(again, traced) and not computes_the_same(traced, own, inputs):
+    if not same_graphs(again, traced) and not computes_the_same(traced, own, inputs):
         raise UnsupportedModelError(f"the code of {kind} would compute something else on what is left\n  {_HINT}")
-
-
-def _same_graphs(again: TracedModule, traced: TracedModule) -> bool:
-    """Whether two networks have the same graph, in each mode."""
-    pairs = [[(net, net.graphs.get(mode, net.graph)) for net in (again, traced)] for mode in ("eval", "train")]
-    return all(fingerprint(*one) == fingerprint(*other) for one, other in pairs)

@@ -17,6 +17,7 @@ from fxcompress.channels.rules.registry import Known
 from fxcompress.passes.base import Pass, PassResult, traced
 from fxcompress.passes.branches import Branch, dead_branches, remove_branches, unread_branches
 from fxcompress.passes.cutting import Cut
+from fxcompress.passes.held import NOTHING, Held, asked_for
 from fxcompress.passes.rewrite import rewrite
 from fxcompress.provenance import keeps_code
 from fxcompress.trace.described import Place
@@ -78,6 +79,7 @@ def prune_channels(
     *,
     modes: tuple[bool, ...] = (False, True),
     analysis: Analysis | None = None,
+    held: Held = NOTHING,
 ) -> Pruned:
     """Remove all branches and channels that are proved to have no effect; ``module`` stays as it is.
 
@@ -87,6 +89,7 @@ def prune_channels(
         seeds: what is known at the start.
         modes: how batch norm normalises, see :func:`knowns_of`; a channel must be without effect in each.
         analysis: of ``module``, when there is one already.
+        held: what is to stay whatever is proved.
     """
     fixed = keeps_code(module)  # branches stay, without what they can lose
     branches: list[Branch] = []
@@ -98,7 +101,7 @@ def prune_channels(
             knowns = knowns_of(analysis, seeds, modes)
             found = [] if fixed else dead_branches(analysis, knowns)
             if not found:
-                result = rewrite(analysis, knowns)
+                result = rewrite(analysis, knowns, *asked_for(analysis, held))
                 asked = seeds is values_known and not fixed
                 found = unread_branches(analysis, knowns, result.plan.alive) if asked else []
             if not found:

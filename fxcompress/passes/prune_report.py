@@ -40,6 +40,49 @@ class KeptChannel:
 
 
 @dataclass(frozen=True, slots=True)
+class SizesDecide:
+    """What is known of the paths through a model's own code that its example inputs do not take.
+
+    Attributes:
+        lines: of the model, where sizes decide between them.
+        proved: inputs on paths that were proved to compute the same.
+        ran: inputs on paths that ran and gave the same, of which not all can be proved.
+        open: lines of the model where sizes decide, with the same outcome on all inputs that were tried.
+        more: whether there are more paths than were looked at.
+    """
+
+    lines: tuple[str, ...]
+    proved: tuple[str, ...]
+    ran: tuple[str, ...]
+    open: tuple[str, ...]
+    more: bool
+
+    @property
+    def is_proved(self) -> bool:
+        """Whether no other path was found than those that are proved to compute the same."""
+        return not (self.ran or self.open or self.more)
+
+    def __str__(self) -> str:
+        text = []
+        if self.lines:
+            text.append(f"sizes decide which way the model's code goes, {_some(self.lines)}")
+            text += [f"  proved to compute the same on {_some(self.proved, ' and on ')}"] if self.proved else []
+            text += [f"  gave the same, which is no proof, on {_some(self.ran, ' and on ')}"] if self.ran else []
+        if self.open:
+            text.append(f"sizes decide {_some(self.open)}, and went one way on all inputs that were tried")
+        text += ["  nothing is proved of sizes that go yet another way"] if self.more or self.open else []
+        return "\n".join(text)
+
+
+def _some(items: tuple[str, ...], between: str = ", ") -> str:
+    more = f" and {len(items) - _LINES} more" if len(items) > _LINES else ""
+    return between.join(item.strip() for item in items[:_LINES]) + more
+
+
+_LINES = 3
+
+
+@dataclass(frozen=True, slots=True)
 class PruneReport:
     """What :func:`fxcompress.prune` did; ``print(report)`` shows it.
 
@@ -62,6 +105,7 @@ class PruneReport:
         computed_weights: parameters from now on that the model computed, from those of its own that are named; it
             standardised them, say.
         places: where the nodes of ``branches`` are in the model.
+        sizes_decide: where the model's own code stays and sizes decide which way it goes: what is known of the others.
     """
 
     removed: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
@@ -81,6 +125,7 @@ class PruneReport:
     plain_weights: tuple[str, ...] = ()
     computed_weights: dict[str, tuple[str, ...]] = field(default_factory=dict)
     places: dict[str, Place] = field(default_factory=dict)
+    sizes_decide: SizesDecide | None = None
 
     @property
     def modified(self) -> bool:
@@ -110,6 +155,7 @@ class PruneReport:
         lines += [f"  {path}" for path in self.left_wide]
         lines += [f"  {name} was computed by weight norm and is a plain parameter now" for name in self.plain_weights]
         lines += self._on_computed_weights()
+        lines += [f"  {line}" for line in str(self.sizes_decide or "").splitlines()]
         lines += [f"  {kept}" for kept in self.kept[:_SHOWN]]
         if len(self.kept) > _SHOWN:
             lines.append(f"  and {len(self.kept) - _SHOWN} more channels that are zero and stay (report.kept)")

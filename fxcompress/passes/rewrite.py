@@ -1,5 +1,6 @@
 """One rewrite: plan, cut, replay; what cannot be rewritten is kept, and the plan is made again."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,16 +46,22 @@ class Rewritten:
     plan: Plan
 
 
-def rewrite(analysis: Analysis, knowns: dict[str, list[Known]], request: np.ndarray | None = None) -> Rewritten:
+def rewrite(
+    analysis: Analysis,
+    knowns: dict[str, list[Known]],
+    request: np.ndarray | None = None,
+    reasons: Mapping[int, Reason] | None = None,
+) -> Rewritten:
     """Remove what can be proved removable, and check the result node by node.
 
     Args:
         analysis: of the network, which stays as it is.
         knowns: see :func:`fxcompress.channels.plan.make_plan`.
         request: bool (atoms,), what to try.
+        reasons: why the rest is not tried, by the root atom of a component.
     """
     wanted = np.ones(analysis.space.size, dtype=bool) if request is None else request.copy()
-    kept: dict[int, Reason] = {}
+    kept: dict[int, Reason] = dict(reasons or {})
     rectangular: frozenset[int] = frozenset()
     while True:
         stage("rewrite")

@@ -5,6 +5,7 @@ from typing import Literal
 
 from fxcompress.channels.analysis import Analysis
 from fxcompress.passes.fold_constants import Folded, fold_constants
+from fxcompress.passes.held import NOTHING, Held, held_after
 from fxcompress.passes.history import extended
 from fxcompress.passes.narrow_branches import Narrowed, narrow_branches
 from fxcompress.passes.prune_channels import Pruned, prune_channels
@@ -57,6 +58,7 @@ def shrink(
     *,
     fold: bool = True,
     narrow: Narrow = False,
+    held: Held = NOTHING,
 ) -> Shrunk:
     """Remove all that can be, and fold and narrow where that is asked for; ``module`` stays as it is.
 
@@ -70,13 +72,15 @@ def shrink(
         analysis: of ``module``, when there is one already.
         fold: constants other than zero; then only evaluation stays the same.
         narrow: paths into sums.
+        held: what is to stay whatever is proved.
     """
-    first = prune_channels(module, inputs, analysis=analysis)
+    first = prune_channels(module, inputs, analysis=analysis, held=held)
     attach(first.module, extended(module, first))
     removals = [first]
     folded = fold_constants(first.module, inputs) if fold else None
     if folded is not None and folded.channels:
-        second = prune_channels(folded.module, inputs, analysis=folded.analysis)
+        left = held_after(held, first.cuts)
+        second = prune_channels(folded.module, inputs, analysis=folded.analysis, held=left)
         if second.modified and _elements(second.module) <= _elements(first.module):
             attach(second.module, extended(folded.module, second))
             removals.append(second)

@@ -7,6 +7,7 @@ import torch
 from torch import fx
 
 from fxcompress.trace.guards import check, shape_of
+from fxcompress.trace.traced import TracedModule
 
 _PLAIN = (bool, int, float, complex, str, type(None), torch.dtype)
 
@@ -60,3 +61,9 @@ def _described(value: Any, digests: dict[fx.Node, int]) -> object:  # noqa: ANN4
     if isinstance(value, slice):
         return ("slice", *(_described(part, digests) for part in (value.start, value.stop, value.step)))
     return value if isinstance(value, _PLAIN) else type(value).__qualname__
+
+
+def same_graphs(a: TracedModule, b: TracedModule) -> bool:
+    """Whether two networks have the same graph, in each mode."""
+    pairs = [[(net, net.graphs.get(mode, net.graph)) for net in (a, b)] for mode in ("eval", "train")]
+    return all(fingerprint(*one) == fingerprint(*other) for one, other in pairs)

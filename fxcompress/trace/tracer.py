@@ -180,6 +180,35 @@ def trace_by_running(model: nn.Module, inputs: ExampleInputs, why: TraceError, *
     return _with_record(_trace_by_running(model, inputs, why), model, plain=plain)
 
 
+@without_collections
+def trace_path(model: nn.Module, inputs: ExampleInputs, *, training: bool = True) -> TracedModule:
+    """Trace ``model`` by running it on ``inputs``, with arithmetic on sizes and with the weights that it has.
+
+    Args:
+        model: as for :func:`trace`. It takes decisions on sizes, so there are no symbols.
+        inputs: to run on.
+        training: whether it runs on them in training as well; its graph is one of evaluation otherwise.
+
+    Raises:
+        TraceError, UnsupportedModelError: as :func:`trace` does.
+    """
+    check_supported(model)
+    _refuse_names(model)
+
+    def make(kept: set[str], *, open_wrapped: bool = False) -> TracedModule:
+        run = partial(_by_running(inputs), keep_sizes=True, open_wrapped=open_wrapped, kept=kept)
+        return _traced(model, run if training else partial(_in_evaluation, run))
+
+    traced = _checked(model, inputs, make)
+    if _hides_parameters(traced):
+        traced = _checked(model, inputs, partial(make, open_wrapped=True))
+    return _with_record(traced, model, plain=False)
+
+
+def _in_evaluation(run: GraphOf, root: nn.Module, readers: set[int], *, training: bool) -> fx.Graph:
+    return run(root, readers, training=False)
+
+
 def _with_record(traced: TracedModule, model: nn.Module, *, plain: bool) -> TracedModule:
     """A traced model with plain weights, if it is to have them, and with the record of what was cut out of it."""
     if plain and not has_record(model):

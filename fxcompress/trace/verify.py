@@ -28,7 +28,7 @@ def computes_the_same(model: nn.Module, traced: nn.Module, inputs: ExampleInputs
     return agree(stirred(model), stirred(traced), inputs)
 
 
-def agree(model: nn.Module, other: nn.Module, inputs: ExampleInputs) -> bool:
+def agree(model: nn.Module, other: nn.Module, inputs: ExampleInputs, modes: tuple[bool, ...] = (False, True)) -> bool:
     """Whether copies of both return the same in three calls, in evaluation and in training; neither is touched.
 
     The second call is on other values, so that what a call leaves behind for the next one shows, or on the same ones
@@ -39,8 +39,9 @@ def agree(model: nn.Module, other: nn.Module, inputs: ExampleInputs) -> bool:
         model: the original.
         other: what was made of it.
         inputs: to run on.
+        modes: evaluation (False), training (True), or both.
     """
-    return all(_agree(model, other, inputs, training=training) for training in (False, True))
+    return all(_agree(model, other, inputs, training=training) for training in modes)
 
 
 def stirred(module: nn.Module) -> nn.Module:

@@ -1,5 +1,6 @@
 """The network that compresses itself while it trains."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -30,6 +31,8 @@ from fxcompress.training.record import encode
 from fxcompress.training.removal import remove_dead
 from fxcompress.training.restore import Recut, plan_load
 from fxcompress.training.sized import LIVENESS, SizedModule
+
+_LOG = logging.getLogger("fxcompress")
 
 
 class CompressedModule(SizedModule):
@@ -169,9 +172,12 @@ class CompressedModule(SizedModule):
         attach(plain, replace(base, kept=kept, grids=grids))
         if shell is None:
             return shrink(plain, inputs, fold=fold, narrow=narrow).module if prune else plain
-        result = (
-            shrink_with_own_code(shell, plain, inputs, fold=fold)[1] if prune else with_own_code(shell, plain, inputs)
-        )
+        if prune:
+            _, result, decided = shrink_with_own_code(shell, plain, inputs, fold=fold)
+            if decided is not None and not decided.is_proved:
+                _LOG.warning("fxcompress: %s: %s", type(result).__name__, decided)
+        else:
+            result = with_own_code(shell, plain, inputs)
         # One type for both, as compress() has it: what only a graph has is missed where it is asked for.
         return cast("TracedModule", result)
 

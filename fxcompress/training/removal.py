@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -31,6 +31,7 @@ from fxcompress.training.optimizer import PreparedResize, Replacement, check_opt
 from fxcompress.training.plain_copy import code_breaks
 from fxcompress.training.sized import SizedModule
 from fxcompress.training.takeover import take_over
+from fxcompress.training.untraced import for_all_paths
 
 _LOG = logging.getLogger("fxcompress")
 _TOLD = "_fxc_told"
@@ -186,10 +187,12 @@ def _plan_part(net: SizedModule, copies: Iterable[nn.Module]) -> PartRemoval:
     if code_breaks(net, pruned):
         hold_numbers(net)
         pruned = prune(analysis=None)
+    found = pruned.analysis
+    pruned, decided = for_all_paths(net, pruned, lambda held: prune(analysis=found, held=held))
     if pruned.analysis is analysis:
         update.hold(pruned.plan)
     _check_forward(net, pruned)
-    report = make_report(net, pruned, explain=False)
+    report = replace(make_report(net, pruned, explain=False), sizes_decide=decided)
     averages = cast("Iterable[SizedModule]", copies)  # of the same graphs, as copies_of has checked
     followed = [(other, repeat_removal(other, pruned)) for other in averages if pruned.modified]
     return PartRemoval(net, pruned, followed, report, _fingerprint(net, zeros, pruned))

@@ -15,6 +15,7 @@ ALL = (
     "digits",
     "targets",
     "pretrained",
+    "accuracy",
     "deployment",
     "cifar",
     "own_code",

@@ -43,14 +43,6 @@ TOLD = (
     Column("at_once", "untrained at this size", ".3f"),
     Column("after", "nats a token", ".3f"),
 )
-ROUNDS = (
-    Column("least", "wanted", ".1%"),
-    Column("round", "round", "d"),
-    Column("target", "target", ".2%"),
-    Column("bits", "bits left", ".2%"),
-    Column("after", "accuracy", ".1%"),
-    Column("kept", "kept"),
-)
 LENGTH, BATCH, STEPS = 128, 16, 150
 """Tokens of a story, stories of a batch, and batches of an epoch, of the language model."""
 
@@ -93,10 +85,10 @@ def taught(output: Tensor, target: Tensor, answer: Tensor) -> Tensor:
     return F.cross_entropy(output, target) + 4 * soft
 
 
-def batches(root: Path) -> Cropped:
-    """To fine-tune on: 10,000 images of CIFAR-10, the same in each run."""
+def batches(root: Path, count: int = 10_000) -> Cropped:
+    """To fine-tune on: images of CIFAR-10, the same in each run."""
     torch.manual_seed(0)
-    return Cropped(*cifar10(root, "train", 10_000), 128, torch.Generator().manual_seed(0))
+    return Cropped(*cifar10(root, "train", count), 128, torch.Generator().manual_seed(0))
 
 
 def fine_tuned(net: nn.Module, root: Path, target: float, epochs: int) -> FitResult:
@@ -120,22 +112,6 @@ def tune(net: nn.Module, root: Path, target: float, epochs: int) -> dict[str, An
         "target": target, "bits": last.size, "weights": last.weights, "before": before, "at_once": rounded,
         "after": after,
     }  # fmt: skip
-
-
-def searched(net: nn.Module, root: Path, lost: float, epochs: int) -> list[dict[str, Any]]:
-    """The rounds of the search for the smallest network that loses at most so much accuracy."""
-    x, y = cifar10(root, "test", 1000)
-    with torch.no_grad():
-        least = accuracy(net.eval(), x, y) - lost
-    found = fxc.fit_to_accuracy(
-        net, batches(root), taught, min_accuracy=least, validate=lambda net: accuracy(net, x, y), teacher=net,
-        epochs=epochs, lr=1e-3, progress=False, on_epoch=lambda r: print(r, flush=True),
-    )  # fmt: skip
-    print(found, flush=True)
-    return [
-        {"least": least, "round": i, "target": r.target, "bits": r.size, "after": r.metric, "kept": r.kept}
-        for i, r in enumerate(found.rounds)
-    ]
 
 
 @torch.no_grad()
@@ -177,7 +153,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="folder for the results (benchmarks/results and docs/results)")
     parser.add_argument("--targets", type=float, nargs="+", default=[0.15, 0.08], help="to fine-tune to")
     parser.add_argument("--epochs", type=int, default=6, help="of fine-tuning; 0 for none")
-    parser.add_argument("--lost", type=float, nargs="*", default=[0.01], help="accuracy to give up, to search by")
     options = parser.parse_args(arguments)
     root = folder(options.data)
     sys.path.insert(0, str(root))  # its models.py and load.py import each other
@@ -197,20 +172,13 @@ def main(arguments: list[str] | None = None) -> None:
         tuned = [tune(models.pretrained("resnet20"), root, target, options.epochs) for target in options.targets]
         title = f"resnet20, fine-tuned for {options.epochs} epochs of 10,000 images"
         tables.append(Table(title, TUNED, tuned))
-        for lost in options.lost:
-            rows = searched(models.pretrained("resnet20"), root, lost, options.epochs)
-            title = (
-                f"resnet20: the smallest that loses at most {100 * lost:g} points, rounds of {options.epochs} epochs"
-            )
-            text = "Measured on the images that the search looked at."
-            tables.append(Table(title, ROUNDS, rows, text))
         stories = torch.from_numpy(load.stories())
         told = [tell(models.pretrained("stories260k"), stories, target, options.epochs) for target in options.targets]
         title = f"stories260k, fine-tuned for {options.epochs} epochs of {STEPS} batches of {BATCH} x {LENGTH} tokens"
         tables.append(Table(title, TOLD, told))
-    chosen = {"targets": options.targets, "epochs": options.epochs, "lost": options.lost}
-    targets, lost = (" ".join(map(str, values)) for values in (options.targets, options.lost))
-    command = f"python -m benchmarks.pretrained --targets {targets} --epochs {options.epochs} --lost {lost}"
+    chosen = {"targets": options.targets, "epochs": options.epochs}
+    targets = " ".join(map(str, options.targets))
+    command = f"python -m benchmarks.pretrained --targets {targets} --epochs {options.epochs}"
     print(write(Record("pretrained", "From pretrained weights", command, chosen, tables, claims), options.out))
 
 

@@ -348,8 +348,8 @@ def test_fit_in_two_processes_equals_fit_in_one() -> None:
 def searched(rank: int) -> tuple[list[tuple[float | None, float, float, bool]], str]:
     loader = [share(step) for step in range(8)]
     found = fxc.fit_to_accuracy(
-        compressed(seed=rank), loader, F.cross_entropy, min_accuracy=0.5, validate=lambda net: 0.4 + 0.3 * rank, epochs=5, rounds=2,
-        progress=False,
+        compressed(seed=rank), loader, F.cross_entropy, min_accuracy=0.5, validate=lambda net: 0.4 + 0.3 * rank,
+        epochs=5, rounds=2, progress=False,
     )  # fmt: skip
     return [(r.target, r.size, r.metric, r.kept) for r in found.rounds], digest(tensors(found.module))
 

@@ -17,7 +17,8 @@ from fxcompress.storage.states import check_place
 from fxcompress.training.batches import check_callable
 from fxcompress.training.bracket import Bracket
 from fxcompress.training.display import tell
-from fxcompress.training.fit import Validate, measured
+from fxcompress.training.fit import Validate, measured, name_of
+from fxcompress.training.history import shown
 from fxcompress.training.in_pieces import Compressed
 from fxcompress.training.parallel import is_first, mean_of_processes
 from fxcompress.training.trainer import Loss
@@ -45,16 +46,18 @@ class Round:
         size: share that was reached (fractional).
         metric: what ``validate`` said of the finalized network.
         kept: whether that is at least ``min_accuracy``.
+        metric_name: the name of the function ``validate``; an ``accuracy`` is shown as a percentage.
     """
 
     target: float | None
     size: float
     metric: float
     kept: bool
+    metric_name: str = "metric"
 
     def __str__(self) -> str:
-        outcome = "kept" if self.kept else "too small"
-        return f"bits {self.size:6.2%} metric {self.metric:.4f} {outcome}"
+        outcome = "good enough" if self.kept else "not good enough"
+        return f"bits {self.size:6.2%} {shown(self.metric, self.metric_name)} {outcome}"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -80,9 +83,10 @@ class AccuracyResult:
 
     def __repr__(self) -> str:
         parameters = sum(p.numel() for p in self.module.parameters())
-        best = f"the smallest that kept it: bits {self.size:.2%}" if self.kept else "none kept it; the best one"
+        best = "the smallest that is good enough" if self.kept else "none is good enough, the best"
+        metric = shown(self.metric, self.rounds[0].metric_name if self.rounds else "metric")
         lines = [
-            f"AccuracyResult after {len(self.rounds) - 1} rounds; {best}, metric {self.metric:.4f}",
+            f"AccuracyResult after {len(self.rounds) - 1} rounds; {best}: bits {self.size:.2%} {metric}",
             *map(str, self.rounds),
             f".module: {type(self.module).__name__} with {parameters:,} parameters, to be used and saved",
         ]
@@ -180,13 +184,13 @@ class _Search:
         if metric is None:
             raise TypeError("validate returned None, and min_accuracy= needs the accuracy: return it")
         metric = mean_of_processes(metric, next(net.parameters()).device)
-        found = Round(target, net.fractional_size(), metric, metric >= self.least)
+        found = Round(target, net.fractional_size(), metric, metric >= self.least, name_of(self.validate))
         self.rounds.append(found)
         if self.best is None or _better(found, self.best):
             self.best = AccuracyResult(module, net, found.size, found.metric, found.kept)
             if self.path is not None and found.kept and is_first():
                 save(module, self.path)
-        tell(f"round {len(self.rounds) - 1} {found}" if target else f"at the start {found}", enabled=self.shown)
+        tell(f"round {len(self.rounds) - 1}: {found}" if target else f"at the start: {found}", enabled=self.shown)
         return found
 
     def result(self) -> AccuracyResult:

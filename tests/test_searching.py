@@ -84,7 +84,8 @@ def test_the_smallest_network_for_digits_keeps_its_accuracy(tmp_path: Path) -> N
     assert [r.kept for r in found.rounds] == [r.metric >= least for r in found.rounds]
     assert found.size == min(r.size for r in found.rounds if r.kept) == found.net.fractional_size()
     assert not found.module.training
-    assert "kept" in str(found)
+    assert "the smallest that is good enough: bits" in str(found)
+    assert str(found).count("accuracy") == 1 + len(found.rounds)
     assert ".module: Digits with" in str(found)
     assert torch.equal(fxc.load(path, Digits())(x), found.module(x))
     assert model.training
@@ -131,7 +132,7 @@ def test_where_no_network_is_good_enough_the_best_is_returned_and_told(
     )  # fmt: skip
     assert not found.kept
     assert found.metric == 0.3
-    assert "none kept it" in str(found)
+    assert "none is good enough" in str(found)
     assert "no network reached min_accuracy=0.9" in caplog.text
     assert [r.target for r in found.rounds[1:]] == [pytest.approx(0.125), pytest.approx((0.25 * 0.125) ** 0.5, rel=0.1)]
     assert not (tmp_path / "best.fxc").exists()
@@ -183,5 +184,5 @@ def test_rounds_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
         Digits(), loader[:1], F.cross_entropy, min_accuracy=0.0, validate=accuracy_on(x, y), epochs=1, rounds=1
     )
     shown = capsys.readouterr().out
-    assert "at the start bits 25.00%" in shown
-    assert "round 1 bits" in shown
+    assert "at the start: bits 25.00% accuracy" in shown
+    assert "round 1: bits" in shown

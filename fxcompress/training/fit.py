@@ -116,7 +116,7 @@ def train(
                 trainer.guard.see_metric(processes.mean(metric))
             record = EpochRecord(
                 epoch, loss, metric, net.fractional_size(), net.weights_left(), net.channels_left(),
-                trainer.last_gamma, seconds, _named(validate),
+                trainer.last_gamma, seconds, name_of(validate),
             )  # fmt: skip
             run.history.append(record)
             display.show(record)
@@ -201,12 +201,12 @@ def train_plain(
                 raise _diverged(error, trainer, history) from error
             seconds = time.perf_counter() - start
             metric = None if validate is None else measured(net, validate)
-            history.append(EpochRecord(epoch, loss, metric, 1.0, 1.0, channels, 0.0, seconds, _named(validate)))
+            history.append(EpochRecord(epoch, loss, metric, 1.0, 1.0, channels, 0.0, seconds, name_of(validate)))
             display.show(history[-1])
     return history
 
 
-def _named(validate: Validate | None) -> str:
+def name_of(validate: Validate | None) -> str:
     """What the metric is called: a function without a name of its own, such as a lambda, gives it none."""
     name = getattr(validate, "__name__", "")
     return name if name.isidentifier() else "metric"

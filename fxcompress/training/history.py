@@ -35,7 +35,19 @@ class EpochRecord:
         return asdict(self)
 
     def __str__(self) -> str:
-        figure = None if self.metric is None else f"{self.metric:{'6.2%' if self.metric_name == 'accuracy' else '.4f'}}"
-        metric = "" if figure is None else f" {self.metric_name} {figure}"
+        metric = "" if self.metric is None else f" {shown(self.metric, self.metric_name)}"
         left = f" bits {self.size:6.2%} weights {self.weights:5.1%}" if self.size < 1 else ""
         return f"epoch {self.epoch} loss {self.loss:.4f}{metric}{left} channels {self.channels}"
+
+
+def shown(metric: float, name: str) -> str:
+    """A metric as people read it.
+
+    Args:
+        metric: its value.
+        name: an ``accuracy`` is a percentage.
+
+    >>> shown(0.5, "accuracy"), shown(0.5, "loss")
+    ('accuracy 50.00%', 'loss 0.5000')
+    """
+    return f"{name} {metric:{'6.2%' if name == 'accuracy' else '.4f'}}"

@@ -10,7 +10,7 @@ from torch.nn import functional
 from torch.nn.modules.padding import _CircularPadNd
 from torch.overrides import TorchFunctionMode
 
-from fxcompress.channels.values import Dispatcher
+from fxcompress.channels.values import Dispatcher, LabelTensor, Value
 
 
 def _distances(run: Dispatcher, x: Tensor, y: Tensor, p: float = 2.0, mode: object = None) -> Tensor:
@@ -48,6 +48,22 @@ def _sparse_product(
     return product if beta == 0 else product + (added if beta == 1 else added * beta)
 
 
+def _slice_scattered(
+    run: Dispatcher,
+    x: Tensor,
+    written: Tensor,
+    dim: int = 0,
+    start: int | None = None,
+    end: int | None = None,
+    step: int = 1,
+) -> Tensor:
+    """``slice_scatter`` as what it stands for. Torch returns what is written where that is all, as it need not be."""
+    labelled = isinstance(x, LabelTensor)
+    whole = x.clone() if labelled else LabelTensor(Value(x.to("meta")), run, x.device)
+    torch.ops.aten.slice.Tensor(whole, dim, start, end, step).copy_(written)
+    return whole
+
+
 def _unsqueezed(tensor: Tensor, dims: Sequence[int]) -> Tensor:
     for dim in sorted(dims):
         tensor = tensor.unsqueeze(dim)
@@ -59,6 +75,7 @@ COMPOSED: dict[Any, Callable[..., Any]] = {
     torch.ops.aten._euclidean_dist.default: _distances,  # noqa: SLF001
     torch.ops.aten._trilinear.default: _trilinear,  # noqa: SLF001
     torch.ops.aten._sparse_addmm.default: _sparse_product,  # noqa: SLF001
+    torch.ops.aten.slice_scatter.default: _slice_scattered,
 }
 """From the op to a function of whoever runs ops on labels, and the arguments of the op."""
 

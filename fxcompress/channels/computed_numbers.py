@@ -4,7 +4,7 @@
 meet an op stand in the graph is told by the node that calls it.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from dataclasses import replace as replace_fields
@@ -70,15 +70,22 @@ class Numbers:
     Args:
         constant: the nodes that are made of parameters and numbers alone.
         results: of the nodes, by name; a Value in the place of each tensor.
+        joined: the dims of a value that a reshape has made of others whose sizes the inputs decide.
 
     Attributes:
         before: the names of the nodes of the graph before a cut, and whether their numbers are as they are for all
             inputs; none where that is to be found.
     """
 
-    def __init__(self, constant: AbstractSet[fx.Node], results: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        constant: AbstractSet[fx.Node],
+        results: Mapping[str, Any],
+        joined: Callable[[Value], AbstractSet[int]],
+    ) -> None:
         self._constant = constant
         self._results = results
+        self._joined = joined
         self.before: Mapping[str, bool] = {}
         self._fixed: set[fx.Node] = set()
         self._sized: set[fx.Node] = set()  # tensors, the widths of which may follow a size
@@ -119,7 +126,8 @@ class Numbers:
         if source in self._constant or not isinstance(which, int | slice) or not isinstance(value, Value):
             return source in self._constant
         dims = range(value.rank)[which]
-        own = (has_own_labels(value, dim) for dim in ([dims] if isinstance(dims, int) else dims))
+        taken, joined = [dims] if isinstance(dims, int) else dims, self._joined(value)
+        own = (has_own_labels(value, dim) and dim not in joined for dim in taken)
         return source not in self._sized and all(own)
 
     def _given(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> frozenset[complex]:

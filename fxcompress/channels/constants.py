@@ -17,8 +17,10 @@ from fxcompress.channels.computed_numbers import marked
 from fxcompress.channels.interpret import Trail
 from fxcompress.channels.layers import compress
 from fxcompress.channels.noted import Answer, Noted
+from fxcompress.channels.rules.movement import MOVEMENT
 from fxcompress.channels.rules.registry import Known, Shared, unknown
-from fxcompress.channels.values import Step
+from fxcompress.channels.survivors import has_own_labels
+from fxcompress.channels.values import Step, Value, find
 from fxcompress.trace.heap import without_collections
 from fxcompress.trace.traced import TracedModule
 
@@ -125,9 +127,10 @@ def _propagate(trail: Trail, known: Known, earlier: list[Answer]) -> list[Answer
 
 def _ask(step: Step, noted: Noted, before: Answer | None) -> Answer:
     """What a rule finds; a map that is as it was in the other mode is that one, so that the rules behind see so."""
-    noted.begin()
+    noted.begin(step)
     told = zip(step.outputs, step.op.constants(marked(step), noted), strict=True)
     found = [None if x is unknown(value) or _says_nothing(x) else _compact(x) for value, x in told]
+    found = [None if x is not None and not x.numel() and not _is_without_entries(step, noted) else x for x in found]
     if before is not None:
         found = [old if _same(new, old) else new for new, old in zip(found, before.found, strict=True)]
     return Answer(found, noted.asked, noted.private)
@@ -147,6 +150,15 @@ def _says_nothing(found: Tensor) -> bool:
         return False  # a parameter as it stands, or one without entries
     array = found.numpy()
     return math.isnan(array.item(0)) and bool(np.isnan(array).all())
+
+
+def _is_without_entries(step: Step, known: Known) -> bool:
+    """Whether there are no entries for other inputs either: none of its channels were picked, or there were none."""
+    for value in find(Value, step.call.args):
+        empty = [d for d, n in enumerate(step.outputs[0].shape) if not n and d < value.rank and d not in step.anywhere]
+        if not known.of(value).numel() or (step.op is MOVEMENT and any(has_own_labels(value, d) for d in empty)):
+            return True
+    return False
 
 
 def _compact(found: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch.utils._mode_utils import no_dispatch
 
 from fxcompress.channels.composed import COMPOSED, by_places
 from fxcompress.channels.computed_numbers import Met
+from fxcompress.channels.joined import Joined, labels_along
 from fxcompress.channels.layers import Layers, same_layers, support
 from fxcompress.channels.packed import PACKED
 from fxcompress.channels.recurrent import RECURRENT
@@ -30,6 +31,7 @@ from fxcompress.channels.rules.scatter import INDEX_ADD
 from fxcompress.channels.rules.sums import in_sums
 from fxcompress.channels.shapes import shapes
 from fxcompress.channels.space import Space
+from fxcompress.channels.survivors import has_own_labels
 from fxcompress.channels.values import Call, LabelTensor, Step, Storage, Value, find, first_labelled, replace
 from fxcompress.errors import ValueReadError
 
@@ -62,6 +64,8 @@ def _of_same_size(layers: list[Tensor], meta: Tensor) -> Layers:
 UNKNOWN = OpClass("unknown", _pin_everything)
 
 
+_JOINED = "it lies in one dim with what the inputs decide the size of, and entries of that are picked by their places"
+_SPREAD = "it meets one entry of a dim of the inputs, which may have as many as it for others"
 _ALIASES = frozenset({torch.ops.aten.alias.default, torch.ops.aten.detach.default})
 
 _TAKEN_APART = RECURRENT | PACKED | COMPOSED
@@ -79,7 +83,9 @@ class Dispatch:
         sized: that node is given an index without labels that other inputs make another one.
         placed: what says which entries that node reads has been looked at.
         joined: for each ``cat`` of that node, whether places in it depend on sizes; None for those that are not known.
+        picked: the dims along which that node picks entries of its first argument, by a subscript.
         made: keys of the values that are made of parameters alone.
+        places: where in tensors the inputs decide what stands.
         filled: keys of those that are made out of nothing.
     """
 
@@ -91,7 +97,9 @@ class Dispatch:
         self.sized = False
         self.placed = False
         self.joined: Iterator[bool] | None = None
+        self.picked = frozenset[int]()
         self.made: set[int] = set()
+        self.places = Joined(self.made)
         self.filled: set[int] = set()
 
     def dispatch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
@@ -122,7 +130,7 @@ class Dispatch:
             if written and facts.is_view:
                 return written[0]
         storage = _shared(args) if facts.is_view else None
-        extent = args[0].fxc_extent if func in _ALIASES else None
+        extent = args[0].fxc_extent if func in _ALIASES and not self._is_part(args[0]) else None
         device = first_labelled(args, kwargs).device
         tensors = [LabelTensor(value, self, device, storage, extent) for value in outputs]
         if isinstance(template, Tensor):
@@ -210,8 +218,18 @@ class Dispatch:
         call = Call(func, args, {}, (meta,))
         (layers,) = op.labels(call, self.space)
         value = Value(meta, layers)
-        self.tape.append(Step(op, call, (value,), self.space.node))
+        self.put(Step(op, call, (value,), self.space.node))
         return LabelTensor(value, self, like.device)
+
+    def put(self, step: Step) -> None:
+        """Put a step on the tape."""
+        self.tape.append(step)
+        self.places.follow(step.op, step.call, step.outputs, moving=step.numbers is not None)
+
+    def _is_part(self, tensor: LabelTensor) -> bool:
+        """Whether a subscript has picked all entries of a tensor, of which there may be more in the next run."""
+        value = tensor.fxc_value
+        return any(not has_own_labels(value, dim) or dim in self.places.dims(value) for dim in self.picked)
 
     def _apply(self, op: OpClass, func: Any, args: Any, kwargs: Any) -> tuple[tuple[Value, ...], Any]:  # noqa: ANN401
         call_args, call_kwargs = replace(lambda t: t.fxc_value, LabelTensor, (args, kwargs))
@@ -238,7 +256,15 @@ class Dispatch:
         call = Call(func, args, kwargs, metas, plain)
         layers = op.labels(call, self.space)
         outputs = tuple(Value(meta, own) for meta, own in zip(metas, layers, strict=True))
-        self.tape.append(Step(op, call, outputs, self.space.node, self.numbers))
+        read = self.places.picked(op, call)
+        if self.picked and func in _ALIASES:
+            read |= self.places.dims(args[0]) & self.picked
+        read |= self.places.follow(op, call, outputs, moving=self.numbers is not None)
+        for layer in labels_along(args[0], read) if read else ():
+            self.space.pin(layer, "input-size", _JOINED)
+        for layer in self.places.spread_over(op, call):
+            self.space.pin(layer, "input-size", _SPREAD)
+        self.tape.append(Step(op, call, outputs, self.space.node, self.numbers, read))
         if op is CAT and self._floats(call):
             dim = call.arg(1, "dim", 0) % outputs[0].rank
             outputs = (self._anywhere(outputs[0], frozenset({dim})),)
@@ -263,7 +289,7 @@ class Dispatch:
         """The same, where the next op may read other entries along some dims than it does on the example inputs."""
         call = Call("anywhere", (value, dims, beside), {}, (value.meta,))
         moved = Value(value.meta, ANYWHERE.labels(call, self.space)[0])
-        self.tape.append(Step(ANYWHERE, call, (moved,), self.space.node))
+        self.put(Step(ANYWHERE, call, (moved,), self.space.node))
         return moved
 
     def anywhere(self, tensor: LabelTensor, dims: frozenset[int], beside: float | None = None) -> LabelTensor:
@@ -314,7 +340,7 @@ class Dispatch:
     def _overwritten(self, before: Value, written: Value) -> Value:
         call = Call("overwritten", (before, written), {}, (before.meta,))
         after = Value(before.meta, before.layers)
-        self.tape.append(Step(OVERWRITTEN, call, (after,), self.space.node))
+        self.put(Step(OVERWRITTEN, call, (after,), self.space.node))
         return after
 
     def _decompose(self, func: Any, args: Any, kwargs: Any) -> Any:  # noqa: ANN401

@@ -37,7 +37,7 @@ from fxcompress.channels.rules import extremes, pointwise, variances
 from fxcompress.channels.rules.einsum import EINSUM, einsum_of
 from fxcompress.channels.rules.movement import PAD
 from fxcompress.channels.rules.noise import NOISE, noise_of
-from fxcompress.channels.rules.places import dims_of_node, put_beside
+from fxcompress.channels.rules.places import dims_of_node, picked_by, put_beside, written_sizes
 from fxcompress.channels.rules.quantize import QUANTIZE
 from fxcompress.channels.shapes import like
 from fxcompress.channels.space import PART, Space
@@ -140,7 +140,7 @@ class Interpreter:
         self._modules = named_modules_in(module)
         self._tables = self.dispatch.made
         self._constant: set[fx.Node] = set()  # made of parameters and numbers alone
-        self._numbers = Numbers(self._constant, self.trail.values)
+        self._numbers = Numbers(self._constant, self.trail.values, self.dispatch.places.dims)
 
     def run(self, graph: fx.Graph, inputs: ExampleInputs) -> Trail:
         """Interpret ``graph`` on ``inputs``.
@@ -210,7 +210,8 @@ class Interpreter:
         callee = self._modules.get(str(node.target)) if node.op == "call_module" else node.target
         self.dispatch.numbers = self._numbers.met(node, self.env, callee)
         self.dispatch.sized = any(map(self._is_sized, node.all_input_nodes))
-        self.dispatch.placed = False
+        self.dispatch.placed, self.dispatch.picked = False, frozenset()
+        self.dispatch.places.written = written_sizes(node)
         try:
             if node.op == "call_module":
                 module = self._submodule(str(node.target))
@@ -226,6 +227,8 @@ class Interpreter:
             if isinstance(node.target, type) or node.target is restored:  # in which nothing finds its tensors again
                 self._pin_output([args, kwargs])
             args = self._adopted(node, args, kwargs)
+            if args and isinstance(args[0], LabelTensor):
+                self.dispatch.picked = picked_by(node, args[0].ndim)
             args = self._placed(node, args, callee)
             if node.op == "call_method":
                 return self._filled(node, getattr(args[0], str(node.target))(*args[1:], **kwargs))
@@ -302,7 +305,7 @@ class Interpreter:
         meta = result.fxc_value.meta
         call = Call(SPREAD, (result.fxc_value, layers), {}, (meta,))
         value = Value(meta, SPREAD.labels(call, self.space)[0])
-        self.dispatch.tape.append(Step(SPREAD, call, (value,), node.name))
+        self.dispatch.put(Step(SPREAD, call, (value,), node.name))
         return LabelTensor(value, self.dispatch, result.device, result.fxc_storage)
 
     def _bordered(self, node: fx.Node, result: LabelTensor) -> LabelTensor:
@@ -318,6 +321,7 @@ class Interpreter:
             layers.append(bordered(own, self.border_labels(node, own, amounts), amounts[0]) if any(amounts) else own)
         value = Value(before.meta, tuple(layers))
         tape[-1] = replace_fields(tape[-1], outputs=(value,))
+        self.dispatch.places.follow(PAD, tape[-1].call, (value,), moving=False)
         return LabelTensor(value, self.dispatch, result.device, result.fxc_storage)
 
     def labelled(self, node: fx.Node, value: Value) -> Value:
@@ -432,7 +436,7 @@ class Interpreter:
             return result
         (layers,) = NOISE.labels(call, self.space)
         value = Value(result.fxc_value.meta, layers)
-        self.dispatch.tape.append(Step(NOISE, call, (value,), self.space.node))
+        self.dispatch.put(Step(NOISE, call, (value,), self.space.node))
         return LabelTensor(value, self.dispatch, result.device, result.fxc_storage)
 
     def _quantize(self, path: str, quantizer: Quantizer, weight: LabelTensor) -> LabelTensor:

@@ -81,7 +81,7 @@ def reshape(layer: Tensor, old: Sequence[int], new: Sequence[int]) -> Tensor:
     middle: list[int] = []
     out: list[int] = []
     for old_dims, new_dims in blocks(old, new):
-        varies = any(layer.shape[d] > 1 for d in old_dims)
+        varies = any(layer.shape[d] != 1 for d in old_dims)
         middle += [old[d] if varies else 1 for d in old_dims]
         out += [new[d] if varies else 1 for d in new_dims]
     return compress(layer.expand(middle).reshape(out))

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from fxcompress.channels.rules.indexing import equal_along
 from fxcompress.channels.rules.registry import Known, unknown
-from fxcompress.channels.values import Value
+from fxcompress.channels.values import Step, Value
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +48,12 @@ class Noted(Known):
         super().__init__(known.maps, known.patterns, known.shared, training=known.training)
         self.begin()
 
-    def begin(self) -> None:
-        """Another rule asks."""
+    def begin(self, step: Step | None = None) -> None:
+        """Another rule asks, at a step."""
         self.asked: dict[int, Tensor | None] = {}
         self.private = False
+        self._anywhere = step.anywhere if step is not None else frozenset[int]()
+        self._read = step.call.args[0].key if step is not None and self._anywhere else None
 
     @property
     def training(self) -> bool | None:
@@ -67,4 +70,6 @@ class Noted(Known):
     def held(self, value: Value) -> Tensor:
         """As that of :class:`Known`."""
         self.asked[value.key] = found = self._maps.get(value.key)
-        return unknown(value) if found is None else found
+        if found is None:
+            return unknown(value)
+        return equal_along(found.cpu(), self._anywhere) if value.key == self._read else found

@@ -83,6 +83,7 @@ class Step:
         outputs: what it made.
         node: the node of the graph that made the call.
         numbers: those that the node meets, where some come from sizes of the inputs; None where all stand in the graph.
+        anywhere: the dims of the first argument along which it may read other entries in the next run.
     """
 
     op: "OpClass"
@@ -90,6 +91,7 @@ class Step:
     outputs: tuple[Value, ...]
     node: str
     numbers: "Met | None" = None
+    anywhere: frozenset[int] = frozenset()
 
 
 class Dispatcher(Protocol):

@@ -48,7 +48,9 @@ class Proposal:
 Propose = Callable[[fx.Node, Value, Any, np.ndarray], Proposal | None]
 
 
-def propose(node: fx.Node, source: Value | None, result: object, alive: np.ndarray) -> Proposal | None:
+def propose(
+    node: fx.Node, source: Value | None, result: object, alive: np.ndarray, moves: Callable[[fx.Node], bool]
+) -> Proposal | None:
     """New arguments for ``node``, or None where there is nothing to propose.
 
     Args:
@@ -56,27 +58,38 @@ def propose(node: fx.Node, source: Value | None, result: object, alive: np.ndarr
         source: its first argument before the cut.
         result: its result before the cut, Values in place of tensors.
         alive: bool (atoms,).
+        moves: whether what a node computes comes from sizes of the inputs. No number can take its place.
     """
     if node.op not in {"call_function", "call_method"}:
         return None
     if kind_of(node):
         return _made(node, result, alive)
     rule = _RULES.get(function_name(node))
-    return rule(node, source, result, alive) if rule is not None and source is not None else None
+    if rule is None or source is None:
+        return None
+    if rule is _sizes:
+        return _sizes(node, source, result, alive, moves)
+    found, moving = rule(node, source, result, alive), {used for used in node.all_input_nodes if moves(used)}
+    return found if found is None or moving <= set(find(fx.Node, (found.args, found.kwargs))) else None
 
 
 _VIEWS = frozenset({"view", "reshape"})
 """They put the same entries into other dims, so one of these may be -1."""
 
 
-def _sizes(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> Proposal | None:
+def _sizes(
+    node: fx.Node,
+    source: Value,
+    result: object,
+    alive: np.ndarray,
+    moves: Callable[[fx.Node], bool] = lambda size: False,
+) -> Proposal | None:
     """view, reshape, expand: the size of each output dim that is cut, also where it was computed.
 
     Where each entry of a dim has a label of its own, the size is a matter of the network and never of the input: a
     number will do. It may take one even if it stays: it was computed, perhaps, from the size of another tensor that is
-    cut. Where labels repeat, as those of heads do along ``batch * heads``, what is computed stays computed. A computed
-    dim of a view that must be another is what the others leave: in an example of one sample the labels along
-    ``batch * heads`` do not repeat.
+    cut. Along ``batch * heads``, where labels repeat, or would for more than one sample, what is computed stays
+    computed. A dim of a view that must be another there is what the others leave.
     """
     if not isinstance(result, Value):
         return None
@@ -86,7 +99,7 @@ def _sizes(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> P
     if len(flat) != len(old):
         return None
     computed = {d for layer in result.layers for d in support(layer) if isinstance(flat[d], fx.Node)}
-    free = {d for d in computed if not has_own_labels(result, d)}
+    free = {d for d in computed if moves(flat[d]) or not has_own_labels(result, d)}
     cut = [
         n != -1 and d not in free and (a != b or d in computed)
         for d, (n, a, b) in enumerate(zip(flat, old, new, strict=True))

@@ -235,14 +235,14 @@ class Replay(Interpreter):
     def _proposals(self, node: fx.Node) -> Iterator[Proposal]:
         source, result = self._source(node), self.original.values[node.name]
         old = Proposal(node.target, node.args, dict(node.kwargs))
-        first = propose(node, source, result, self.alive)
+        first = propose(node, source, result, self.alive, self._comes_from_inputs)
         if first is not None:
             yield first
         _set(node, old)
         spelled = self.flow.spelled(node)
         if spelled is not None:
             _set(node, Proposal(node.target, spelled, dict(node.kwargs)))
-            with_numbers = propose(node, source, result, self.alive)
+            with_numbers = propose(node, source, result, self.alive, self._comes_from_inputs)
             if with_numbers is not None:
                 yield with_numbers
             _set(node, old)
@@ -254,9 +254,13 @@ class Replay(Interpreter):
             return
         yield frozen
         _set(node, frozen)
-        both = propose(node, source, result, self.alive)
+        both = propose(node, source, result, self.alive, self._comes_from_inputs)
         if both is not None:
             yield both
+
+    def _comes_from_inputs(self, node: fx.Node) -> bool:
+        """Whether a node computes a number of sizes of the inputs."""
+        return not self._numbers.is_fixed(node) and not isinstance(self.env.get(node), Tensor)
 
     def _source(self, node: fx.Node) -> Value | None:
         first = node.args[0] if node.args else None

@@ -62,7 +62,7 @@ def _is_mask(index: Any) -> bool:  # noqa: ANN401
     return index is not None and _meta(index).dtype in {torch.bool, torch.uint8}
 
 
-def _indexed(call: Call) -> frozenset[int]:
+def indexed_dims(call: Call) -> frozenset[int]:
     """The dims of the source that are indexed."""
     found = _indices(call).items()
     return frozenset(d for start, i in found for d in range(start, start + (_rank(i) if _is_mask(i) else 1)))
@@ -71,7 +71,7 @@ def _indexed(call: Call) -> frozenset[int]:
 def picked_dims(step: Step) -> frozenset[int]:
     """The dims of a tensor along which a step picks entries at places that the network computes."""
     computed = step.op is INDEX and isinstance(step.call.args[0], Value) and find(Value, step.call.args[1:])
-    return _indexed(step.call) if computed else frozenset()
+    return indexed_dims(step.call) if computed else frozenset()
 
 
 def _index_labels(call: Call, space: Space) -> tuple[Layers, ...]:
@@ -83,7 +83,7 @@ def _index_labels(call: Call, space: Space) -> tuple[Layers, ...]:
         return moved_labels(call, space)
     _pin(computed, space)
     moved: list[Tensor] = []
-    for layer in hold_along(source.layers, _indexed(call), space):
+    for layer in hold_along(source.layers, indexed_dims(call), space):
         moved += _at_first(call, layer)
     return (settle(moved, call, space),)
 
@@ -100,7 +100,7 @@ def _index_constants(step: Step, known: Known) -> list[Tensor]:
         return nothing_known(step, known)
     if not computed:
         return moved_constants(step, known)
-    equal = equal_along(known.of(call.args[0]), _indexed(call))
+    equal = equal_along(known.of(call.args[0]), indexed_dims(call))
     return [out.view(torch.float64) for out in _at_first(call, equal.view(torch.int64))]
 
 
@@ -217,7 +217,7 @@ def _leading(call: Call) -> tuple[Value, Value, int] | None:
     whole, _, values = call.args[:3]
     if not isinstance(whole, Value | Tensor) or not isinstance(values, Value | Tensor):
         return None
-    whole, values, dims = _as_value(whole), _as_value(values), _indexed(call)
+    whole, values, dims = _as_value(whole), _as_value(values), indexed_dims(call)
     return (whole, values, len(dims)) if dims == frozenset(range(len(dims))) else None
 
 

@@ -135,6 +135,21 @@ def dims_of_node(node: fx.Node, rank: int, moves: Moves) -> frozenset[int] | Non
     return frozenset({dim % rank}) if isinstance(dim, int) else frozenset(range(rank))
 
 
+def picked_by(node: fx.Node, rank: int) -> frozenset[int]:
+    """The dims along which ``x[...]`` picks or writes entries by their places; that these may be all, is not seen.
+
+    Torch leaves out a slice of as many entries as there are, which there need not be in the next run.
+    """
+    picks = function_name(node) in {"getitem", "setitem"}
+    return _indexed(node.args[1], rank, lambda bound: bound is not None) if picks else frozenset()
+
+
+def written_sizes(node: fx.Node) -> frozenset[int]:
+    """The sizes that stand in the graph, where a node reshapes a tensor."""
+    reshapes = function_name(node) in {"view", "reshape", "unflatten"}
+    return frozenset(n for n in leaves((node.args, node.kwargs)) if type(n) is int) if reshapes else frozenset()
+
+
 def put_beside(node: fx.Node) -> float | None:
     """What a node that pads puts beside the entries, NaN for a number that is computed; None for another node."""
     name = function_name(node)

@@ -103,12 +103,16 @@ def _zeros(channels: Tensor, dims: frozenset[int]) -> Tensor:
 
 
 def _spread_constants(step: Step, known: Known) -> list[Tensor]:
-    """The variance of zeros is zero, and so is their mean; the rounding of another mean would be left behind."""
+    """The variance of zeros is zero, and so is their mean; the rounding of another mean would be left behind.
+
+    Of a single entry there is none, for any channel. Where more is taken off, that of zeros may be none alone.
+    """
     source: Value = step.call.args[0]
     dims = reduced_dims(step.call)
     count = math.prod(source.shape[d] for d in dims)
-    unbiased = step.call.kwargs.get("correction", 1)
-    if not dims or count <= (1 if unbiased is None else unbiased):
+    correction = step.call.kwargs.get("correction", 1)
+    unbiased = 1 if correction is None else correction
+    if not dims or unbiased not in {0, 1} or count <= unbiased:
         return nothing_known(step, known)
     zeros = _zeros(known.of(source), dims)
     return [squeeze(zeros, dims, out.rank) for out in step.outputs]

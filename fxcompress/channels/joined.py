@@ -1,0 +1,341 @@
+"""Dims that a reshape has joined with others whose size the inputs decide: what stands where in them follows the input.
+
+``h.flatten(1)`` is (N, C * H * W): entry 20 belongs to channel 1 of images of 4 by 4, and to channel 2 of 3 by 3. A
+layer that reads all of them fixes their number. What picks some of them reads others in the next run: what has labels
+there stays, and what is constant must be so along all of the dim.
+"""
+
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+
+import torch
+
+from fxcompress.channels.layers import along, blocks, support
+from fxcompress.channels.rules.contraction import CONTRACTIONS, CONVOLUTION, site_of
+from fxcompress.channels.rules.indexing import INDEX, indexed_dims
+from fxcompress.channels.rules.movement import PERMUTE, RESHAPE
+from fxcompress.channels.rules.pointwise import unexpanded
+from fxcompress.channels.rules.products import BATCHED
+from fxcompress.channels.rules.reductions import reduced, reduced_dims
+from fxcompress.channels.rules.registry import OpClass
+from fxcompress.channels.values import Call, Value, find
+
+NONE: frozenset[int] = frozenset()
+_Places = list[int | None]
+"""For each dim of an argument the dim of a result, None where it is gone."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Join:
+    """What dims were before they became others.
+
+    Attributes:
+        before: their sizes.
+        after: the sizes of what they have become, but for ones.
+        own: what each of them was before that, where a reshape had joined it.
+        free: which of them may have another size for other inputs.
+    """
+
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+    own: tuple["_Join | None", ...] = ()
+    free: tuple[bool, ...] = ()
+
+
+class Joined:
+    """Follows such dims through the steps of an interpretation.
+
+    Args:
+        made: keys of the values that are made of parameters alone: none of their sizes is another one for other inputs.
+
+    Attributes:
+        written: the sizes that stand in the graph where the node that runs reshapes a tensor.
+    """
+
+    def __init__(self, made: AbstractSet[int]) -> None:
+        self._made = made
+        self._joins: dict[int, dict[int, _Join]] = {}
+        self._ones: dict[int, frozenset[int]] = {}  # dims of one entry, for all inputs
+        self.written: Collection[int] = ()
+
+    def dims(self, value: Value) -> frozenset[int]:
+        """The dims of a value along which the places of its entries follow the input."""
+        return frozenset(self._joins.get(value.key, NONE))
+
+    def picked(self, op: OpClass, call: Call) -> frozenset[int]:
+        """The dims among these of the first argument of a call of which it picks entries by their places."""
+        source = call.args[0] if self._joins and call.args else None
+        if not isinstance(source, Value) or source.key not in self._joins:
+            return NONE
+        if op is INDEX:
+            return self.dims(source) & indexed_dims(call)
+        picks = _PICKS.get(_name(call))
+        return NONE if picks is None else self.dims(source) & {d % source.rank for d in picks(call)}
+
+    def spread_over(self, op: OpClass, call: Call) -> Iterator[torch.Tensor]:
+        """The labels of parameters that meet one entry of a dim of the inputs: for as many they would meet one by one.
+
+        ``(N, 1, C) + (4, C)``: there may be four in the next run.
+        """
+        operands = find(Value, call.args)
+        if not op.name.startswith(_POINTWISE) or len(operands) < 2:
+            return
+        rank = call.metas[0].ndim
+        for value in operands:
+            shape, ones = unexpanded(value), self._ones.get(value.key, NONE)
+            places = [d for d, n in enumerate(value.shape) if n == 1 == shape[d] and d not in ones]
+            dims = frozenset(d + rank - value.rank for d in places if value.key not in self._made)
+            for other in (x for x in operands if dims and x.key in self._made):
+                own = frozenset(d - rank + other.rank for d in dims)
+                yield from (layer for layer in other.layers if support(layer) & own)
+
+    def follow(self, op: OpClass, call: Call, outputs: tuple[Value, ...], *, moving: bool) -> frozenset[int]:
+        """Note what a step makes of such dims.
+
+        Args:
+            op: its class.
+            call: what was called.
+            outputs: what it made.
+            moving: whether numbers that come from sizes are among what was given.
+
+        Returns:
+            the dims of its first argument that a reshape has turned into others in a way that depends on their sizes.
+        """
+        source = call.args[0] if call.args else None
+        if op is RESHAPE and isinstance(source, Value) and _name(call) not in {"squeeze", "unsqueeze"}:
+            return NONE if source.key in self._made else self._reshape(source, outputs[0])
+        made = NONE if moving or not outputs else _ones_made(call, outputs[0])
+        if self._joins or self._ones or made:
+            operands = [v for v in find(Value, call.args) if v.key not in self._made]
+            for out in outputs:
+                moved = [(v, _places(op, call, v, out)) for v in operands]
+                joins = self._of_groups(call) if op is CONVOLUTION else {}
+                ones = made if moving else made | self._ones_in(out, moved)
+                self._note(out, joins | self._joins_in(out, moved), ones)
+        return NONE
+
+    def _of_groups(self, call: Call) -> dict[int, _Join]:
+        """The channels that a convolution makes where samples are its groups: those of a sample behind each other."""
+        site = site_of(call)
+        if site is None or site.groups == 1:
+            return {}
+        if 1 not in self.dims(site.source) and 0 not in self.dims(site.weight):
+            return {}
+        return {1: _Join((site.groups, site.rows // site.groups), (site.rows,), (None, None), (True, False))}
+
+    def _note(self, value: Value, joins: dict[int, _Join], ones: frozenset[int]) -> None:
+        if joins:
+            self._joins[value.key] = joins
+        if ones:
+            self._ones[value.key] = ones
+
+    def _joins_in(self, out: Value, moved: list[tuple[Value, _Places | None]]) -> dict[int, _Join]:
+        found: dict[int, _Join] = {}
+        for value, places in moved:
+            own = self._joins.get(value.key, {})
+            if own and places is None:
+                found = {d: _Join() for d in range(out.rank)} | found
+            elif places is not None:
+                found = {p: join for d, join in own.items() if (p := places[d]) is not None} | found
+        return found
+
+    def _ones_in(self, out: Value, moved: list[tuple[Value, _Places | None]]) -> frozenset[int]:
+        """The dims that have one entry in all operands that have them."""
+        found: set[int | None] = set()
+        for value, places in moved:
+            ones = self._ones.get(value.key, NONE)
+            found |= set() if places is None else {places[d] for d in ones}
+        for value, places in moved:
+            ones = self._ones.get(value.key, NONE)
+            found -= found if places is None else {places[d] for d in range(value.rank) if d not in ones}
+        return frozenset(d for d in found if d is not None and out.shape[d] == 1)
+
+    def _reshape(self, source: Value, out: Value) -> frozenset[int]:
+        """Note what a reshape makes of the dims of a tensor.
+
+        Args:
+            source: the tensor.
+            out: the result.
+
+        Returns:
+            as :meth:`follow`.
+        """
+        joins, ones = self._joins.get(source.key, {}), self._ones.get(source.key, NONE)
+        found, kept, mixed = dict[int, _Join](), set[int](), set[int]()
+        for old, new in self._blocks(source, out):
+            if 1 in self.written and not any(source.shape[d] == 1 and not self._is_fixed(source, d) for d in old):
+                kept |= {d for d in new if out.shape[d] == 1}
+            if len(old) == len(new) == 1:
+                found |= {new[0]: joins[old[0]]} if old[0] in joins else {}
+                kept |= {new[0]} if old[0] in ones else set()
+            elif old and new:
+                after = tuple(out.shape[d] for d in new)
+                made, irregular = self._join(source, old, after)
+                found |= {d: join for d, join in zip(new, made, strict=True) if join is not None}
+                mixed |= set(old) if irregular else set()
+        self._note(out, found, frozenset(kept))
+        return frozenset(mixed)
+
+    def _join(self, source: Value, old: list[int], after: tuple[int, ...]) -> tuple[Sequence[_Join | None], bool]:
+        """What a reshape makes of some dims, and whether for other sizes it would make something else of them.
+
+        Args:
+            source: the tensor.
+            old: the dims, one behind the other.
+            after: the sizes of what they become.
+        """
+        joins = self._joins.get(source.key, {})
+        before, own = tuple(source.shape[d] for d in old), tuple(joins.get(d) for d in old)
+        fixed = [self._is_fixed(source, d) for d in old]
+        met = {x for x in own if x is not None}
+        join = next(iter(met), None)
+        if join is not None and len(met) == 1 and (join.after, join.before) == (_several(before), after):
+            fits = all(n == 1 or not free or n not in self.written for n, free in zip(after, join.free, strict=True))
+            if fits:
+                return join.own, False  # as it was before
+        rest = [] if all(fixed) else _split(before, after, fixed)
+        rest = [i for i in rest if after[i] > 1] or rest
+        vanished = any(n == 1 and not known for n, known in zip(before, fixed, strict=True))
+        irregular = sum(after[i] > 1 for i in rest) > 1 or (vanished and len(after) > 1 and 1 in after[:-1])
+        join = _Join(before, _several(after), own, tuple(not known for known in fixed))
+        return [join if i in rest else None for i in range(len(after))], irregular
+
+    def _is_fixed(self, value: Value, dim: int) -> bool:
+        """Whether the size of a dim is as it is for all inputs: that of channels, or of all of them several times."""
+        layer = along(value.layers, dim)
+        labelled = layer is not None and bool(layer.all()) and dim not in self._joins.get(value.key, NONE)
+        return labelled or dim in self._ones.get(value.key, NONE)
+
+    def _blocks(self, source: Value, out: Value) -> list[tuple[list[int], list[int]]]:
+        """As :func:`blocks`; what has one entry here and may have more goes with its neighbour where it vanishes."""
+        found: list[tuple[list[int], list[int]]] = []
+        front: list[int] = []
+        for old, new in blocks(source.shape, out.shape):
+            if new or all(self._is_fixed(source, d) for d in old):
+                found.append((front + old, new))
+                front = []
+            elif found and found[-1][0]:
+                found[-1][0].extend(old)
+            else:
+                front += old
+        return found
+
+
+def _several(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """Those above one, if there are any."""
+    return tuple(n for n in sizes if n > 1) or (1,)
+
+
+def _split(before: tuple[int, ...], after: tuple[int, ...], fixed: list[bool]) -> list[int]:
+    """The dims of ``after`` that hold others than the fixed ones: those at both ends may be parts of the fixed ones.
+
+    (B, 12) -> (B * 3, 4), where 12 is fixed: the 4 is a part of it.
+    """
+    left = list(range(len(after)))
+    for first, place in ((True, 0), (False, -1)):
+        order = fixed if first else fixed[::-1]
+        count = next((i for i, own in enumerate(order) if not own), len(order))
+        whole = math.prod(before[:count] if first else before[len(before) - count :])
+        while len(left) > 1 and count and after[left[place]] and whole % after[left[place]] == 0:
+            whole //= after[left.pop(place)]
+    return left
+
+
+def _name(call: Call) -> str:
+    """The op that is called; "" for a step that is none."""
+    return getattr(getattr(call.func, "overloadpacket", None), "__name__", "")
+
+
+def _ones_made(call: Call, out: Value) -> frozenset[int]:
+    """The dims of a result that have one entry whatever the op is given."""
+    name, source = _name(call), call.args[0] if call.args else None
+    if name == "unsqueeze":
+        return frozenset({call.args[1] % out.rank})
+    if name in _REDUCE and isinstance(source, Value) and out.rank == source.rank:
+        return reduced_dims(call)
+    return frozenset(d for d in range(2, out.rank) if out.shape[d] == 1) if name in _POOLS else NONE
+
+
+_POINTWISE = ("pointwise", "multiply", "divide", "choice")
+_REDUCE = frozenset({
+    "mean", "sum", "amax", "amin", "max", "min", "var", "std", "prod", "linalg_vector_norm", "logsumexp", "median",
+})  # fmt: skip
+_POOLS = frozenset({
+    f"{name}{n}d" for n in (1, 2, 3) for name in ("adaptive_avg_pool", "_adaptive_avg_pool", "adaptive_max_pool")
+})  # fmt: skip
+
+
+def _places(op: OpClass, call: Call, value: Value, out: Value) -> _Places | None:
+    """Where the dims of an argument are in a result; None where that is not known."""
+    if op is BATCHED:
+        return [0, None, 2] if value is call.args[-1] else [0, 1, None]
+    if op in CONTRACTIONS:
+        source = value is _source(call)
+        return [0 if source else None, None, *([d if source else None for d in range(2, value.rank)])]
+    if op is PERMUTE:
+        told = torch.empty([d + 2 for d in range(value.rank)], device="meta")
+        shape = call.func(told, *call.args[1:], **call.kwargs).shape
+        return [shape.index(d + 2) for d in range(value.rank)]
+    if _name(call) == "unsqueeze":
+        made = call.args[1] % out.rank
+        return [d + (d >= made) for d in range(value.rank)]
+    gone = _GONE.get(_name(call))
+    if out.rank < value.rank and gone is not None:
+        left, dims = iter(range(out.rank)), {d % value.rank for d in gone(call)}
+        return [None if d in dims else next(left) for d in range(value.rank)]
+    return None if out.rank < value.rank else [d + out.rank - value.rank for d in range(value.rank)]
+
+
+def _source(call: Call) -> object:
+    """What a contraction reads."""
+    return call.args[1] if _name(call) == "addmm" else call.args[0]
+
+
+_Dims = Callable[[Call], AbstractSet[int]]
+
+
+def _at(position: int, default: int = 0) -> _Dims:
+    return lambda call: {call.arg(position, "dim", default)}
+
+
+def _sliced(call: Call) -> frozenset[int]:
+    whole = not call.arg(2, "start") and (call.arg(3, "end") or _END) == _END and call.arg(4, "step", 1) == 1
+    return NONE if whole else frozenset({call.arg(1, "dim", 0)})
+
+
+def _squeezed(call: Call) -> frozenset[int]:
+    shape = call.args[0].shape
+    return frozenset(d for d in reduced(call.arg(1, "dim"), len(shape)) if shape[d] == 1)
+
+
+_END = 2**63 - 1
+_PICKS: dict[str, _Dims] = {
+    "slice": _sliced,
+    "select": _at(1),
+    "narrow": _at(1),
+    "unbind": _at(1),
+    "unfold": _at(1),
+    "split": _at(2),
+    "split_with_sizes": _at(2),
+    "chunk": _at(2),
+    "diagonal": lambda call: {call.arg(2, "dim1", 0), call.arg(3, "dim2", 1)},
+    "pixel_shuffle": lambda call: {-3},
+    "pixel_unshuffle": lambda call: {-3, -2, -1},
+    "channel_shuffle": lambda call: {1},
+    "index_add": _at(1),
+}
+"""The dims along which these pick entries by their places."""
+_GONE: dict[str, _Dims] = {
+    "select": _at(1),
+    "unbind": _at(1),
+    "squeeze": _squeezed,
+    **dict.fromkeys(_REDUCE, reduced_dims),
+}
+"""The dims that these leave out."""
+
+
+def labels_along(value: Value, dims: frozenset[int]) -> list[torch.Tensor]:
+    """The layers of a value that vary along some of its dims."""
+    return [layer for layer in value.layers if support(layer) & dims]

@@ -1,0 +1,147 @@
+"""Dims that are joined with others whose size is the input's, and slices that hold all of the example by chance."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fxcompress as fxc
+from fxcompress.errors import PathError
+from tests.exactness import TOLERANCE, difference, outputs, runs_on
+from tests.networks import randomise
+
+C = 5
+EXAMPLES = ((2, 4, 4), (1, 4, 4), (2, 1, 1), (1, 1, 1), (3, 5, 4), (2, 2, 2))
+OTHERS = (*EXAMPLES, (2, 1, 3), (1, 4, 1), (2, 3, 5), (3, 4, 6), (1, 8, 8), (4, 2, 7), (5, 6, 2))
+
+
+class Net(nn.Module):
+    """Channels 1 and 2 are dead at first, and rows 0 to 3 of a table in these channels."""
+
+    def __init__(self, op: "Op") -> None:
+        super().__init__()
+        self.op, self.first, self.last = op, nn.Conv2d(3, C, 1), nn.Linear(C, 2)
+        self.table, self.heads = nn.Parameter(torch.randn(C, 8)), nn.Parameter(torch.randn(2, 3, C))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.last(self.op(self, self.first(x)))
+        return y
+
+
+Op = Callable[[Net, Tensor], Tensor]
+"""From (N, C, H, W) to (..., C)."""
+
+
+def channels_last(h: Tensor) -> Tensor:
+    return h.flatten(2).mT
+
+
+def first_rows(h: Tensor) -> Tensor:
+    y = h.clone()
+    part = y[:, :, :4]
+    part.add_(1.0)
+    return channels_last(y)
+
+
+def first_row_by_out(h: Tensor) -> Tensor:
+    y = h.exp()
+    y[:, :, :4] = 0.0
+    return channels_last(y)
+
+
+def heads(m: Net, h: Tensor) -> Tensor:
+    """An attention with the heads beside the samples, as older code has it."""
+    n, x = h.shape[0], h.flatten(2).permute(2, 0, 1)
+    q = x.reshape(-1, n * C, 1).transpose(0, 1)
+    found = torch.bmm(torch.bmm(q, q.mT).softmax(-1), q)
+    return found.transpose(0, 1).reshape(-1, n, C)[0]
+
+
+OPS: dict[str, Op] = {
+    "heads beside samples": heads,
+    "entries of pixels and channels": lambda m, h: h.flatten(1)[:, 2 : 2 + C],
+    "entries of channels and pixels": lambda m, h: channels_last(h).flatten(1)[:, 2 : 2 + C],
+    "entries of samples and channels": lambda m, h: h.mean((2, 3)).flatten()[3 : 3 + C],
+    "one entry": lambda m, h: h.flatten(1)[:, 4:5].expand(-1, C),
+    "all of the example": lambda m, h: h.flatten(1)[:, : C * 16].sum(1, keepdim=True).expand(-1, C),
+    "entries by an index": lambda m, h: h.flatten(1)[:, [4, 0, 3, 2, 1]],
+    "halves of pixels and channels": lambda m, h: F.pad(h.flatten(1).chunk(3, 1)[1], (0, C))[:, :C],
+    "entries behind an activation": lambda m, h: torch.tanh(h).flatten(1).relu()[:, 2 : 2 + C],
+    "entries behind a turn": lambda m, h: h.flatten(1).t()[2 : 2 + C].t(),
+    "entries of a sum of two": lambda m, h: (h.flatten(1) + h.exp().flatten(1))[:, 2 : 2 + C],
+    "entries of a joined tensor": lambda m, h: torch.cat([h.flatten(1), h.exp().flatten(1)], 1)[:, 2 : 2 + C],
+    "scrambled": lambda m, h: h.reshape(h.shape[0], -1, C),
+    "columns of a table": lambda m, h: (h[..., :4] + m.table[:, None, 2:6]).flatten(2)[..., 3:5].mT,
+    "columns of a table, one": lambda m, h: (h.exp()[..., :4] * m.table[:, None, :4]).flatten(2)[..., 4:6].mT,
+    "columns of a table, cut anew": lambda m, h: (
+        (h[..., :4] + m.table[:, None, 2:6]).flatten(2).view(h.shape[0], C, 4, -1)[..., 0].mT
+    ),
+    "rows of two": lambda m, h: channels_last(torch.stack([h.exp(), h], 2).flatten(2, 3)[:, :, 2:6]),
+    "rows of a table beside one": lambda m, h: (channels_last(h)[:, :4] + m.table[:, 2:6].t())[:, [-1, 0]],
+    "a row of a table beside one": lambda m, h: (channels_last(h)[:, :4] + m.table[:, 2:6].t())[:, 2],
+    "a border": lambda m, h: F.pad(h.exp(), (1, 0)).flatten(2)[..., 5:6].mT,
+    "a number of them": lambda m, h: channels_last(h.exp() * (h.mean((2, 3)).reshape(-1).shape[0] - C)),
+    "rows that are written": lambda m, h: first_rows(h),
+    "rows that are set": lambda m, h: first_row_by_out(h),
+    "rows that are scattered": lambda m, h: channels_last(torch.slice_scatter(h, h[:, :, :2].exp(), 2, 0, 2)),
+    "a row that is scattered": lambda m, h: channels_last(torch.select_scatter(h, h[:, :, 0].exp(), 2, 0)),
+    "the rows behind the first": lambda m, h: channels_last(torch.cat([h[:, :, 1:].exp(), h], 2)),
+    "columns behind the first": lambda m, h: channels_last(h[..., 1:].exp()).sum(1) + channels_last(h).sum(1),
+    "steps": lambda m, h: channels_last(h.diff(dim=2)).sum(1),
+    "a variance with more taken off": lambda m, h: h.flatten(2).var(2, correction=2),
+}
+
+
+def dead(op: Op, weight: float) -> Net:
+    net = randomise(Net(op).double())
+    with torch.no_grad():
+        net.get_parameter("first.weight")[1:3] = 0
+        net.get_parameter("first.bias")[1:3] = weight
+        net.get_parameter("table")[1:3, :4] = 0
+    return net.eval()  # type: ignore[return-value]
+
+
+def sample(shape: tuple[int, int, int]) -> Tensor:
+    return torch.randn(shape[0], 3, *shape[1:], dtype=torch.float64)
+
+
+@pytest.mark.filterwarnings("ignore:var")
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+@pytest.mark.parametrize("example", EXAMPLES)
+@pytest.mark.parametrize("name", OPS)
+def test_other_sizes(name: str, example: tuple[int, int, int], weight: float) -> None:
+    torch.manual_seed(0)
+    net, x = dead(OPS[name], weight), sample(example)
+    if not runs_on(net, (x,)):
+        pytest.skip("the network does not run on the example")
+    for more in (False, True):
+        pruned = fxc.prune(net, x, fold=more, narrow=more).module
+        for other in (y for y in map(sample, OTHERS) if runs_on(net, (y,))):
+            try:
+                found = outputs(pruned, (other,))
+            except PathError:
+                continue
+            assert difference(outputs(net, (other,)), found) <= TOLERANCE
+
+
+STAY_DEAD: dict[str, Op] = {
+    "pooled": lambda m, h: torch.cat([F.adaptive_avg_pool2d(h, 1).flatten(1)] * 2, 1).chunk(2, 1)[0],
+    "pooled by a mean": lambda m, h: h.mean((2, 3), keepdim=True).relu().flatten(1)[:, :C],
+    "samples and pixels": lambda m, h: channels_last(h).reshape(-1, C)[:2],
+    "there and back": lambda m, h: h.flatten(1).relu().view(h.shape)[..., 0, 0],
+    "twice as many": lambda m, h: torch.cat([h, h], 1).unflatten(1, (2, C))[:, 0].mean((2, 3)),
+    "windows": lambda m, h: h.unflatten(2, (-1, 2)).unflatten(4, (-1, 2)).permute(0, 2, 4, 3, 5, 1).flatten(0, 2)[0],
+    "a token in front": lambda m, h: torch.cat([h.flatten(2).mT[:, :1] * 0, channels_last(h)], 1)[:, 0],
+}
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("name", STAY_DEAD)
+def test_dead_channels_go(name: str, rows: int) -> None:
+    net, x = dead(STAY_DEAD[name], 0.0), sample((rows, 4, 4))
+    pruned = fxc.prune(net, x).module
+    assert pruned.get_parameter("first.weight").shape[0] == C - 2
+    for other in (y for y in map(sample, OTHERS) if runs_on(net, (y,))):
+        assert difference(outputs(net, (other,)), outputs(pruned, (other,))) <= TOLERANCE

@@ -4,9 +4,8 @@
 meet an op stand in the graph is told by the node that calls it.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 from dataclasses import replace as replace_fields
 from typing import Any, TypeGuard
 
@@ -14,7 +13,7 @@ from torch import fx, nn
 
 from fxcompress.channels.size_reads import read_of
 from fxcompress.channels.survivors import has_own_labels
-from fxcompress.channels.values import Step, Value, leaves
+from fxcompress.channels.values import Met, Step, Value, leaves
 
 _RESHAPES = frozenset({"view", "reshape"})
 _KNOWN_CODE = ("torch.", "torchvision.", "_operator.", "math.", "builtins.", "fxcompress.")
@@ -37,28 +36,6 @@ class _Complex(Computed, complex):
 
 
 _NUMBERS = {int: _Int, float: _Float, complex: _Complex}
-
-
-@dataclass(frozen=True, slots=True)
-class Met:
-    """The numbers that a node meets.
-
-    Attributes:
-        given: those that come from sizes of the inputs.
-        written: those that stand in the graph, and are none of these.
-    """
-
-    given: frozenset[complex]
-    written: frozenset[complex]
-
-    def may_change(self, tree: object, trivial: Collection[object] = ()) -> bool:
-        """Whether a number among the arguments of an op may be another one in the next run."""
-        return any(self._may(leaf, trivial) for leaf in leaves(tree))
-
-    def _may(self, leaf: object, trivial: Collection[object]) -> bool:
-        if type(leaf) is not bool and type(leaf) not in _NUMBERS:
-            return False
-        return leaf in self.given or (leaf not in self.written and leaf not in trivial)
 
 
 class Numbers:

@@ -12,7 +12,6 @@ from torch._decomp import decomposition_table
 from torch.utils._mode_utils import no_dispatch
 
 from fxcompress.channels.composed import COMPOSED, by_places
-from fxcompress.channels.computed_numbers import Met
 from fxcompress.channels.joined import Joined, labels_along
 from fxcompress.channels.layers import Layers, same_layers, support
 from fxcompress.channels.packed import PACKED
@@ -32,7 +31,7 @@ from fxcompress.channels.rules.sums import in_sums
 from fxcompress.channels.shapes import shapes
 from fxcompress.channels.space import Space
 from fxcompress.channels.survivors import has_own_labels
-from fxcompress.channels.values import Call, LabelTensor, Step, Storage, Value, find, first_labelled, replace
+from fxcompress.channels.values import Call, LabelTensor, Met, Step, Storage, Value, find, first_labelled, replace
 from fxcompress.errors import ValueReadError
 
 _PICKS = frozenset({INDEX, INDEX_ADD})

@@ -1,7 +1,7 @@
 """Tensors that carry labels instead of numbers, and the tape of what was done with them."""
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,10 +12,10 @@ from fxcompress.channels.layers import Layers
 from fxcompress.channels.space import Space
 
 if TYPE_CHECKING:
-    from fxcompress.channels.computed_numbers import Met
     from fxcompress.channels.rules.registry import OpClass
 
 _COUNT = [0]
+_KINDS = (int, float, complex)
 
 
 def _next() -> int:
@@ -74,6 +74,28 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
+class Met:
+    """The numbers that a node meets.
+
+    Attributes:
+        given: those that come from sizes of the inputs.
+        written: those that stand in the graph, and are none of these.
+    """
+
+    given: frozenset[complex]
+    written: frozenset[complex]
+
+    def may_change(self, tree: object, trivial: Collection[object] = ()) -> bool:
+        """Whether a number among the arguments of an op may be another one in the next run."""
+        return any(self._may(leaf, trivial) for leaf in leaves(tree))
+
+    def _may(self, leaf: object, trivial: Collection[object]) -> bool:
+        if type(leaf) is not bool and type(leaf) not in _KINDS:
+            return False
+        return leaf in self.given or (leaf not in self.written and leaf not in trivial)
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """One line of the tape.
 
@@ -90,7 +112,7 @@ class Step:
     call: Call
     outputs: tuple[Value, ...]
     node: str
-    numbers: "Met | None" = None
+    numbers: Met | None = None
     anywhere: frozenset[int] = frozenset()
 
 

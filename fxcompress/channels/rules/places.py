@@ -11,13 +11,12 @@ from collections.abc import Set as AbstractSet
 import torch
 from torch import Tensor, fx
 
-from fxcompress.channels.computed_numbers import Met
 from fxcompress.channels.layers import Layers, along
 from fxcompress.channels.rules.indexing import equal_along, hold_along
 from fxcompress.channels.rules.registry import Known, OpClass
 from fxcompress.channels.space import Space
 from fxcompress.channels.survivors import has_own_labels
-from fxcompress.channels.values import Call, Step, Value, leaves
+from fxcompress.channels.values import Call, Met, Step, Value, leaves
 from fxcompress.trace.calls import function_name
 
 _TEXT = "which of its entries are read depends on the size of the input"

@@ -197,6 +197,8 @@ def _table(table: dict[str, Any]) -> Iterable[str]:
 
 
 def _cell(value: object, form: str) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if value is None:
         return "-"
     return format(value, form) if isinstance(value, int | float) else str(value)

@@ -5,7 +5,7 @@ import inspect
 import logging
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -17,7 +17,7 @@ from fxcompress.storage.states import check_place
 from fxcompress.training.batches import check_callable
 from fxcompress.training.bracket import Bracket
 from fxcompress.training.display import tell
-from fxcompress.training.fit import Validate, measured, name_of
+from fxcompress.training.fit import Validate, measured, name_of, needed
 from fxcompress.training.history import shown
 from fxcompress.training.in_pieces import Compressed
 from fxcompress.training.parallel import is_first, mean_of_processes
@@ -181,9 +181,7 @@ class _Search:
     def see(self, target: float | None, net: Compressed, module: nn.Module | None = None) -> Round:
         """Measure a network, and take it in."""
         module = net.finalize().eval() if module is None else module
-        metric = measured(module, self.validate)
-        if metric is None:
-            raise TypeError("validate returned None, and min_accuracy= needs the accuracy: return it")
+        metric = needed(measured(module, self.validate))
         metric = mean_of_processes(metric, next(net.parameters()).device)
         found = Round(target, net.fractional_size(), metric, metric >= self.least, name_of(self.validate))
         self.rounds.append(found)
@@ -204,7 +202,7 @@ class _Search:
                 "  take more epochs, a lower min_accuracy, or, if the weights are not trained yet, fine_tune=False; "
                 "validate and min_accuracy must be in the same unit", self.least, 100 * best.size, best.metric,
             )  # fmt: skip
-        return AccuracyResult(best.module, best.net, best.size, best.metric, best.kept, self.rounds)
+        return replace(best, rounds=self.rounds)
 
 
 def _better(found: Round, best: AccuracyResult) -> bool:

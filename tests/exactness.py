@@ -1,7 +1,7 @@
 """What the tests of exactness share: making channels dead, comparing outputs, looking for traces of a visit."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.plan import Plan
 from fxcompress.channels.sites import SiteAtoms
+from fxcompress.errors import PathError
 
 TOLERANCE = 1e-9
 
@@ -140,3 +141,17 @@ def _bytes(tensor: Tensor) -> tuple[torch.Size, torch.dtype, bytes]:
         return tensor.shape, tensor.dtype, b""
     plain = tensor.detach().cpu()
     return plain.shape, plain.dtype, plain.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
+
+def compared_on(net: nn.Module, pruned: nn.Module, others: Iterable[Tensor]) -> int:
+    """Compare two networks on each input that the first runs on, and the second does not refuse; on how many."""
+    compared = 0
+    for x in others:
+        if runs_on(net, (x,)):
+            try:
+                found = outputs(pruned, (x,))
+            except PathError:
+                continue
+            assert difference(outputs(net, (x,)), found) <= TOLERANCE
+            compared += 1
+    return compared

@@ -111,9 +111,7 @@ def train(
             _settle(trainer, run, processes, measured=validate is not None)
             metric = None if validate is None else measured(net, validate)
             if trainer.guard.min_metric is not None:
-                if metric is None:
-                    raise TypeError("validate returned None, and min_accuracy= needs the accuracy: return it")
-                trainer.guard.see_metric(processes.mean(metric))
+                trainer.guard.see_metric(processes.mean(needed(metric)))
             record = EpochRecord(
                 epoch, loss, metric, net.fractional_size(), net.weights_left(), net.channels_left(),
                 trainer.last_gamma, seconds, name_of(validate),
@@ -210,6 +208,17 @@ def name_of(validate: Validate | None) -> str:
     """What the metric is called: a function without a name of its own, such as a lambda, gives it none."""
     name = getattr(validate, "__name__", "")
     return name if name.isidentifier() else "metric"
+
+
+def needed(metric: float | None) -> float:
+    """The metric, where something depends on it.
+
+    Raises:
+        TypeError: there is none.
+    """
+    if metric is None:
+        raise TypeError("validate returned None, and min_accuracy= needs the accuracy: return it")
+    return metric
 
 
 def measured(net: nn.Module, validate: Validate) -> float | None:

@@ -20,6 +20,7 @@ from fxcompress.trace.questions import asking_type
 from fxcompress.trace.tracer import trace
 from tests.exactness import TOLERANCE, Fingerprint, difference, outputs
 from tests.nets import made_dead
+from tests.test_weight_norm import FORMS
 
 D = 6
 helpers = ModuleType("helpers")
@@ -106,15 +107,31 @@ def test_what_cannot_be_answered_is_refused(condition: Callable[[Net, Any], bool
 class Asks(Net):
     """Asks in its own forward."""
 
+    answer: type = Tensor
+
     def forward(self, x: Tensor) -> Tensor:
         h = self.first(x)
-        return self.last(h * 2 if type(h) is Tensor else h)  # type: ignore[no-any-return]
+        return self.last(h * 2 if type(h) is self.answer else h)  # type: ignore[no-any-return]
 
 
 def test_what_a_forward_asks_is_refused_as_well() -> None:
     net, x = made_dead(Asks(lambda net, h: h)), torch.randn(5, 4, dtype=torch.float64)
     with pytest.raises(TraceError, match=r"forward asks for the type of a value"):
         fxc.prune(net, x)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("asked", [Tensor, int])
+def test_a_question_without_consequence_is_no_obstacle_under_weight_norm(form: str, asked: type) -> None:
+    """The graph holds the weights themselves: it is compared with a model that does so as well."""
+    net, x = Asks(lambda net, h: h).double(), torch.randn(5, 4, dtype=torch.float64)
+    FORMS[form](net.first)
+    net.answer = asked
+    if asked is Tensor:
+        with pytest.raises(TraceError, match=r"forward asks for the type of a value"):
+            trace(net, ExampleInputs.of(x))
+    else:
+        assert difference([net(x)], [trace(net, ExampleInputs.of(x))(x)]) <= TOLERANCE
 
 
 def test_what_a_leaf_asks_is_no_question_of_the_model() -> None:

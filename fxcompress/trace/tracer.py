@@ -42,7 +42,7 @@ from fxcompress.trace.verify import computes_the_same
 from fxcompress.trace.walk import modules_in
 from fxcompress.trace.watch import wrapped_functions
 from fxcompress.trace.weights.computed import make_computed_plain
-from fxcompress.trace.weights.norm import make_weights_plain
+from fxcompress.trace.weights.norm import make_weights_plain, with_plain_weights
 
 
 class GraphOf(Protocol):
@@ -105,7 +105,9 @@ def _checked(model: nn.Module, inputs: ExampleInputs | None, make: Callable[[set
     """
     kept: set[str] = set()
     traced, asking = make(kept), asking_type(model)
-    if (asking is None and not kept) or (inputs is not None and computes_the_same(model, traced, inputs)):
+    if asking is None and not kept:
+        return traced
+    if inputs is not None and computes_the_same(with_plain_weights(model), traced, inputs):
         return traced
     if asking is None:
         raise carried_over(min(kept))

@@ -107,7 +107,7 @@ def test_what_cannot_be_answered_is_refused(condition: Callable[[Net, Any], bool
 class Asks(Net):
     """Asks in its own forward."""
 
-    answer: type = Tensor
+    answer: type[Any] = Tensor
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.first(x)

@@ -15,7 +15,6 @@ from fxcompress.channels.size_reads import read_of
 from fxcompress.channels.survivors import has_own_labels
 from fxcompress.channels.values import Met, Step, Value, leaves
 
-_RESHAPES = frozenset({"view", "reshape"})
 _KNOWN_CODE = ("torch.", "torchvision.", "_operator.", "math.", "builtins.", "fxcompress.")
 
 
@@ -47,7 +46,7 @@ class Numbers:
     Args:
         constant: the nodes that are made of parameters and numbers alone.
         results: of the nodes, by name; a Value in the place of each tensor.
-        joined: the dims of a value that a reshape has made of others whose sizes the inputs decide.
+        decided: the dims of a value whose sizes the inputs decide though their entries have labels.
 
     Attributes:
         before: the names of the nodes of the graph before a cut, and whether their numbers are as they are for all
@@ -58,27 +57,18 @@ class Numbers:
         self,
         constant: AbstractSet[fx.Node],
         results: Mapping[str, Any],
-        joined: Callable[[Value], AbstractSet[int]],
+        decided: Callable[[Value], AbstractSet[int]],
     ) -> None:
         self._constant = constant
         self._results = results
-        self._joined = joined
+        self._decided = decided
         self.before: Mapping[str, bool] = {}
         self._fixed: set[fx.Node] = set()
-        self._sized: set[fx.Node] = set()  # tensors, the widths of which may follow a size
 
-    def follow(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> None:
-        """Note what the numbers that a node has returned come from.
-
-        Args:
-            node: has been run.
-            values: the results of the nodes before.
-        """
+    def follow(self, node: fx.Node) -> None:
+        """Note what the numbers that a node has returned come from, once it has been run."""
         if self._is_fixed(node):
             self._fixed.add(node)
-        takes = node.target not in _RESHAPES and self._given(node, values)
-        if takes or any(used in self._sized for used in node.all_input_nodes):
-            self._sized.add(node)
 
     def is_fixed(self, node: fx.Node) -> bool:
         """Whether numbers or a tensor without labels are the same for all inputs."""
@@ -103,9 +93,8 @@ class Numbers:
         if source in self._constant or not isinstance(which, int | slice) or not isinstance(value, Value):
             return source in self._constant
         dims = range(value.rank)[which]
-        taken, joined = [dims] if isinstance(dims, int) else dims, self._joined(value)
-        own = (has_own_labels(value, dim) and dim not in joined for dim in taken)
-        return source not in self._sized and all(own)
+        taken, decided = [dims] if isinstance(dims, int) else dims, self._decided(value)
+        return all(has_own_labels(value, dim) and dim not in decided for dim in taken)
 
     def _given(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> frozenset[complex]:
         return frozenset(_numbers_in(values[used] for used in node.all_input_nodes if not self.is_fixed(used)))

@@ -32,6 +32,7 @@ from fxcompress.channels.shapes import shapes
 from fxcompress.channels.space import Space
 from fxcompress.channels.survivors import has_own_labels
 from fxcompress.channels.values import Call, LabelTensor, Met, Step, Storage, Value, find, first_labelled, replace
+from fxcompress.channels.widths import Widths
 from fxcompress.errors import ValueReadError
 
 _PICKS = frozenset({INDEX, INDEX_ADD})
@@ -85,6 +86,7 @@ class Dispatch:
         picked: the dims along which that node picks entries of its first argument, by a subscript.
         made: keys of the values that are made of parameters alone.
         places: where in tensors the inputs decide what stands.
+        widths: which dims with labels may have another width for other inputs.
         filled: keys of those that are made out of nothing.
     """
 
@@ -99,6 +101,7 @@ class Dispatch:
         self.picked = frozenset[int]()
         self.made: set[int] = set()
         self.places = Joined(self.made)
+        self.widths = Widths()
         self.filled: set[int] = set()
 
     def dispatch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
@@ -223,7 +226,21 @@ class Dispatch:
     def put(self, step: Step) -> None:
         """Put a step on the tape."""
         self.tape.append(step)
-        self.places.follow(step.op, step.call, step.outputs, moving=step.numbers is not None)
+        self._follow(step.op, step.call, step.outputs, moving=step.numbers is not None)
+
+    def _follow(self, op: OpClass, call: Call, outputs: tuple[Value, ...], *, moving: bool) -> frozenset[int]:
+        """Note what a step does to dims that the inputs decide; see :meth:`Joined.follow`."""
+        self.widths.follow(op, call, outputs, moving=moving and self.moves)
+        return self.places.follow(op, call, outputs, moving=moving)
+
+    @property
+    def moves(self) -> bool:
+        """Whether numbers that come from sizes may decide how wide is what the node returns."""
+        return self.numbers is not None and not self.placed
+
+    def decided(self, value: Value) -> frozenset[int]:
+        """The dims of a value whose sizes the inputs decide though their entries have labels."""
+        return self.places.dims(value) | self.widths.of(value)
 
     def _is_part(self, tensor: LabelTensor) -> bool:
         """Whether a subscript has picked all entries of a tensor, of which there may be more in the next run."""
@@ -258,7 +275,7 @@ class Dispatch:
         read = self.places.picked(op, call)
         if self.picked and func in _ALIASES:
             read |= self.places.dims(args[0]) & self.picked
-        read |= self.places.follow(op, call, outputs, moving=self.numbers is not None)
+        read |= self._follow(op, call, outputs, moving=self.numbers is not None)
         for layer in labels_along(args[0], read) if read else ():
             self.space.pin(layer, "input-size", _JOINED)
         for layer in self.places.spread_over(op, call):
@@ -288,6 +305,7 @@ class Dispatch:
         """The same, where the next op may read other entries along some dims than it does on the example inputs."""
         call = Call("anywhere", (value, dims, beside), {}, (value.meta,))
         moved = Value(value.meta, ANYWHERE.labels(call, self.space)[0])
+        self.widths.note(moved, dims)
         self.put(Step(ANYWHERE, call, (moved,), self.space.node))
         return moved
 

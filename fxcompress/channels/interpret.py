@@ -37,7 +37,7 @@ from fxcompress.channels.rules import extremes, pointwise, variances
 from fxcompress.channels.rules.einsum import EINSUM, einsum_of
 from fxcompress.channels.rules.movement import PAD
 from fxcompress.channels.rules.noise import NOISE, noise_of
-from fxcompress.channels.rules.places import dims_of_node, picked_by, put_beside, written_sizes
+from fxcompress.channels.rules.places import dims_of_node, picked_by, put_beside, stated_sizes, written_sizes
 from fxcompress.channels.rules.quantize import QUANTIZE
 from fxcompress.channels.shapes import like
 from fxcompress.channels.space import PART, Space
@@ -140,7 +140,7 @@ class Interpreter:
         self._modules = named_modules_in(module)
         self._tables = self.dispatch.made
         self._constant: set[fx.Node] = set()  # made of parameters and numbers alone
-        self._numbers = Numbers(self._constant, self.trail.values, self.dispatch.places.dims)
+        self._numbers = Numbers(self._constant, self.trail.values, self.dispatch.decided)
 
     def run(self, graph: fx.Graph, inputs: ExampleInputs) -> Trail:
         """Interpret ``graph`` on ``inputs``.
@@ -191,7 +191,9 @@ class Interpreter:
         self.trail.args[node.name] = _values(args)
         start = len(self.dispatch.tape)
         result = self.call(node, args, kwargs)
-        self._numbers.follow(node, self.env)
+        self._numbers.follow(node)
+        if len(self.dispatch.tape) == start and self.dispatch.moves:  # it may call an op in the next run
+            self._note_widths(result)
         self._follow_tables(node, start)
         return result
 
@@ -211,7 +213,7 @@ class Interpreter:
         self.dispatch.numbers = self._numbers.met(node, self.env, callee)
         self.dispatch.sized = any(map(self._is_sized, node.all_input_nodes))
         self.dispatch.placed, self.dispatch.picked = False, frozenset()
-        self.dispatch.places.written = written_sizes(node)
+        self.dispatch.places.written, self.dispatch.places.stated = written_sizes(node), stated_sizes(node)
         try:
             if node.op == "call_module":
                 module = self._submodule(str(node.target))
@@ -291,7 +293,15 @@ class Interpreter:
         self.dispatch.filled.add(value.key)
         call = Call(FILL, (value.layers, filled_with(node)), {}, (meta,))
         self.dispatch.tape.append(Step(FILL, call, (value,), node.name))
-        return LabelTensor(value, self.dispatch, result.device)
+        made = LabelTensor(value, self.dispatch, result.device)
+        if self.dispatch.moves:
+            self._note_widths(made)
+        return made
+
+    def _note_widths(self, result: Any) -> None:  # noqa: ANN401 - whatever a node returns
+        """Note that all dims of what a node returns may be wider or narrower in the next run."""
+        for value in (tensor.fxc_value for tensor in find(LabelTensor, [result])):
+            self.dispatch.widths.note(value, frozenset(range(value.rank)))
 
     def is_followed(self, node: fx.Node) -> bool:
         """Whether what a node makes is followed though no dim of it has more than one entry."""

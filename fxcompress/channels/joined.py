@@ -12,19 +12,17 @@ from dataclasses import dataclass
 
 import torch
 
+from fxcompress.channels.dim_places import REDUCE, Places, op_name, places_in
 from fxcompress.channels.layers import along, blocks, support
-from fxcompress.channels.rules.contraction import CONTRACTIONS, CONVOLUTION, site_of
+from fxcompress.channels.rules.contraction import CONVOLUTION, site_of
 from fxcompress.channels.rules.indexing import INDEX, indexed_dims
 from fxcompress.channels.rules.movement import PERMUTE, RESHAPE
-from fxcompress.channels.rules.pointwise import unexpanded
-from fxcompress.channels.rules.products import BATCHED
-from fxcompress.channels.rules.reductions import reduced, reduced_dims
+from fxcompress.channels.rules.pointwise import SAME, unexpanded
+from fxcompress.channels.rules.reductions import SOFTMAX, reduced_dims
 from fxcompress.channels.rules.registry import OpClass
 from fxcompress.channels.values import Call, Value, find
 
 NONE: frozenset[int] = frozenset()
-_Places = list[int | None]
-"""For each dim of an argument the dim of a result, None where it is gone."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,13 +50,16 @@ class Joined:
 
     Attributes:
         written: the sizes that stand in the graph where the node that runs reshapes a tensor.
+        stated: those of each dim of its result, None where another number, or -1, stands there.
     """
 
     def __init__(self, made: AbstractSet[int]) -> None:
         self._made = made
         self._joins: dict[int, dict[int, _Join]] = {}
         self._ones: dict[int, frozenset[int]] = {}  # dims of one entry, for all inputs
+        self._parts: dict[int, frozenset[int]] = {}  # dims of more, which a reshape has split off channels
         self.written: Collection[int] = ()
+        self.stated: Sequence[int | None] = ()
 
     def dims(self, value: Value) -> frozenset[int]:
         """The dims of a value along which the places of its entries follow the input."""
@@ -71,7 +72,7 @@ class Joined:
             return NONE
         if op is INDEX:
             return self.dims(source) & indexed_dims(call)
-        picks = _PICKS.get(_name(call))
+        picks = _PICKS.get(op_name(call))
         return NONE if picks is None else self.dims(source) & {d % source.rank for d in picks(call)}
 
     def spread_over(self, op: OpClass, call: Call) -> Iterator[torch.Tensor]:
@@ -104,16 +105,18 @@ class Joined:
             the dims of its first argument that a reshape has turned into others in a way that depends on their sizes.
         """
         source = call.args[0] if call.args else None
-        if op is RESHAPE and isinstance(source, Value) and _name(call) not in {"squeeze", "unsqueeze"}:
+        if op is RESHAPE and isinstance(source, Value) and op_name(call) not in {"squeeze", "unsqueeze"}:
             return NONE if source.key in self._made else self._reshape(source, outputs[0])
         made = NONE if moving or not outputs else _ones_made(call, outputs[0])
         if self._joins or self._ones or made:
             operands = [v for v in find(Value, call.args) if v.key not in self._made]
             for out in outputs:
-                moved = [(v, _places(op, call, v, out)) for v in operands]
+                moved = [(v, places_in(op, call, v, out)) for v in operands]
                 joins = self._of_groups(call) if op is CONVOLUTION else {}
                 ones = made if moving else made | self._ones_in(out, moved)
                 self._note(out, joins | self._joins_in(out, moved), ones)
+                if self._parts and (op in _IN_PLACE or op.name.startswith(_POINTWISE)):
+                    self._note_parts(out, self._parts_in(out, moved))
         return NONE
 
     def _of_groups(self, call: Call) -> dict[int, _Join]:
@@ -131,7 +134,17 @@ class Joined:
         if ones:
             self._ones[value.key] = ones
 
-    def _joins_in(self, out: Value, moved: list[tuple[Value, _Places | None]]) -> dict[int, _Join]:
+    def _note_parts(self, value: Value, parts: AbstractSet[int]) -> None:
+        if parts:
+            self._parts[value.key] = frozenset(parts)
+
+    def _parts_in(self, out: Value, moved: list[tuple[Value, Places | None]]) -> set[int]:
+        """Where such dims are in a result; as wide as there, as what is broadcast has one entry."""
+        pairs = [(value, places, d) for value, places in moved for d in self._parts.get(value.key, NONE)]
+        found = {places[d] for value, places, d in pairs if places is not None and _is_as_wide(value, d, out, places)}
+        return {d for d in found if d is not None}
+
+    def _joins_in(self, out: Value, moved: list[tuple[Value, Places | None]]) -> dict[int, _Join]:
         found: dict[int, _Join] = {}
         for value, places in moved:
             own = self._joins.get(value.key, {})
@@ -141,7 +154,7 @@ class Joined:
                 found = {p: join for d, join in own.items() if (p := places[d]) is not None} | found
         return found
 
-    def _ones_in(self, out: Value, moved: list[tuple[Value, _Places | None]]) -> frozenset[int]:
+    def _ones_in(self, out: Value, moved: list[tuple[Value, Places | None]]) -> frozenset[int]:
         """The dims that have one entry in all operands that have them."""
         found: set[int | None] = set()
         for value, places in moved:
@@ -163,8 +176,16 @@ class Joined:
             as :meth:`follow`.
         """
         joins, ones = self._joins.get(source.key, {}), self._ones.get(source.key, NONE)
-        found, kept, mixed = dict[int, _Join](), set[int](), set[int]()
+        found, kept, mixed, parts = dict[int, _Join](), set[int](), set[int](), set[int]()
+        stated = self.stated if len(self.stated) == out.rank else [None] * out.rank
+        open_ended = any(size is None and n == 1 for size, n in zip(stated, out.shape, strict=True))
         for old, new in self._blocks(source, out):
+            if (
+                not open_ended
+                and sum(stated[d] is None for d in new) < 2
+                and all(self._is_fixed(source, d) for d in old)
+            ):
+                parts |= {d for d in new if out.shape[d] > 1}
             if 1 in self.written and not any(source.shape[d] == 1 and not self._is_fixed(source, d) for d in old):
                 kept |= {d for d in new if out.shape[d] == 1}
             if len(old) == len(new) == 1:
@@ -176,6 +197,7 @@ class Joined:
                 found |= {d: join for d, join in zip(new, made, strict=True) if join is not None}
                 mixed |= set(old) if irregular else set()
         self._note(out, found, frozenset(kept))
+        self._note_parts(out, parts)
         return frozenset(mixed)
 
     def _join(self, source: Value, old: list[int], after: tuple[int, ...]) -> tuple[Sequence[_Join | None], bool]:
@@ -206,7 +228,7 @@ class Joined:
         """Whether the size of a dim is as it is for all inputs: that of channels, or of all of them several times."""
         layer = along(value.layers, dim)
         labelled = layer is not None and bool(layer.all()) and dim not in self._joins.get(value.key, NONE)
-        return labelled or dim in self._ones.get(value.key, NONE)
+        return labelled or any(dim in dims.get(value.key, NONE) for dims in (self._ones, self._parts))
 
     def _blocks(self, source: Value, out: Value) -> list[tuple[list[int], list[int]]]:
         """As :func:`blocks`; what has one entry here and may have more goes with its neighbour where it vanishes."""
@@ -221,6 +243,12 @@ class Joined:
             else:
                 front += old
         return found
+
+
+def _is_as_wide(value: Value, dim: int, out: Value, places: Places) -> bool:
+    """Whether a dim of an argument has as many entries in a result."""
+    place = places[dim]
+    return place is not None and out.shape[place] == value.shape[dim]
 
 
 def _several(sizes: tuple[int, ...]) -> tuple[int, ...]:
@@ -243,54 +271,22 @@ def _split(before: tuple[int, ...], after: tuple[int, ...], fixed: list[bool]) -
     return left
 
 
-def _name(call: Call) -> str:
-    """The op that is called; "" for a step that is none."""
-    return getattr(getattr(call.func, "overloadpacket", None), "__name__", "")
-
-
 def _ones_made(call: Call, out: Value) -> frozenset[int]:
     """The dims of a result that have one entry whatever the op is given."""
-    name, source = _name(call), call.args[0] if call.args else None
+    name, source = op_name(call), call.args[0] if call.args else None
     if name == "unsqueeze":
         return frozenset({call.args[1] % out.rank})
-    if name in _REDUCE and isinstance(source, Value) and out.rank == source.rank:
+    if name in REDUCE and isinstance(source, Value) and out.rank == source.rank:
         return reduced_dims(call)
     return frozenset(d for d in range(2, out.rank) if out.shape[d] == 1) if name in _POOLS else NONE
 
 
 _POINTWISE = ("pointwise", "multiply", "divide", "choice")
-_REDUCE = frozenset({
-    "mean", "sum", "amax", "amin", "max", "min", "var", "std", "prod", "linalg_vector_norm", "logsumexp", "median",
-})  # fmt: skip
+_IN_PLACE = frozenset({PERMUTE, SAME, SOFTMAX})
+"""Ops after which a dim is what it was."""
 _POOLS = frozenset({
     f"{name}{n}d" for n in (1, 2, 3) for name in ("adaptive_avg_pool", "_adaptive_avg_pool", "adaptive_max_pool")
 })  # fmt: skip
-
-
-def _places(op: OpClass, call: Call, value: Value, out: Value) -> _Places | None:
-    """Where the dims of an argument are in a result; None where that is not known."""
-    if op is BATCHED:
-        return [0, None, 2] if value is call.args[-1] else [0, 1, None]
-    if op in CONTRACTIONS:
-        source = value is _source(call)
-        return [0 if source else None, None, *([d if source else None for d in range(2, value.rank)])]
-    if op is PERMUTE:
-        told = torch.empty([d + 2 for d in range(value.rank)], device="meta")
-        shape = call.func(told, *call.args[1:], **call.kwargs).shape
-        return [shape.index(d + 2) for d in range(value.rank)]
-    if _name(call) == "unsqueeze":
-        made = call.args[1] % out.rank
-        return [d + (d >= made) for d in range(value.rank)]
-    gone = _GONE.get(_name(call))
-    if out.rank < value.rank and gone is not None:
-        left, dims = iter(range(out.rank)), {d % value.rank for d in gone(call)}
-        return [None if d in dims else next(left) for d in range(value.rank)]
-    return None if out.rank < value.rank else [d + out.rank - value.rank for d in range(value.rank)]
-
-
-def _source(call: Call) -> object:
-    """What a contraction reads."""
-    return call.args[1] if _name(call) == "addmm" else call.args[0]
 
 
 _Dims = Callable[[Call], AbstractSet[int]]
@@ -303,11 +299,6 @@ def _at(position: int, default: int = 0) -> _Dims:
 def _sliced(call: Call) -> frozenset[int]:
     whole = not call.arg(2, "start") and (call.arg(3, "end") or _END) == _END and call.arg(4, "step", 1) == 1
     return NONE if whole else frozenset({call.arg(1, "dim", 0)})
-
-
-def _squeezed(call: Call) -> frozenset[int]:
-    shape = call.args[0].shape
-    return frozenset(d for d in reduced(call.arg(1, "dim"), len(shape)) if shape[d] == 1)
 
 
 _END = 2**63 - 1
@@ -327,13 +318,6 @@ _PICKS: dict[str, _Dims] = {
     "index_add": _at(1),
 }
 """The dims along which these pick entries by their places."""
-_GONE: dict[str, _Dims] = {
-    "select": _at(1),
-    "unbind": _at(1),
-    "squeeze": _squeezed,
-    **dict.fromkeys(_REDUCE, reduced_dims),
-}
-"""The dims that these leave out."""
 
 
 def labels_along(value: Value, dims: frozenset[int]) -> list[torch.Tensor]:

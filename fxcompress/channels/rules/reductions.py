@@ -169,5 +169,5 @@ register(
 )
 register(OpClass("order", _order_labels, _kept_constants), ["sort", "cummax", "cummin"])
 register(OpClass("running sum", _mixing(_one, "reduction"), _running_constants), ["cumsum", "cumprod"])
-register(OpClass("softmax", _mixing(_one, "softmax")), ["_softmax", "_log_softmax", "logcumsumexp"])
+SOFTMAX = register(OpClass("softmax", _mixing(_one, "softmax")), ["_softmax", "_log_softmax", "logcumsumexp"])
 register(OpClass("layer norm", _mixing(_last(_normalized), "norm")), ["native_layer_norm"])

@@ -22,6 +22,7 @@ from fxcompress.channels.interpret import Trail
 from fxcompress.channels.plan import make_plan
 from fxcompress.channels.rules.registry import Known
 from fxcompress.channels.values import Value
+from fxcompress.passes.broadcasts import DIFFERENCES, SUMS, has_shape_of_sum
 from fxcompress.passes.join import Join, join_at
 from fxcompress.quantizer import Quantizer
 from fxcompress.trace.calls import function_name
@@ -35,11 +36,9 @@ The operand is called by the name of its node or, where it is a parameter or buf
 behind it another node stands for it.
 """
 
-_SUMS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 _WRITING = {"setitem", "iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "_assert"}
 _IN_PLACE_SUMS = {operator.iadd, operator.isub, "add_", "sub_"}
 _FRESH = {operator.add, operator.sub, operator.mul, torch.add, torch.sub, torch.mul, torch.cat, "add", "sub", "mul"}
-_DIFFERENCES = {operator.sub, operator.isub, torch.sub, "sub", "sub_"}
 
 
 def dead_branches(
@@ -61,7 +60,7 @@ def dead_branches(
                 zero = _zero(trail.args[node.name][dropped], knowns[mode], ignored)
                 if (
                     zero
-                    and _replaces(trail.values, node, operand)
+                    and has_shape_of_sum(analysis, mode, node, kept)
                     and not (dropped == 0 and written_operand_is_read(node, trail))
                 ):
                     found.append((f"{mode}:{node.name}", _called(analysis.module, operand)))
@@ -114,7 +113,7 @@ def operands_of(module: nn.Module, node: fx.Node) -> Iterator[tuple[int, int]]:
     if node.kwargs or len(node.args) != 2:
         return
     join = join_at(module, node)
-    sums, differences = node.target in _SUMS, node.target in _DIFFERENCES
+    sums, differences = node.target in SUMS, node.target in DIFFERENCES
     if join is None and (node.op == "call_module" or not (sums or differences)):
         return
     first, second = node.args
@@ -122,14 +121,6 @@ def operands_of(module: nn.Module, node: fx.Node) -> Iterator[tuple[int, int]]:
         yield 0, 1
         if sums and join is None:
             yield 1, 0
-
-
-def _replaces(values: dict[str, object], node: fx.Node, kept: fx.Node) -> bool:
-    """Whether the operand has the shape and type of the sum."""
-    whole, part = values[node.name], values[kept.name]
-    if not isinstance(whole, Value) or not isinstance(part, Value):
-        return False
-    return whole.shape == part.shape and whole.meta.dtype == part.meta.dtype
 
 
 def _zero(value: object, knowns: list[Known], ignored: np.ndarray | None) -> bool:

@@ -14,12 +14,11 @@ from fxcompress.channels.layers import support
 from fxcompress.channels.rules.registry import Known
 from fxcompress.channels.values import Value
 from fxcompress.passes.branches import written_operand_is_read
+from fxcompress.passes.broadcasts import DIFFERENCES, SUMS
 from fxcompress.passes.join import Join, join_at
 from fxcompress.trace.described import OP_KEY, place_of_node
 from fxcompress.trace.traced import TracedModule
 
-_SUMS = {operator.add, operator.iadd, torch.add, "add", "add_"}
-_DIFFERENCES = {operator.sub, operator.isub, torch.sub, "sub", "sub_"}
 _IN_PLACE = {operator.iadd, operator.isub, "add_", "sub_"}
 
 
@@ -89,7 +88,7 @@ def _operands(module: TracedModule, node: fx.Node) -> tuple[int, ...]:
     if join_at(module, node) is not None:
         calls = [n for g in module.graphs.values() for n in g.find_nodes(op="call_module", target=node.target)]
         return (1,) if calls == [node] else ()
-    sums, differences = node.target in _SUMS, node.target in _DIFFERENCES
+    sums, differences = node.target in SUMS, node.target in DIFFERENCES
     plain = node.op in {"call_function", "call_method"} and len(node.args) == 2 and set(node.kwargs) <= {"alpha"}
     if not plain or not (sums or differences) or not all(isinstance(a, fx.Node) for a in node.args):
         return ()
@@ -201,7 +200,7 @@ def _open(module: TracedModule, node: fx.Node, path: NarrowPath) -> None:
 
 def _alpha(node: fx.Node) -> Any:  # noqa: ANN401 - a number
     alpha = node.kwargs.get("alpha", 1)
-    return -alpha if node.target in _DIFFERENCES else alpha  # type: ignore[operator]
+    return -alpha if node.target in DIFFERENCES else alpha  # type: ignore[operator]
 
 
 def _free_name(module: nn.Module, node: object) -> str:

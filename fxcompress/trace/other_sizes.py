@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from dataclasses import replace as replace_fields
 from functools import cached_property, partial
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any
 
 import torch
@@ -210,14 +210,7 @@ class _Probe:
 
     @cached_property
     def _meta(self) -> TracedModule:
-        """The network without values."""
-        copy = skeleton(self._traced, compiled=False)
-        for module in copy.modules():
-            tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, module.__dict__)
-            for table in tables:
-                table.update({key: _empty(tensor) for key, tensor in table.items() if isinstance(tensor, Tensor)})
-            renew_weights(module)
-        return copy
+        return without_values(self._traced)
 
     def parts_at(self, inputs: ExampleInputs) -> fx.Node | bool:
         """The check at which inputs part from the path; else whether they can take it at all."""
@@ -228,7 +221,7 @@ class _Probe:
         run = _Run(self._meta.train(mode == "train"), self._traced.graphs[mode])
         try:
             with torch.device("meta"), torch.no_grad(), same_randomness(allowed=True):
-                bound = inputs.converted(_empty).bind(run.graph)
+                bound = inputs.converted(empty).bind(run.graph)
                 run.run(*(bound.get(str(node.target)) for node in run.graph.find_nodes(op="placeholder")))
         except PathError:
             return run.at if run.at is not None and _on_sizes(run.at) else False
@@ -288,10 +281,21 @@ def _decision(node: fx.Node) -> tuple[str, str]:
     return str(node.args[3]), getattr(getattr(decision, "target", None), "__name__", "")
 
 
-def _empty(tensor: Tensor) -> Tensor:
+def without_values(traced: TracedModule) -> TracedModule:
+    """A copy of a network the tensors of which have shapes and nothing else."""
+    copy = skeleton(traced, compiled=False)
+    for module in copy.modules():
+        tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, module.__dict__)
+        for table in tables:
+            table.update({key: empty(tensor) for key, tensor in table.items() if isinstance(tensor, Tensor)})
+        renew_weights(module)
+    return copy
+
+
+def empty(tensor: Tensor) -> Tensor:
     """A tensor like another one, without values."""
-    empty = tensor.detach().to("meta").requires_grad_(tensor.requires_grad)
-    return nn.Parameter(empty, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+    bare = tensor.detach().to("meta").requires_grad_(tensor.requires_grad)
+    return nn.Parameter(bare, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else bare
 
 
 def _on_sizes(node: fx.Node) -> bool:
@@ -308,6 +312,24 @@ def _numbers(node: fx.Node) -> Iterator[int]:
             open_ += [item for item in value.args if item not in open_]
         elif type(value) in {int, float} and value == int(value):
             yield int(value)
+
+
+def resized(inputs: ExampleInputs) -> Iterator[ExampleInputs]:
+    """Inputs that differ from these in one size, wherever it stands: one entry, one more, and twice as many.
+
+    One entry becomes as many as there are anywhere as well: it may be one that meets them all. And many become one
+    where one becomes many, as they may meet each other.
+    """
+    every = {size for shape in _shapes(inputs) for size in shape if size}
+    dims = _dims(inputs)
+    for chosen, size in dims:
+        for other in sorted(({1, size + 1, 2 * size} | (every if size == 1 else set())) - {size}):
+            if (found := _resized(inputs, chosen, other)) is not None:
+                yield found
+    for one, many in product((d for d, n in dims if n == 1), (d for d, n in dims if n > 1)):
+        wide = _resized(inputs, one, max(every) + 1)
+        if wide is not None and (found := _resized(wide, many, 1)) is not None:
+            yield found
 
 
 def _few(size: int) -> tuple[int, ...]:

@@ -1,0 +1,77 @@
+"""The shapes of what a graph computes on inputs of other sizes than those of the example."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxcompress.trace.inputs import ExampleInputs
+from fxcompress.trace.other_sizes import empty, resized, without_values
+from fxcompress.trace.state import same_randomness
+from fxcompress.trace.traced import TracedModule
+
+Shapes = dict[str, torch.Size]
+"""The shape of each tensor that a graph computes, by the name of the node."""
+
+
+def shapes_elsewhere(traced: TracedModule, inputs: ExampleInputs, mode: str) -> Iterator[Shapes]:
+    """What shapes there are on the example inputs, and on inputs of a few other sizes that a graph takes.
+
+    It runs on tensors without values, unless it reads some.
+
+    Args:
+        traced: a network; it stays as it is.
+        inputs: that it was traced on.
+        mode: which of its graphs.
+    """
+    run = _Runner(without_values(traced), traced.graphs[mode], mode, without=True)
+    example = run.shapes(inputs)
+    if example is None:
+        run = _Runner(copy.deepcopy(traced), traced.graphs[mode], mode, without=False)
+        example = run.shapes(inputs)
+    if example is None:
+        return
+    yield example
+    yield from (found for other in resized(inputs) if (found := run.shapes(other)) is not None)
+
+
+class _Runner:
+    """Runs a graph for the shapes of what it computes.
+
+    Args:
+        module: holds the tensors of the graph, and may be changed.
+        graph: of the module, in a mode.
+        mode: the mode.
+        without: whether tensors have no values.
+    """
+
+    def __init__(self, module: TracedModule, graph: fx.Graph, mode: str, *, without: bool) -> None:
+        self._module, self._graph, self._without = module.train(mode == "train"), graph, without
+
+    def shapes(self, inputs: ExampleInputs) -> Shapes | None:
+        """The shapes on some inputs; None where the graph does not run on them."""
+        run = _Run(self._module, self._graph)
+        device = torch.device("meta") if self._without else nullcontext()
+        try:
+            with device, torch.no_grad(), same_randomness(allowed=True):
+                bound = (inputs.converted(empty) if self._without else inputs).bind(self._graph)
+                run.run(*(bound.get(str(node.target)) for node in self._graph.find_nodes(op="placeholder")))
+        except Exception:  # noqa: BLE001 - inputs that do not fit: any failure is what was asked for
+            return None
+        return run.found
+
+
+class _Run(fx.Interpreter):
+    def __init__(self, module: TracedModule, graph: fx.Graph) -> None:
+        super().__init__(module, graph=graph)
+        self.found: Shapes = {}
+
+    def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401 - whatever it returns
+        """What a node returns; its shape is noted."""
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            self.found[n.name] = result.shape
+        return result

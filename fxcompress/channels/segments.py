@@ -71,7 +71,8 @@ def trace_segments(trail: Trail, makers: Sequence[Maker]) -> Segments:
                 result.maps[step.outputs[0].key] = found
             continue
         for value, found in zip(step.outputs, _carried(step, known, result), strict=True):
-            if found is not None and (found.numel() != 1 or not bool(found.isnan())):
+            # A map without entries is of a tensor that has none on the example inputs, and says nothing of others.
+            if found is not None and found.numel() and (found.numel() != 1 or not bool(found.isnan())):
                 result.maps[value.key] = found
     return result
 

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from fxcompress.channels.carried import Held, carried
 from fxcompress.channels.interpret import Atoms, Interpreter, Trail, fresh_atoms
 from fxcompress.channels.layers import support
+from fxcompress.channels.ranks import note_ranks
 from fxcompress.channels.rules.contraction import CONTRACTIONS, Site, site_of
 from fxcompress.channels.rules.movement import LOOKUPS
 from fxcompress.channels.rules.products import BATCHED, inner, product_of
@@ -293,6 +294,7 @@ def analyse(module: TracedModule, inputs: ExampleInputs) -> Analysis:
         ExampleInputError: the module does not run on ``inputs``.
     """
     counters = frozenset[str]()
+    note_ranks(module, inputs)
     while True:  # once more where the network counts: without what its counters hold at the moment
         space = Space()
         result = Analysis(module, inputs, space, fresh_atoms(module, space), counters)

@@ -32,6 +32,7 @@ from fxcompress.channels.factories import (
 from fxcompress.channels.layers import Layers, along, support, vector, zeros_like_dim
 from fxcompress.channels.masks import masks_of
 from fxcompress.channels.packed import with_lengths
+from fxcompress.channels.ranks import is_misplaced
 from fxcompress.channels.recurrent import as_given, is_recurrent, whole
 from fxcompress.channels.rules import extremes, pointwise, variances
 from fxcompress.channels.rules.einsum import EINSUM, einsum_of
@@ -184,7 +185,7 @@ class Interpreter:
         if node.op == "get_attr":
             self._constant.add(node)
             return self._attribute(str(node.target))
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.env.__getitem__)
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), partial(self._read, node))
         if node.op == "output":
             self._pin_output(args[0])
             return args[0]
@@ -196,6 +197,15 @@ class Interpreter:
             self._note_widths(result)
         self._follow_tables(node, start)
         return result
+
+    def _read(self, node: fx.Node, used: fx.Node) -> Any:  # noqa: ANN401 - whatever the node has returned
+        """What a node reads; without labels where these may be along other dims in the next run."""
+        result = self.env[used]
+        if not is_misplaced(node, used, result, self._modules.get(str(node.target))):
+            return result
+        for layer in result.fxc_value.layers:
+            self.space.pin(layer, "input-size", "how many dims there are before it depends on the size of the input")
+        return self._input(result)
 
     def _follow_tables(self, node: fx.Node, start: int) -> None:
         steps = self.dispatch.tape[start:]

@@ -166,7 +166,7 @@ def _with_signs(channels: Tensor, value: Value) -> list[Tensor]:
 
     A map holds one number where a complex entry has two, so of these zeros alone are known.
     """
-    numbers = channels.double().nan_to_num()
+    numbers = channels.double().nan_to_num(posinf=math.inf, neginf=-math.inf)
     zero = numbers == 0
     if not zero.any():
         return [numbers]
@@ -199,10 +199,17 @@ def _none(known: Tensor) -> bool:
 
 
 def _multiply(step: Step, known: Known) -> list[Tensor]:
-    """As :func:`run_known`; beside that, zero times anything (finite) is zero."""
+    """As :func:`run_known`; beside that, zero times anything (finite) is zero. What is known to be infinite is not."""
     (result,) = run_known(step, known)
-    for value in find(Value, step.call.args[:2]):
-        zero = pad_rank(known.of(value), step.outputs[0].rank) == 0
+    factors, rank = step.call.args[:2], step.outputs[0].rank
+    if any(isinstance(x, float) and not isinstance(x, Computed) and not math.isfinite(x) for x in factors):
+        return [result]
+    values = find(Value, factors)
+    infinite = [pad_rank(known.of(value), rank).isinf() for value in values]
+    for value in values:
+        zero = pad_rank(known.of(value), rank) == 0
+        for other in infinite if zero.any() else ():
+            zero = zero & ~other
         if zero.any():
             result, zero = torch.broadcast_tensors(result, zero)
             result = torch.where(zero, 0.0, result)
@@ -212,7 +219,8 @@ def _multiply(step: Step, known: Known) -> list[Tensor]:
 def _divide(step: Step, known: Known) -> list[Tensor]:
     """As :func:`run_known`; beside that, zero over what its neighbours are divided by as well is zero.
 
-    If that were zero, the neighbours would be infinite. A number of its own may be zero where its numerator is.
+    If that were zero, the neighbours would be infinite. A number of its own may be zero where its numerator is; so is
+    the length of a vector of zeros.
     """
     (result,) = run_known(step, known)
     above, below = step.call.args[:2]
@@ -227,6 +235,7 @@ def _divide(step: Step, known: Known) -> list[Tensor]:
         if own > 1:
             zero = zero.all(dim, keepdim=True)
     if zero.any():
+        zero = zero & (pad_rank(known.of(below), rank) != 0)
         result, zero = torch.broadcast_tensors(result, zero)
         result = torch.where(zero, 0.0, result)
     return [result]

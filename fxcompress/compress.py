@@ -33,6 +33,8 @@ from fxcompress.training.network import Settings
 from fxcompress.training.piece import become_compressed, taken_name
 
 _LOG = logging.getLogger("fxcompress")
+BIAS_SHRINK = 0.01
+"""What a step takes off a bias in front of which everything is zero."""
 UNSAID = 0.1
 """The share of the weights that may go without a quantizer and without a warning."""
 
@@ -44,7 +46,7 @@ def compress(
     *,
     bits: float = 8.0,
     objective: str | Objective = "eq5",
-    bias_shrink: float = 0.01,
+    bias_shrink: float = BIAS_SHRINK,
     death_limit: float = 1.0,
     keep_range: bool = True,
     keep_code: bool = False,

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from fxcompress.checkpoint import check_scheduler, save_checkpoint, take_up
-from fxcompress.compress import compress
+from fxcompress.compress import BIAS_SHRINK, compress
 from fxcompress.errors import AverageError, CheckpointError
 from fxcompress.storage.states import check_place, read_states
 from fxcompress.trace.modes import ordinary
@@ -30,12 +30,15 @@ from fxcompress.training.in_pieces import Compressed
 from fxcompress.training.policy import PrunePolicy, prune_policy
 from fxcompress.training.resume import Keeper, check_run
 from fxcompress.training.schedule import LONG_REST, REST, cosine
+from fxcompress.training.selection import Selection
 from fxcompress.training.suited import check_objective, check_suited, what_is_mixed
-from fxcompress.training.target import check_target, tell_of_target
+from fxcompress.training.target import check_macs, check_target, tell_of_macs, tell_of_target
 from fxcompress.training.trainer import Loss, Scheduler
 
 DEATH_LIMIT = 0.1
 """Share of the channels that may lose their last bit in one step, where :func:`fit` compresses the model."""
+_BIASES_GO = 20.0
+"""With a target in multiply-adds a bias of 2 of a channel that was chosen is gone after a tenth of the training."""
 _LOG = logging.getLogger("fxcompress")
 Resume = Literal[True, False, "auto"]
 
@@ -50,6 +53,7 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
     epochs: int,
     gamma: float | Gamma | None = None,
     target_size: float | None = None,
+    target_macs: float | None = None,
     fine_tune: bool = False,
     lr: float = 1e-3,
     weight_decay: float = 0.0,
@@ -81,6 +85,9 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
         epochs: how often.
         gamma: weight of ``net.size()`` in the loss, or a function of (progress, size); or else
         target_size: share of the original 32-bit weights to end at (fractional); gamma is steered to it.
+        target_macs: share of the multiply-adds to end at, for a network that is to be fast rather than small: the
+            channels that the task misses least for what they save are chosen, and lose their bits; the others keep
+            theirs, unless there is a ``gamma`` or ``target_size`` as well. Each layer keeps a tenth of its channels.
         fine_tune: the weights are trained already. The target is reached after a quarter of the training in place of
             half, and the default scheduler lets bits and exponents rest in its last 40 % in place of 10 %.
         lr: of the weights, for the default optimizer, Adam.
@@ -115,8 +122,9 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
         TypeError: an argument is of another kind, the loader has no length, a batch or what a function returned is of
             another form.
         ValueError: the loader is empty; the loss or the objective has no gradient; neither or both of ``gamma`` and
-            ``target_size`` are given, the network is smaller than ``target_size`` already, an optimizer of a plain
-            model, ``min_accuracy`` without ``validate``, or ``resume`` without ``checkpoint``.
+            ``target_size`` are given (with ``target_macs`` neither is needed), the network is smaller than
+            ``target_size`` or ``target_macs`` already, an optimizer of a plain model, ``min_accuracy`` without
+            ``validate``, or ``resume`` without ``checkpoint``.
         OptimizerError: ``optimizer`` is of another network, or lacks the bits.
         AverageError: ``average`` is not of the network.
         CheckpointError: the checkpoint does not fit, or is there although the run is to start anew.
@@ -133,7 +141,7 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
     >>> result.module(torch.zeros(5, 4)).shape, len(result.history)
     (torch.Size([5, 2]), 2)
     """
-    control = gamma_of(gamma, target_size, fine_tune=fine_tune)
+    control = gamma_of(gamma, target_size, fine_tune=fine_tune, needed=target_macs is None)
     _check_kinds(model, epochs)
     if epochs < 1:
         raise ValueError(f"epochs={epochs} must be at least 1")
@@ -146,21 +154,25 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
     guard, policy = Guard(min_accuracy, max_loss_increase), prune_policy(prune)
     going_on = _goes_on(checkpoint, resume)
     _check_whose(optimizer, model)
-    net = compressed_for(model, loader, example_inputs, target_size)
+    steps = epochs * count
+    shrink = BIAS_SHRINK if target_macs is None else max(BIAS_SHRINK, _BIASES_GO / steps)
+    net = compressed_for(model, loader, example_inputs, target_size, bias_shrink=shrink)
     _check_average(net, average)
+    selection = None if target_macs is None else Selection(net, target_macs, steps)
     if not going_on:
         check_target(net, control)
+        if selection is not None:
+            check_macs(selection)
     check_objective(net)
     if optimizer is not None:
         _check_optimizer(optimizer, net)
     chosen = optimizer or torch.optim.Adam(net.param_groups(lr, weight_decay=weight_decay, eps=_eps(net)))
-    steps = epochs * count
     rest = LONG_REST if fine_tune else REST
     schedule = scheduler or cosine(chosen, steps, min(steps // 20, 100), settle=rest)
     keeper = None
     if checkpoint is not None:
         check = partial(
-            check_run, gamma=control, loader=loader, batches=count, average=average, epochs=epochs,
+            check_run, gamma=control, loader=loader, batches=count, average=average, selection=selection, epochs=epochs,
             own_scheduler=scheduler is not None,
         )  # fmt: skip
         keeper = _keeper(Path(checkpoint), net, chosen, schedule, check, resume=going_on)
@@ -179,10 +191,13 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
         on_epoch=on_epoch,
         average=average,
         teacher=own_teacher,
+        selection=selection,
         keeper=keeper,
     )
     guarded = min_accuracy is not None or max_loss_increase is not None
-    tell_of_target(net, control, _held(result.history) if guarded else "")
+    why = _held(result.history) if guarded else ""
+    tell_of_target(net, control, why)
+    tell_of_macs(selection, why)
     if target_size is None:
         _tell_of_accuracy(result.history, min_accuracy)
     return result
@@ -280,7 +295,12 @@ def _keeper(
 
 
 def compressed_for(
-    model: nn.Module, loader: Iterable[Any], example_inputs: object = None, target_size: float | None = None
+    model: nn.Module,
+    loader: Iterable[Any],
+    example_inputs: object = None,
+    target_size: float | None = None,
+    *,
+    bias_shrink: float = BIAS_SHRINK,
 ) -> Compressed:
     """The network to train: ``model`` itself if it is compressed already, or else what :func:`fit` makes of it.
 
@@ -289,12 +309,13 @@ def compressed_for(
         loader: what the example inputs are taken from by default.
         example_inputs: for :func:`fxcompress.compress`.
         target_size: where training is to end: a large one needs more bits to begin with.
+        bias_shrink: for :func:`fxcompress.compress`.
     """
     if isinstance(model, Compressed):
         return model
     inputs = example_inputs if example_inputs is not None else _first(model, loader)
     bits = min(24.0, max(8.0, 40 * (target_size or 0)))  # a quarter above the target of 32 bits, where 8 are too few
-    return compress(model, inputs, bits=bits, death_limit=DEATH_LIMIT)
+    return compress(model, inputs, bits=bits, bias_shrink=bias_shrink, death_limit=DEATH_LIMIT)
 
 
 def _check_whose(optimizer: Optimizer | None, model: nn.Module) -> None:

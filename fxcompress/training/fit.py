@@ -26,6 +26,7 @@ from fxcompress.training.parallel import Processes
 from fxcompress.training.policy import PrunePolicy, prune_policy
 from fxcompress.training.resume import Keeper, Run
 from fxcompress.training.schedule import formats_move
+from fxcompress.training.selection import Selection
 from fxcompress.training.trainer import Loss, Scheduler, Trainer
 
 _LOG = logging.getLogger("fxcompress")
@@ -57,12 +58,13 @@ class FitResult:
             f"FitResult after {len(self.history)} epochs, {seconds:.0f} s of training",
             *map(str, self.history[-1:]),
             f"weights: {trained:.2%} of their bits as trained, {stored:.2%} as stored",
+            f"multiply-adds, whatever the bits: {self.net.macs_left():.1%}",
             f".module: {type(self.module).__name__} with {parameters:,} parameters, to be used and saved",
         ]
         return "\n  ".join(lines)
 
 
-def train(
+def train(  # noqa: PLR0913 - what is behind the user's call
     net: Compressed,
     loader: Iterable[Any],
     loss_fn: Loss,
@@ -78,6 +80,7 @@ def train(
     on_epoch: Callable[[EpochRecord], None] | None = None,
     average: AveragedModel | None = None,
     teacher: nn.Module | None = None,
+    selection: Selection | None = None,
     keeper: Keeper | None = None,
 ) -> FitResult:
     """The loop behind :func:`fxcompress.fit`, on a network that is compressed already."""
@@ -86,6 +89,7 @@ def train(
     trainer = Trainer(
         net, optimizer, scheduler, loss_fn, gamma, steps, module=processes.module, mean=processes.mean,
         policy=prune_policy(prune), guard=guard or Guard(), average=average, teacher=teacher,
+        selection=selection,
     )  # fmt: skip
     run = Run(trainer, loader, count_batches(loader), keeper, writes=processes.is_first)
     run.take_up(next(net.parameters()).device)
@@ -245,18 +249,23 @@ def measured(net: nn.Module, validate: Validate) -> float | None:
         ) from error
 
 
-def gamma_of(gamma: float | Gamma | None, target_size: float | None, *, fine_tune: bool = False) -> Gamma:
+def gamma_of(
+    gamma: float | Gamma | None, target_size: float | None, *, fine_tune: bool = False, needed: bool = True
+) -> Gamma:
     """The controller for what the user asked for.
 
     Args:
         gamma: the weight of the size in the loss, or a function of (progress, size).
         target_size: in its place, the share of the bits to end at.
         fine_tune: the weights are trained already, so most of the training is for what the target has cost.
+        needed: whether one of them must be given: without both there is no pressure.
 
     Raises:
         TypeError: one is no number, and no function of (progress, size).
         ValueError: neither or both are given, or a value is out of range.
     """
+    if not needed and gamma is None and target_size is None:
+        return ConstantGamma(0.0)
     if (gamma is None) == (target_size is None):
         raise ValueError("pass either gamma= (the weight of the size in the loss) or target_size= (share of the bits)")
     if target_size is not None:

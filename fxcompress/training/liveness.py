@@ -40,10 +40,15 @@ class Liveness(nn.Module):
         free: for bits and biases, which entries may die, bool (K,).
         bits: all parameters that hold bits, by their names; (K,) each.
         device: of the network.
+
+    Attributes:
+        noted: what somebody else has noted of each channel, by the names of bits parameters, (K,) each. It is cut with
+            them, and part of no state_dict.
     """
 
     def __init__(self, sizes: dict[str, int], free: Zeros, bits: Mapping[str, Tensor], device: torch.device) -> None:
         super().__init__()
+        self.noted: dict[str, Tensor] = {}
         for name, size in sizes.items():
             self._add(name, torch.zeros(size, dtype=torch.bool, device=device))
         for name, may in free.items():
@@ -101,6 +106,9 @@ class Liveness(nn.Module):
 
     def keep(self, name: str, indices: Tensor | None) -> None:
         """Cut what belongs to a tensor that was cut; drop it where ``indices`` is None."""
+        noted = self.noted.pop(name, None)
+        if noted is not None and indices is not None:
+            self.noted[name] = noted[indices.to(noted.device)]
         for suffix in ("", _SHRINKS, _FREE, _ZERO, _LAST):
             key = _key(name) + suffix
             flags = self._buffers.get(key)
@@ -311,6 +319,10 @@ class LivenessUpdate:
     def _store(self, spans: dict[str, Span], values: np.ndarray) -> None:
         for name, span in spans.items():
             self.flags.flags(name).copy_(torch.from_numpy(values[span.start : span.stop]))
+
+    def named_bits(self) -> list[tuple[str, Tensor]]:
+        """All bits that something reads, by their names."""
+        return list(zip(self.census.bits, self.bits, strict=True))
 
     def alive_rows(self) -> np.ndarray:
         """Of all bits one after the other, which belong to channels that could not be removed at once; bool (R,)."""

@@ -193,6 +193,19 @@ class SizedNetwork(nn.Module):
         return float((whole * per_row).sum() + 40 * left) / (32 * self.weights)
 
     @torch.no_grad()
+    def macs_left(self) -> float:
+        """The multiply-adds that are left, whatever the bits, over those of the starting network.
+
+        Those of quantized layers, in evaluation, on the example inputs, counting as gone what could be removed at once.
+        """
+        terms = self.fxc_all_terms()
+        return float((terms.macs * terms.outputs * terms.inputs).sum()) / max(1, terms.start.macs)
+
+    def fxc_all_terms(self) -> SizeTerms:
+        """What objectives are made of, of all parts together."""
+        return self._size_terms(self._all_bits())
+
+    @torch.no_grad()
     def weights_left(self) -> float:
         """The quantized weights that are left, over N, counting as gone what could be removed at once."""
         return sum(part.fxc_left() for part in self.fxc_parts().values()) / self.weights

@@ -21,6 +21,7 @@ from fxcompress.training.guard import Guard
 from fxcompress.training.history import EpochRecord
 from fxcompress.training.policy import PrunePolicy
 from fxcompress.training.randomness import loader_generators, restore_run, run_states
+from fxcompress.training.selection import Selection
 from fxcompress.training.statistics import LastBatches
 
 _LOG = logging.getLogger("fxcompress")
@@ -38,6 +39,7 @@ class Position(Protocol):
     policy: PrunePolicy | None
     guard: Guard
     average: AveragedModel | None
+    selection: Selection | None
 
     @property
     def gamma(self) -> Callable[[float, float], float]:
@@ -104,6 +106,8 @@ class Run:
         self.history[:] = [EpochRecord(**record) for record in state["history"]]
         trainer.reports[:] = [_report(report) for report in state["reports"]]
         trainer.guard.low, trainer.guard.smoothed, trainer.guard.lowest = state["guard"]
+        if trainer.selection is not None:
+            trainer.selection.load_state_dict(state["selection"])
         if trainer.policy is not None and state["wasted"] is not None:
             trainer.policy.wasted = state["wasted"]
         if trainer.average is not None:
@@ -111,6 +115,11 @@ class Run:
         self.seconds, self._began, self._stopped = state["seconds"], state["began"], state["now"]
         if not trainer.batch:
             restore_run(state["now"], self.loader)
+
+    def _selected(self) -> dict[str, Any] | None:
+        """What leads to a share of the multiply-adds, and its target."""
+        selection = self.trainer.selection
+        return None if selection is None else {"target": selection.target} | selection.state_dict()
 
     def epoch(self) -> Iterator[Any]:
         """The batches of an epoch that are left to do."""
@@ -152,6 +161,7 @@ class Run:
                 "history": [record.as_dict() for record in self.history],
                 "reports": [asdict(report) for report in trainer.reports],
                 "average": None if trainer.average is None else trainer.average.state_dict(),
+                "selection": self._selected(),
                 "guard": [guard.low, guard.smoothed, guard.lowest],
                 "wasted": None if trainer.policy is None else trainer.policy.wasted,
                 "began": self._began if trainer.batch else None,
@@ -166,6 +176,7 @@ def check_run(
     loader: Iterable[Any],
     batches: int,
     average: AveragedModel | None,
+    selection: Selection | None,
     *,
     epochs: int,
     own_scheduler: bool,
@@ -178,6 +189,7 @@ def check_run(
         loader: the batches of each epoch.
         batches: how many.
         average: the moving average.
+        selection: what leads to a share of the multiply-adds.
         epochs: of the whole run.
         own_scheduler: the user gave the scheduler, whose course is then the user's.
 
@@ -207,6 +219,12 @@ def check_run(
             "the run kept a moving average, so it needs average= to go on"
             if average is None
             else "the run kept no moving average, so there is none to go on with; leave average= out"
+        )
+    was_selected = (state.get("selection") or {}).get("target")
+    if was_selected != (None if selection is None else selection.target):
+        raise CheckpointError(
+            f"the run was one with target_macs={was_selected}, and this one has "
+            f"{None if selection is None else selection.target}; pass the one that it began with"
         )
     generators, before = len(loader_generators(loader)), len(state["now"]["loader"])
     if generators != before:

@@ -5,9 +5,12 @@ from collections.abc import Callable
 
 from fxcompress.training.controller import TargetSize
 from fxcompress.training.network import SizedNetwork
+from fxcompress.training.selection import Selection
 
 MISSED = 1.25
 """How far from its target, as a factor, a training may begin below it or end above it without a word."""
+MISSED_MACS = 1.05
+"""The same for multiply-adds, which are steered to in whole channels."""
 _LOG = logging.getLogger("fxcompress")
 
 
@@ -46,4 +49,37 @@ def tell_of_target(net: SizedNetwork, gamma: Callable[[float, float], float], wh
             "  take more epochs, or a target nearer to this%s", gamma.target, size, why,
             "; min_accuracy= and max_loss_increase= hold the pressure off while the network is worse than they allow, "
             "as many are in their first epochs alone" if why else "",
+        )  # fmt: skip
+
+
+def check_macs(selection: Selection) -> None:
+    """Check, before a training, that a network has multiply-adds, and more of them than it is to end with.
+
+    Raises:
+        ValueError: it has not.
+    """
+    net = selection.net
+    if not net.fxc_all_terms().start.macs:
+        raise ValueError("target_macs= is a share of the multiply-adds of quantized layers, and the network has none")
+    left = net.macs_left()
+    if left < selection.target:
+        raise ValueError(
+            f"target_macs={selection.target} is more than the {left:.3g} of the multiply-adds that the network has now"
+        )
+
+
+def tell_of_macs(selection: Selection | None, why: str = "") -> None:
+    """Warn where a training has ended well above its share of the multiply-adds.
+
+    Args:
+        selection: that led it; None where nothing did.
+        why: what the record of the training shows of it, in words.
+    """
+    left = 0.0 if selection is None else selection.net.macs_left()
+    if selection is not None and left > MISSED_MACS * selection.target:
+        _LOG.warning(
+            "fxcompress: the target of %.3g of the multiply-adds was not reached: %.3g are left%s\n  take more epochs, "
+            "so that biases of channels without bits have time to shrink to 0, or a target nearer to this: each layer "
+            "keeps a tenth of its channels, and what the graph holds together stays (print(net.graph) says what)",
+            selection.target, left, why,
         )  # fmt: skip

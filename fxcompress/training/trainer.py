@@ -21,6 +21,7 @@ from fxcompress.training.guard import Guard
 from fxcompress.training.in_pieces import Compressed
 from fxcompress.training.interrupt import Interrupt, StepDone
 from fxcompress.training.policy import PrunePolicy
+from fxcompress.training.selection import Selection
 from fxcompress.training.statistics import refresh_statistics
 
 _ELSEWHERE = "the loss in another process is not finite"
@@ -53,6 +54,7 @@ class Trainer:
         interrupt: tells when to stop.
         average: of ``net``, brought up to date after each step; None for none.
         teacher: called with what the network is called with, for the loss; None for none.
+        selection: leads the network to a share of its multiply-adds; None for none.
         reports: of all removals.
         done: steps that were made.
         last_gamma: of the step before.
@@ -72,6 +74,7 @@ class Trainer:
     interrupt: Interrupt | None = None
     average: AveragedModel | None = None
     teacher: nn.Module | None = None
+    selection: Selection | None = None
     reports: list[PruneReport] = field(default_factory=list)
     done: int = 0
     last_gamma: float = 0.0
@@ -156,12 +159,16 @@ class Trainer:
         else:
             task.backward()
         self._check_finite(task, batch, forward)
+        if self.selection is not None:
+            self.selection.see(self.done)
         self.optimizer.step()
         self.scheduler.step()
         self.done += 1
         if self.guard.watches_loss:
             self.guard.see_loss(self.mean(float(task.detach())))
         if isinstance(self.net, Compressed):
+            if self.selection is not None:
+                self.selection.follow(self.done, held=self.guard.holds)
             self.net.step()
             if self.average is not None:
                 self.average.update_parameters(self.net)

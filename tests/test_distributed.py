@@ -345,6 +345,25 @@ def test_fit_in_two_processes_equals_fit_in_one() -> None:
         assert outcome.value[1] == [pytest.approx(f, abs=1e-9) for f in figures]
 
 
+def led(rank: int) -> tuple[dict[str, Tensor], float, bool]:
+    net = compressed(seed=rank)
+    loader = [share(step) for step in range(8)]
+    result = fxc.fit(
+        net, loader, F.cross_entropy, epochs=5, target_macs=0.5, optimizer=adam(net, 0.3), progress=False, prune=4
+    )
+    return tensors(result.module), net.macs_left(), bool(result.reports)
+
+
+def test_a_share_of_the_multiply_adds_leads_to_the_same_channels_in_two_processes_as_in_one() -> None:
+    expected, left, removed = led(0)
+    assert removed
+    assert left <= 0.5
+    outcomes = launch(2, led)
+    assert [(o.error, o.message) for o in outcomes] == [("", "")] * 2
+    assert digest(outcomes[0].value[0]) == digest(outcomes[1].value[0])
+    assert_near(outcomes[0].value[0], expected)
+
+
 def searched(rank: int) -> tuple[list[tuple[float | None, float, float, bool]], str]:
     loader = [share(step) for step in range(8)]
     found = fxc.fit_to_accuracy(

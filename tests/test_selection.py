@@ -50,9 +50,9 @@ def test_macs_that_would_be_left_are_those_that_are_left(seed: int, share: float
     torch.manual_seed(seed)
     net = fxc.compress(Digits(), X)
     importance = Importance(net)
-    bits = torch.cat([b.detach() for b in net.fxc_bits])
+    bits = torch.cat([b.detach().cpu() for b in net.fxc_bits])
     units = np.unique(importance.unit[importance.unit >= 0])
-    gone = units[torch.rand(len(units)).numpy() < share]
+    gone = units[torch.rand(len(units), device="cpu").numpy() < share]
     alive = (bits > 0).numpy() & ~np.isin(importance.unit, gone)
     names = [name for part in net.fxc_parts().values() for name, _ in part.liveness.named_bits()]
     assert all(span.any() for span in np.split(alive, np.cumsum([len(b) for b in net.fxc_bits])[:-1])) or share > 0.5
@@ -63,12 +63,13 @@ def test_macs_that_would_be_left_are_those_that_are_left(seed: int, share: float
     before = macs(net.finalize())
     with torch.no_grad():
         for name, own in zip(names, np.split(alive, np.cumsum([len(b) for b in net.fxc_bits])[:-1]), strict=True):
-            net.get_parameter(name)[torch.from_numpy(~own)] = 0
+            parameter = net.get_parameter(name)
+            parameter[torch.from_numpy(~own).to(parameter.device)] = 0
         for name, parameter in net.named_parameters():
             if name.endswith("bias"):
                 parameter.zero_()
     net.step()
-    kept = torch.cat([b.detach() for b in net.fxc_bits]).numpy() > 0  # one of a layer is revived
+    kept = torch.cat([b.detach().cpu() for b in net.fxc_bits]).numpy() > 0  # one of a layer is revived
     if len(kept) == len(alive):
         assert counted.left(kept) == pytest.approx(net.macs_left())
     net.prune()

@@ -179,7 +179,12 @@ class Joined:
         found, kept, mixed, parts = dict[int, _Join](), set[int](), set[int](), set[int]()
         stated = self.stated if len(self.stated) == out.rank else [None] * out.rank
         open_ended = any(size is None and n == 1 for size, n in zip(stated, out.shape, strict=True))
-        for old, new in self._blocks(source, out):
+        split = self._blocks(source, out)
+        opens = any(self._is_open(out, d) for old, new in split if not old for d in new)
+        for old, new in split:
+            wide = [d for d in new if out.shape[d] > 1]
+            if opens and joins.keys() & set(old) and wide and not any(self._is_open(out, d) for d in wide):
+                mixed |= set(old)  # what of it is beyond the stated sizes goes into dims of one entry
             if (
                 not open_ended
                 and sum(stated[d] is None for d in new) < 2
@@ -188,6 +193,8 @@ class Joined:
                 parts |= {d for d in new if out.shape[d] > 1}
             if 1 in self.written and not any(source.shape[d] == 1 and not self._is_fixed(source, d) for d in old):
                 kept |= {d for d in new if out.shape[d] == 1}
+            if len(self.stated) == out.rank and self._changes_sides(source, out, old, new):
+                mixed |= {d for d in old if self._is_fixed(source, d)}
             if len(old) == len(new) == 1:
                 found |= {new[0]: joins[old[0]]} if old[0] in joins else {}
                 kept |= {new[0]} if old[0] in ones else set()
@@ -199,6 +206,30 @@ class Joined:
         self._note(out, found, frozenset(kept))
         self._note_parts(out, parts)
         return frozenset(mixed)
+
+    def _is_open(self, out: Value, dim: int) -> bool:
+        """Whether a dim of what a reshape makes may have any number of entries in the next run: none is stated."""
+        if len(self.stated) == out.rank:
+            return self.stated[dim] is None
+        return out.shape[dim] not in self.written
+
+    def _changes_sides(self, source: Value, out: Value, old: list[int], new: list[int]) -> bool:
+        """Whether a size of the inputs, one here, is before some channels in a tensor and behind them in the result.
+
+        ``h.reshape(n, 8, -1)`` of (n, 1, 8): with more words, entries of the 8 are of all channels.
+        """
+        own = [d for d in old if self._is_fixed(source, d)]
+        if not own or not new or all(source.shape[d] == 1 for d in own):
+            return False
+        free = [not self._is_fixed(source, d) for d in range(source.rank)]
+        first, last = min(own), max(own)
+        wide = [d for d in new if out.shape[d] > 1]
+        start, stop = min(wide, default=new[0]), max(wide, default=new[-1])
+        unstated = [size is None for size in self.stated]
+        one = [size is None and n == 1 for size, n in zip(self.stated, out.shape, strict=True)]
+        behind = any(one[stop + 1 :]) and not any(free[last + 1 :]) and sum(free[:first]) > sum(unstated[:start])
+        before = any(one[:start]) and not any(free[:first]) and sum(free[last + 1 :]) > sum(unstated[stop + 1 :])
+        return behind or before
 
     def _join(self, source: Value, old: list[int], after: tuple[int, ...]) -> tuple[Sequence[_Join | None], bool]:
         """What a reshape makes of some dims, and whether for other sizes it would make something else of them.

@@ -145,8 +145,12 @@ def picked_by(node: fx.Node, rank: int) -> frozenset[int]:
 
 def written_sizes(node: fx.Node) -> frozenset[int]:
     """The sizes that stand in the graph, where a node reshapes a tensor."""
-    reshapes = function_name(node) in {"view", "reshape", "unflatten"}
-    return frozenset(n for n in leaves((node.args, node.kwargs)) if type(n) is int) if reshapes else frozenset()
+    name = function_name(node)
+    if name not in {"view", "reshape", "unflatten"}:
+        return frozenset()
+    first = 2 if name == "unflatten" else 1  # behind the dim that becomes several
+    given = (node.args[first:], [value for key, value in node.kwargs.items() if key != "dim"])
+    return frozenset(n for n in leaves(given) if type(n) is int)
 
 
 def stated_sizes(node: fx.Node) -> tuple[int | None, ...]:

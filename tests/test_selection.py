@@ -183,6 +183,14 @@ def test_a_network_in_pieces_is_led_as_a_whole() -> None:
     assert type(result.module).__name__ == type(model).__name__
 
 
+def test_a_network_in_bfloat16_is_led_as_well() -> None:
+    """Steps are counted in float32: in halves they would be rounded."""
+    torch.manual_seed(0)
+    result = fitted(Digits().bfloat16(), 0.4, epochs=30, loader=batches(dtype=torch.bfloat16))
+    assert result.net.macs_left() <= 0.42
+    assert all(p.dtype == torch.bfloat16 for p in result.module.parameters())
+
+
 def test_no_channel_is_chosen_while_the_guard_holds() -> None:
     torch.manual_seed(0)
     result = fitted(Digits(), 0.3, min_accuracy=2.0, validate=lambda net: 0.5)

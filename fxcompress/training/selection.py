@@ -22,7 +22,7 @@ from fxcompress.training.network import SizedNetwork
 from fxcompress.training.sized import SizedModule
 
 KEEP = 0.1
-"""Share of the channels of each layer that stay, of those that it has when some are chosen."""
+"""Share of the channels of each layer of the starting network that stay."""
 _TIMES = 100
 """How often channels are chosen in a whole training."""
 _FALL = 0.05
@@ -104,7 +104,7 @@ class Selection:
         torch._foreach_add_(levels, _FROM - fall * done)
         torch._foreach_clamp_min_(levels, 0.0)
         bits = self.net.fxc_bits
-        torch._foreach_copy_(bits, [b.minimum(level) for b, level in zip(bits, levels, strict=True)])
+        torch._foreach_copy_(bits, [b.minimum(level.to(b.dtype)) for b, level in zip(bits, levels, strict=True)])
 
     @property
     def _every(self) -> int:
@@ -139,9 +139,7 @@ class Selection:
         """Put the steps at which channels were chosen beside their bits, where any was."""
         self._steps = []
         if bool(self._noted[:, 0].isfinite().any()):
-            bits = self.net.fxc_bits
-            parts = self._noted[:, 0].split([len(b) for b in bits])
-            self._steps = [steps.to(b.dtype, copy=True) for steps, b in zip(parts, bits, strict=True)]
+            self._steps = [s.contiguous() for s in self._noted[:, 0].split([len(b) for b in self.net.fxc_bits])]
 
     def _choose(self, importance: Importance, done: int) -> None:
         """Choose as many sets of channels as the path asks for."""

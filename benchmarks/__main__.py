@@ -16,6 +16,7 @@ ALL = (
     "targets",
     "pretrained",
     "accuracy",
+    "macs",
     "deployment",
     "cifar",
     "own_code",

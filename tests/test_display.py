@@ -44,10 +44,11 @@ def test_results_are_printed_in_a_few_lines() -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     loader = [(torch.randn(16, 4), torch.arange(16) % 2) for _ in range(3)]
     result = fxc.fit(model, loader, F.cross_entropy, epochs=2, gamma=0.01, progress=False)
-    first, last, weights, module = str(result).splitlines()
+    first, last, weights, macs, module = str(result).splitlines()
     assert first.startswith("FitResult after 2 epochs, ")
     assert last.strip() == str(result.history[-1])
     assert "of their bits as trained" in weights
+    assert macs == "  multiply-adds, whatever the bits: 100.0%"
     assert module == "  .module: Sequential with 58 parameters, to be used and saved"
     pruned = fxc.prune(model, torch.zeros(2, 4))
     assert str(pruned) == f"PruneResult of a Sequential: {pruned.report}"

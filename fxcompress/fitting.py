@@ -141,7 +141,7 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
     >>> result.module(torch.zeros(5, 4)).shape, len(result.history)
     (torch.Size([5, 2]), 2)
     """
-    control = gamma_of(gamma, target_size, fine_tune=fine_tune, needed=target_macs is None)
+    control = gamma_of(gamma, target_size, fine_tune=fine_tune, required=target_macs is None)
     _check_kinds(model, epochs)
     if epochs < 1:
         raise ValueError(f"epochs={epochs} must be at least 1")

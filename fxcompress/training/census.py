@@ -143,13 +143,13 @@ class Census:
             for use in (u for u in self.uses if u.mode == mode):
                 for entry, segment in enumerate(_fed(use, segments)):
                     sources = segments.sources[segment]
-                    span = self._span(makers[sources[0][0]]) if len(sources) == 1 else None
+                    span = self.span_of(makers[sources[0][0]]) if len(sources) == 1 else None
                     if span is not None:
                         rows.append(span.start + sources[0][1])
                         biases.append(self.biases[use.bias].start + entry)
         return np.array(rows, dtype=np.int64), np.array(biases, dtype=np.int64)
 
-    def _span(self, maker: Maker) -> Span | None:
+    def span_of(self, maker: Maker) -> Span | None:
         """Where the bits of what is made stand; None where it has none of its own."""
         return self.weights.get(maker.weight_name) if maker.has_bits else None
 
@@ -157,7 +157,7 @@ class Census:
         """Of all bits one after the other, which belong to channels that a plan keeps; bool (R,)."""
         alive = np.zeros(max((s.stop for s in self.weights.values()), default=0), dtype=bool)
         for maker in self.analysis.makers:
-            span = self._span(maker)
+            span = self.span_of(maker)
             if span is not None:
                 alive[span.start : span.stop] = plan.alive[maker.rows] | (maker.rows == 0)
         return alive

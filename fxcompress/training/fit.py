@@ -250,7 +250,7 @@ def measured(net: nn.Module, validate: Validate) -> float | None:
 
 
 def gamma_of(
-    gamma: float | Gamma | None, target_size: float | None, *, fine_tune: bool = False, needed: bool = True
+    gamma: float | Gamma | None, target_size: float | None, *, fine_tune: bool = False, required: bool = True
 ) -> Gamma:
     """The controller for what the user asked for.
 
@@ -258,13 +258,13 @@ def gamma_of(
         gamma: the weight of the size in the loss, or a function of (progress, size).
         target_size: in its place, the share of the bits to end at.
         fine_tune: the weights are trained already, so most of the training is for what the target has cost.
-        needed: whether one of them must be given: without both there is no pressure.
+        required: whether one of them must be given: without both there is no pressure.
 
     Raises:
         TypeError: one is no number, and no function of (progress, size).
         ValueError: neither or both are given, or a value is out of range.
     """
-    if not needed and gamma is None and target_size is None:
+    if not required and gamma is None and target_size is None:
         return ConstantGamma(0.0)
     if (gamma is None) == (target_size is None):
         raise ValueError("pass either gamma= (the weight of the size in the loss) or target_size= (share of the bits)")

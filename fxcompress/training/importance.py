@@ -46,9 +46,8 @@ class Importance:
         census = part.liveness.census
         analysis = census.analysis
         unit = np.full(len(census.free_rows), -1)
-        spans = {name.removesuffix("_quantizer.bits"): span for name, span in census.bits.items()}
         for maker in analysis.makers:
-            span = spans.get(maker.weight_name) if maker.has_bits else None
+            span = census.span_of(maker)
             if span is not None:
                 stays = analysis.unit_pinned[maker.rows] | (maker.rows == 0)
                 unit[span.start : span.stop] = np.where(stays, -1, analysis.units[maker.rows] + first)

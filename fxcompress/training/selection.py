@@ -30,7 +30,7 @@ _FALL = 0.05
 _FROM = 8.0
 """Where they begin."""
 _LOOKS = 4
-"""Of how many steps gradients are looked at between two choices, at least."""
+"""Of how many steps gradients are looked at between two choices, where there are as many."""
 
 
 @dataclass(slots=True)

@@ -23,8 +23,8 @@ from benchmarks.data import cifar10, folder, module
 from benchmarks.pretrained import batches, taught
 from benchmarks.record import Column, Record, Table, write
 from benchmarks.resnet9 import accuracy
+from fxcompress.training.costs import Macs
 from fxcompress.training.importance import Importance
-from fxcompress.training.macs import Macs
 
 COLUMNS = (
     Column("target", "target", ".0%"),

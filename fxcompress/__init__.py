@@ -10,6 +10,7 @@ from fxcompress.loading import load
 from fxcompress.objectives import LatencyTable
 from fxcompress.pruning import PruneResult, prune
 from fxcompress.searching import fit_to_accuracy
+from fxcompress.selecting import select_channels
 from fxcompress.storage.file import save
 from fxcompress.training.compressed import CompressedModule
 from fxcompress.training.in_pieces import CompressedPieces
@@ -35,4 +36,5 @@ __all__ = [
     "prune",
     "save",
     "save_checkpoint",
+    "select_channels",
 ]

@@ -14,12 +14,14 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from fxcompress.checkpoint import check_scheduler, save_checkpoint, take_up
-from fxcompress.compress import BIAS_SHRINK, compress
+from fxcompress.compress import compress
 from fxcompress.errors import AverageError, CheckpointError
+from fxcompress.objectives import LatencyTable
 from fxcompress.storage.states import check_place, read_states
 from fxcompress.trace.modes import ordinary
 from fxcompress.trace.skeleton import skeleton
 from fxcompress.trace.support import check_module
+from fxcompress.training.aims import Aims
 from fxcompress.training.averages import copies_of
 from fxcompress.training.batches import Batch, argument_names, check_callable, check_loss, count_batches, first_batch
 from fxcompress.training.controller import Gamma
@@ -30,15 +32,12 @@ from fxcompress.training.in_pieces import Compressed
 from fxcompress.training.policy import PrunePolicy, prune_policy
 from fxcompress.training.resume import Keeper, check_run
 from fxcompress.training.schedule import LONG_REST, REST, cosine
-from fxcompress.training.selection import Selection
 from fxcompress.training.suited import check_objective, check_suited, what_is_mixed
-from fxcompress.training.target import check_macs, check_target, tell_of_macs, tell_of_target
+from fxcompress.training.target import check_selection, check_target, tell_of_selection, tell_of_target
 from fxcompress.training.trainer import Loss, Scheduler
 
 DEATH_LIMIT = 0.1
 """Share of the channels that may lose their last bit in one step, where :func:`fit` compresses the model."""
-_BIASES_GO = 20.0
-"""With a target in multiply-adds a bias of 2 of a channel that was chosen is gone after a tenth of the training."""
 _LOG = logging.getLogger("fxcompress")
 Resume = Literal[True, False, "auto"]
 
@@ -54,6 +53,8 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
     gamma: float | Gamma | None = None,
     target_size: float | None = None,
     target_macs: float | None = None,
+    target_latency: float | None = None,
+    latency_table: LatencyTable | None = None,
     fine_tune: bool = False,
     lr: float = 1e-3,
     weight_decay: float = 0.0,
@@ -88,6 +89,9 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
         target_macs: share of the multiply-adds to end at, for a network that is to be fast rather than small: the
             channels that the task misses least for what they save are chosen, and lose their bits; the others keep
             theirs, unless there is a ``gamma`` or ``target_size`` as well. Each layer keeps a tenth of its channels.
+        target_latency: the same with the share of the seconds that its layers take on this machine, as a
+            :class:`LatencyTable` has them.
+        latency_table: that table; by default it is measured at the start, on the example inputs, in the first process.
         fine_tune: the weights are trained already. The target is reached after a quarter of the training in place of
             half, and the default scheduler lets bits and exponents rest in its last 40 % in place of 10 %.
         lr: of the weights, for the default optimizer, Adam.
@@ -122,9 +126,9 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
         TypeError: an argument is of another kind, the loader has no length, a batch or what a function returned is of
             another form.
         ValueError: the loader is empty; the loss or the objective has no gradient; neither or both of ``gamma`` and
-            ``target_size`` are given (with ``target_macs`` neither is needed), the network is smaller than
-            ``target_size`` or ``target_macs`` already, an optimizer of a plain model, ``min_accuracy`` without
-            ``validate``, or ``resume`` without ``checkpoint``.
+            ``target_size`` are given (with ``target_macs`` or ``target_latency`` neither is needed), or both of these;
+            the network is below its target already; the table does not fit; an optimizer of a plain model,
+            ``min_accuracy`` without ``validate``, or ``resume`` without ``checkpoint``.
         OptimizerError: ``optimizer`` is of another network, or lacks the bits.
         AverageError: ``average`` is not of the network.
         CheckpointError: the checkpoint does not fit, or is there although the run is to start anew.
@@ -141,7 +145,8 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
     >>> result.module(torch.zeros(5, 4)).shape, len(result.history)
     (torch.Size([5, 2]), 2)
     """
-    control = gamma_of(gamma, target_size, fine_tune=fine_tune, required=target_macs is None)
+    aims = Aims(target_macs, target_latency, latency_table)
+    control = gamma_of(gamma, target_size, fine_tune=fine_tune, required=not aims)
     _check_kinds(model, epochs)
     if epochs < 1:
         raise ValueError(f"epochs={epochs} must be at least 1")
@@ -155,14 +160,14 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
     going_on = _goes_on(checkpoint, resume)
     _check_whose(optimizer, model)
     steps = epochs * count
-    shrink = BIAS_SHRINK if target_macs is None else max(BIAS_SHRINK, _BIASES_GO / steps)
-    net = compressed_for(model, loader, example_inputs, target_size, bias_shrink=shrink)
+    net = compressed_for(model, loader, example_inputs, target_size)
     _check_average(net, average)
-    selection = None if target_macs is None else Selection(net, target_macs, steps)
+    selection = aims.selection(net, steps)
     if not going_on:
         check_target(net, control)
         if selection is not None:
-            check_macs(selection)
+            selection.measure(progress=progress)
+            check_selection(selection)
     check_objective(net)
     if optimizer is not None:
         _check_optimizer(optimizer, net)
@@ -197,7 +202,7 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
     guarded = min_accuracy is not None or max_loss_increase is not None
     why = _held(result.history) if guarded else ""
     tell_of_target(net, control, why)
-    tell_of_macs(selection, why)
+    tell_of_selection(selection, why)
     if target_size is None:
         _tell_of_accuracy(result.history, min_accuracy)
     return result
@@ -299,8 +304,6 @@ def compressed_for(
     loader: Iterable[Any],
     example_inputs: object = None,
     target_size: float | None = None,
-    *,
-    bias_shrink: float = BIAS_SHRINK,
 ) -> Compressed:
     """The network to train: ``model`` itself if it is compressed already, or else what :func:`fit` makes of it.
 
@@ -309,13 +312,12 @@ def compressed_for(
         loader: what the example inputs are taken from by default.
         example_inputs: for :func:`fxcompress.compress`.
         target_size: where training is to end: a large one needs more bits to begin with.
-        bias_shrink: for :func:`fxcompress.compress`.
     """
     if isinstance(model, Compressed):
         return model
     inputs = example_inputs if example_inputs is not None else _first(model, loader)
     bits = min(24.0, max(8.0, 40 * (target_size or 0)))  # a quarter above the target of 32 bits, where 8 are too few
-    return compress(model, inputs, bits=bits, bias_shrink=bias_shrink, death_limit=DEATH_LIMIT)
+    return compress(model, inputs, bits=bits, death_limit=DEATH_LIMIT)
 
 
 def _check_whose(optimizer: Optimizer | None, model: nn.Module) -> None:

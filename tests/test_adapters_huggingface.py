@@ -1,6 +1,7 @@
 """The Trainer's loop with the callback does what the documented loop does, and the example runs."""
 
 import copy
+import json
 import os
 import runpy
 import warnings
@@ -29,10 +30,12 @@ from fxcompress.adapters.huggingface import SelfCompressionCallback, TrainerMode
 from fxcompress.errors import OptimizerError, UnsupportedModelError
 from fxcompress.quantizer import Quantizer
 from tests.ranks import launch
+from tests.test_target_latency import Counted, counted
 
 # The libraries warn of what is theirs: pinned memory without a GPU, their own deprecations.
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.cpu]
 
+__all__ = ["counted"]
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "huggingface_digits.py"
 GAMMA, CLIP = 3.0, 0.5
 NEVER = 10**9
@@ -359,3 +362,45 @@ def test_arguments_that_would_break_it_are_refused(tmp_path: Path, option: dict[
     callback = SelfCompressionCallback(gamma=GAMMA)
     with pytest.raises(ValueError, match=message):
         trainer(TrainerModel(net), adam(net), tmp_path, callback, **option)
+
+
+@pytest.mark.parametrize("restore", [False, True])
+def test_a_share_of_the_multiply_adds_and_a_training_taken_up(tmp_path: Path, restore: bool) -> None:  # noqa: FBT001
+    """In the middle of the path, when channels have been chosen and none has gone."""
+    torch.manual_seed(0)
+    fresh = network()
+    nets = [copy.deepcopy(fresh), copy.deepcopy(fresh)]
+    runs = [
+        trainer(
+            TrainerModel(net), adam(net), tmp_path, SelfCompressionCallback(target_macs=0.5, prune=NEVER),
+            save_strategy="epoch", restore_callback_states_from_checkpoint=restore, num_train_epochs=6,
+        )
+        for net in nets
+    ]  # fmt: skip
+    runs[0].train()
+    runs[1].train(resume_from_checkpoint=str(tmp_path / "checkpoint-48"))
+    for (name, ours), theirs in zip(nets[1].named_parameters(), nets[0].parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, msg=name)
+    assert 0.3 < nets[0].macs_left() <= 0.5
+    assert runs[0].state.log_history[-2]["size/macs"] <= 0.5
+
+    optimizer = adam(fresh)
+    fxc.select_channels(fresh, optimizer, steps=144, target_macs=0.5)
+    pairs = [pair for two in steps() for pair in two][:24] * 6
+    for x, y in pairs:
+        optimizer.zero_grad()
+        fresh(x=x, labels=y)["loss"].backward()
+        optimizer.step()
+        fresh.step()
+    fresh.prune(optimizer)
+    for (name, ours), theirs in zip(fresh.named_parameters(), nets[0].parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, msg=name)
+
+
+def test_a_share_of_the_latency_is_measured(tmp_path: Path, counted: Counted) -> None:
+    net = network()
+    callback = SelfCompressionCallback(target_latency=0.7)
+    trainer(TrainerModel(net), adam(net), tmp_path, callback, num_train_epochs=6).train()
+    assert callback.lead.metrics()["size/latency"] <= 0.75
+    assert counted.calls == 1
+    assert json.loads(json.dumps(callback.state()))["attributes"]["chosen"]["table"]["layers"]

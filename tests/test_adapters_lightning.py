@@ -24,10 +24,12 @@ import fxcompress as fxc
 from fxcompress.adapters.lightning import SelfCompression
 from fxcompress.errors import OptimizerError, UnsupportedModelError
 from tests.ranks import launch
+from tests.test_target_latency import Counted, counted
 
 # Lightning warns of what it is not asked for: few workers, no logger, its own deprecations.
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.cpu]
 
+__all__ = ["counted"]
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "lightning_digits.py"
 EPOCHS = 8
 GAMMA, CLIP = 3.0, 0.5
@@ -342,3 +344,83 @@ def test_a_target_above_the_present_size_is_refused() -> None:
 def test_target_size_needs_a_known_end() -> None:
     with pytest.raises(ValueError, match="set max_epochs or max_steps"):
         fit(Model(network()), SelfCompression(target_size=0.1), max_epochs=-1)
+
+
+def selected(epochs: int) -> fxc.CompressedModule:
+    """By hand."""
+    net = network()
+    optimizer = torch.optim.Adam(net.param_groups(lr=1e-2))
+    fxc.select_channels(net, optimizer, steps=24 * epochs, target_macs=0.5)
+    for x, y in batches() * epochs:
+
+        def closure(x: Tensor = x, y: Tensor = y) -> float:  # as Lightning does
+            optimizer.zero_grad()
+            loss = F.cross_entropy(net(x), y)
+            loss.backward()
+            return float(loss)
+
+        optimizer.step(closure)
+        net.step()
+    net.prune(optimizer)
+    return net
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_share_of_the_multiply_adds_as_in_a_loop_of_ones_own(tmp_path: Path, resumed: bool) -> None:  # noqa: FBT001
+    """And a training that is taken up in the middle of the path ends at the same network."""
+    torch.manual_seed(0)
+    expected = selected(6)
+    assert expected.macs_left() <= 0.5
+    options: dict[str, Any] = {"max_epochs": 6, "enable_checkpointing": True, "default_root_dir": tmp_path}
+    for epoch in [None, "1", "2"] if resumed else [None]:
+        torch.manual_seed(0)
+        net, callback = network(), SelfCompression(target_macs=0.5, prune=False if epoch is None else 5)
+        keep = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+        path = None if epoch is None else str(tmp_path / f"epoch={epoch}.ckpt")
+        trainer = fit(Model(net), callback, *([] if epoch else [keep]), ckpt_path=path, **options)
+        assert trainer.callback_metrics["size/macs"] <= 0.5
+        net.prune()
+        for (name, ours), theirs in zip(net.named_parameters(), expected.parameters(), strict=True):
+            torch.testing.assert_close(ours, theirs, msg=name)
+
+
+def test_a_share_of_the_latency_is_measured_and_kept(tmp_path: Path, counted: Counted) -> None:
+    net, callback = network(), SelfCompression(target_latency=0.7)
+    keep = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    trainer = fit(Model(net), callback, keep, max_epochs=6, enable_checkpointing=True)
+    assert trainer.callback_metrics["size/latency"] <= 0.75
+    assert counted.calls == 1
+    state = torch.load(tmp_path / "epoch=1.ckpt", weights_only=True)["callbacks"]["SelfCompression"]
+    assert set(state["lead"]["table"]["layers"]) == {"0.weight", "2.weight", "4.weight"}
+
+
+def test_a_share_needs_a_known_end_and_something_left_to_save() -> None:
+    with pytest.raises(ValueError, match="set max_epochs or max_steps"):
+        fit(Model(network()), SelfCompression(target_macs=0.5), max_epochs=-1)
+    with pytest.raises(ValueError, match=r"target_macs=0\.9 is more than the"):
+        fit(Model(selected(6)), SelfCompression(target_macs=0.9))
+    with pytest.raises(ValueError, match="either target_macs= or target_latency="):
+        SelfCompression(target_macs=0.5, target_latency=0.5)
+
+
+@pytest.mark.parametrize("of", [0, 1])
+def test_a_share_is_reached_with_manual_optimization_too(of: int) -> None:
+    """Whether a batch makes two steps, or two batches make one."""
+    torch.manual_seed(0)
+    net = network()
+
+    class Manual(Model):
+        automatic_optimization = False
+
+        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:  # type: ignore[override]
+            optimizer: Any = self.optimizers()
+            self.manual_backward(F.cross_entropy(self.net(batch[0]), batch[1]))
+            for _ in range([2, batch_idx % 2][of]):
+                optimizer.step()
+                if of:
+                    optimizer.zero_grad()
+            if not of:
+                optimizer.zero_grad()
+
+    fit(Manual(net), SelfCompression(target_macs=0.5), max_epochs=8)
+    assert net.macs_left() <= 0.51

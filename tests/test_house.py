@@ -27,7 +27,10 @@ LAYERS: tuple[tuple[frozenset[str], str], ...] = (
     (frozenset({"channels"}), "what a graph's channels are: read only, so below all that rewrites"),
     (frozenset({"passes"}), "rewrites, driven by the analysis; they know nothing of training"),
     (frozenset({"export", "objectives", "report", "storage", "training"}), "what is done with a rewritten network"),
-    (frozenset({"checkpoint", "compress", "loading", "pruning"}), "each puts the layers together for one public call"),
+    (
+        frozenset({"checkpoint", "compress", "loading", "pruning", "selecting"}),
+        "each puts the layers together for one public call",
+    ),
     (frozenset({"fitting"}), "compresses, then trains"),
     (frozenset({"searching"}), "trains several times"),
     (frozenset({"__init__"}), "hands the names on"),
@@ -64,6 +67,7 @@ PUBLIC = [
     "prune",
     "save",
     "save_checkpoint",
+    "select_channels",
 ]
 # Spelled in two pieces, or this file would find itself.
 MACHINE_PATHS = ["/" + "work/", "/" + "root/"]

@@ -28,7 +28,9 @@ INPUTS = torch.zeros(1, 3, 8, 8)
 SPEED = 1e9
 
 
-def counted(grids: Sequence[tuple[Work, Widths, Widths]], repeats: int, *, progress: bool) -> list[np.ndarray]:
+def counted(
+    grids: Sequence[tuple[Work, Widths, Widths]], repeats: int, whole: object = None, *, progress: bool
+) -> tuple[list[np.ndarray], float]:
     """In place of seconds: the multiply-adds that torch counts in the call that would be timed, over a speed."""
 
     def flops(work: Work, outputs: int, inputs: int) -> float:
@@ -36,12 +38,13 @@ def counted(grids: Sequence[tuple[Work, Widths, Widths]], repeats: int, *, progr
             work.call(outputs, inputs)()
         return float(counter.get_total_flops()) / 2 / SPEED
 
-    return [
+    found = [
         np.array([[flops(work, o, i)] for o, i in zip(outputs, inputs, strict=True)])
         if work.groups > 1
         else np.array([[flops(work, o, i) for i in inputs] for o in outputs])
         for work, outputs, inputs in grids
     ]
+    return found, 0.0
 
 
 @pytest.fixture
@@ -311,7 +314,7 @@ def test_every_measured_call_is_the_layer(monkeypatch: pytest.MonkeyPatch) -> No
         for parameter in layer.parameters():
             nn.init.constant_(parameter, 0.5)
         seen: list[Work] = []
-        monkeypatch.setattr(latency, "measure", lambda grids, repeats, progress, seen=seen: seen.extend(
+        monkeypatch.setattr(latency, "measure", lambda grids, repeats, whole, progress, seen=seen: seen.extend(
             work for work, *_ in grids) or counted(grids, repeats, progress=progress))  # fmt: skip
         fxc.LatencyTable.measure(layer, x)
         (work,) = seen

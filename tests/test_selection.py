@@ -1,6 +1,7 @@
 """A share of the multiply-adds as a target: what is counted, which channels go, and that a run is as exact as any."""
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fxcompress as fxc
 from fxcompress.errors import CheckpointError
+from fxcompress.training.costs import Macs
 from fxcompress.training.fit import FitResult
 from fxcompress.training.importance import Importance
 from fxcompress.training.interrupt import TrainingInterrupted
-from fxcompress.training.macs import Macs
 from tests.test_fit import Digits, digits
 from tests.test_pieces import image, reading
 
@@ -38,7 +39,7 @@ def batches(count: int = 10, dtype: torch.dtype = torch.float32) -> list[tuple[T
     return [(a.to(dtype), b) for a, b in zip(torch.cat(x).split(32), torch.cat(y).split(32), strict=True)][:count]
 
 
-def fitted(net: nn.Module, target: float = 0.4, epochs: int = 10, **options: Any) -> FitResult:  # noqa: ANN401
+def fitted(net: nn.Module, target: float | None = 0.4, epochs: int = 10, **options: Any) -> FitResult:  # noqa: ANN401
     loader, loss = options.pop("loader", batches()), options.pop("loss_fn", F.cross_entropy)
     return fxc.fit(net, loader, loss, epochs=epochs, target_macs=target, progress=False, **options)
 
@@ -112,13 +113,29 @@ def test_what_the_task_does_not_need_goes_first() -> None:
     assert left.min() > 1e-2
 
 
-def test_each_layer_keeps_a_tenth_and_a_target_below_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_each_layer_keeps_a_tenth_and_a_target_below_is_refused() -> None:
     torch.manual_seed(0)
-    with caplog.at_level(logging.WARNING, "fxcompress"):
-        result = fitted(Digits(), 0.001)
-    assert "target of 0.001 of the multiply-adds was not reached" in caplog.text
+    model = Digits()
+    with pytest.raises(ValueError, match=r"target_macs=0\.001 cannot be reached: 0\.0\d+ of the multiply-adds") as told:
+        fitted(model, 0.001)
+    floor = float(re.findall(r"reached: (\S+) of", str(told.value))[0])
+    result = fitted(model, floor * 0.999)
     widths = [p.shape[0] for n, p in result.module.named_parameters() if n.endswith("weight") and p.ndim == 4]
-    assert min(widths) == 2
+    assert widths == [2, 2, 2]
+    assert result.net.macs_left() == pytest.approx(floor, rel=0.01)
+
+
+def test_a_target_that_was_missed_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """Three steps are too few for biases to go."""
+    torch.manual_seed(0)
+    net = fxc.compress(Digits(), X)
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if name.endswith("bias"):
+                parameter.fill_(100.0)
+    with caplog.at_level(logging.WARNING, "fxcompress"):
+        fitted(net, 0.4, epochs=1, loader=batches(3))
+    assert "target of 0.4 of the multiply-adds was not reached: 1 are left" in caplog.text
 
 
 def smooth() -> nn.Module:
@@ -159,7 +176,7 @@ def test_a_run_that_was_stopped_comes_out_the_same(stop: int, tmp_path: Path) ->
     whole, path = run(), tmp_path / "run.pt"
     with pytest.raises((KeyboardInterrupt, TrainingInterrupted)):
         run(stop, checkpoint=path)
-    with pytest.raises(CheckpointError, match=r"the run was one with target_macs=0\.3, and this one has None"):
+    with pytest.raises(CheckpointError, match=r"the run was one with target_macs=0\.3, and this one has neither"):
         fxc.fit(
             Digits(), batches(), F.cross_entropy, epochs=10, gamma=0.0, checkpoint=path, resume=True, progress=False
         )

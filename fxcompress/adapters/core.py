@@ -1,7 +1,7 @@
 """What the adapters share: self-compression in a training loop that somebody else runs. Knows none of the libraries."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from fxcompress.errors import OptimizerError, UnsupportedModelError
 from fxcompress.passes.prune_report import PruneReport
+from fxcompress.training.aims import Aims
 from fxcompress.training.compressed import CompressedModule
 from fxcompress.training.controller import ConstantGamma, Gamma, gamma_now, own_gamma
 from fxcompress.training.distributed import wrappers_of
@@ -19,7 +20,9 @@ from fxcompress.training.in_pieces import CompressedPieces
 from fxcompress.training.optimizer import check_optimizer
 from fxcompress.training.parallel import Processes
 from fxcompress.training.policy import PrunePolicy
+from fxcompress.training.selection import Selection
 from fxcompress.training.suited import what_is_mixed, what_lacks
+from fxcompress.training.target import check_selection
 
 _REMEDY = "build one optimizer for it after compress(): torch.optim.Adam(net.param_groups(lr=1e-3))"
 
@@ -144,6 +147,64 @@ def share_buffers(net: CompressedModule) -> None:
     for wrapper in wrappers_of(net)[:1]:
         if wrapper.process_group.size() > 1:
             Processes(net, wrapper).share_buffers()
+
+
+@dataclass(slots=True)
+class Lead:
+    """Leads to a share of the multiply-adds or of the latency, in a loop that somebody else runs.
+
+    Attributes:
+        aims: what the user asked for; perhaps nothing.
+        selection: of the present training.
+    """
+
+    aims: Aims
+    selection: Selection | None = None
+    _stored: dict[str, Any] | None = None
+
+    def begin(self) -> None:
+        """Forget an earlier training."""
+        self.selection, self._stored = None, None
+
+    def start(
+        self,
+        net: CompressedModule,
+        optimizer: Optimizer,
+        steps: int,
+        progress: Callable[[], float] | None = None,
+    ) -> list[RemovableHandle]:
+        """To be called at the start of a training, or when it is taken up, before other hooks on the optimizer are set.
+
+        Args:
+            net: as it is by then.
+            optimizer: that trains it.
+            steps: of the whole training.
+            progress: see :meth:`Selection.follow`.
+
+        Raises:
+            ValueError: the network is below the target already, or the table does not fit.
+        """
+        self.selection = self.aims.selection(net, steps)
+        if self.selection is None:
+            return []
+        if self._stored:
+            self.selection.load_state_dict(self._stored)
+        else:
+            self.selection.measure()
+            check_selection(self.selection)
+        return self.selection.follow(optimizer, progress)
+
+    def metrics(self) -> dict[str, float]:
+        """What there is to log of it."""
+        return {} if self.selection is None else {f"size/{self.selection.kind}": self.selection.left()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was chosen so far; fit for JSON."""
+        return (self._stored or {}) if self.selection is None else self.selection.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave, at the next :meth:`start`."""
+        self._stored = state
 
 
 def metrics(net: CompressedModule, gamma: float) -> dict[str, float]:

@@ -7,6 +7,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from fxcompress.adapters.core import (
+    Lead,
     Pressure,
     Removals,
     compressed,
@@ -16,13 +17,15 @@ from fxcompress.adapters.core import (
     step_after,
 )
 from fxcompress.errors import MissingPackageError, UnsupportedModelError
+from fxcompress.objectives import LatencyTable
 from fxcompress.passes.prune_report import PruneReport
+from fxcompress.training.aims import Aims
 from fxcompress.training.compressed import CompressedModule
 from fxcompress.training.controller import Gamma
 from fxcompress.training.fit import gamma_of
 from fxcompress.training.policy import PrunePolicy, prune_policy
 from fxcompress.training.suited import check_objective
-from fxcompress.training.target import check_target, tell_of_target
+from fxcompress.training.target import check_target, tell_of_selection, tell_of_target
 
 try:
     import accelerate  # noqa: F401 - the Trainer cannot do without, and says so later and less clearly
@@ -88,13 +91,19 @@ class SelfCompressionCallback(TrainerCallback, ExportableState):
     Args:
         target_size: share of the original 32-bit weights to end at (fractional); gamma is steered to it.
         gamma: in its place the weight of ``net.size()`` in the loss, or a function of (progress, size).
+        target_macs: share of the multiply-adds to end at: the channels that the task misses least for what they save
+            are chosen, and lose their bits; the others keep theirs, unless there is a size or a gamma as well.
+        target_latency: the same with the share of the seconds that its layers take, by ``latency_table``, or as they
+            are measured at the start, in the first process.
+        latency_table: of :meth:`fxcompress.LatencyTable.measure`.
         fine_tune: the weights are trained already: the target is reached after a quarter of the training in place of
             half. Let bits and exponents rest long at the end: ``fxc.cosine(optimizer, steps, settle=0.4)``.
         prune: True: remove what is dead when the steps it has slowed down have cost as much as a removal does; a
             number: after so many steps; a :class:`fxcompress.PrunePolicy`; False: never.
 
     Raises:
-        ValueError: neither or both of ``target_size`` and ``gamma`` are given, or a value is out of range.
+        ValueError: nothing to aim at is given, both of ``target_size`` and ``gamma``, or of ``target_macs`` and
+            ``target_latency``, or a value is out of range.
     """
 
     def __init__(
@@ -102,6 +111,9 @@ class SelfCompressionCallback(TrainerCallback, ExportableState):
         target_size: float | None = None,
         *,
         gamma: float | Gamma | None = None,
+        target_macs: float | None = None,
+        target_latency: float | None = None,
+        latency_table: LatencyTable | None = None,
         fine_tune: bool = False,
         prune: bool | int | PrunePolicy = True,
     ) -> None:
@@ -110,11 +122,15 @@ class SelfCompressionCallback(TrainerCallback, ExportableState):
                 "a checkpoint cannot hold a gamma that is a function: leave restore_callback_states_from_checkpoint "
                 "off; what gamma has adapted is taken up without it"
             )
-        self.pressure = Pressure(gamma_of(gamma, target_size, fine_tune=fine_tune))
+        aims = Aims(target_macs, target_latency, latency_table)
+        self.pressure = Pressure(gamma_of(gamma, target_size, fine_tune=fine_tune, required=not aims))
+        self.lead = Lead(aims)
         self.removals = Removals(prune_policy(prune))
         self._arguments = {
             "target_size": target_size,
             "gamma": _FUNCTION if callable(gamma) else gamma,
+            "target_macs": target_macs,
+            "target_latency": target_latency,  # the table is in the state
             "fine_tune": fine_tune,
             "prune": True if isinstance(prune, PrunePolicy) else prune,  # what it holds is an attribute
         }
@@ -122,7 +138,8 @@ class SelfCompressionCallback(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         """What the Trainer writes into its checkpoints; taken up when a training is resumed."""
-        return {"args": self._arguments, "attributes": {"adapted": self.adapted, "removal": self.removal}}
+        attributes = {"adapted": self.adapted, "removal": self.removal, "chosen": self.chosen}
+        return {"args": self._arguments, "attributes": attributes}
 
     @property
     def reports(self) -> list[PruneReport]:
@@ -146,6 +163,15 @@ class SelfCompressionCallback(TrainerCallback, ExportableState):
     @removal.setter
     def removal(self, state: dict[str, Any]) -> None:
         self.removals.load_state_dict(state)
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """Which channels are to go."""
+        return self.lead.state_dict()
+
+    @chosen.setter
+    def chosen(self, state: dict[str, Any]) -> None:
+        self.lead.load_state_dict(state)
 
     def on_init_end(
         self,
@@ -205,7 +231,8 @@ class SelfCompressionCallback(TrainerCallback, ExportableState):
 
         Raises:
             OptimizerError: it is not right for the network.
-            ValueError: the objective has no gradient, or the network is smaller than the target already.
+            ValueError: the objective has no gradient, the network is below a target already, or the table of latencies
+                does not fit.
         """
         net, optimizer = _network(kwargs["model"]), _unwrapped(kwargs["optimizer"])
         optimizer_of(net, [optimizer])
@@ -214,10 +241,12 @@ class SelfCompressionCallback(TrainerCallback, ExportableState):
         if not state.global_step:
             self.pressure.begin()
             self.removals.begin()
+            self.lead.begin()
             check_target(net, self.pressure.gamma)
         stored = (state.stateful_callbacks or {}).get(type(self).__name__)
         if state.global_step > 0 and isinstance(stored, dict):
             self.adapted, self.removal = (stored["attributes"][key] for key in ("adapted", "removal"))
+            self.chosen = stored["attributes"].get("chosen", {})  # missing in files of earlier versions
 
         def press(optimizer: Optimizer, *_: object) -> None:
             # Fused optimizers unscale by themselves, and are told by this attribute.
@@ -226,6 +255,7 @@ class SelfCompressionCallback(TrainerCallback, ExportableState):
 
         self._release()
         self._hooks = [
+            *self.lead.start(net, optimizer, state.max_steps),
             optimizer.register_step_pre_hook(press),
             step_after(optimizer, net),
             optimizer.register_step_post_hook(lambda *_: self.removals.count(net)),
@@ -251,7 +281,7 @@ class SelfCompressionCallback(TrainerCallback, ExportableState):
         """Add the sizes to what is logged of the training."""
         logs = kwargs.get("logs")
         if logs is not None and "loss" in logs:
-            more = metrics(_network(kwargs["model"]), self.pressure.last)
+            more = metrics(_network(kwargs["model"]), self.pressure.last) | self.lead.metrics()
             logs.update(more)
             state.log_history[-1].update(more)
 
@@ -268,6 +298,7 @@ class SelfCompressionCallback(TrainerCallback, ExportableState):
         self.removals.make(net, _unwrapped(kwargs["optimizer"]), last=True)
         if state.is_world_process_zero:
             tell_of_target(net, self.pressure.gamma)
+            tell_of_selection(self.lead.selection)
         self._release()
 
     def _release(self) -> None:

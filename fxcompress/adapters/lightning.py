@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from fxcompress.adapters.core import (
+    Lead,
     Pressure,
     Removals,
     compressed,
@@ -17,13 +18,15 @@ from fxcompress.adapters.core import (
     step_after,
 )
 from fxcompress.errors import MissingPackageError, UnsupportedModelError
+from fxcompress.objectives import LatencyTable
 from fxcompress.passes.prune_report import PruneReport
+from fxcompress.training.aims import Aims
 from fxcompress.training.compressed import CompressedModule
 from fxcompress.training.controller import Gamma
 from fxcompress.training.fit import gamma_of
 from fxcompress.training.policy import PrunePolicy, prune_policy
 from fxcompress.training.suited import check_objective
-from fxcompress.training.target import check_target, tell_of_target
+from fxcompress.training.target import check_target, tell_of_selection, tell_of_target
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -54,6 +57,11 @@ class SelfCompression(Callback):
     Args:
         target_size: share of the original 32-bit weights to end at (fractional); gamma is steered to it.
         gamma: in its place the weight of ``net.size()`` in the loss, or a function of (progress, size).
+        target_macs: share of the multiply-adds to end at: the channels that the task misses least for what they save
+            are chosen, and lose their bits; the others keep theirs, unless there is a size or a gamma as well.
+        target_latency: the same with the share of the seconds that its layers take, by ``latency_table``, or as they
+            are measured at the start, in the first process.
+        latency_table: of :meth:`fxcompress.LatencyTable.measure`.
         fine_tune: the weights are trained already: the target is reached after a quarter of the training in place of
             half. Let bits and exponents rest long at the end: ``fxc.cosine(optimizer, steps, settle=0.4)``.
         net: where the network is in the LightningModule; dots lead into its children.
@@ -64,7 +72,8 @@ class SelfCompression(Callback):
         done: optimizer steps that were made.
 
     Raises:
-        ValueError: neither or both of ``target_size`` and ``gamma`` are given, or a value is out of range.
+        ValueError: nothing to aim at is given, both of ``target_size`` and ``gamma``, or of ``target_macs`` and
+            ``target_latency``, or a value is out of range.
     """
 
     def __init__(
@@ -72,11 +81,16 @@ class SelfCompression(Callback):
         target_size: float | None = None,
         *,
         gamma: float | Gamma | None = None,
+        target_macs: float | None = None,
+        target_latency: float | None = None,
+        latency_table: LatencyTable | None = None,
         fine_tune: bool = False,
         net: str = "net",
         prune: bool | int | PrunePolicy = True,
     ) -> None:
-        self.pressure = Pressure(gamma_of(gamma, target_size, fine_tune=fine_tune))
+        aims = Aims(target_macs, target_latency, latency_table)
+        self.pressure = Pressure(gamma_of(gamma, target_size, fine_tune=fine_tune, required=not aims))
+        self.lead = Lead(aims)
         self.net = net
         self.removals = Removals(prune_policy(prune))
         self.done = 0
@@ -98,13 +112,15 @@ class SelfCompression(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """How far the training is, what gamma has adapted and when to remove, for a checkpoint."""
-        return {"done": self.done, "gamma": self.pressure.state_dict(), "removals": self.removals.state_dict()}
+        gamma, removals = self.pressure.state_dict(), self.removals.state_dict()
+        return {"done": self.done, "gamma": gamma, "removals": removals, "lead": self.lead.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from what :meth:`state_dict` gave."""
         self.done = state_dict["done"]
         self.pressure.load_state_dict(state_dict["gamma"])
         self.removals.load_state_dict(state_dict["removals"])
+        self.lead.load_state_dict(state_dict.get("lead", {}))  # missing in files of earlier versions
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check the network before anything is built.
@@ -125,6 +141,7 @@ class SelfCompression(Callback):
             self.done = 0
             self.pressure.begin()
             self.removals.begin()
+            self.lead.begin()
 
     def _network(self, pl_module: LightningModule) -> CompressedModule:
         where = f"{type(pl_module).__name__}.{self.net}"
@@ -142,8 +159,8 @@ class SelfCompression(Callback):
         Raises:
             OptimizerError: none is right for the network.
             UnsupportedModelError: a callback keeps averages of parameters, and channels are to be removed.
-            ValueError: the training has no known end, and gamma depends on it; the objective has no gradient, or the
-                network is smaller than the target already.
+            ValueError: the training has no known end, and gamma or a target depends on it; the objective has no
+                gradient, the network is below a target already, or the table of latencies does not fit.
         """
         net = self._network(pl_module)
         self._refuse_averages(trainer)
@@ -153,8 +170,10 @@ class SelfCompression(Callback):
         if not self.done:
             check_target(net, self.pressure.gamma)
         self._total = float(trainer.estimated_stepping_batches)
-        if math.isinf(self._total) and self.pressure.needs_length():
-            raise ValueError("gamma depends on how far the training is: set max_epochs or max_steps of the Trainer")
+        if math.isinf(self._total) and (self.pressure.needs_length() or self.lead.aims):
+            raise ValueError(
+                "gamma, or a target, depends on how far the training is: set max_epochs or max_steps of the Trainer"
+            )
         self._noted = self.done
         several = sum(isinstance(callback, SelfCompression) for callback in trainer.callbacks) > 1
         self._prefix = f"{self.net}/" if several else ""
@@ -164,7 +183,9 @@ class SelfCompression(Callback):
             self.done += 1
             self.removals.count(net)
 
-        self._hooks = [step_after(self._optimizer, net), self._optimizer.register_step_post_hook(count)]
+        steps = 0 if math.isinf(self._total) else int(self._total)
+        self._hooks = self.lead.start(net, self._optimizer, steps, lambda: self._progress(trainer, pl_module))
+        self._hooks += [step_after(self._optimizer, net), self._optimizer.register_step_post_hook(count)]
 
     def _refuse_averages(self, trainer: Trainer) -> None:
         """A callback that keeps a copy of the parameters adds up tensors of two shapes after a removal."""
@@ -219,7 +240,8 @@ class SelfCompression(Callback):
         self.removals.make(self._network(pl_module), self._optimizer, last=last)
 
     def _log(self, pl_module: LightningModule, *, on_step: bool) -> None:
-        for name, value in metrics(self._network(pl_module), self.pressure.last).items():
+        found = metrics(self._network(pl_module), self.pressure.last) | self.lead.metrics()
+        for name, value in found.items():
             bar = name in _PROGRESS_BAR
             pl_module.log(self._prefix + name, value, on_step=on_step, on_epoch=not on_step, prog_bar=bar)
 
@@ -230,6 +252,7 @@ class SelfCompression(Callback):
         self._remove(pl_module, last=True)
         if trainer.is_global_zero:
             tell_of_target(net, self.pressure.gamma)
+            tell_of_selection(self.lead.selection)
         self._release()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -9,9 +9,10 @@ over the seconds of the starting network, where O and I are the output and input
 equation 5. A table whose seconds are proportional to multiply-adds gives the objective ``"macs"``, exactly.
 """
 
+import copy
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,14 @@ from fxcompress.objectives.collect import EVALUATION
 from fxcompress.objectives.curves import Curve, widths_of
 from fxcompress.objectives.terms import LayerUse, SizeTerms
 from fxcompress.objectives.timing import Work, machine, measure, work_of
+from fxcompress.quantizer import Quantizer
 from fxcompress.trace.inputs import ExampleInputs
 
 FORMAT = 1
+WIDTHS = (0.25, 0.5, 0.75, 1.0)
+"""Shares of the channels that layers are timed with."""
+REPEATS = 10
+"""How often each is timed."""
 _DAMAGE = (KeyError, TypeError, ValueError, IndexError, AttributeError)
 
 
@@ -43,6 +49,7 @@ class LatencyTable:
         curves: the seconds, each by its widths.
         layers: for each weight the positions of its curves, one for each use in the order in which they run.
         about: where the table comes from: device, dtype, torch, inputs; for people.
+        whole: the seconds of the whole network in the same rounds, with all that is no layer; 0 where it is not known.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
     >>> table = LatencyTable.measure(model, torch.zeros(1, 3, 8, 8), repeats=2)
@@ -53,6 +60,7 @@ class LatencyTable:
     curves: tuple[Curve, ...]
     layers: dict[str, tuple[int, ...]]
     about: dict[str, str] = field(default_factory=dict)
+    whole: float = 0.0
 
     @classmethod
     def measure(
@@ -60,8 +68,8 @@ class LatencyTable:
         model: nn.Module,
         example_inputs: object = None,
         *,
-        widths: Sequence[float] = (0.25, 0.5, 0.75, 1.0),
-        repeats: int = 10,
+        widths: Sequence[float] = WIDTHS,
+        repeats: int = REPEATS,
         progress: bool = True,
     ) -> "LatencyTable":
         """Time every convolution and linear layer of a model, alone, at several widths.
@@ -69,7 +77,8 @@ class LatencyTable:
         Each is timed on the device and in the dtype of its weight, in inference, on inputs of the shape that it gets
         from the example inputs. All are timed in turn, ``repeats`` times over, and the medians count: a machine that
         slows down for a while slows all of them. Layers of equal shapes are timed once. What is measured is made to
-        rise with the width (by isotonic regression), as noise would reward growth.
+        rise with the width (by isotonic regression), as noise would reward growth. The network is timed as a whole
+        beside them, in evaluation, unless it has quantizers or no graph.
 
         Args:
             model: any network that can be traced, compressed or not; it is left as it is.
@@ -88,9 +97,31 @@ class LatencyTable:
             raise ValueError(f"widths={tuple(widths)} must be shares in (0, 1], at least one of them below 1")
         if repeats < 1:
             raise ValueError(f"repeats={repeats} must be at least 1")
+        analyses = _analyses(model, example_inputs)
+        whole = _whole(analyses[""]) if list(analyses) == [""] else None
+        return cls.of_analyses(analyses, shares, repeats, whole=whole, progress=progress)
+
+    @classmethod
+    def of_analyses(
+        cls,
+        analyses: Mapping[str, Analysis],
+        shares: Sequence[float] = WIDTHS,
+        repeats: int = REPEATS,
+        *,
+        whole: Callable[[], object] | None = None,
+        progress: bool = True,
+    ) -> "LatencyTable":
+        """:meth:`measure` of a model that has been analysed.
+
+        Args:
+            analyses: of each of its graphs, by their paths.
+            shares: see ``widths`` of :meth:`measure`; rising.
+            repeats: the same.
+            whole: one call of the network; None for none.
+            progress: the same.
+        """
         works: dict[Work, int] = {}
         layers: dict[str, tuple[int, ...]] = {}
-        analyses = _analyses(model, example_inputs)
         for path, analysis in analyses.items():
             parameters = dict(analysis.module.named_parameters(remove_duplicate=False))
             first = {id(parameter): name for name, parameter in reversed(parameters.items())}
@@ -101,12 +132,13 @@ class LatencyTable:
                     name = f"{path}.{own}" if path else own
                     layers[name] = (*layers.get(name, ()), works.setdefault(work, len(works)))
         grids = [(work, *widths_of(work.outputs, work.inputs, work.groups, shares)) for work in works]
+        times, total = measure(grids, repeats, whole, progress=progress)
         curves = tuple(
             Curve(outputs, inputs, work.groups, seconds)
-            for (work, outputs, inputs), seconds in zip(grids, measure(grids, repeats, progress=progress), strict=True)
+            for (work, outputs, inputs), seconds in zip(grids, times, strict=True)
         )
         inputs = "; ".join(f"{path}: {one.inputs}" if path else str(one.inputs) for path, one in analyses.items())
-        return cls(curves, layers, machine(works) | {"inputs": inputs})
+        return cls(curves, layers, machine(works) | {"inputs": inputs}, total)
 
     def seconds(self, layer: str, inputs: int, outputs: int) -> float:
         """The time of one layer, all of its uses together, interpolated between the widths that were measured.
@@ -132,14 +164,8 @@ class LatencyTable:
         Raises:
             StorageError: the file cannot be written.
         """
-        content = {
-            "fxcompress latency table": FORMAT,
-            "about": self.about,
-            "layers": self.layers,
-            "curves": [curve.as_json() for curve in self.curves],
-        }
         try:
-            Path(path).write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+            Path(path).write_text(json.dumps(self.as_json(), indent=1) + "\n", "utf-8")
         except OSError as error:
             raise StorageError(f"cannot write {path}: {error}") from error
 
@@ -154,14 +180,28 @@ class LatencyTable:
             content: Any = json.loads(Path(path).read_text("utf-8"))
             if content["fxcompress latency table"] != FORMAT:
                 raise StorageError(f"{path} has another format; measure again with this version of fxcompress")
-            curves = tuple(Curve.from_json(curve) for curve in content["curves"])
-            layers = {name: tuple(int(i) for i in places) for name, places in content["layers"].items()}
-            _ = [curves[i] for places in layers.values() for i in places]
-            return cls(curves, layers, dict(content["about"]))
+            return cls.from_json(content)
         except OSError as error:
             raise StorageError(f"cannot read {path}: {error}; check the path") from error
         except _DAMAGE as error:
             raise StorageError(f"{path} is no latency table: {error}; measure again, and save again") from error
+
+    def as_json(self) -> dict[str, Any]:
+        """What :meth:`from_json` reads."""
+        curves = [curve.as_json() for curve in self.curves]
+        return {
+            "fxcompress latency table": FORMAT, "about": self.about, "layers": self.layers, "curves": curves,
+            "whole": self.whole,
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "LatencyTable":
+        """A table that :meth:`as_json` wrote; KeyError, TypeError, ValueError or IndexError for anything else."""
+        curves = tuple(Curve.from_json(curve) for curve in content["curves"])
+        layers = {name: tuple(int(i) for i in places) for name, places in content["layers"].items()}
+        _ = [curves[i] for places in layers.values() for i in places]
+        whole = float(content.get("whole", 0.0))  # missing in files of earlier versions
+        return cls(curves, layers, dict(content["about"]), whole)
 
     def __call__(self, terms: SizeTerms, bits: Tensor) -> Tensor:
         """The objective, a scalar; see :mod:`fxcompress.objectives.latency`.
@@ -178,9 +218,9 @@ class LatencyTable:
         Once for each set of widths. Divided by the number of inputs, because the sum over pairs multiplies with those
         that have bits: a layer that reads nothing costs nothing.
         """
-        total = sum(c.at(u.outputs, u.inputs).seconds for u, c in self._matched(terms.start.uses))
+        total = sum(c.at(u.outputs, u.inputs).seconds for u, c in self.matched(terms.start.uses))
         own, read = np.zeros((2, terms.kernel.numel()))
-        for use, curve in self._matched(terms.uses):
+        for use, curve in self.matched(terms.uses):
             point = curve.at(use.outputs, use.inputs)
             blocks = slice(use.blocks[0], sum(use.blocks))
             if use.bits_of_inputs:
@@ -190,8 +230,12 @@ class LatencyTable:
         slopes = torch.from_numpy(np.stack([own, read])).to(terms.kernel)
         return slopes[0] / terms.inputs.clamp(min=1), slopes[1] / terms.outputs.clamp(min=1)
 
-    def _matched(self, uses: tuple[LayerUse, ...]) -> list[tuple[LayerUse, Curve]]:
-        """The curve of each use; where some uses of a layer are gone, the first ones stand for those that are left."""
+    def matched(self, uses: tuple[LayerUse, ...]) -> list[tuple[LayerUse, Curve]]:
+        """The curve of each use; where some uses of a layer are gone, the first ones stand for those that are left.
+
+        Raises:
+            ValueError: the table lacks a layer, or is narrower than it.
+        """
         missing = {u.weight: None for u in uses if u.weight not in self.layers}
         if missing:
             raise ValueError(
@@ -217,3 +261,28 @@ def _analyses(model: nn.Module, example_inputs: object) -> dict[str, Analysis]:
         if example_inputs is None:
             raise
         return prepare_pieces(model, ExampleInputs.of(example_inputs), error, layers=1)[1]
+
+
+def _whole(analysis: Analysis) -> Callable[[], object] | None:
+    """One call of a network in evaluation; None where it has quantizers, which are no part of what will run."""
+    if any(isinstance(module, Quantizer) for module in analysis.module.modules()):
+        return None
+    return call_of(copy.deepcopy(analysis.module), analysis.inputs)  # a copy, as a call may change buffers
+
+
+def call_of(module: nn.Module, inputs: ExampleInputs) -> Callable[[], object]:
+    """One call of a module in evaluation, where its parameters are, which leaves the caller's random numbers alone.
+
+    Args:
+        module: put into evaluation.
+        inputs: that it runs on.
+    """
+    module.eval()
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    found = inputs.converted(lambda value: value.to(device))
+
+    def call() -> object:
+        with torch.random.fork_rng(devices=[]):
+            return module(*found.args, **found.kwargs)
+
+    return call

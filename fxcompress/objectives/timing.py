@@ -110,30 +110,42 @@ def machine(works: Iterable[Work]) -> dict[str, str]:
     }
 
 
-def measure(grids: Sequence[tuple[Work, Widths, Widths]], repeats: int, *, progress: bool) -> list[np.ndarray]:
-    """Median seconds of each layer at each of its widths, all in turn, ``repeats`` times over.
+def measure(
+    grids: Sequence[tuple[Work, Widths, Widths]],
+    repeats: int,
+    whole: Callable[[], object] | None = None,
+    *,
+    progress: bool,
+) -> tuple[list[np.ndarray], float]:
+    """Median seconds of each layer at each of its widths, and of a whole network, all in turn, ``repeats`` times over.
 
     Args:
         grids: layers, with their output and input channels; all pairs of them, or of a grouped convolution the pairs
             in order.
         repeats: rounds.
+        whole: one call of the network, on the device of the first layer; None for none.
         progress: show a bar where it takes more than a few seconds.
 
     Returns:
-        For each layer (outputs, inputs) seconds, or (outputs, 1) of a grouped convolution.
+        For each layer (outputs, inputs) seconds, or (outputs, 1) of a grouped convolution; and those of the network,
+        0 where none is given.
     """
     jobs = [(work, pair) for work, outputs, inputs in grids for pair in _pairs(work, outputs, inputs)]
     times: list[list[float]] = [[] for _ in jobs]
+    of_all: list[float] = []
     with _Bar(len(jobs) * repeats, enabled=progress) as bar, torch.inference_mode():
         for _ in range(repeats):
+            if whole is not None and jobs:
+                of_all.append(_seconds(whole, jobs[0][0].device))
             for (work, (outputs, inputs)), found in zip(jobs, times, strict=True):
                 found.append(_seconds(work.call(outputs, inputs), work.device))
                 bar.advance()
     medians = iter([median(found) for found in times])
-    return [
+    layers = [
         np.array([next(medians) for _ in _pairs(work, outputs, inputs)]).reshape(len(outputs), -1)
         for work, outputs, inputs in grids
     ]
+    return layers, median(of_all) if of_all else 0.0
 
 
 def _pairs(work: Work, outputs: Widths, inputs: Widths) -> list[tuple[int, int]]:

@@ -43,12 +43,14 @@ class FitResult:
         net: the network that was trained, with its quantizers.
         history: one record for each epoch.
         reports: what each pruning removed.
+        latency: with ``target_latency``, the share of the seconds that is left, as the table has them; else None.
     """
 
     module: nn.Module
     net: Compressed
     history: list[EpochRecord] = field(default_factory=list)
     reports: list[PruneReport] = field(default_factory=list)
+    latency: float | None = None
 
     def __repr__(self) -> str:
         seconds = sum(record.seconds for record in self.history)
@@ -59,6 +61,7 @@ class FitResult:
             *map(str, self.history[-1:]),
             f"weights: {trained:.2%} of their bits as trained, {stored:.2%} as stored",
             f"multiply-adds, whatever the bits: {self.net.macs_left():.1%}",
+            *([] if self.latency is None else [f"seconds of its layers, by the table: {self.latency:.1%}"]),
             f".module: {type(self.module).__name__} with {parameters:,} parameters, to be used and saved",
         ]
         return "\n  ".join(lines)
@@ -127,7 +130,8 @@ def train(  # noqa: PLR0913 - what is behind the user's call
             run.keep()
             if trainer.interrupt.requested:
                 raise _interrupted(run, trainer, epochs)
-    return FitResult(net.finalize().eval(), net, run.history, trainer.reports)
+    latency = selection.left() if selection is not None and selection.kind == "latency" else None
+    return FitResult(net.finalize().eval(), net, run.history, trainer.reports, latency)
 
 
 def _settle(trainer: Trainer, run: Run, processes: Processes, *, measured: bool) -> None:

@@ -1,18 +1,21 @@
 """What :func:`fxcompress.fit` does about other processes; nothing at all where there is one."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from fxcompress.errors import DistributedError
 from fxcompress.training.agreement import check_same
 from fxcompress.training.compressed import CompressedModule
 from fxcompress.training.distributed import refuse_sharded, wrappers_of
 from fxcompress.training.in_pieces import Compressed
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,33 @@ class Processes:
 def is_alone() -> bool:
     """Whether there is no other process."""
     return not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
+
+
+def of_first(make: Callable[[], T]) -> T:
+    """What ``make`` gives in the first process, in all of them.
+
+    Args:
+        make: called in the first process alone; what it returns can be pickled.
+
+    Raises:
+        DistributedError: it failed there.
+    """
+    if is_alone():
+        return make()
+    said: list[Any] = [None, None]
+    failure: Exception | None = None
+    if dist.get_rank() == 0:
+        try:
+            said[0] = make()
+        except Exception as error:  # noqa: BLE001 - raised again below, when the others know
+            failure, said[1] = error, f"{type(error).__name__}: {error}"
+    dist.broadcast_object_list(said, 0)
+    if failure is not None:
+        raise failure
+    if said[1] is not None:
+        raise DistributedError(f"the first process failed: {said[1]}")
+    found: T = said[0]
+    return found
 
 
 def is_first() -> bool:

@@ -117,9 +117,11 @@ class Run:
             restore_run(state["now"], self.loader)
 
     def _selected(self) -> dict[str, Any] | None:
-        """What leads to a share of the multiply-adds, and its target."""
+        """What leads to a share of the multiply-adds or of the latency, and its target."""
         selection = self.trainer.selection
-        return None if selection is None else {"target": selection.target} | selection.state_dict()
+        return (
+            None if selection is None else {"target": selection.target, "kind": selection.kind} | selection.state_dict()
+        )
 
     def epoch(self) -> Iterator[Any]:
         """The batches of an epoch that are left to do."""
@@ -189,7 +191,7 @@ def check_run(
         loader: the batches of each epoch.
         batches: how many.
         average: the moving average.
-        selection: what leads to a share of the multiply-adds.
+        selection: what leads to a share of the multiply-adds or of the latency.
         epochs: of the whole run.
         own_scheduler: the user gave the scheduler, whose course is then the user's.
 
@@ -220,12 +222,11 @@ def check_run(
             if average is None
             else "the run kept no moving average, so there is none to go on with; leave average= out"
         )
-    was_selected = (state.get("selection") or {}).get("target")
-    if was_selected != (None if selection is None else selection.target):
-        raise CheckpointError(
-            f"the run was one with target_macs={was_selected}, and this one has "
-            f"{None if selection is None else selection.target}; pass the one that it began with"
-        )
+    kept, none = state.get("selection"), "neither target_macs nor target_latency"
+    began = none if kept is None else f"target_{kept['kind']}={kept['target']}"
+    given = none if selection is None else f"{selection.argument}={selection.target}"
+    if began != given:
+        raise CheckpointError(f"the run was one with {began}, and this one has {given}; pass what it began with")
     generators, before = len(loader_generators(loader)), len(state["now"]["loader"])
     if generators != before:
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""A share of the multiply-adds to end at: the channels that the task misses least for what they save lose their bits.
+"""A share of the multiply-adds or of the latency to end at: what the task misses least for what it saves goes.
 
 An objective presses on the bits of all channels alike, and a network that is to be fast rather than small gives up
 precision for it that costs no time. Here all channels keep their bits but those that are to go: from time to time, as
@@ -7,18 +7,25 @@ They die as any other channel does.
 """
 
 import operator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from fxcompress.channels.analysis import Analysis
-from fxcompress.errors import check_number
+from fxcompress.objectives import LatencyTable
+from fxcompress.objectives.latency import call_of
+from fxcompress.training.choice import Choice
+from fxcompress.training.costs import Cost, Macs, Seconds
 from fxcompress.training.importance import Importance
-from fxcompress.training.macs import Macs
 from fxcompress.training.network import SizedNetwork
+from fxcompress.training.parallel import of_first
+from fxcompress.training.plain_copy import plain_copy
 from fxcompress.training.sized import SizedModule
 
 KEEP = 0.1
@@ -31,26 +38,36 @@ _FROM = 8.0
 """Where they begin."""
 _LOOKS = 4
 """Of how many steps gradients are looked at between two choices, where there are as many."""
+WORDS = {"macs": "multiply-adds", "latency": "latency"}
+"""What is counted."""
+_BIASES_GO = 20.0
+"""How far biases fall in a whole training at least: one of 2, of a channel that was chosen, within a tenth of it."""
 
 
 @dataclass(slots=True)
 class Selection:
-    """Leads a network to a share of its multiply-adds, as it trains.
+    """Leads a network to a share of its multiply-adds, or of its latency, as it trains.
 
     When a channel was chosen, and what :class:`Importance` has said of it since the last choice, is noted beside the
     flags of what is dead, so that it is cut with the network.
 
     Attributes:
         net: the network.
-        target: share of the multiply-adds of the starting network, above 0 and below 1.
+        target: share of what the starting network costs, above 0 and below 1.
         total: steps of the training.
+        kind: what is counted.
+        table: the seconds of the layers, where the latency counts; None for one that is measured at the start.
         arrival: share of the training after which all that is to go has been chosen.
+        done: steps that were made, where it follows an optimizer.
     """
 
     net: SizedNetwork
     target: float
     total: int
+    kind: Literal["macs", "latency"] = "macs"
+    table: LatencyTable | None = None
     arrival: float = 0.4
+    done: int = 0
     _importance: Importance | None = field(default=None, init=False, repr=False)
     _of: tuple[Analysis, ...] = field(default=(), init=False, repr=False)
     _noted: Tensor = field(default_factory=lambda: torch.zeros(0, 2, device="cpu"), init=False, repr=False)
@@ -58,11 +75,84 @@ class Selection:
     _looks: int = field(default=0, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        check_number(target_macs=self.target)
-        if not 0 < self.target < 1:
-            raise ValueError(f"target_macs={self.target} must be a share of the multiply-adds, between 0 and 1")
         for part in _parts(self.net):
-            part.liveness.flags.noted.clear()  # of another training
+            part.fxc_start_selection(_BIASES_GO / max(1, self.total))
+
+    @property
+    def argument(self) -> str:
+        """The name of the argument that the target was given as."""
+        return f"target_{self.kind}"
+
+    @property
+    def what(self) -> str:
+        """What is counted, in words."""
+        return WORDS[self.kind]
+
+    def measure(self, *, progress: bool = False) -> None:
+        """Measure the layers, where that has to be and has not been: in the first of several processes.
+
+        Args:
+            progress: show a bar where it takes more than a few seconds.
+        """
+        if self.kind == "latency" and self.table is None:
+            analyses = {
+                path: part.liveness.census.analysis
+                for path, part in self.net.fxc_parts().items()
+                if isinstance(part, SizedModule)
+            }
+
+            def measured() -> dict[str, Any]:
+                net, whole = self.net, None
+                if isinstance(net, SizedModule):
+                    whole = call_of(plain_copy(net)[0], net.settings.inputs)
+                return LatencyTable.of_analyses(analyses, whole=whole, progress=progress).as_json()
+
+            self.table = LatencyTable.from_json(of_first(measured))
+
+    def left(self) -> float:
+        """The share of what the starting network costs that is left, counting as gone what could be removed at once."""
+        terms = self.net.fxc_all_terms()
+        rows = sum(len(b) for b in self.net.fxc_bits)
+        return self._cost(np.full(rows, -1)).left(np.ones(rows, dtype=bool)) if terms.uses else 0.0
+
+    def _cost(self, unit: np.ndarray) -> Cost:
+        terms = self.net.fxc_all_terms()
+        return Macs(terms, unit) if self.table is None else Seconds(terms, unit, self.table)
+
+    def follow(self, optimizer: Optimizer, progress: Callable[[], float] | None = None) -> list[RemovableHandle]:
+        """See the gradients of each step of an optimizer, and lower bits after it; until the hooks are removed.
+
+        Where the step gets a closure, there are gradients only after it. A step that a gradient scaler skips is none.
+
+        Args:
+            optimizer: of the network.
+            progress: the share of the training that is done; by default by the steps of the optimizer.
+        """
+
+        def closed(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+            return any(callable(found) for found in (*args, *kwargs.values()))
+
+        def before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if progress is not None:
+                self.done = round(progress() * self.total)
+            if not closed(args, kwargs):
+                scale = getattr(optimizer, "grad_scale", None)  # fused optimizers unscale by themselves
+                self.see(self.done, 1.0 if scale is None else scale)
+
+        def after(_: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if closed(args, kwargs):
+                self.see(self.done)
+            self.done += 1
+            self.lower(self.done)
+
+        return [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
+
+    def floor(self) -> float:
+        """The share that is left where all has gone that may."""
+        importance = self._bound()
+        state = self._state(importance.unit)
+        fresh = state.next(np.zeros(len(importance.unit)), 0.0)
+        return state.cost.left(state.alive & ~fresh)
 
     def wanted(self, done: int) -> float:
         """The share to be at after so many steps: by a cubic, fast while much is superfluous.
@@ -74,19 +164,20 @@ class Selection:
         way = min(1.0, done / max(1.0, self.total * self.arrival))
         return self.target + (1 - self.target) * (1 - way) ** 3
 
-    def see(self, done: int) -> None:
+    def see(self, done: int, scale: Tensor | float = 1.0) -> None:
         """Take in the gradients of a step, before the optimizer's; a few times between two choices.
 
         Args:
             done: steps before this one.
+            scale: what the gradients are multiplied by at this time, by a gradient scaler.
         """
         if done % max(1, self._every // _LOOKS) == 0 and done <= self._last:
             importance = self._bound()
-            self._noted[:, 1] += importance.now()
+            self._noted[:, 1] += importance.now() / scale**2
             self._looks += 1
 
     @torch.no_grad()
-    def follow(self, done: int, *, held: bool = False) -> None:
+    def lower(self, done: int, *, held: bool = False) -> None:
         """Choose, if it is time to, and lower the bits of what is chosen; between the optimizer's step and the net's.
 
         Args:
@@ -143,70 +234,55 @@ class Selection:
 
     def _choose(self, importance: Importance, done: int) -> None:
         """Choose as many sets of channels as the path asks for."""
-        bits = torch.cat([b.detach().float() for b in self.net.fxc_bits]).cpu().numpy()
-        noted, unit = self._noted.cpu().numpy(), importance.unit
-        alive = (bits > 0) & np.isinf(noted[:, 0])
-        macs = Macs(self.net.fxc_all_terms(), unit)
-        if macs.left(alive) <= self.wanted(done):
-            return
-        order = self._order(importance.unit, noted[:, 1], macs, alive)
-        low, high = 0, len(order)
-        while low < high:
-            middle = (low + high) // 2
-            if macs.left(alive & ~np.isin(unit, order[:middle])) <= self.wanted(done):
-                high = middle
-            else:
-                low = middle + 1
-        fresh = np.isin(unit, order[:low]) & alive
+        fresh = self._state(importance.unit).next(self._noted[:, 1].cpu().numpy(), self.wanted(done))
         if fresh.any():
             self._noted[torch.from_numpy(fresh).to(self._noted.device), 0] = float(done)
             self._lay_out()
 
-    def _order(self, unit: np.ndarray, lost: np.ndarray, macs: Macs, alive: np.ndarray) -> np.ndarray:
-        """The sets of channels that may be chosen, those first that cost the least for what they save.
+    def _state(self, unit: np.ndarray) -> Choice:
+        """What is left to choose from, of the sets of :class:`Importance`."""
+        counts = [len(b) for b in self.net.fxc_bits]
+        bits = torch.cat([b.detach().float() for b in self.net.fxc_bits]).cpu().numpy()
+        alive = (bits > 0) & np.isinf(self._noted[:, 0].cpu().numpy())
+        layer = np.repeat(np.arange(len(counts)), counts)
+        left = np.bincount(layer[alive], minlength=len(counts))
+        return Choice(self._cost(unit), unit, layer, self._least(left), alive)
+
+    def _least(self, counts: np.ndarray) -> np.ndarray:
+        """How many channels of each layer stay: a share of those of the starting network, and two groups.
 
         Args:
-            unit: (R,) as in :class:`Importance`.
-            lost: (R,) what the task would lose.
-            macs: counts.
-            alive: (R,) the channels that are left.
+            counts: (layers,) channels that are left; all of them are taken for those of the start where it is unknown.
         """
-        saved = macs.saved(alive)
-        layer = np.repeat(np.arange(len(self.net.fxc_bits)), [len(b) for b in self.net.fxc_bits])
-        rows = np.flatnonzero(alive & (unit >= 0))
-        rows = rows[np.argsort(unit[rows], kind="stable")]
-        found, first = np.unique(unit[rows], return_index=True)
-        layers = np.split(layer[rows], first[1:])
-        counts = np.bincount(layer[alive], minlength=layer.max(initial=-1) + 1)
-        least = np.maximum(1, np.ceil(KEEP * self._started_with(counts)))
-        may = []
-        for i in np.argsort(lost[rows[first]] / np.maximum(saved[found], 1e-30), kind="stable"):
-            own, going = np.unique(layers[i], return_counts=True)
-            if saved[found[i]] > 0 and (counts[own] - going >= least[own]).all():
-                counts[own] -= going
-                may.append(found[i])
-        return np.array(may, dtype=np.int64)
-
-    def _started_with(self, counts: np.ndarray) -> np.ndarray:
-        """How many channels each layer had in the starting network, as many as there are where that is not known."""
         names = [
             f"{path}.{name}" if path else name
             for path, part in self.net.fxc_parts().items()
             for name in part.liveness.census.weights  # type: ignore[attr-defined]
         ]
-        before = {use.weight: use.outputs for use in self.net.fxc_all_terms().start.uses if not use.bits_of_inputs}
-        return np.array([before.get(name, count) for name, count in zip(names, counts, strict=True)])
+        terms = self.net.fxc_all_terms()
+        before = {use.weight: use.outputs for use in terms.start.uses if not use.bits_of_inputs}
+        two = {use.weight: 2 * use.outputs // use.blocks[1] for use in terms.uses if use.blocks[1] > 1}
+        least = np.maximum(1, np.ceil(KEEP * np.array([before.get(n, c) for n, c in zip(names, counts, strict=True)])))
+        return np.maximum(least, [two.get(name, 0) for name in names])
 
     def state_dict(self) -> dict[str, Any]:
-        """What was chosen and found so far, for a checkpoint beside that of the network as it is."""
+        """What was chosen and found so far, for a checkpoint beside that of the network as it is; fit for JSON."""
         self._bound()
-        return {"noted": self._noted, "looks": self._looks}
+        return {
+            "chosen": [None if step == float("inf") else step for step in self._noted[:, 0].tolist()],
+            "lost": self._noted[:, 1].tolist(),
+            "looks": self._looks,
+            "done": self.done,
+            "table": None if self.table is None else self.table.as_json(),
+        }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what :meth:`state_dict` gave, once the network is what it was."""
         self._bound()
-        self._noted.copy_(state["noted"])
-        self._looks = state["looks"]
+        chosen = [float("inf") if step is None else step for step in state["chosen"]]
+        self._noted.copy_(self._noted.new_tensor([chosen, state["lost"]]).T)
+        self._looks, self.done = state["looks"], state["done"]
+        self.table = None if state["table"] is None else LatencyTable.from_json(state["table"])
         self._lay_out()
 
 

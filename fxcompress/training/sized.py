@@ -42,6 +42,19 @@ class SizedModule(SizedNetwork, TracedModule):
         for key in (_UPDATE, _TERMS, _REMOVABLE):
             self.__dict__.pop(key, None)
 
+    def fxc_start_selection(self, shrink: float) -> None:
+        """Forget which channels another training has chosen, and let biases of dead channels go in time for this one.
+
+        Args:
+            shrink: what each step is to take off them at least.
+        """
+        flags = self.get_submodule(LIVENESS)
+        assert isinstance(flags, Liveness)
+        flags.noted.clear()
+        if self.settings.bias_shrink < shrink:
+            self.settings.bias_shrink = shrink
+            self.fxc_forget()
+
     def _quantizers(self) -> dict[str, Quantizer]:
         return {name: module for name, module in self.named_modules() if isinstance(module, Quantizer)}
 

@@ -5,12 +5,12 @@ from collections.abc import Callable
 
 from fxcompress.training.controller import TargetSize
 from fxcompress.training.network import SizedNetwork
-from fxcompress.training.selection import Selection
+from fxcompress.training.selection import KEEP, Selection
 
 MISSED = 1.25
 """How far from its target, as a factor, a training may begin below it or end above it without a word."""
 MISSED_MACS = 1.05
-"""The same for multiply-adds, which are steered to in whole channels."""
+"""The same for multiply-adds and seconds, which are steered to in whole channels."""
 _LOG = logging.getLogger("fxcompress")
 
 
@@ -52,34 +52,43 @@ def tell_of_target(net: SizedNetwork, gamma: Callable[[float, float], float], wh
         )  # fmt: skip
 
 
-def check_macs(selection: Selection) -> None:
-    """Check, before a training, that a network has multiply-adds, and more of them than it is to end with.
+def check_selection(selection: Selection) -> None:
+    """Check, before a training, that a network has multiply-adds or seconds, and more of them than it is to end with.
 
     Raises:
         ValueError: it has not.
     """
-    net = selection.net
-    if not net.fxc_all_terms().start.macs:
-        raise ValueError("target_macs= is a share of the multiply-adds of quantized layers, and the network has none")
-    left = net.macs_left()
+    if not selection.net.fxc_all_terms().start.macs:
+        raise ValueError(
+            f"{selection.argument}= is a share of the {selection.what} of quantized layers, and the network has none"
+        )
+    floor = selection.floor()
+    if floor > MISSED_MACS * selection.target:
+        more = "; narrow layers take hardly less time than wide ones here: measure with a larger batch, or aim at "
+        raise ValueError(
+            f"{selection.argument}={selection.target} cannot be reached: {floor:.3g} of the {selection.what} are left "
+            f"where each layer keeps {KEEP:.0%} of its channels, and all that the graph holds together stays "
+            f"(print(net.graph) says what){more + 'multiply-adds' if selection.kind == 'latency' else ''}"
+        )
+    left = selection.left()
     if left < selection.target:
         raise ValueError(
-            f"target_macs={selection.target} is more than the {left:.3g} of the multiply-adds that the network has now"
+            f"{selection.argument}={selection.target} is more than the {left:.3g} of the {selection.what} that the "
+            "network has now"
         )
 
 
-def tell_of_macs(selection: Selection | None, why: str = "") -> None:
-    """Warn where a training has ended well above its share of the multiply-adds.
+def tell_of_selection(selection: Selection | None, why: str = "") -> None:
+    """Warn where a training has ended well above its share of the multiply-adds, or of the latency.
 
     Args:
         selection: that led it; None where nothing did.
         why: what the record of the training shows of it, in words.
     """
-    left = 0.0 if selection is None else selection.net.macs_left()
+    left = 0.0 if selection is None else selection.left()
     if selection is not None and left > MISSED_MACS * selection.target:
         _LOG.warning(
-            "fxcompress: the target of %.3g of the multiply-adds was not reached: %.3g are left%s\n  take more epochs, "
-            "so that biases of channels without bits have time to shrink to 0, or a target nearer to this: each layer "
-            "keeps a tenth of its channels, and what the graph holds together stays (print(net.graph) says what)",
-            selection.target, left, why,
+            "fxcompress: the target of %.3g of the %s was not reached: %.3g are left%s\n  take more epochs, "
+            "so that biases of channels without bits have time to shrink to 0, or a target nearer to this",
+            selection.target, selection.what, left, why,
         )  # fmt: skip

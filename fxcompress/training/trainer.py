@@ -54,7 +54,7 @@ class Trainer:
         interrupt: tells when to stop.
         average: of ``net``, brought up to date after each step; None for none.
         teacher: called with what the network is called with, for the loss; None for none.
-        selection: leads the network to a share of its multiply-adds; None for none.
+        selection: leads the network to a share of its multiply-adds or its latency; None for none.
         reports: of all removals.
         done: steps that were made.
         last_gamma: of the step before.
@@ -168,7 +168,7 @@ class Trainer:
             self.guard.see_loss(self.mean(float(task.detach())))
         if isinstance(self.net, Compressed):
             if self.selection is not None:
-                self.selection.follow(self.done, held=self.guard.holds)
+                self.selection.lower(self.done, held=self.guard.holds)
             self.net.step()
             if self.average is not None:
                 self.average.update_parameters(self.net)

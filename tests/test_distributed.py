@@ -28,6 +28,7 @@ from fxcompress.errors import DistributedError, OptimizerError, UnsupportedModel
 from fxcompress.training.distributed import wrappers_of
 from tests.nets import ResidualNet, batch, set_bits
 from tests.ranks import DIED, launch, single_process
+from tests.test_target_latency import Counted
 
 pytestmark = pytest.mark.cpu
 
@@ -362,6 +363,51 @@ def test_a_share_of_the_multiply_adds_leads_to_the_same_channels_in_two_processe
     assert [(o.error, o.message) for o in outcomes] == [("", "")] * 2
     assert digest(outcomes[0].value[0]) == digest(outcomes[1].value[0])
     assert_near(outcomes[0].value[0], expected)
+
+
+def led_by_seconds(rank: int) -> tuple[dict[str, Tensor], float | None, int]:
+    net, timer = compressed(seed=rank), Counted(factor=1.0 + rank)
+    loader = [share(step) for step in range(8)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fxcompress.objectives.latency.measure", timer)
+        result = fxc.fit(
+            net,
+            loader,
+            F.cross_entropy,
+            epochs=5,
+            target_latency=0.7,
+            optimizer=adam(net, 0.3),
+            progress=False,
+            prune=4,
+        )
+    return tensors(result.module), result.latency, timer.calls
+
+
+def test_seconds_are_measured_in_the_first_process_and_count_in_all() -> None:
+    outcomes = launch(2, led_by_seconds)
+    assert [(o.error, o.message) for o in outcomes] == [("", "")] * 2
+    (first, left, calls), (second, other_left, other_calls) = (outcome.value for outcome in outcomes)
+    assert digest(first) == digest(second)
+    assert left == other_left
+    assert left <= 0.75
+    assert (calls, other_calls) == (1, 0)
+
+
+def failing(rank: int) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no clock")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fxcompress.objectives.latency.measure", fail)
+        fxc.fit(
+            compressed(seed=rank), [share(0)], F.cross_entropy, epochs=1, target_latency=0.7, progress=False
+        )  # fmt: skip
+
+
+def test_all_processes_hear_that_the_first_could_not_measure() -> None:
+    outcomes = launch(2, failing)
+    assert [o.error for o in outcomes] == ["RuntimeError", "DistributedError"]
+    assert outcomes[1].message == "the first process failed: RuntimeError: no clock"
 
 
 def searched(rank: int) -> tuple[list[tuple[float | None, float, float, bool]], str]:

@@ -109,16 +109,16 @@ def test_a_run_ends_at_the_share_of_the_seconds_and_spares_what_is_fast(capsys: 
 class Counted:
     """Seconds that do not depend on the machine, and are others each time."""
 
-    def __init__(self) -> None:
-        self.calls = 0
+    def __init__(self, factor: float = 1.0) -> None:
+        self.calls, self.factor = 0, factor
 
     def __call__(self, grids: Any, repeats: int, whole: Any, *, progress: bool) -> tuple[list[np.ndarray], float]:  # noqa: ANN401
         self.calls += 1
         whole()
         found = [
-            np.array(outputs, float)[:, None] + 0.01 * self.calls
+            np.array(outputs, float)[:, None] + 0.01 * self.calls * self.factor
             if work.groups > 1
-            else np.outer(np.array(outputs, float), np.array(inputs, float)) + 0.01 * self.calls
+            else np.outer(np.array(outputs, float), np.array(inputs, float)) + 0.01 * self.calls * self.factor
             for work, outputs, inputs in grids
         ]
         return found, 1.5 * sum(float(times.max()) for times in found)

@@ -12,10 +12,12 @@ from torch import nn
 
 from fxcompress.errors import check_number
 from fxcompress.fitting import compressed_for, fit
+from fxcompress.objectives import LatencyTable
 from fxcompress.storage.file import save
 from fxcompress.storage.states import check_place
+from fxcompress.training.aims import By, Goal
 from fxcompress.training.batches import check_callable
-from fxcompress.training.bracket import Bracket
+from fxcompress.training.bracket import CLOSE, Bracket
 from fxcompress.training.display import tell
 from fxcompress.training.fit import Validate, measured, name_of, needed
 from fxcompress.training.history import shown
@@ -27,6 +29,8 @@ _LOG = logging.getLogger("fxcompress")
 _OWN = {
     "gamma": "the pressure follows from min_accuracy",
     "target_size": "each round has its own",
+    "target_macs": 'each round has its own; pass by="macs" for the one with the least multiply-adds',
+    "target_latency": 'each round has its own; pass by="latency" for the fastest one',
     "optimizer": "each round makes its own, for the network that it begins with",
     "scheduler": "each round makes its own",
     "average": "each round begins with another network",
@@ -42,11 +46,12 @@ class Round:
     """One training, and how it turned out.
 
     Attributes:
-        target: share of the original bits that was asked for; None of the network as it was at the start.
-        size: share that was reached (fractional).
+        target: share of the original that was asked for; None of the network as it was at the start.
+        size: share that was reached: of the bits (fractional), or of what else is counted.
         metric: what ``validate`` said of the finalized network.
         kept: whether that is at least ``min_accuracy``.
         metric_name: the name of the function ``validate``; an ``accuracy`` is shown as a percentage.
+        counted: what is counted, in words.
     """
 
     target: float | None
@@ -54,10 +59,11 @@ class Round:
     metric: float
     kept: bool
     metric_name: str = "metric"
+    counted: str = "bits"
 
     def __str__(self) -> str:
         outcome = "good enough" if self.kept else "not good enough"
-        return f"bits {self.size:6.2%} {shown(self.metric, self.metric_name)} {outcome}"
+        return f"{self.counted} {self.size:6.2%} {shown(self.metric, self.metric_name)} {outcome}"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -68,7 +74,7 @@ class AccuracyResult:
         module: the finalized network in evaluation mode: the smallest that kept the accuracy, or the best of all where
             ``kept`` is False.
         net: the same with its quantizers, to be trained on.
-        size: its share of the original bits (fractional).
+        size: its share of the original bits (fractional), or of what else is counted.
         metric: what ``validate`` said of ``module``.
         kept: whether that is at least ``min_accuracy``.
         rounds: all trainings, the network as it was at the start first.
@@ -85,8 +91,9 @@ class AccuracyResult:
         parameters = sum(p.numel() for p in self.module.parameters())
         best = "the smallest that is good enough" if self.kept else "none is good enough, the best"
         metric = shown(self.metric, self.rounds[0].metric_name if self.rounds else "metric")
+        counted = self.rounds[0].counted if self.rounds else "bits"
         lines = [
-            f"AccuracyResult after {len(self.rounds) - 1} rounds; {best}: bits {self.size:.2%} {metric}",
+            f"AccuracyResult after {len(self.rounds) - 1} rounds; {best}: {counted} {self.size:.2%} {metric}",
             *map(str, self.rounds),
             f".module: {type(self.module).__name__} with {parameters:,} parameters, to be used and saved",
         ]
@@ -101,6 +108,8 @@ def fit_to_accuracy(
     min_accuracy: float,
     validate: Validate,
     epochs: int,
+    by: By = "size",
+    latency_table: LatencyTable | None = None,
     rounds: int = 6,
     fine_tune: bool = True,
     example_inputs: object = None,
@@ -110,8 +119,8 @@ def fit_to_accuracy(
 ) -> AccuracyResult:
     """Find the smallest network that keeps an accuracy, by rounds of training.
 
-    Each round is a :func:`fxcompress.fit` with a target size, and begins with the smallest network so far that kept the
-    accuracy. The first one asks for half of the bits that the network starts with; while rounds keep the accuracy, each
+    Each round is a :func:`fxcompress.fit` with a target of its own, and begins with the smallest network so far that
+    kept the accuracy. The first one asks for half of what the network starts with; while rounds keep the accuracy, each
     asks for half of what the last one did, and after one that did not, for the geometric middle of the two. What counts
     is the finalized network, measured when its formats rest.
 
@@ -124,6 +133,9 @@ def fit_to_accuracy(
         validate: called with a network in evaluation mode; returns a number, the higher the better. Data that it
             measures on are chosen by here, as by any search: keep others for the last word.
         epochs: of each round.
+        by: what is to be small: ``"size"``, the bits that are left; ``"macs"``, the multiply-adds; ``"latency"``, the
+            seconds of a :class:`LatencyTable`. See ``target_size``, ``target_macs`` and ``target_latency`` of ``fit``.
+        latency_table: these seconds; measured at the start by default.
         rounds: of training, at most; fewer where nothing is left to gain.
         fine_tune: whether the weights are trained already, see :func:`fxcompress.fit`. If not, the first round trains
             them, and the others begin with what it has found.
@@ -135,7 +147,8 @@ def fit_to_accuracy(
 
     Raises:
         TypeError: an option is unknown, or an argument is of another kind.
-        ValueError: ``rounds`` is less than 1, or an option is one that each round chooses itself.
+        ValueError: ``rounds`` is less than 1, ``by`` is something else, or an option is one that each round chooses
+            itself.
         CheckpointError: ``path`` cannot be written.
         FxCompressError: see :func:`fxcompress.compress`, and what :func:`fxcompress.fit` raises.
 
@@ -151,19 +164,26 @@ def fit_to_accuracy(
     (True, True, 3)
     """
     _check(validate, min_accuracy, rounds, path, options)
+    goal = _goal(by, latency_table)
     start = compressed_for(model, loader, example_inputs)
-    search = _Search(validate, min_accuracy, path, shown=progress and is_first())
+    goal.begin(start, progress=progress)
+    search = _Search(validate, min_accuracy, path, goal, shown=progress and is_first())
     search.see(None, copy.deepcopy(start))
-    bracket = Bracket(start.fractional_size())
+    bracket = Bracket(goal.share(start))
     for _ in range(rounds):
         target = bracket.next()
         if target is None:
             break
         kept = search.best if search.best is not None and search.best.kept else None
         net = copy.deepcopy(start if kept is None else kept.net)
+        floor = goal.floor(net)
+        if floor > target:
+            target = floor
+            if target * CLOSE > bracket.upper:
+                break
         trained = fit(
-            net, loader, loss_fn, epochs=epochs, target_size=target, fine_tune=fine_tune or kept is not None,
-            validate=validate, progress=progress, **options,
+            net, loader, loss_fn, epochs=epochs, fine_tune=fine_tune or kept is not None, validate=validate,
+            progress=progress, **goal.options(target), **options,
         )  # fmt: skip
         found = search.see(target, trained.net, trained.module)
         bracket.see(found.size, kept=found.kept)
@@ -173,8 +193,10 @@ def fit_to_accuracy(
 class _Search:
     """The rounds so far, and the best network of them."""
 
-    def __init__(self, validate: Validate, least: float, path: str | os.PathLike[str] | None, *, shown: bool) -> None:
-        self.validate, self.least, self.path, self.shown = validate, least, path, shown
+    def __init__(
+        self, validate: Validate, least: float, path: str | os.PathLike[str] | None, goal: Goal, *, shown: bool
+    ) -> None:
+        self.validate, self.least, self.path, self.goal, self.shown = validate, least, path, goal, shown
         self.rounds: list[Round] = []
         self.best: AccuracyResult | None = None
 
@@ -183,7 +205,8 @@ class _Search:
         module = net.finalize().eval() if module is None else module
         metric = needed(measured(module, self.validate))
         metric = mean_of_processes(metric, next(net.parameters()).device)
-        found = Round(target, net.fractional_size(), metric, metric >= self.least, name_of(self.validate))
+        size, kept = self.goal.share(net), metric >= self.least
+        found = Round(target, size, metric, kept, name_of(self.validate), self.goal.word)
         self.rounds.append(found)
         if self.best is None or _better(found, self.best):
             self.best = AccuracyResult(module, net, found.size, found.metric, found.kept)
@@ -198,9 +221,10 @@ class _Search:
         assert best is not None
         if not best.kept:
             _LOG.warning(
-                "fxcompress: no network reached min_accuracy=%.4g: the best, with %.2f %% of the bits, had %.4g\n"
+                "fxcompress: no network reached min_accuracy=%.4g: the best, with %.2f %% of the %s, had %.4g\n"
                 "  take more epochs, a lower min_accuracy, or, if the weights are not trained yet, fine_tune=False; "
-                "validate and min_accuracy must be in the same unit", self.least, 100 * best.size, best.metric,
+                "validate and min_accuracy must be in the same unit", self.least, 100 * best.size, self.goal.word,
+                best.metric,
             )  # fmt: skip
         return replace(best, rounds=self.rounds)
 
@@ -209,6 +233,14 @@ def _better(found: Round, best: AccuracyResult) -> bool:
     if found.kept != best.kept:
         return found.kept
     return found.size < best.size if found.kept else found.metric > best.metric
+
+
+def _goal(by: By, table: LatencyTable | None) -> Goal:
+    if by not in {"size", "macs", "latency"}:
+        raise ValueError(f"by={by!r} is none of 'size', 'macs' and 'latency'")
+    if by != "latency" and table is not None:
+        raise ValueError('latency_table= is for by="latency", the seconds to make small')
+    return Goal(by, table)
 
 
 def _check(

@@ -17,6 +17,9 @@ from fxcompress.errors import CheckpointError
 from fxcompress.training.bracket import CLOSE, Bracket
 from fxcompress.training.history import EpochRecord
 from tests.test_fit import Digits, digits
+from tests.test_target_latency import Counted, counted
+
+__all__ = ["counted"]
 
 
 @given(st.floats(1e-4, 0.2499), st.floats(0.25, 0.8))
@@ -63,6 +66,43 @@ def trained() -> Digits:
         optimizer.step()
         schedule.step()
     return model
+
+
+@pytest.mark.parametrize("by", ["macs", "latency"])
+def test_the_network_of_least_cost_for_digits_keeps_its_accuracy(by: Any, counted: Counted) -> None:  # noqa: ANN401
+    model, (loader, x, y) = trained(), digits()
+    accuracy = accuracy_on(x, y)
+    with torch.no_grad():
+        least = accuracy(model.eval()) - 0.03
+    model.train()
+    found = fxc.fit_to_accuracy(
+        model, loader, F.cross_entropy, min_accuracy=least, validate=accuracy, epochs=4, rounds=2, lr=2e-3, by=by,
+        progress=False,
+    )  # fmt: skip
+    assert counted.calls == (by == "latency")
+    assert [round_.target is None for round_ in found.rounds] == [True] + [False] * (len(found.rounds) - 1)
+    assert found.kept
+    assert found.metric >= least
+    assert found.size < 0.8
+    assert found.net.fractional_size() / found.net.weights_left() > 6 / 32, "what stays keeps its bits"
+    assert found.size == (
+        pytest.approx(found.net.macs_left()) if by == "macs" else min(r.size for r in found.rounds if r.kept)
+    )
+    word = {"macs": "multiply-adds", "latency": "latency"}[by]
+    assert f"the smallest that is good enough: {word} {found.size:.2%}" in str(found)
+
+
+def test_a_search_ends_at_what_the_graph_lets_go() -> None:
+    """Where every accuracy is good enough, all that may go has gone, and no round asks for less."""
+    torch.manual_seed(0)
+    loader = digits()[0]
+    found = fxc.fit_to_accuracy(
+        Digits(), loader, F.cross_entropy, min_accuracy=0.0, validate=lambda net: 1.0, epochs=2, rounds=9, by="macs",
+        progress=False,
+    )  # fmt: skip
+    assert 4 <= len(found.rounds) < 9
+    assert min(r.size for r in found.rounds) == found.size < 0.05
+    assert [r.kept for r in found.rounds] == [True] * len(found.rounds)
 
 
 def test_the_smallest_network_for_digits_keeps_its_accuracy(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ _STEP = 0.5
 class Bracket:
     """The smallest size that kept the accuracy, and the largest below it that did not.
 
-    Sizes are shares of the original bits, and what counts is their ratio: so the next one lies in the middle of the
+    Sizes are shares of the original, and what counts is their ratio: so the next one lies in the middle of the
     two by their logarithms.
 
     Attributes:
@@ -42,9 +42,13 @@ class Bracket:
         if self.kept is not None and self.failed is not None and self.failed >= self.kept:
             self.failed = None  # a smaller one has kept it since: training is not the same twice
 
+    @property
+    def upper(self) -> float:
+        """The size that the next one is to be below."""
+        return self.start if self.kept is None else self.kept
+
     def next(self) -> float | None:
         """The size to try next; None where there is nothing left to gain."""
-        upper = self.start if self.kept is None else self.kept
         if self.failed is None:
-            return upper * _STEP
-        return math.sqrt(upper * self.failed) if upper > CLOSE * self.failed else None
+            return self.upper * _STEP
+        return math.sqrt(self.upper * self.failed) if self.upper > CLOSE * self.failed else None

@@ -228,3 +228,43 @@ def test_every_objective_presses_on_tables(case: str, name: str) -> None:
         grad = net.get_parameter(f"{table}_quantizer.bits").grad
         assert grad is not None
         assert bool((grad > 0).all())
+
+
+class LookedUp(nn.Module):
+    """Channels say which rows of a table are read."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.made = kind, nn.Linear(4, 6)
+        self.table = nn.Embedding(2, 5) if kind == "rows" else nn.EmbeddingBag(2, 5, mode=kind.split(maxsplit=1)[0])
+        self.out = nn.Linear(30 if kind == "rows" else 5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = (self.made(x) > 0).long()
+        if "offsets" in self.kind:
+            found = self.table(rows.flatten(), torch.arange(len(x), device=x.device) * 6)
+        elif "weights" in self.kind:
+            found = self.table(rows, per_sample_weights=self.made(x))
+        else:
+            found = self.table(rows)
+        result: Tensor = self.out(found.flatten(1))
+        return result
+
+
+@pytest.mark.parametrize("kind", ["rows", "sum", "mean", "max", "sum offsets", "mean offsets", "sum weights"])
+@pytest.mark.parametrize("samples", [1, 2])
+@pytest.mark.parametrize("dead", ["nothing", "rows", "readers"])
+def test_channels_that_say_which_rows_are_read(kind: str, samples: int, dead: str) -> None:
+    torch.manual_seed(0)
+    net = LookedUp(kind).double()
+    with torch.no_grad():
+        if dead == "rows":
+            net.made.weight[:2] = 0
+            net.made.bias[:2] = 0
+        elif dead == "readers" and kind == "rows":
+            net.out.weight.view(3, 6, 5)[:, [1, 3]] = 0
+    small = fxc.prune(net, torch.randn(samples, 4, dtype=torch.float64)).module
+    assert small.get_parameter("made.weight").shape[0] == (4 if dead == "readers" and kind == "rows" else 6)
+    for count in (1, 2, 5):
+        x = torch.randn(count, 4, dtype=torch.float64)
+        torch.testing.assert_close(small(x), net(x))

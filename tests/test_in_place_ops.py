@@ -65,3 +65,80 @@ def test_powers_in_place(name: str) -> None:
     pruned = fxc.prune(net, x).module
     assert pruned.get_parameter("first.weight").shape[0] == 3
     assert difference(outputs(net, (x,)), outputs(pruned, (x,))) <= TOLERANCE
+
+
+def _of_attribute(name: str, write: Callable[[Any], Any]) -> Callable[[Tensor], Tensor]:
+    """Writes to what an attribute of a tensor is, which shares its memory."""
+
+    def op(h: Tensor) -> Tensor:
+        attribute = getattr(h, name)
+        write(attribute)
+        return h
+
+    return op
+
+
+def added(h: Any) -> None:  # noqa: ANN401 - a tensor, or what stands for it
+    h += 1
+
+
+def scaled(h: Any) -> None:  # noqa: ANN401 - a tensor, or what stands for it
+    h *= 3
+
+
+def masked(write: Callable[[Any], Any]) -> Callable[[Tensor], Tensor]:
+    """Writes to flags under another name."""
+
+    def op(h: Tensor) -> Tensor:
+        flags = h > 0
+        other = flags
+        write(other)
+        return torch.where(flags, h, h * 2 + 1)
+
+    return op
+
+
+def both(flags: Any) -> None:  # noqa: ANN401
+    flags &= flags.flip(0)
+
+
+def either(flags: Any) -> None:  # noqa: ANN401
+    flags |= flags.flip(0)
+
+
+def one_of(flags: Any) -> None:  # noqa: ANN401
+    flags ^= True
+
+
+def shifted(h: Tensor) -> Tensor:
+    number = (h > 0).long()
+    other = number
+    other += 1
+    other <<= 2
+    other >>= 1
+    return h + number
+
+
+def entry(h: Tensor) -> Tensor:
+    h.view(-1)[3] = 7.0
+    return h
+
+
+ATTRIBUTES = {f"{name}, {write.__name__}": _of_attribute(name, write)
+              for name in ("data", "T", "mT", "real") for write in (added, scaled)}  # fmt: skip
+ATTRIBUTES |= {write.__name__: masked(write) for write in (both, either, one_of)}
+ATTRIBUTES |= {"shifted": shifted, "entry of the flat tensor": entry}
+
+
+@pytest.mark.parametrize("name", ATTRIBUTES)
+@pytest.mark.parametrize("keep_code", [False, True])
+def test_writing_by_another_name_is_seen(name: str, keep_code: bool) -> None:  # noqa: FBT001
+    torch.manual_seed(0)
+    net = Net(ATTRIBUTES[name]).double()
+    with torch.no_grad():
+        net.first.weight[::3] = 0
+        net.first.bias[::3] = 0
+    small = fxc.prune(net, torch.randn(2, 3, dtype=torch.float64), keep_code=keep_code).module
+    for count in (2, 5):
+        x = torch.randn(count, 3, dtype=torch.float64)
+        assert difference(small(x), net(x)) < TOLERANCE

@@ -26,6 +26,7 @@ from fxcompress.channels.sites import (
     SumAtoms,
     TableAtoms,
     along_dim,
+    first_slice,
 )  # fmt: skip
 from fxcompress.channels.space import FIXED, Block, Space
 from fxcompress.channels.units import find_units
@@ -315,10 +316,14 @@ def analyse(module: TracedModule, inputs: ExampleInputs) -> Analysis:
 
 
 def _entries(site: Site) -> np.ndarray:
-    found = along_dim(site.source, site.source_dim, site.entries)
-    if found.any() or site.groups > 1:
-        return found
-    return along_dim(site.weight, site.column, site.entries)
+    """The atoms of what a site reads: of the source, or of the weight that it is coupled with."""
+    places = [(site.source, site.source_dim), (site.weight, site.column)][: 2 if site.groups == 1 else 1]
+    for atoms in (along_dim, first_slice):
+        for value, dim in places:
+            found = atoms(value, dim, site.entries)
+            if found.any():
+                return found
+    return np.zeros(site.entries, dtype=np.int64)
 
 
 def _operands(step: Step) -> Iterator[tuple[Value, Value, tuple[int, ...]]]:

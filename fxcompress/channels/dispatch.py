@@ -341,7 +341,7 @@ class Dispatch:
         sharing = tensor.fxc_storage.others(tensor)
         same = [tensor, *(other for other in sharing if other.fxc_extent is tensor.fxc_extent)]
         others = [other for other in sharing if other.fxc_extent is not tensor.fxc_extent]
-        if others and not same_layers(value.layers, tensor.fxc_value.layers):
+        if others and (tensor.fxc_storage.loose or not same_layers(value.layers, tensor.fxc_value.layers)):
             for stale in (tensor, *others):
                 for layer in (*stale.fxc_value.layers, *value.layers):
                     self.space.pin(layer, "aliased-write", "an in-place op writes to memory that another tensor shares")

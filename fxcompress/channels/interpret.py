@@ -59,6 +59,8 @@ from fxcompress.trace.weights.flat import renew_weights
 
 Atoms = Mapping[str, dict[int, Tensor]]
 """The labels along each dim of a parameter or buffer, by its name."""
+_PERHAPS_COPIES = frozenset({"contiguous", "reshape", "reshape_as", "flatten", "ravel", "to", "Flatten"})
+"""What copies where memory is not in order, and gives the same memory where it is."""
 _ON_LABELS = variances.ON_LABELS | extremes.ON_LABELS | pointwise.ON_LABELS
 
 
@@ -191,12 +193,28 @@ class Interpreter:
             return args[0]
         self.trail.args[node.name] = _values(args)
         start = len(self.dispatch.tape)
-        result = self.call(node, args, kwargs)
+        result = self._loosened(node, args, self.call(node, args, kwargs))
         self._numbers.follow(node)
         if len(self.dispatch.tape) == start and self.dispatch.moves:  # it may call an op in the next run
             self._note_widths(result)
         self._follow_tables(node, start)
         return result
+
+    def _loosened(self, node: fx.Node, args: tuple[Any, ...], result: Any) -> Any:  # noqa: ANN401 - what a node returns
+        """The result of a node that copies where it must, and may share memory with its source for all we know.
+
+        Whether it does depends on sizes: of the inputs, where one sample or token is contiguous in any order, and of
+        what is left, where a slice may become the whole.
+        """
+        name = function_name(node) if node.op != "call_module" else type(self._modules.get(str(node.target))).__name__
+        source = args[0] if args else None
+        if name not in _PERHAPS_COPIES or not isinstance(result, LabelTensor) or not isinstance(source, LabelTensor):
+            return result
+        shared = result.fxc_storage is source.fxc_storage
+        source.fxc_storage.loose |= not shared or not source.fxc_storage.is_base(source)
+        if shared and result is not source:
+            return result
+        return LabelTensor(result.fxc_value, self.dispatch, result.device, source.fxc_storage)
 
     def _read(self, node: fx.Node, used: fx.Node) -> Any:  # noqa: ANN401 - whatever the node has returned
         """What a node reads; without labels where these may be along other dims in the next run."""

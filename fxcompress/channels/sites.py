@@ -6,6 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from fxcompress.channels.carried import Held
+from fxcompress.channels.layers import along
 from fxcompress.channels.rules.contraction import Site
 from fxcompress.channels.rules.products import Product
 from fxcompress.channels.space import FIXED
@@ -22,6 +23,16 @@ def along_dim(value: Value, dim: int, size: int) -> np.ndarray:
         if layer.numel() == layer.shape[dim] > 1:
             return layer.numpy().reshape(-1)
     return np.zeros(size, dtype=np.int64)
+
+
+def first_slice(value: Value, dim: int, size: int) -> np.ndarray:
+    """The same of what varies along other dims as well, where it goes with all of its slice: the atoms of the first."""
+    layer = along(value.layers, dim)
+    if layer is None:
+        return np.zeros(size, dtype=np.int64)
+    for other in range(layer.ndim):
+        layer = layer if other == dim else layer.narrow(other, 0, 1)
+    return layer.numpy().reshape(-1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

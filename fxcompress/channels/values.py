@@ -133,13 +133,21 @@ class Dispatcher(Protocol):
 
 
 class Storage:
-    """The tensors that share memory: an in-place op on one of them changes what the others hold."""
+    """The tensors that share memory: an in-place op on one of them changes what the others hold.
 
-    __slots__ = ("key", "members")
+    It is loose where some are copies, or views that would be, depending on sizes: of the inputs, or of what is left.
+    """
+
+    __slots__ = ("key", "loose", "members")
 
     def __init__(self) -> None:
         self.key = _next()
+        self.loose = False
         self.members: list[weakref.ref[LabelTensor]] = []
+
+    def is_base(self, tensor: "LabelTensor") -> bool:
+        """Whether a tensor is the first one of this storage, of which others are views."""
+        return self.members[0]() is tensor
 
     def others(self, tensor: "LabelTensor") -> "list[LabelTensor]":
         """The live tensors of this storage beside ``tensor``."""

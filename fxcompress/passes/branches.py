@@ -25,7 +25,7 @@ from fxcompress.channels.values import Value
 from fxcompress.passes.broadcasts import DIFFERENCES, SUMS, has_shape_of_sum
 from fxcompress.passes.join import Join, join_at
 from fxcompress.quantizer import Quantizer
-from fxcompress.trace.calls import function_name
+from fxcompress.trace.calls import IN_PLACE_OPERATORS, function_name
 from fxcompress.trace.guards import is_check
 from fxcompress.trace.traced import TracedModule
 
@@ -36,7 +36,7 @@ The operand is called by the name of its node or, where it is a parameter or buf
 behind it another node stands for it.
 """
 
-_WRITING = {"setitem", "iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "_assert"}
+_WRITING = {"setitem", "_assert", *(function.__name__ for function in IN_PLACE_OPERATORS)}
 _IN_PLACE_SUMS = {operator.iadd, operator.isub, "add_", "sub_"}
 _FRESH = {operator.add, operator.sub, operator.mul, torch.add, torch.sub, torch.mul, torch.cat, "add", "sub", "mul"}
 

@@ -27,6 +27,7 @@ from fxcompress.channels.rules.pointwise import SAME
 from fxcompress.channels.size_reads import read_of
 from fxcompress.channels.survivors import has_own_labels
 from fxcompress.channels.values import LabelTensor, Step, Value, find, leaves
+from fxcompress.trace.calls import IN_PLACE_OPERATORS
 from fxcompress.trace.checkpoints import MARK
 from fxcompress.trace.guards import check, check_argument, shape_of
 
@@ -44,12 +45,7 @@ _SIZE_ARGUMENTS: dict[str, tuple[int, str]] = {
 }
 """Functions of several ops with an argument that is a size or a place: its position and name."""
 _RANDOM = ("rand", "normal", "bernoulli", "multinomial", "dropout", "uniform", "poisson", "exponential")
-_IN_PLACE = frozenset(
-    {
-        operator.setitem, operator.delitem, operator.iadd, operator.isub, operator.imul, operator.itruediv,
-        operator.ifloordiv, operator.imod, operator.ipow, operator.iand, operator.ior, operator.ixor, operator.imatmul,
-    }
-)  # fmt: skip
+_IN_PLACE = IN_PLACE_OPERATORS | {operator.setitem, operator.delitem}
 
 _PLACE = ("stack_trace", "nn_module_stack", MARK)
 """In a node's meta: where it was called. The rest says what it is, such as the layer that finalize makes of it.

@@ -26,6 +26,7 @@ from fxcompress.trace.hooks import TABLES
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.made_tables import are_tables
 from fxcompress.trace.memory import Memory
+from fxcompress.trace.mode_switches import switches
 from fxcompress.trace.objects import objects_in
 from fxcompress.trace.places import place_of
 from fxcompress.trace.recorder import Recorder
@@ -194,6 +195,7 @@ class _Run:
         self.open_wrapped = open_wrapped
         self.gradients = gradients
         self.kept: set[str] = set()
+        self.training = training
         self.model = skeleton(root).train(training)
         self.writer = Writer(self._constant)
         self.recorder = Recorder(self.writer, keep_sizes=keep_sizes)
@@ -216,7 +218,8 @@ class _Run:
             given = Arguments(signature, ExampleInputs(*fakes), self.writer, self.recorder)
             state, memory = State(self.model), Memory(self.model)
             held = objects_in([*given.args, given.kwargs, *(vars(module) for module in self.model.modules())])
-            with watch(self.recorder, self.model, self.is_leaf, self.readers, open_wrapped=self.open_wrapped):
+            watched = watch(self.recorder, self.model, self.is_leaf, self.readers, open_wrapped=self.open_wrapped)
+            with watched, switches().run(training=self.training):
                 result = self.model(*given.args, **given.kwargs)
             changed = state.changed()
             self.kept |= memory.changed().keys() - changed  # the contents of lists and dicts

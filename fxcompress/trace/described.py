@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import fx
 
+from fxcompress.trace.calls import IN_PLACE_OPERATORS
 from fxcompress.trace.places import line_of, short
 
 LAYER_KEY = "fxcompress_module"
@@ -20,7 +21,7 @@ OP_KEY = "fxcompress_op"
 _STACK = "nn_module_stack"
 _ENDS = {"placeholder": "input", "get_attr": "parameter"}
 _IN_WORDS = {"getitem": "indexing", "setitem": "assignment", "getattr": "attribute"}
-_IN_PLACE = {"iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "imatmul", "imod"}
+_IN_PLACE = {function.__name__ for function in IN_PLACE_OPERATORS}
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from fxcompress.trace.inputs import ExampleInputs
 _ARITHMETIC = frozenset(
     {
         "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "neg", "pos", "abs", "invert", "and_",
-        "or_", "xor", "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "lt", "le", "gt", "ge", "eq",
-        "ne",
+        "or_", "xor", "lshift", "rshift", "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand",
+        "ior", "ixor", "ilshift", "irshift", "lt", "le", "gt", "ge", "eq", "ne",
     }
 )  # fmt: skip
 _SAME_KIND = frozenset({"T", "mT", "H", "mH", "data", "real", "imag"})

@@ -89,6 +89,11 @@ class Unread:
     def _used(self, *_: object) -> NoReturn:
         raise carried_over(self._name)
 
+    @property
+    def refusal(self) -> TraceError:
+        """The error for one that something is computed from."""
+        return carried_over(self._name)
+
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __mod__ = __floordiv__ = __truediv__ = _counted
     __bool__ = __int__ = __float__ = __index__ = __len__ = __iter__ = __str__ = __hash__ = _used
     __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _used

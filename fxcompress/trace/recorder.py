@@ -252,7 +252,22 @@ def _writes(name: str) -> bool:
 
 
 _ARITHMETIC = {
-    f"{name}__" for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "div")
+    f"{name}__"
+    for name in (
+        "add",
+        "sub",
+        "mul",
+        "truediv",
+        "floordiv",
+        "mod",
+        "pow",
+        "and",
+        "or",
+        "xor",
+        "div",
+        "lshift",
+        "rshift",
+    )
 }
 
 

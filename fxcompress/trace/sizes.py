@@ -139,15 +139,27 @@ _UNARY: dict[str, Callable[..., Any]] = {
     "neg": operator.neg, "pos": operator.pos, "abs": operator.abs, "invert": operator.invert,
     "floor": math.floor, "ceil": math.ceil, "trunc": math.trunc, "round": round,
 }  # fmt: skip
+_BY_NUMPY: dict[str, Callable[..., Any]] = {
+    name: getattr(math, name) for name in ("sqrt", "exp", "log", "log2", "log10", "log1p", "sin", "cos", "tanh")
+}
+"""What numpy calls by these names on numbers that it does not know: ``np.sqrt(h.shape[-1])``."""
 
 FUNCTIONS: frozenset[Callable[..., Any]] = frozenset(
-    {bool, float, int, *_UNARY.values(), *(getattr(operator, name) for name in (*_ARITHMETIC, *_COMPARISONS))}
+    {
+        bool,
+        float,
+        int,
+        *_UNARY.values(),
+        *_BY_NUMPY.values(),
+        *(getattr(operator, name) for name in (*_ARITHMETIC, *_COMPARISONS)),
+    }
 )
 """All that recipes compute numbers by; what reads them off tensors is not among it."""
 
 
 def _methods() -> dict[str, Callable[..., Any]]:
     methods = {f"__{name}__": _unary(function) for name, function in _UNARY.items()}
+    methods |= {name: _unary(function) for name, function in _BY_NUMPY.items()}
     for name in _ARITHMETIC:
         function, bare = getattr(operator, name), name.rstrip("_")
         methods[f"__{bare}__"], methods[f"__r{bare}__"] = _binary(function), _binary(function, swapped=True)

@@ -15,15 +15,16 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import rnn
 
 from fxcompress.errors import TraceError
-from fxcompress.trace.calls import autograd_call
+from fxcompress.trace.calls import IN_PLACE_OPERATORS, autograd_call
 from fxcompress.trace.checkpoints import mark
 from fxcompress.trace.depth import is_stochastic_depth
 from fxcompress.trace.hidden import NULLABLE, refuse_hidden
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.kinds import Kinds
 from fxcompress.trace.lowering import Lowered
-from fxcompress.trace.memory import Memory
+from fxcompress.trace.memory import Memory, Unread
 from fxcompress.trace.messages import is_message
+from fxcompress.trace.mode_switches import switches
 from fxcompress.trace.modes import autocast_mode, without_gradient
 from fxcompress.trace.places import is_users as runs_user_code
 from fxcompress.trace.places import place, short, stack_trace
@@ -98,8 +99,9 @@ def _in_place(function: Callable[..., object]) -> Callable[[fx.Proxy, object], f
     return record
 
 
-for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow"):
-    setattr(_Proxy, f"__{_name}__", _in_place(getattr(operator, _name)))
+for _operator in IN_PLACE_OPERATORS - {operator.imatmul}:  # which tensors do not have: x becomes another one
+    for _class in (_Proxy, _Attribute):
+        setattr(_class, f"__{_operator.__name__}__", _in_place(_operator))
 
 
 _PLAIN = frozenset({type(None), bool, int, float, str})
@@ -167,6 +169,8 @@ class Tracer(fx.Tracer):
             return tuple([self.create_arg(item) for item in a])
         if kind in _PLAIN or (kind is dict and not a):
             return a
+        if isinstance(a, Unread):
+            raise a.refusal
         if isinstance(a, np.generic):  # np.float64 is a float, whose name in code is not that of a number
             return a.item()
         return super().create_arg(a)
@@ -237,6 +241,9 @@ class Tracer(fx.Tracer):
         """
         if self.held.others_in(m):
             raise TraceError(f"a {type(m).__name__} is called with other tensors in the place of its own{place()}")
+        path = self.path_of_module(m)
+        if self.is_leaf_module(m, path):
+            switches().called(path, m)
         return super().call_module(m, forward, args, kwargs)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -279,12 +286,12 @@ def symbolic_graph(
     root.train(training)
     before = [(module, dict(module._buffers)) for module in modules_in(root)]
     memory = Memory(root)
-    go = partial(_go, root, constants or None, inputs, symbols=symbols)
+    go = partial(_go, root, constants or None, inputs, symbols=symbols, training=training)
     graph, changed = go(), memory.changed()
     memory.restore()
     counts = {name for name, value in changed.items() if isinstance(value, int | float) and not isinstance(value, bool)}
     if counts:  # is anything computed from them?
-        unset(root, frozenset(counts))
+        unset(root.train(training), frozenset(counts))
         go()
         memory.restore()
     kept |= changed.keys() - counts
@@ -299,14 +306,16 @@ def symbolic_graph(
     return graph
 
 
-def _go(root: nn.Module, constants: dict[str, Any] | None, inputs: ExampleInputs | None, *, symbols: bool) -> fx.Graph:
+def _go(
+    root: nn.Module, constants: dict[str, Any] | None, inputs: ExampleInputs | None, *, symbols: bool, training: bool
+) -> fx.Graph:
     tracer = Tracer()
     tracer.proxy_buffer_attributes = symbols
     tracer.kinds, tracer.held = Kinds(root, inputs), Held(root)
     whole = patch.object(torch.autograd.Function, "apply", classmethod(_autograd(tracer)))
     unseen = Unseen(root, buffers=symbols)
     try:
-        with torch.enable_grad(), answered(tracer.kinds), whole, unseen:
+        with torch.enable_grad(), answered(tracer.kinds), whole, unseen, switches().run(training=training):
             graph = tracer.trace(root, concrete_args=constants)
     except TraceError:
         raise
@@ -379,9 +388,7 @@ def _refuse_written(root: nn.Module, graph: fx.Graph) -> None:
             open_ += [user] if name in _SAME_MEMORY else []
 
 
-_WRITING = frozenset(
-    {operator.setitem, operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ipow, operator.imod}
-)
+_WRITING = IN_PLACE_OPERATORS | {operator.setitem}
 
 
 def _trace_message(root: nn.Module, error: Exception) -> str:

@@ -27,6 +27,7 @@ from fxcompress.trace.hooks import hooked, hooks_of, remove_hooks
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.lowering import lower, sweep
 from fxcompress.trace.memory import carried_over
+from fxcompress.trace.mode_switches import switches, watched_switches
 from fxcompress.trace.own_modes import forget_runs, own_modes
 from fxcompress.trace.paths import run_paths
 from fxcompress.trace.places import short
@@ -249,7 +250,7 @@ def _traced(model: nn.Module, graph_of: GraphOf) -> TracedModule:
     modes = [(module, module.training) for module in modules_in(root)]
     train_graph = None
     outside = (clean_caches(model), same_randomness(), marked_checkpoints(), _unchecked_distributions())
-    with ExitStack() as stack, _reads_of_mode() as readers:
+    with ExitStack() as stack, watched_switches() as switched, _reads_of_mode() as readers:
         for context in outside:
             stack.enter_context(context)
         graph = graph_of(root, readers, training=False)
@@ -257,7 +258,7 @@ def _traced(model: nn.Module, graph_of: GraphOf) -> TracedModule:
         call_variances(graph)
         call_extremes(graph)
         asked = any(map(asks_for_gradients, graph.nodes))
-        if readers or asked or any(_knows_its_mode(module) for module, _ in modes):
+        if readers or asked or switched.found or any(_knows_its_mode(module) for module, _ in modes):
             train_graph = graph_of(root, readers, training=True)
             sweep(train_graph)
             call_variances(train_graph)
@@ -275,7 +276,8 @@ def _traced(model: nn.Module, graph_of: GraphOf) -> TracedModule:
     if readers:
         traced.mode_readers = tuple(name for name, module in root.named_modules() if id(module) in readers)
     if not isinstance(model, TracedModule):  # which has those that it was made with
-        traced.other_modes = own_modes(model)
+        own = own_modes(model)
+        traced.other_modes = switched.modes(own) if switched.found else own
     traced.meta = dict(model.meta) if isinstance(model, fx.GraphModule) else {}
     return traced
 
@@ -315,6 +317,7 @@ def _reads_of_mode() -> Iterator[set[int]]:
         return self.__dict__["training"]
 
     def write(self: nn.Module, value: object) -> None:
+        switches().wrote()
         self.__dict__["training"] = value
 
     with patch.object(nn.Module, "training", property(read, write), create=True):

@@ -15,6 +15,7 @@ from torch._subclasses import FakeTensor
 from torch.fx import _symbolic_trace
 
 from fxcompress.trace.calls import autograd_call
+from fxcompress.trace.mode_switches import switches
 from fxcompress.trace.questions import is_users
 from fxcompress.trace.recorder import Recorder
 from fxcompress.trace.sizes import Truth
@@ -47,6 +48,7 @@ def watch(
             with recorder.writer.inside(names.get(id(module)), type(module)):
                 return call(module, *args, **kwargs)
         before = set(readers)
+        switches().called(paths[id(module)], module)
         result = recorder.call(("call_module", paths[id(module)]), args, kwargs, lambda *a, **k: call(module, *a, **k))
         readers.intersection_update(before)
         return result

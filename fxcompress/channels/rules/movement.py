@@ -227,6 +227,14 @@ def _embedding_labels(call: Call, space: Space) -> tuple[Layers, ...]:
     return (tuple(kept),)
 
 
+def _looked_up_labels(call: Call, space: Space) -> tuple[Layers, ...]:
+    """The same; and each index leaves a row where it lies."""
+    (columns,) = _embedding_labels(call, space)
+    indices = call.args[1]
+    own = indices.layers if isinstance(indices, Value) else ()
+    return ((*columns, *(layer.unsqueeze(-1) for layer in own)),)
+
+
 def _embedding_constants(step: Step, known: Known) -> list[Tensor]:
     table = known.held(step.call.args[0])
     same = (table == table[:1]).all(0, keepdim=True).cpu()
@@ -237,6 +245,9 @@ def _embedding_constants(step: Step, known: Known) -> list[Tensor]:
 
 def _bag_labels(call: Call, space: Space) -> tuple[Layers, ...]:
     """Sums of looked-up rows; beside them come indices and counts."""
+    for value in (v for v in (*call.args[1:], *call.kwargs.values()) if isinstance(v, Value)):
+        for layer in value.layers:
+            space.pin(layer, "computed-index", "it says which rows of a table are summed")
     return (*_embedding_labels(call, space), *(() for _ in call.metas[1:]))
 
 
@@ -289,7 +300,7 @@ PAD = register(OpClass("pad", _pad_labels, _pad_constants), ["constant_pad_nd"])
 EMBEDDING_BAG = register(
     OpClass("embedding bag", _bag_labels, _bag_constants), ["_embedding_bag", "_embedding_bag_forward_only"]
 )
-EMBEDDING = register(OpClass("embedding", _embedding_labels, _embedding_constants), ["embedding"])
+EMBEDDING = register(OpClass("embedding", _looked_up_labels, _embedding_constants), ["embedding"])
 LOOKUPS = frozenset({EMBEDDING, EMBEDDING_BAG})
 """Ops that look up rows of a table, their first argument: what they make has its columns as channels."""
 RESTRIDE = register(OpClass("restride", _restride_labels, _restride_constants), ["as_strided"])

@@ -336,7 +336,7 @@ def _overwritten(step: Step, known: Known) -> list[Tensor]:
     order = sorted(places, key=lambda d: places[d][0])
     sizes = {places[d][0]: number.shape[d] for d in order}
     rest = [d for d in range(part.rank) if d not in places]
-    after = number.permute(*order, *rest).reshape([sizes.get(d, 1) for d in range(whole.rank)])
+    after = number.permute([*order, *rest]).reshape([sizes.get(d, 1) for d in range(whole.rank)])
     for dim, positions in places.values():
         if after.shape[dim] > 1:
             after = after.index_select(dim, positions.clamp_min(0))

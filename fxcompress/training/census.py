@@ -5,7 +5,6 @@ A census belongs to one shape of a network: it is taken anew after each removal.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,24 +14,20 @@ from fxcompress.channels.analysis import Analysis, analyse
 from fxcompress.channels.constants import propagate
 from fxcompress.channels.interpret import Trail
 from fxcompress.channels.plan import Plan, make_plan
-from fxcompress.channels.rules.contraction import CONTRACTIONS, live_rows, site_of
-from fxcompress.channels.rules.movement import RESHAPE
-from fxcompress.channels.rules.norms import BATCH_NORM
 from fxcompress.channels.rules.recurrent import STATE, kind_of_cell
 from fxcompress.channels.rules.registry import Known
-from fxcompress.channels.segments import Segments, trace_segments
+from fxcompress.channels.segments import trace_segments
 from fxcompress.channels.sites import Maker
-from fxcompress.channels.values import Step, Value, find
+from fxcompress.channels.values import Value, find
 from fxcompress.passes.branches import dead_branches, remove_branches
 from fxcompress.provenance import keeps_code
 from fxcompress.quantizer import Quantizer
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.skeleton import skeleton
 from fxcompress.trace.traced import TracedModule
+from fxcompress.training.vectors import fed, uses_of, zero_before
 
 _NONE = np.zeros(1, dtype=bool)
-_ADD = torch.ops.aten.add.Tensor
-_WHOLE = frozenset({torch.ops.aten.slice.Tensor, torch.ops.aten.alias.default, torch.ops.aten.select.int})
 
 Zeros = dict[str, np.ndarray]
 """For bits and biases by name, which of their entries are zero (for good, or just now); bool (K,)."""
@@ -44,32 +39,6 @@ class Span:
 
     start: int
     stop: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Use:
-    """One place where a bias may be added: by a contraction, by batch norm, or by a sum (``x @ w + b``).
-
-    Attributes:
-        mode: of the graph.
-        step: of its tape.
-        bias: its name, or nothing.
-        statistics: of a batch norm, the names of the running mean and variance; nothing where they are not known.
-        source: of a sum, the other summand.
-        dim: of its channels there.
-    """
-
-    mode: str
-    step: Step
-    bias: str
-    statistics: tuple[str, str] | None
-    source: Value | None = None
-    dim: int = 1
-
-    @property
-    def runs(self) -> bool:
-        """Whether evaluation normalises by a running mean."""
-        return self.statistics is not None and isinstance(self.step.call.args[3], Value)
 
 
 class Census:
@@ -86,7 +55,7 @@ class Census:
         analysis: of the view.
         bits: names of all bits parameters, with their place in the concatenation.
         weights: the same by the name of the weight.
-        biases: names of all biases that may be shrunk, with their place.
+        biases: names of all biases, and weights of norms, that may be shrunk, with their place.
         free: for bits and biases, which entries may die; bool (K,).
         free_rows: bool (R,), the same for all bits.
         pairs: (row, bias) positions: the biases that belong to one row alone.
@@ -106,33 +75,15 @@ class Census:
         names = [f"{name}.bits" for name in quantizers if f"{name}.bits" in read]
         self.bits = _spans(names, self.view)
         self.weights = {name.removesuffix("_quantizer.bits"): span for name, span in self.bits.items()}
-        uses = [use for mode in self.analysis.trails for use in self._uses(mode)]
-        self.biases = _spans(list(dict.fromkeys(u.bias for u in uses if self.free.get(u.bias, _NONE).any())), self.view)
-        self.uses = [use for use in uses if use.bias in self.biases]
+        uses = [use for mode, trail in self.analysis.trails.items() for use in uses_of(mode, trail)]
+        self.biases = _spans(
+            list(dict.fromkeys(u.vector for u in uses if self.free.get(u.vector, _NONE).any())), self.view
+        )
+        self.uses = [use for use in uses if use.vector in self.biases]
         self.norms = [use for use in uses if use.runs]
         parts = [self.free[name] for name in names]
         self.free_rows = np.concatenate(parts) if parts else np.zeros(0, dtype=bool)
         self.pairs = self._pairs()
-
-    def _uses(self, mode: str) -> list[_Use]:
-        trail = self.analysis.trails[mode]
-        names = {value.key: name for name, value in trail.parameters.items()}
-        found = []
-        for step in trail.tape:
-            if step.op is BATCH_NORM:
-                _, _, bias, mean, var = step.call.args[:5]
-                statistics = (names.get(_key(mean), ""), names.get(_key(var), ""))
-                found.append(_Use(mode, step, names.get(_key(bias), ""), statistics))
-            elif step.op in CONTRACTIONS and (site := site_of(step.call)) is not None and site.bias is not None:
-                found.append(_Use(mode, step, names.get(site.bias.key, ""), None))
-            elif _lays_out(step) and _key(step.call.args[0]) in names:  # bias.view(1, -1, 1, 1)
-                names[step.outputs[0].key] = names[step.call.args[0].key]
-            elif step.call.func is _ADD and len(step.call.args) == 2 and step.call.kwargs.get("alpha", 1) == 1:
-                for source, bias in (step.call.args, step.call.args[::-1]):
-                    dim = _dim_of(bias, source) if _key(bias) in names and isinstance(source, Value) else None
-                    if dim is not None:
-                        found.append(_Use(mode, step, names[bias.key], None, source, dim))
-        return found
 
     def _pairs(self) -> tuple[np.ndarray, np.ndarray]:
         rows: list[int] = []
@@ -141,12 +92,12 @@ class Census:
             makers = [maker for maker in self.analysis.makers if maker.mode == mode]
             segments = trace_segments(trail, makers)
             for use in (u for u in self.uses if u.mode == mode):
-                for entry, segment in enumerate(_fed(use, segments)):
+                for entry, segment in enumerate(fed(use, segments)):
                     sources = segments.sources[segment]
                     span = self.span_of(makers[sources[0][0]]) if len(sources) == 1 else None
                     if span is not None:
                         rows.append(span.start + sources[0][1])
-                        biases.append(self.biases[use.bias].start + entry)
+                        biases.append(self.biases[use.vector].start + entry)
         return np.array(rows, dtype=np.int64), np.array(biases, dtype=np.int64)
 
     def span_of(self, maker: Maker) -> Span | None:
@@ -170,8 +121,8 @@ class Census:
         """For each bias, where all that it is added to is zero: only there may it shrink."""
         result: Zeros = {}
         for use in self.uses:
-            zero = _zero_before(use, knowns[use.mode][0])
-            result[use.bias] = zero & result.get(use.bias, np.ones_like(zero))
+            zero = zero_before(use, knowns[use.mode][0])
+            result[use.vector] = zero & result.get(use.vector, np.ones_like(zero))
         return result
 
     def statistics(self, knowns: dict[str, list[Known]]) -> dict[tuple[str, str], np.ndarray]:
@@ -179,7 +130,7 @@ class Census:
         result: dict[tuple[str, str], np.ndarray] = {}
         for use in self.norms:
             if use.statistics is not None and self.settable.issuperset(use.statistics):
-                zero = _zero_before(use, knowns[use.mode][0])
+                zero = zero_before(use, knowns[use.mode][0])
                 result[use.statistics] = zero & result.get(use.statistics, np.ones_like(zero))
         return result
 
@@ -195,7 +146,7 @@ class Census:
         """
         for use in self.norms:
             assert use.statistics is not None
-            zero = _zero_before(use, knowns[use.mode][0])
+            zero = zero_before(use, knowns[use.mode][0])
             if (zero & ~reset.get(use.statistics[0], np.zeros_like(zero))).any():
                 return (True, False)
         return (True,)
@@ -206,7 +157,8 @@ class Census:
         The biases that can be shrunk are taken for zero, and the other vectors for the constants that they are.
         """
         zeros = {f"{n}_quantizer.bits": np.ones(self.weights[n].stop - self.weights[n].start, bool) for n in dead}
-        zeros |= {name: self.free[name] for name in self.biases}
+        scales = {use.vector for use in self.uses if use.scales}  # which leave nothing of any channel
+        zeros |= {name: self.free[name] for name in self.biases if name not in scales}
         for mode, graph in self.view.graphs.items():
             trail = self.analysis.trails[mode]
             vectors = {
@@ -250,6 +202,33 @@ class Census:
             self.view = skeleton(self.view)
             remove_branches(self.view, branches[:1])
             self._take()
+
+    def would_go(self, rows: np.ndarray) -> np.ndarray:
+        """Which channels could be removed once they had no bits and their biases had gone as far as these can.
+
+        Not those in front of a layer norm or group norm, say, whose weights stay.
+
+        Args:
+            rows: bool (R,), those without bits; the others have some.
+
+        Returns:
+            bool (R,), some of ``rows``.
+        """
+        bits = {name: rows[span.start : span.stop] for name, span in self.bits.items()}
+        biases = {name: np.zeros(span.stop - span.start, bool) for name, span in self.biases.items()}
+        while True:
+            knowns = self.known(bits | biases)
+            before = self.before_biases(knowns)
+            more = {name: zero | (before[name] & self.free[name]) for name, zero in biases.items()}
+            if all(np.array_equal(zero, biases[name]) for name, zero in more.items()):
+                break
+            biases = more
+        reset = {mean: zero for (mean, _), zero in self.statistics(knowns).items()}
+        if False in self.modes(knowns, reset):
+            for mode, trail in self.analysis.trails.items():
+                knowns[mode].append(propagate(trail, seeds(trail, bits | biases | reset), training=False))
+        going: np.ndarray = rows & ~self.rows_alive(self.plan(knowns))
+        return going
 
     def plan(self, knowns: dict[str, list[Known]], held: Iterable[int] = ()) -> Plan:
         """What could be removed at once.
@@ -313,50 +292,3 @@ def _spans(names: list[str], module: nn.Module) -> dict[str, Span]:
         spans[name] = Span(start, stop)
         start = stop
     return spans
-
-
-def _key(value: Any) -> int:  # noqa: ANN401
-    return value.key if isinstance(value, Value) else -1
-
-
-def _dim_of(bias: Value, source: Value) -> int | None:
-    """The dim of a summand along which a vector is added to it; None where it is no vector, or larger."""
-    dims = [d for d, n in enumerate(bias.shape) if n > 1]
-    dim = dims[0] + source.rank - bias.rank if len(dims) == 1 else -1
-    return dim if dim >= 0 and source.rank > 1 and source.shape[dim] == bias.shape[dims[0]] else None
-
-
-def _lays_out(step: Step) -> bool:
-    """Whether a step gives all entries of what it reads, in their order: ``bias[None, :]`` slices all of it first."""
-    whole = step.call.func in _WHOLE and step.outputs[0].shape.numel() == step.call.args[0].shape.numel()
-    return step.op is RESHAPE or whole
-
-
-def _zero_before(use: _Use, known: Known) -> np.ndarray:
-    if use.source is not None:
-        return _zero_along(use.source, use.dim, known)
-    if use.statistics is None:
-        site = site_of(use.step.call)
-        assert site is not None
-        return ~live_rows(site, known)
-    return _zero_along(use.step.call.args[0], 1, known)
-
-
-def _zero_along(source: Value, dim: int, known: Known) -> np.ndarray:
-    """Which entries along a dim are zero throughout, bool (size,)."""
-    found = known.of(source)
-    others = [d for d in range(found.ndim) if d != dim]
-    zero = (found == 0).all(dim=others) if others else found == 0
-    return zero.expand(source.shape[dim]).numpy().copy()
-
-
-def _fed(use: _Use, segments: Segments) -> list[int]:
-    """The segment of each entry that a bias is added to."""
-    if use.source is not None:
-        return list(segments.along(use.source, use.dim))
-    if use.statistics is None:
-        out = use.step.outputs[0]
-        site = site_of(use.step.call)
-        assert site is not None
-        return list(segments.along(out, site.out_dim))
-    return list(segments.along(use.step.call.args[0], 1))

@@ -12,8 +12,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
+from fxcompress.channels.analysis import analyse
 from fxcompress.errors import DivergenceError, check_number
+from fxcompress.objectives import starting_costs
 from fxcompress.passes.prune_report import PruneReport
+from fxcompress.provenance import provenance_of
+from fxcompress.trace.traced import TracedModule
 from fxcompress.training.batches import check_callable, count_batches
 from fxcompress.training.controller import EARLY, ConstantGamma, Gamma, TargetSize, own_gamma
 from fxcompress.training.display import Display
@@ -52,6 +56,18 @@ class FitResult:
     reports: list[PruneReport] = field(default_factory=list)
     latency: float | None = None
 
+    def macs_left(self) -> float:
+        """The multiply-adds of :attr:`module`, over those of the starting network; see ``net.macs_left()``.
+
+        They are fewer where a constant was folded, whose channels stay while the network is trained. Where the module
+        is no graph, those of :attr:`net`.
+        """
+        provenance = provenance_of(self.module)
+        if not isinstance(self.module, TracedModule) or provenance is None:
+            return self.net.macs_left()
+        found = starting_costs(analyse(self.module, self.net.settings.inputs), provenance.grids)
+        return found.macs / max(1, self.net.fxc_all_terms().start.macs)
+
     def __repr__(self) -> str:
         seconds = sum(record.seconds for record in self.history)
         parameters = sum(p.numel() for p in self.module.parameters())
@@ -60,7 +76,7 @@ class FitResult:
             f"FitResult after {len(self.history)} epochs, {seconds:.0f} s of training",
             *map(str, self.history[-1:]),
             f"weights: {trained:.2%} of their bits as trained, {stored:.2%} as stored",
-            f"multiply-adds, whatever the bits: {self.net.macs_left():.1%}",
+            f"multiply-adds of quantized layers, whatever the bits: {self.macs_left():.1%}",
             *([] if self.latency is None else [f"seconds of its layers, by the table: {self.latency:.1%}"]),
             f".module: {type(self.module).__name__} with {parameters:,} parameters, to be used and saved",
         ]
@@ -121,7 +137,8 @@ def train(  # noqa: PLR0913 - what is behind the user's call
                 trainer.guard.see_metric(processes.mean(needed(metric)))
             record = EpochRecord(
                 epoch, loss, metric, net.fractional_size(), net.weights_left(), net.channels_left(),
-                trainer.last_gamma, seconds, name_of(validate),
+                trainer.last_gamma, seconds, name_of(validate), None if selection is None else selection.left(),
+                "" if selection is None else selection.what,
             )  # fmt: skip
             run.history.append(record)
             display.show(record)

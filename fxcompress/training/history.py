@@ -18,6 +18,8 @@ class EpochRecord:
         gamma: pressure at the last step.
         seconds: time that training took in this epoch, validation excluded.
         metric_name: the name of the function ``validate``; an ``accuracy`` is shown as a percentage.
+        cost: with ``target_macs`` or ``target_latency``, the share that is left; else None.
+        counted: what that is of, in words.
     """
 
     epoch: int
@@ -29,6 +31,8 @@ class EpochRecord:
     gamma: float
     seconds: float
     metric_name: str = "metric"
+    cost: float | None = None
+    counted: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -37,7 +41,8 @@ class EpochRecord:
     def __str__(self) -> str:
         metric = "" if self.metric is None else f" {shown(self.metric, self.metric_name)}"
         left = f" bits {self.size:6.2%} weights {self.weights:5.1%}" if self.size < 1 else ""
-        return f"epoch {self.epoch} loss {self.loss:.4f}{metric}{left} channels {self.channels}"
+        cost = "" if self.cost is None else f" {self.counted} {self.cost:5.1%}"
+        return f"epoch {self.epoch} loss {self.loss:.4f}{metric}{left}{cost} channels {self.channels}"
 
 
 def shown(metric: float, name: str) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fxcompress.quantizer import Quantizer
+from fxcompress.training.census import Census
 from fxcompress.training.network import SizedNetwork
 from fxcompress.training.sized import SizedModule
 
@@ -58,7 +59,7 @@ class Importance:
             for dim, atoms in analysis.atoms[name].items():
                 units = torch.from_numpy(analysis.units[atoms.numpy()].reshape(-1) + first + 1)
                 self._adding.append((parameter, dim, units.to(parameter.device)))
-        return np.where(census.free_rows, unit, -1)
+        return _mortal(census, np.where(census.free_rows, unit, -1))
 
     @torch.no_grad()
     def now(self) -> Tensor:
@@ -74,3 +75,18 @@ class Importance:
             found.index_add_(0, sets, square.sum(others) if others else square)
         found[0] = 0
         return found[self._sets]
+
+
+def _mortal(census: Census, unit: np.ndarray) -> np.ndarray:
+    """The sets without those that training could not remove; of some, tried on every other one and on the rest.
+
+    Args:
+        census: of the network.
+        unit: (R,) the number of the set of each channel, or -1.
+    """
+    _, order = np.unique(unit, return_inverse=True)
+    found = unit.copy()
+    for rest in (0, 1):
+        tried = (unit >= 0) & (order % 2 == rest)
+        found[np.isin(unit, unit[tried & ~census.would_go(tried)]) & tried] = -1
+    return found

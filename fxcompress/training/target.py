@@ -7,8 +7,10 @@ from fxcompress.training.controller import TargetSize
 from fxcompress.training.network import SizedNetwork
 from fxcompress.training.selection import KEEP, Selection
 
-MISSED = 1.25
-"""How far from its target, as a factor, a training may begin below it or end above it without a word."""
+MISSED = 1.1
+"""How far from its target, as a factor, a training may end above it without a word."""
+_BELOW = 1.25
+"""How far it may begin below it."""
 MISSED_MACS = 1.05
 """The same for multiply-adds and seconds, which are steered to in whole channels."""
 _LOG = logging.getLogger("fxcompress")
@@ -25,7 +27,7 @@ def check_target(net: SizedNetwork, gamma: Callable[[float, float], float]) -> N
     if not isinstance(gamma, TargetSize):
         return
     size = net.fractional_size()
-    if size * MISSED < gamma.target:
+    if size * _BELOW < gamma.target:
         raise ValueError(
             f"target_size={gamma.target} is more than the network's present size of {size:.3g}, and training never "
             "adds bits on purpose; begin with more: compress(model, bits=...)"
@@ -65,10 +67,11 @@ def check_selection(selection: Selection) -> None:
     floor = selection.floor()
     if floor > MISSED_MACS * selection.target:
         more = "; narrow layers take hardly less time than wide ones here: measure with a larger batch, or aim at "
+        more = f"{more}multiply-adds" if selection.kind == "latency" else ""
         raise ValueError(
             f"{selection.argument}={selection.target} cannot be reached: {floor:.3g} of the {selection.what} are left "
-            f"where each layer keeps {KEEP:.0%} of its channels, and all that the graph holds together stays "
-            f"(print(net.graph) says what){more + 'multiply-adds' if selection.kind == 'latency' else ''}"
+            f"where each layer keeps {KEEP:.0%} of its channels, and what cannot go in training stays, such as what "
+            f"the graph holds together (print(fxcompress.ChannelGraph.of(model, inputs)) says what){more}"
         )
     left = selection.left()
     if left < selection.target:

@@ -32,7 +32,7 @@ from fxcompress.training.in_pieces import Compressed
 from fxcompress.training.policy import PrunePolicy, prune_policy
 from fxcompress.training.resume import Keeper, check_run
 from fxcompress.training.schedule import LONG_REST, REST, cosine
-from fxcompress.training.suited import check_objective, check_suited, what_is_mixed
+from fxcompress.training.suited import HARDLY, check_objective, check_suited, what_is_mixed
 from fxcompress.training.target import check_selection, check_target, tell_of_selection, tell_of_target
 from fxcompress.training.trainer import Loss, Scheduler
 
@@ -332,7 +332,7 @@ def _check_optimizer(optimizer: Optimizer, net: Compressed) -> None:
     check_suited(optimizer, net)
     mixed = what_is_mixed(optimizer, net)
     if mixed:
-        _LOG.warning("fxcompress: %s: with those of the weights they hardly move. Take net.param_groups()", mixed)
+        _LOG.warning("fxcompress: %s: %s", mixed, HARDLY)
 
 
 def _eps(net: Compressed) -> float:

@@ -48,7 +48,7 @@ def test_results_are_printed_in_a_few_lines() -> None:
     assert first.startswith("FitResult after 2 epochs, ")
     assert last.strip() == str(result.history[-1])
     assert "of their bits as trained" in weights
-    assert macs == "  multiply-adds, whatever the bits: 100.0%"
+    assert macs == "  multiply-adds of quantized layers, whatever the bits: 100.0%"
     assert module == "  .module: Sequential with 58 parameters, to be used and saved"
     pruned = fxc.prune(model, torch.zeros(2, 4))
     assert str(pruned) == f"PruneResult of a Sequential: {pruned.report}"

@@ -283,6 +283,27 @@ def test_tables_keywords_and_dicts(tmp_path: Path) -> None:
         fxc.export_onnx(final, tmp_path / "net.onnx", inputs, calibration=[{"ids": more["ids"]}])
 
 
+class Masked(nn.Module):
+    """An attention that a mask of zeros leaves nothing, and a lookup by lengths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.out = nn.Embedding(20, 16), nn.Linear(16, 3)
+
+    def forward(self, ids: Tensor, mask: Tensor, lengths: Tensor) -> Tensor:
+        h = self.table(ids)[:, None] + torch.arange(ids.shape[1]).view(1, 1, -1, 1) * 0.1
+        h = nn.functional.scaled_dot_product_attention(h, h, h, attn_mask=mask[:, None, None, :].bool())[:, 0]
+        result: Tensor = self.out(h.sum(1) / lengths[:, None])
+        return result
+
+
+def test_what_is_tried_is_no_mask_of_zeros(tmp_path: Path) -> None:
+    inputs = (torch.randint(20, (2, 8)), torch.ones(2, 8, dtype=torch.int64), torch.tensor([8, 8]))
+    final = fxc.compress(Masked(), inputs).finalize().eval()
+    written = fxc.export_onnx(final, tmp_path / "net.onnx")
+    assert written.difference < 1e-5
+
+
 @pytest.mark.parametrize(
     ("make", "options", "error", "match"),
     [

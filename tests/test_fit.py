@@ -130,6 +130,16 @@ def test_bits_that_are_trained_as_weights_are_told(caplog: pytest.LogCaptureFixt
         assert ("param_groups[0] of the optimizer holds bits together with weights" in caplog.text) is mixed
 
 
+def test_a_loop_whose_optimizer_treats_bits_as_weights_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    net = fxc.compress(Digits(), torch.zeros(2, 1, 8, 8))
+    optimizer = torch.optim.Adam(net.parameters(), 1e-3)
+    for _ in range(3):
+        net.prune(optimizer)
+    assert caplog.text.count("holds bits together with weights, but they need a learning rate") == 1
+    with pytest.raises(TypeError, match=r"what fit\(\) returns holds the network as its \.module"):
+        fxc.save(fxc.fit(net, digits()[0][:2], F.cross_entropy, epochs=1, gamma=0.1, progress=False), "net.fxc")  # type: ignore[arg-type]
+
+
 def alive(terms: SizeTerms, bits: Tensor) -> Tensor:
     """A number of channels: it has no gradient."""
     return (bits > 0).float().mean()

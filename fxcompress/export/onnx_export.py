@@ -90,8 +90,8 @@ def export_onnx(
     Args:
         module: what ``finalize()``, ``load()`` or ``prune()`` returned, on any device. It is left as it is.
         path: of the file, in an existing folder; written whole or not at all.
-        example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments. Zeros of the shapes
-            that the network was compressed with by default.
+        example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments. By
+            default numbers at random, and ones for whole numbers, of the shapes that the network was compressed with.
         calibration: inputs like those that the network will see, a few hundred samples: for each batch a tensor, a
             tuple of positional arguments, or a dict of keyword arguments. Of a tuple with more entries than the network
             takes, as batches of a ``DataLoader`` have targets, the first ones are taken.
@@ -141,7 +141,8 @@ def export_onnx(
     content = model.SerializeToString()
     off = difference(content, graph.feed(probe), run(net, probe))
     if calibration is None and not off < _ALIKE:
-        raise ExportError(f"ONNX Runtime computes something else: outputs are off by {off:.1e} of the largest")
+        hint = "" if example_inputs is not None else "; pass example_inputs=, for inputs that are like real ones"
+        raise ExportError(f"ONNX Runtime computes something else: outputs are off by {off:.1e} of the largest{hint}")
     stored = {weight: bits[name] for name, each in found.items() if name in bits for weight in each.weights}
     return OnnxExport(
         file, write_atomically(file, lambda handle: handle.write(content)),
@@ -166,7 +167,11 @@ def _provenance(module: nn.Module) -> Provenance:
 
 
 def _inputs(net: nn.Module, provenance: Provenance, given: object) -> ExampleInputs:
-    """What the user gave, on the CPU; else numbers at random of the shapes that are on record."""
+    """What the user gave, on the CPU; else numbers at random of the shapes that are on record.
+
+    Whole numbers are ones, which do as tokens, as a mask and as lengths; or zeros, where the network does not run on
+    these: a mask of zeros leaves an attention nothing, of which runtimes make what they like.
+    """
     if given is not None:
         return ExampleInputs.of(given).converted(lambda tensor: tensor.detach().cpu())
     if not provenance.inputs:
@@ -176,7 +181,15 @@ def _inputs(net: nn.Module, provenance: Provenance, given: object) -> ExampleInp
     def drawn(tensor: Tensor) -> Tensor:
         return tensor.normal_(generator=generator) if tensor.is_floating_point() else tensor
 
-    return recorded_inputs(provenance.inputs, net).converted(drawn)
+    from fxcompress.export.graph import run
+
+    zeros = recorded_inputs(provenance.inputs, net).converted(drawn)
+    ones = zeros.converted(lambda tensor: tensor if tensor.is_floating_point() else torch.ones_like(tensor))
+    try:
+        run(net, ones)
+    except ExampleInputError:
+        return zeros
+    return ones
 
 
 def _batches(calibration: Iterable[Any]) -> Iterable[Any]:

@@ -23,5 +23,7 @@ def check_arguments(call: str, path: object, module: object) -> Path:
             raise ValueError(f"the path {os.fspath(path)!r} names no file: call it as {call}")
         return Path(path)
     kinds = f"the path is a {type(path).__name__} and the network a {type(module).__name__}"
+    if isinstance(getattr(module, "module", None), nn.Module):
+        raise TypeError(f"{kinds}: what fit() returns holds the network as its .module; call it as {call}")
     swapped = isinstance(path, nn.Module) and isinstance(module, str | os.PathLike)
     raise TypeError(f"{kinds}{'; they are swapped' if swapped else ''}: call it as {call}")

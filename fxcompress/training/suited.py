@@ -16,6 +16,9 @@ _NO_CLOSURE = (
     "write the loop yourself, see docs/training.md"
 )
 
+HARDLY = "with those of the weights they hardly move. Take net.param_groups()"
+"""What follows from :func:`what_is_mixed`."""
+
 
 def check_suited(optimizer: Optimizer, net: SizedNetwork) -> None:
     """Check that an optimizer is one for a compressed network, and can make a step after a backward pass.

@@ -1,9 +1,9 @@
-"""A trained network led to a share of its multiply-adds, beside one whose channels of least magnitude went at once.
+"""Trained networks led to a share of their multiply-adds, or of their time, beside channels of least magnitude at once.
 
-Both are ResNet-20 for CIFAR-10, with the same images, epochs, learning rates and teacher (the original). The other way
-is the usual one: in each layer the same share of channels goes, those that hold the smallest weights (Li et al.,
-Pruning Filters for Efficient ConvNets, arXiv 1608.08710; here the squares of all that goes with a channel count), and
-what is left is trained on in floats.
+ResNet-20 and ResNet-8 for CIFAR-10, in all ways with the same images, epochs, learning rates and teacher (the
+original). The other way is the usual one: in each layer the same share of channels goes, those that hold the smallest
+weights (Li et al., Pruning Filters for Efficient ConvNets, arXiv 1608.08710; here the squares of all that goes with a
+channel count), and what is left is trained on in floats.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import copy
 import sys
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import fxcompress as fxc
-from benchmarks.data import cifar10, folder, module
-from benchmarks.pretrained import batches, taught
+from benchmarks.data import MEAN, STD, Cropped, cifar10, folder, module
+from benchmarks.pretrained import taught
 from benchmarks.record import Column, Record, Table, write
 from benchmarks.resnet9 import accuracy
 from fxcompress.training.costs import Macs
@@ -34,8 +35,12 @@ COLUMNS = (
     Column("before", "float accuracy", ".1%"),
     Column("at_once", "accuracy before training on", ".1%"),
     Column("after", "accuracy", ".1%"),
+    Column("one", "time, one image", ".2f"),
+    Column("many", "time, 64 images", ".2f"),
     Column("seconds", "CPU seconds", ".0f"),
 )
+ROUNDS = 31
+"""Calls that are timed."""
 FINE = 24
 """Bits at which a weight is what it is as a float."""
 
@@ -46,6 +51,35 @@ def macs(net: nn.Module, x: Tensor) -> int:
         net.eval()(x[:1])
     total: int = counter.get_total_flops()
     return total // 2
+
+
+@torch.inference_mode()
+def time_left(net: nn.Module, found: nn.Module, x: Tensor) -> float:
+    """The time of a call, over that of the original; both in turn, the median of the ratios."""
+    ratios = []
+    for _ in range(ROUNDS):
+        seconds = []
+        for each in (net, found):
+            start = time.perf_counter()
+            each(x)
+            seconds.append(time.perf_counter() - start)
+        ratios.append(seconds[1] / seconds[0])
+    return median(ratios)
+
+
+def images(root: Path, name: str, split: str, count: int) -> tuple[Tensor, Tensor]:
+    """Of CIFAR-10, as a network takes them."""
+    x, y = cifar10(root, split, count)
+    if name == "resnet8":
+        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
+        x = ((x * std + mean) * 255).round()
+    return x, y
+
+
+def batches(root: Path, name: str) -> Cropped:
+    """To train on, the same in each run."""
+    torch.manual_seed(0)
+    return Cropped(*images(root, name, "train", 10_000), 128, torch.Generator().manual_seed(0))
 
 
 def parameters(net: nn.Module) -> int:
@@ -92,9 +126,8 @@ def _weight_before(net: nn.Module, bias: str) -> str:
     return bias.replace("bn", "conv").removesuffix("bias") + "weight_quantizer.bits"
 
 
-def trained_on(net: nn.Module, teacher: nn.Module, root: Path, epochs: int) -> nn.Module:
+def trained_on(net: nn.Module, teacher: nn.Module, data: Cropped, epochs: int) -> nn.Module:
     """In floats, by the loop, the optimizer and the learning rates of ``fit``."""
-    data = batches(root)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
     steps = epochs * len(data)
     scheduler = fxc.cosine(optimizer, steps, min(steps // 20, 100))
@@ -111,32 +144,35 @@ def trained_on(net: nn.Module, teacher: nn.Module, root: Path, epochs: int) -> n
     return net.eval()
 
 
-def compare(net: nn.Module, root: Path, target: float, epochs: int) -> list[dict[str, Any]]:
-    """Both ways to one target."""
-    x, y = cifar10(root, "test", 1000)
+def compare(name: str, net: nn.Module, root: Path, target: float, epochs: int) -> list[dict[str, Any]]:
+    """All ways to one target."""
+    x, y = images(root, name, "test", 1000)
     rows = []
-    for way in ("target_macs", "magnitude, at once"):
+    for way in ("target_macs", "target_latency", "magnitude, at once"):
         torch.manual_seed(0)
         start = time.process_time()
-        if way == "target_macs":
+        if way.startswith("target"):
+            batch = x[:64] if way == "target_latency" else x[:2]
+            aim: dict[str, Any] = {way: target}
             result = fxc.fit(
-                copy.deepcopy(net), batches(root), taught, teacher=net, epochs=epochs, target_macs=target, lr=1e-3,
-                fine_tune=True, progress=False, validate=lambda found: accuracy(found, x, y), example_inputs=x[:2],
-                on_epoch=lambda record: print(record, flush=True),
+                copy.deepcopy(net), batches(root, name), taught, teacher=net, epochs=epochs, lr=1e-3, fine_tune=True,
+                progress=False, validate=lambda found: accuracy(found, x, y), example_inputs=batch,
+                on_epoch=lambda record: print(record, flush=True), **aim,
             )  # fmt: skip
             found, at_once = result.module, None
         else:
             found = of_least_magnitude(net, x, target)
             with torch.no_grad():
                 at_once = accuracy(found.eval(), x, y)
-            found = trained_on(found, net, root, epochs)
+            found = trained_on(found, net, batches(root, name), epochs)
         seconds = time.process_time() - start
         with torch.no_grad():
             measured = accuracy(net.eval(), x, y), accuracy(found.eval(), x, y)
         row = {
             "target": target, "way": way, "macs": macs(found, x) / macs(net, x),
             "weights": parameters(found) / parameters(net), "before": measured[0], "at_once": at_once,
-            "after": measured[1], "seconds": seconds,
+            "after": measured[1], "seconds": seconds, "one": time_left(net, found, x[:1]),
+            "many": time_left(net, found, x[:64]),
         }  # fmt: skip
         print(row, flush=True)
         rows.append(row)
@@ -148,17 +184,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", help="the data folder (or the environment variable FXCOMPRESS_DATA)")
     parser.add_argument("--out", type=Path, help="folder for the results (benchmarks/results and docs/results)")
     parser.add_argument("--targets", type=float, nargs="+", default=[0.7, 0.5, 0.35], help="shares to end at")
+    parser.add_argument("--networks", nargs="+", default=["resnet20", "resnet8"], help="pretrained ones")
     parser.add_argument("--epochs", type=int, default=6, help="of 10,000 images")
     options = parser.parse_args(arguments)
     root = folder(options.data)
     sys.path.insert(0, str(root))  # its models.py and load.py import each other
-    net = module(root, "models").pretrained("resnet20").eval()
-    rows = [row for target in options.targets for row in compare(net, root, target, options.epochs)]
-    tables = [Table(f"resnet20, {options.epochs} epochs of 10,000 images", COLUMNS, rows)]
-    targets = " ".join(map(str, options.targets))
-    command = f"python -m benchmarks.macs --targets {targets} --epochs {options.epochs}"
-    chosen = {"targets": options.targets, "epochs": options.epochs}
-    print(write(Record("macs", "A share of the multiply-adds", command, chosen, tables), options.out))
+    tables = []
+    for name in options.networks:
+        net = module(root, "models").pretrained(name).eval()
+        rows = [row for target in options.targets for row in compare(name, net, root, target, options.epochs)]
+        tables.append(Table(f"{name}, {options.epochs} epochs of 10,000 images", COLUMNS, rows))
+    targets, networks = " ".join(map(str, options.targets)), " ".join(options.networks)
+    command = f"python -m benchmarks.macs --targets {targets} --networks {networks} --epochs {options.epochs}"
+    chosen = {"targets": options.targets, "networks": options.networks, "epochs": options.epochs}
+    print(write(Record("macs", "A share of the multiply-adds, or of the time", command, chosen, tables), options.out))
 
 
 if __name__ == "__main__":

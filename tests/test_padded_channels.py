@@ -184,3 +184,36 @@ def test_they_go_in_training() -> None:
     optimizer.step()
     net.step()
     assert net.get_parameter("first.conv2.weight").shape[0] < 16
+
+
+class Windows(nn.Module):
+    """Pads places up to whole windows, as many as it takes: on the example along one of two dims, and along none."""
+
+    def __init__(self, beside: str) -> None:
+        super().__init__()
+        self.beside = beside
+        self.made, self.out = nn.Linear(3, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.made(x)
+        rows, columns = (-h.shape[1]) % 4, (-h.shape[2]) % 4
+        value = {"zero": 0.0, "left out": None, "rows": rows}[self.beside]
+        more = {} if value is None else {"value": value}
+        result: Tensor = self.out(pad(h, (0, 0, 0, columns, 0, rows), **more))
+        return result
+
+
+@pytest.mark.parametrize("beside", ["zero", "left out", "rows"])
+@pytest.mark.parametrize("size", [(4, 4), (4, 6), (5, 7)])
+def test_amounts_that_sizes_decide_say_nothing_of_what_is_put_there(beside: str, size: tuple[int, int]) -> None:
+    """One of them may be 0 as well."""
+    torch.manual_seed(0)
+    net = Windows(beside).double()
+    with torch.no_grad():
+        net.made.weight[:3] = 0
+        net.made.bias[:3] = 0
+    small = fxc.prune(net, torch.randn(2, *size, 3, dtype=torch.float64)).module
+    assert small.get_parameter("made.weight").shape[0] == (8 if beside == "rows" else 5)
+    for other in [(4, 4), (5, 7), (3, 2)]:
+        x = torch.randn(2, *other, 3, dtype=torch.float64)
+        assert difference(small(x), net(x)) < 1e-9

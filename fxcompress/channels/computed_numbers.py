@@ -34,6 +34,10 @@ class _Complex(Computed, complex):
     pass
 
 
+class Written(float):
+    """A number that stands in the graph, whatever is computed and has its value."""
+
+
 _NUMBERS = {int: _Int, float: _Float, complex: _Complex}
 
 

@@ -12,6 +12,7 @@ from torch._decomp import decomposition_table
 from torch.utils._mode_utils import no_dispatch
 
 from fxcompress.channels.composed import COMPOSED, by_places
+from fxcompress.channels.computed_numbers import Written
 from fxcompress.channels.joined import Joined, labels_along
 from fxcompress.channels.layers import Layers, same_layers, support
 from fxcompress.channels.packed import PACKED
@@ -83,6 +84,7 @@ class Dispatch:
         sized: that node is given an index without labels that other inputs make another one.
         placed: what says which entries that node reads has been looked at.
         joined: for each ``cat`` of that node, whether places in it depend on sizes; None for those that are not known.
+        beside: what that node says that it pads with; None where it does not.
         picked: the dims along which that node picks entries of its first argument, by a subscript.
         made: keys of the values that are made of parameters alone.
         places: where in tensors the inputs decide what stands.
@@ -98,6 +100,7 @@ class Dispatch:
         self.sized = False
         self.placed = False
         self.joined: Iterator[bool] | None = None
+        self.beside: float | None = None
         self.picked = frozenset[int]()
         self.made: set[int] = set()
         self.places = Joined(self.made)
@@ -298,6 +301,8 @@ class Dispatch:
         rest = func._schema.arguments[len(args) :]
         left_out = {a.name: a.default_value for a in rest if a.has_default_value() and a.name not in kwargs}
         kwargs = kwargs | {name: n for name, n in left_out.items() if type(n) in {int, float} and n in given}
+        if self.beside is not None and func is torch.ops.aten.constant_pad_nd.default:
+            args, kwargs = args[:2], kwargs | {"value": Written(self.beside)}
         dims = frozenset[int]() if self.placed else moving_dims(Call(func, args, kwargs, ()), self.numbers)
         return ((self._anywhere(args[0], dims), *args[1:]) if dims else args), kwargs
 

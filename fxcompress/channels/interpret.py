@@ -1,5 +1,6 @@
 """Takes labels through a traced graph, node by node."""
 
+import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -241,6 +242,8 @@ class Interpreter:
         self.dispatch.numbers = self._numbers.met(node, self.env, callee)
         self.dispatch.sized = any(map(self._is_sized, node.all_input_nodes))
         self.dispatch.placed, self.dispatch.picked = False, frozenset()
+        beside = put_beside(node)
+        self.dispatch.beside = None if beside is None or math.isnan(beside) else beside
         self.dispatch.places.written, self.dispatch.places.stated = written_sizes(node), stated_sizes(node)
         try:
             if node.op == "call_module":

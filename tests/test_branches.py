@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import fxcompress as fxc
-from tests.exactness import TOLERANCE, Fingerprint, difference, outputs
+from tests.exactness import Fingerprint, difference, outputs
 from tests.nets import ResidualNet, quantizer, set_bits
 
 Function = Callable[["Sum", Tensor], Tensor]
@@ -279,50 +279,3 @@ def test_an_operand_that_is_a_parameter_is_found_again(dead: str, late: bool, tm
     fxc.save(final, tmp_path / "net.fxc")
     assert torch.equal(fxc.load(tmp_path / "net.fxc", original)(x), final(x))
     assert torch.equal(again.finalize().eval()(x), final(x))
-
-
-class Raw(nn.Module):
-    """A branch of parameters that the network holds itself, and one that another branch reads as well."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lin, self.out = nn.Linear(4, 8), nn.Linear(8, 3)
-        self.weight, self.scale = nn.Parameter(torch.randn(8, 4)), nn.Parameter(torch.zeros(8, 1))
-        self.shared, self.unread = nn.Parameter(torch.ones(8)), nn.Parameter(torch.ones(2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.lin(x).relu() * self.shared
-        result: Tensor = self.out(h + nn.functional.linear(x * x, self.weight * self.scale) * self.shared)
-        return result
-
-
-def test_parameters_that_only_a_branch_has_read_go_with_it(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    net, x = Raw().double(), torch.randn(5, 4, dtype=torch.float64)
-    small = fxc.prune(net, x).module
-    assert {name for name, _ in small.named_parameters(recurse=False)} == {"shared", "unread"}
-    assert difference(small(x), net(x)) < TOLERANCE
-    final = fxc.compress(net, x).finalize().eval()
-    fxc.save(final, tmp_path / "net.fxc")
-    assert difference(fxc.load(tmp_path / "net.fxc", Raw())(x), final(x)) < TOLERANCE
-
-
-def test_an_optimizer_forgets_them_too() -> None:
-    torch.manual_seed(0)
-    net = fxc.compress(Raw(), torch.randn(5, 4), bias_shrink=1.0)
-    optimizer = torch.optim.Adam(net.param_groups(lr=1e-3))
-    with torch.no_grad():
-        net.get_parameter("scale").fill_(1.0)
-    for _ in range(3):
-        optimizer.zero_grad()
-        net(torch.randn(5, 4)).square().mean().backward()
-        optimizer.step()
-        with torch.no_grad():
-            net.get_parameter("weight_quantizer.bits").zero_()
-        net.step()
-    before = net.eval()(torch.ones(2, 4))
-    net.prune(optimizer)
-    assert "weight" not in dict(net.named_parameters())
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    assert held == {id(p) for p in net.parameters()}
-    torch.testing.assert_close(net(torch.ones(2, 4)), before)

@@ -78,7 +78,7 @@ def remove_branches(module: TracedModule, branches: list[Branch]) -> list[str]:
         KeyError: a branch names a node that the graph does not have, or an operand that the node does not have.
     """
     before = set(module.state_dict(keep_vars=True))
-    used, read = _used_modules(module), _read_tensors(module)
+    used = _used_modules(module)
     for place, operand in branches:
         mode, _, name = place.partition(":")
         graph = module.graphs[mode]
@@ -88,7 +88,6 @@ def remove_branches(module: TracedModule, branches: list[Branch]) -> list[str]:
         _drop_unused(module, graph)
     left = _used_modules(module)
     _delete_modules(module, used - left, left)
-    _delete_tensors(module, read - _read_tensors(module))
     module.recompile()
     return sorted(before - set(module.state_dict(keep_vars=True)))
 
@@ -223,21 +222,6 @@ def _used_modules(module: TracedModule) -> set[str]:
         used |= {str(node.target) for node in graph.nodes if node.op == "call_module"}
         used |= {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
     return used - {""}
-
-
-def _read_tensors(module: TracedModule) -> set[str]:
-    """Parameters and buffers that some graph reads by their names."""
-    return {str(node.target) for graph in module.graphs.values() for node in graph.find_nodes(op="get_attr")}
-
-
-def _delete_tensors(module: TracedModule, gone: set[str]) -> None:
-    """Delete parameters and buffers that nothing reads any more, of modules that are still there and not called."""
-    called = {str(node.target) for graph in module.graphs.values() for node in graph.find_nodes(op="call_module")}
-    modules = dict(module.named_modules(remove_duplicate=False))
-    for path, _, name in (tensor.rpartition(".") for tensor in gone):
-        if path in modules and path not in called:
-            for held in (modules[path]._parameters, modules[path]._buffers):
-                held.pop(name, None)
 
 
 def _delete_modules(module: nn.Module, gone: set[str], used: set[str]) -> None:

@@ -7,7 +7,7 @@ from fxcompress.training.controller import TargetSize
 from fxcompress.training.network import SizedNetwork
 from fxcompress.training.selection import KEEP, Selection
 
-MISSED = 1.1
+MISSED = 1.2
 """How far from its target, as a factor, a training may end above it without a word."""
 _BELOW = 1.25
 """How far it may begin below it."""

@@ -103,8 +103,8 @@ class _Reader:
 
     def _batch_norm(self, step: Step) -> Use:
         x, _, bias, mean, var = step.call.args[:5]
-        statistics = (self._name(mean), self._name(var))
-        return Use(self.mode, step, self._name(bias), x, statistics=statistics, tiles=self.tiles.get(_key(bias), 1))
+        tiles = max(self.tiles.get(_key(value), 1) for value in (bias, mean))
+        return Use(self.mode, step, self._name(bias), x, statistics=(self._name(mean), self._name(var)), tiles=tiles)
 
     def _group_norm(self, step: Step) -> Iterator[Use]:
         x, weight, bias = step.call.args[:3]

@@ -33,7 +33,7 @@ from fxcompress.training.policy import PrunePolicy, prune_policy
 from fxcompress.training.resume import Keeper, check_run
 from fxcompress.training.schedule import LONG_REST, REST, cosine
 from fxcompress.training.suited import HARDLY, check_objective, check_suited, what_is_mixed
-from fxcompress.training.target import check_selection, check_target, tell_of_selection, tell_of_target
+from fxcompress.training.target import begin_selection, check_target, tell_of_selection, tell_of_target
 from fxcompress.training.trainer import Loss, Scheduler
 
 DEATH_LIMIT = 0.1
@@ -166,8 +166,7 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
     if not going_on:
         check_target(net, control)
         if selection is not None:
-            selection.measure(progress=progress)
-            check_selection(selection)
+            begin_selection(selection, None, progress=progress)
     check_objective(net)
     if optimizer is not None:
         _check_optimizer(optimizer, net)

@@ -12,7 +12,7 @@ from fxcompress.training.aims import Aims
 from fxcompress.training.in_pieces import Compressed
 from fxcompress.training.optimizer import check_optimizers
 from fxcompress.training.selection import Selection
-from fxcompress.training.target import check_selection
+from fxcompress.training.target import begin_selection
 
 
 class ChannelSelection:
@@ -93,9 +93,5 @@ def select_channels(
     if selection is None:
         raise ValueError("pass target_macs= or target_latency=, the share to end at")
     check_optimizers([optimizer], net.parameters())
-    if state is None:
-        selection.measure(progress=True)
-        check_selection(selection)
-    else:
-        selection.load_state_dict(state)
+    begin_selection(selection, state, progress=True)
     return ChannelSelection(selection, selection.follow(optimizer))

@@ -22,7 +22,7 @@ from fxcompress.training.parallel import Processes
 from fxcompress.training.policy import PrunePolicy
 from fxcompress.training.selection import Selection
 from fxcompress.training.suited import what_is_mixed, what_lacks
-from fxcompress.training.target import check_selection
+from fxcompress.training.target import begin_selection
 
 _REMEDY = "build one optimizer for it after compress(): torch.optim.Adam(net.param_groups(lr=1e-3))"
 
@@ -187,11 +187,7 @@ class Lead:
         self.selection = self.aims.selection(net, steps)
         if self.selection is None:
             return []
-        if self._stored:
-            self.selection.load_state_dict(self._stored)
-        else:
-            self.selection.measure()
-            check_selection(self.selection)
+        begin_selection(self.selection, self._stored)
         return self.selection.follow(optimizer, progress)
 
     def metrics(self) -> dict[str, float]:

@@ -1,7 +1,8 @@
 """A target size: whether a network can get there, and whether it has."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from fxcompress.training.controller import TargetSize
 from fxcompress.training.network import SizedNetwork
@@ -79,6 +80,24 @@ def check_selection(selection: Selection) -> None:
             f"{selection.argument}={selection.target} is more than the {left:.3g} of the {selection.what} that the "
             "network has now"
         )
+
+
+def begin_selection(selection: Selection, state: Mapping[str, Any] | None, *, progress: bool = False) -> None:
+    """Go on from a state or, where there is none, measure what is to be measured, and check the target.
+
+    Args:
+        selection: of the training.
+        state: of an earlier :meth:`Selection.state_dict`.
+        progress: see :meth:`Selection.measure`.
+
+    Raises:
+        ValueError: see :func:`check_selection`.
+    """
+    if state:
+        selection.load_state_dict(state)
+    else:
+        selection.measure(progress=progress)
+        check_selection(selection)
 
 
 def tell_of_selection(selection: Selection | None, why: str = "") -> None:

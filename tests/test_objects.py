@@ -1,11 +1,13 @@
 """Objects that a model makes and returns, as language models return the keys and values that they remember."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves, tree_map
 
 import fxcompress as fxc
 from fxcompress.errors import TraceError
@@ -122,3 +124,50 @@ def test_a_language_model_with_its_cache() -> None:
     assert type(cache) is transformers.DynamicCache
     assert cache.get_seq_length() == 6
     assert difference(expected.past_key_values.layers[0].keys, cache.layers[0].keys) <= 1e-5
+
+
+class Named(NamedTuple):
+    """Two tensors."""
+
+    y: Tensor
+    hidden: Tensor
+
+
+class ReturnsNamed(nn.Module):
+    """Puts a named tuple somewhere into its result; a dict as its input, so that it is traced by running."""
+
+    def __init__(self, put: Callable[[Named], object]) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.put = put
+
+    def forward(self, inputs: dict[str, Tensor]) -> object:
+        h = torch.stack([F.relu(self.first(x)) for x in inputs.values()]).sum(0)
+        return self.put(Named(self.last(h), h.sum(-1)))
+
+
+PLACES: dict[str, Callable[[Named], object]] = {
+    "bare": lambda named: named,
+    "in a dict": lambda named: {"result": named},
+    "in a list": lambda named: [named, named.y],
+    "in a dict in a list": lambda named: [{"a": {"b": (named, named.hidden)}}],
+    "in itself": lambda named: {"outer": Named(named, named)},  # type: ignore[arg-type]
+    "in an object": lambda named: [Memory(list, named.hidden[:, :, None]), {"b": named}],
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_named_tuples_anywhere_in_a_result(place: str) -> None:
+    torch.manual_seed(0)
+    net, x = ReturnsNamed(PLACES[place]).double(), {"x": torch.randn(2, 5, 4).double()}
+    with torch.no_grad():
+        for parameter in net.first.parameters():
+            parameter[2:5] = 0
+    expected = net(x)
+    for found in (fxc.prune(net, (x,)).module, fxc.compress(net, (x,), bits=24), fxc.compress(net, (x,)).finalize()):
+        result = found(x)
+        assert str(tree_map(type, result)) == str(tree_map(type, expected))
+        leaves = zip(tree_leaves(result), tree_leaves(expected), strict=True)
+        tensors = [(a, b) for a, b in leaves if isinstance(b, Tensor)]
+        assert tensors
+        assert all(difference(a, b) <= 0.1 for a, b in tensors)

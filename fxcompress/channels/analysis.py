@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor, fx
+from torch.nn.modules.batchnorm import _NormBase
 
 from fxcompress.channels.carried import Held, carried
 from fxcompress.channels.interpret import Atoms, Interpreter, Trail, fresh_atoms
@@ -294,7 +295,7 @@ def analyse(module: TracedModule, inputs: ExampleInputs) -> Analysis:
     Raises:
         ExampleInputError: the module does not run on ``inputs``.
     """
-    counters = frozenset[str]()
+    counters = _counts_of_norms(module)
     note_ranks(module, inputs)
     while True:  # once more where the network counts: without what its counters hold at the moment
         space = Space()
@@ -313,6 +314,13 @@ def analyse(module: TracedModule, inputs: ExampleInputs) -> Analysis:
             for atoms in dims.values():
                 space.pin(atoms, "unused", "no node of the graph uses this tensor")
     return result
+
+
+def _counts_of_norms(module: TracedModule) -> frozenset[str]:
+    """The names of the tensors that norms count their batches in."""
+    norms = ((name, norm) for name, norm in module.named_modules() if isinstance(norm, _NormBase))
+    counting = (name for name, norm in norms if norm.num_batches_tracked is not None)
+    return frozenset(f"{name}.num_batches_tracked" if name else "num_batches_tracked" for name in counting)
 
 
 def _entries(site: Site) -> np.ndarray:

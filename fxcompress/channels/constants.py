@@ -19,6 +19,7 @@ from fxcompress.channels.layers import compress
 from fxcompress.channels.noted import Answer, Noted
 from fxcompress.channels.rules.movement import MOVEMENT
 from fxcompress.channels.rules.registry import Known, Shared, unknown
+from fxcompress.channels.running_stats import read_by_others
 from fxcompress.channels.survivors import has_own_labels
 from fxcompress.channels.values import Step, Value, find
 from fxcompress.trace.heap import without_collections
@@ -52,7 +53,11 @@ def knowns_of(
     Of a buffer that the network writes to, as a moving average, we know the entries that no run of any graph changes:
     they are found by running with all that it holds at the start, and then with ever less, until nothing changes.
     """
-    lasting: dict[int, Tensor] = {}  # by the labels, which all names of a tensor share
+    moved = read_by_others(analysis)
+    lasting = {  # by the labels, which all names of a tensor share
+        id(analysis.atoms[name]): torch.full((1,) * analysis.module.get_buffer(name).ndim, torch.nan).double()
+        for name in moved
+    }
     shared: Shared = {}
     while True:
         known_in = partial(_knowns, analysis, seeds=seeds, modes=modes, lasting=lasting, shared=shared)

@@ -21,7 +21,7 @@ from fxcompress.channels.constants import propagate
 from fxcompress.channels.interpret import Trail
 from fxcompress.channels.plan import make_plan
 from fxcompress.channels.rules.registry import Known
-from fxcompress.channels.values import Value
+from fxcompress.passes.branch_ends import Dropped, that_end
 from fxcompress.passes.broadcasts import DIFFERENCES, SUMS, has_shape_of_sum
 from fxcompress.passes.join import Join, join_at
 from fxcompress.quantizer import Quantizer
@@ -41,31 +41,35 @@ _IN_PLACE_SUMS = {operator.iadd, operator.isub, "add_", "sub_"}
 _FRESH = {operator.add, operator.sub, operator.mul, torch.add, torch.sub, torch.mul, torch.cat, "add", "sub", "mul"}
 
 
-def dead_branches(
-    analysis: Analysis, knowns: dict[str, list[Known]], ignored: np.ndarray | None = None
-) -> list[Branch]:
+def dead_branches(analysis: Analysis, knowns: dict[str, list[Known]], *, held: bool = False) -> list[Branch]:
     """Sums with an operand that is known to be zero in every mode that can run them.
 
     Args:
         analysis: of the network.
         knowns: what is known in each graph.
-        ignored: bool (atoms,), entries that may be anything.
+        held: what is zero stays zero, whatever else is trained.
     """
+    return _branches(analysis, knowns, None, held=held)
+
+
+def _branches(
+    analysis: Analysis, knowns: dict[str, list[Known]], ignored: np.ndarray | None, *, held: bool = False
+) -> list[Branch]:
+    """:func:`dead_branches`, where entries may be anything: ``ignored``, bool (atoms,)."""
     found = []
     for mode, graph in analysis.module.graphs.items():
-        trail = analysis.trails[mode]
         for node in graph.nodes:
             for kept, dropped in operands_of(analysis.module, node):
-                operand = node.args[kept]
-                zero = _zero(trail.args[node.name][dropped], knowns[mode], ignored)
+                branch = Dropped(mode, node, kept, dropped, ignored)
                 if (
-                    zero
+                    branch.is_zero(analysis, knowns[mode])
                     and has_shape_of_sum(analysis, mode, node, kept)
-                    and not (dropped == 0 and written_operand_is_read(node, trail))
+                    and not (dropped == 0 and written_operand_is_read(node, analysis.trails[mode]))
                 ):
-                    found.append((f"{mode}:{node.name}", _called(analysis.module, operand)))
+                    found.append(branch)
                     break
-    return found
+    ending = found if held else that_end(analysis, knowns, found)
+    return [(f"{b.mode}:{b.node.name}", _called(analysis.module, b.operand)) for b in ending]
 
 
 def remove_branches(module: TracedModule, branches: list[Branch]) -> list[str]:
@@ -123,19 +127,6 @@ def operands_of(module: nn.Module, node: fx.Node) -> Iterator[tuple[int, int]]:
             yield 1, 0
 
 
-def _zero(value: object, knowns: list[Known], ignored: np.ndarray | None) -> bool:
-    return isinstance(value, Value) and not any(_matters(value, known, ignored) for known in knowns)
-
-
-def _matters(value: Value, known: Known, ignored: np.ndarray | None) -> bool:
-    """Whether some entry that is not ignored may be other than zero."""
-    may = (known.of(value) != 0).numpy()
-    if ignored is not None and may.any():
-        for layer in value.layers:
-            may = np.logical_and(may, ~ignored[layer.numpy()])
-    return bool(may.any())
-
-
 def unread_branches(analysis: Analysis, knowns: dict[str, list[Known]], alive: np.ndarray) -> list[Branch]:
     """Sums with an operand that is zero but for entries which nobody reads, whatever their value.
 
@@ -144,11 +135,11 @@ def unread_branches(analysis: Analysis, knowns: dict[str, list[Known]], alive: n
         knowns: what is known in each graph.
         alive: bool (atoms,), what a plan made with ``knowns`` keeps.
     """
-    if not dead_branches(analysis, knowns, ~alive):
+    if not _branches(analysis, knowns, ~alive):
         return []
     # What may go with nothing known of any sum may be anything there, and so be missing from an operand.
     other = {mode: [_without_sums(analysis, mode, known) for known in here] for mode, here in knowns.items()}
-    return dead_branches(analysis, knowns, ~make_plan(analysis, other).alive)
+    return _branches(analysis, knowns, ~make_plan(analysis, other).alive)
 
 
 def _without_sums(analysis: Analysis, mode: str, known: Known) -> Known:

@@ -6,18 +6,30 @@ from typing import Any
 
 from torch import Tensor
 
+Named = Callable[[type, list[Any]], Any]
 
-def rebuild(function: Callable[[Any], Any], tree: Any) -> Any:  # noqa: ANN401 - a tree of anything
-    """The tree with ``function`` applied to each leaf, inside tuples, lists, plain dicts and slices."""
+
+def _named(kind: type, items: list[Any]) -> Any:  # noqa: ANN401 - a named tuple
+    return kind(*items)
+
+
+def rebuild(function: Callable[[Any], Any], tree: Any, named: Named = _named) -> Any:  # noqa: ANN401 - a tree of anything
+    """The tree with ``function`` applied to each leaf, inside tuples, lists, plain dicts and slices.
+
+    Args:
+        function: of a leaf.
+        tree: of anything.
+        named: makes a named tuple, from its class and what is in it.
+    """
     if isinstance(tree, tuple | list):
-        items = [rebuild(function, item) for item in tree]
+        items = [rebuild(function, item, named) for item in tree]
         if hasattr(tree, "_fields"):
-            return type(tree)(*items)
+            return named(type(tree), items)
         return items if isinstance(tree, list) else tuple(items)
     if type(tree) is dict:
-        return {key: rebuild(function, item) for key, item in tree.items()}
+        return {key: rebuild(function, item, named) for key, item in tree.items()}
     if isinstance(tree, slice):
-        return slice(*(rebuild(function, part) for part in (tree.start, tree.stop, tree.step)))
+        return slice(*(rebuild(function, part, named) for part in (tree.start, tree.stop, tree.step)))
     return function(tree)
 
 

@@ -70,7 +70,11 @@ class Writer:
         Raises:
             TraceError: one is of a kind that cannot be written into a graph.
         """
-        return rebuild(self._written, tree)
+        return rebuild(self._written, tree, self.named)
+
+    def named(self, kind: type, items: list[Any]) -> fx.Node:
+        """A named tuple by a node of its own: in a dict, the code that torch.fx makes would not know its class."""
+        return self.node("call_function", kind, tuple(items))
 
     def _written(self, leaf: Any) -> Any:  # noqa: ANN401
         if isinstance(leaf, Tensor):
@@ -100,7 +104,7 @@ class Writer:
         Raises:
             TraceError: something in it cannot be written into a graph.
         """
-        return rebuild(_Results(self, held), tree)
+        return rebuild(_Results(self, held), tree, self.named)
 
     def has_node(self, thing: object) -> bool:
         """Whether something is a node, or the result of one."""
@@ -193,7 +197,9 @@ class _Results:
         parts = fields_of(leaf)
         if parts is not None:
             kind, args, kwargs = parts
-            return self.writer.node("call_function", kind, rebuild(self, args), rebuild(self, kwargs))
+            return self.writer.node(
+                "call_function", kind, *(rebuild(self, part, self.writer.named) for part in (args, kwargs))
+            )
         if isinstance(leaf, Tensor | Number) or is_plain(leaf) or id(leaf) in self.held or self.writer.has_node(leaf):
             return self.writer.written(leaf)
         if isinstance(leaf, type):
@@ -203,7 +209,7 @@ class _Results:
             return self.writer.written(leaf)
         if id(leaf) not in self.made:
             self.begun.add(id(leaf))
-            state = rebuild(self, attributes)
+            state = rebuild(self, attributes, self.writer.named)
             self.made[id(leaf)] = self.writer.node("call_function", restored, (self(type(leaf)), state))
         return self.made[id(leaf)]
 

@@ -196,7 +196,7 @@ class Census:
             if False in self.modes(knowns, reset):
                 for mode, trail in self.analysis.trails.items():
                     knowns[mode].append(propagate(trail, seeds(trail, zeros | reset), training=False))
-            branches = [] if keeps_code(self.view) else dead_branches(self.analysis, knowns)
+            branches = [] if keeps_code(self.view) else dead_branches(self.analysis, knowns, held=True)
             if not branches:
                 return knowns
             self.view = skeleton(self.view)

@@ -55,7 +55,9 @@ def knowns_of(
     """
     moved = read_by_others(analysis)
     lasting = {  # by the labels, which all names of a tensor share
-        id(analysis.atoms[name]): torch.full((1,) * analysis.module.get_buffer(name).ndim, torch.nan).double()
+        id(analysis.atoms[name]): torch.full(
+            (1,) * analysis.module.get_buffer(name).ndim, torch.nan, device="cpu"
+        ).double()
         for name in moved
     }
     shared: Shared = {}

@@ -23,6 +23,7 @@ class Fakes(FakeTensorMode):
     def __init__(self, recorder: Recorder) -> None:
         super().__init__(allow_non_fake_inputs=True)
         self.recorder = recorder
+        recorder.faked = self.from_tensor
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         if self.recorder.paused:

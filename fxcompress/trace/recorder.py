@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
+    FakeTensor,
     UnsupportedOperatorException,
 )
 from torch.overrides import TorchFunctionMode
@@ -48,6 +49,7 @@ class Recorder(TorchFunctionMode):
 
     Attributes:
         paused: nothing is recorded.
+        faked: gives the fake of a tensor that holds values.
         refusal: the first thing that cannot be recorded; it counts even where the model catches the error.
     """
 
@@ -56,6 +58,7 @@ class Recorder(TorchFunctionMode):
         self.writer = writer
         self.keep_sizes = keep_sizes
         self.paused = False
+        self.faked: Callable[[Tensor], Tensor] = Tensor.detach
         self.refusal: TraceError | None = None
         self._autocast = autocast_mode()
         self._shapes: dict[tuple[int, tuple[int, ...]], Recipe] = {}
@@ -123,7 +126,10 @@ class Recorder(TorchFunctionMode):
             raise TraceError(f"it switches autocast{place()}; put torch.autocast around the call of the model instead")
         try:
             with self.pause():
-                return func(*rebuild(plain, tuple(args)), **rebuild(plain, kwargs))
+                given = rebuild(plain, tuple(args))
+                if given and _writes(getattr(func, "__name__", "")) and _holds_values(given[0]):
+                    given = (self.faked(given[0]), *given[1:])  # the tensor itself must stay as it is
+                return func(*given, **rebuild(plain, kwargs))
         except UnsupportedOperatorException as error:
             raise TraceError(f"it calls an op that has no fake{place()}: {error}") from error
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
@@ -242,6 +248,10 @@ class Recorder(TorchFunctionMode):
             result = tensor.detach()
         self.writer.bind(result, self.writer.node("call_method", "detach", (tensor,)))
         return result
+
+
+def _holds_values(value: object) -> bool:
+    return isinstance(value, Tensor) and not isinstance(value, FakeTensor)
 
 
 def _writes(name: str) -> bool:

@@ -15,7 +15,7 @@ from fxcompress.trace.calls import property_of
 from fxcompress.trace.hooks import hooks_of
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.places import place_of
-from fxcompress.trace.skeleton import skeleton
+from fxcompress.trace.skeleton import own_tensors, skeleton
 from fxcompress.trace.state import same_randomness
 from fxcompress.trace.trees import fields_of, replace
 
@@ -65,13 +65,9 @@ def run_and_see(model: nn.Module, inputs: ExampleInputs) -> Seen:
 
 
 def own_buffers(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` that shares its parameters and has buffers of its own."""
+    """A copy of ``model`` that shares its parameters and has buffers, and tensors past these, of its own."""
     own = skeleton(model)
-    copies: dict[int, Tensor] = {}
-    for module in own.modules():
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                module._buffers[name] = copies.setdefault(id(buffer), buffer.detach().clone())
+    own_tensors(own, {id(parameter) for parameter in own.parameters()})
     return own
 
 

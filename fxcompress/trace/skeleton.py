@@ -128,7 +128,7 @@ def _tensors(modules: list[nn.Module]) -> list[torch.Tensor]:
 
 
 def own_tensors(result: nn.Module, fresh: set[int]) -> dict[int, torch.Tensor]:
-    """Give a module copies of the tensors that it shares with the original, in place.
+    """Give a module copies of the tensors that it shares with the original, in place; of plain attributes as well.
 
     Args:
         result: a skeleton, or what a rewrite made of one.
@@ -139,9 +139,9 @@ def own_tensors(result: nn.Module, fresh: set[int]) -> dict[int, torch.Tensor]:
     """
     copies: dict[int, torch.Tensor] = {}
     for module in result.modules():
-        for table in (module._parameters, module._buffers):
+        for table in (module._parameters, module._buffers, module.__dict__):
             for name, tensor in table.items():
-                if tensor is not None and id(tensor) not in fresh:
+                if isinstance(tensor, torch.Tensor) and id(tensor) not in fresh:
                     fresh.add(id(copies.setdefault(id(tensor), _copy(tensor))))
                     table[name] = copies[id(tensor)]  # type: ignore[assignment]
     return copies

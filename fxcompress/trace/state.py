@@ -2,15 +2,18 @@
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxcompress.errors import TraceError
 from fxcompress.trace.memory import Unread, carried_over
+from fxcompress.trace.trees import tensors_in
+from fxcompress.trace.unseen import memory_of, only_views, written_to
 
 
 class State:
@@ -88,14 +91,15 @@ def same_randomness(*, allowed: bool = False) -> Iterator[None]:
     """Leave the generators of torch (on the CPU), numpy and Python as they were.
 
     Args:
-        allowed: whether the code may draw from those of numpy and Python, which torch does not see.
+        allowed: whether the code may draw from those of numpy and Python, which torch does not see, as it runs to be
+            looked at; what it writes to tensors that are there before is undone then.
 
     Raises:
         TraceError: it has, and may not: a trace would repeat the same draw for ever.
     """
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the one that models use
     try:
-        with torch.random.fork_rng(devices=()):
+        with torch.random.fork_rng(devices=()), Undone() if allowed else nullcontext():
             yield
         drawn = random.getstate() != python or not all(map(np.array_equal, np.random.get_state(), numpy))  # noqa: NPY002
     finally:
@@ -110,14 +114,50 @@ def same_randomness(*, allowed: bool = False) -> Iterator[None]:
 
 @contextmanager
 def unchanged_buffers(model: nn.Module) -> Iterator[list[torch.Tensor]]:
-    """Undo what the code writes to the buffers of ``model``; afterwards the list holds those that were written to."""
+    """Undo what the code does to the buffers of ``model``; afterwards the list holds those that were changed."""
     written: list[torch.Tensor] = []
-    before = [(b, b._version, b.detach().clone()) for b in model.buffers() if not b.is_inference()]  # noqa: SLF001
+    plain = (b for b in model.buffers() if not b.is_inference() and not b.is_meta and b.layout == torch.strided)
+    before = [(buffer, buffer.detach(), buffer.detach().clone()) for buffer in plain]
     try:
         yield written
     finally:
-        for buffer, version, value in before:
-            if buffer._version != version:  # noqa: SLF001
+        for buffer, memory, value in before:
+            if buffer.data_ptr() != memory.data_ptr():  # it was given other memory: buffer.data = ...
+                written.append(buffer)
+                buffer.data = memory
+            if not torch.equal(memory.nan_to_num(), value.nan_to_num()):
                 written.append(buffer)
                 with torch.no_grad():
-                    buffer.copy_(value)
+                    memory.copy_(value)
+
+
+class Undone(TorchDispatchMode):
+    """Undoes, at its end, what code writes to tensors that were there before: a global one, one in a closure."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._made = set[int]()
+        self._before: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
+
+    def __torch_dispatch__(
+        self,
+        func: Any,  # noqa: ANN401 - an op
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        kwargs = kwargs or {}
+        for tensor in tensors_in(written_to(func, args, kwargs)):
+            for memory in memory_of(tensor):
+                if memory not in self._made and memory not in self._before:
+                    storage = tensor.untyped_storage()
+                    self._before[memory] = storage, storage.clone()
+        result = func(*args, **kwargs)
+        if not only_views(func._schema):
+            self._made |= {m for tensor in tensors_in(result) for m in memory_of(tensor)} - self._before.keys()
+        return result
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        for storage, before in self._before.values():
+            storage.copy_(before)

@@ -2,14 +2,18 @@
 
 Code that reads ``self.weight`` gets a stand-in. Code that goes through ``self.parameters()`` gets the parameter itself:
 what it computes from it would be a constant of the graph, and what it writes to it, as a moving average does, would be
-done once, to the model that is only to be looked at. And code that puts another tensor in the place of a layer's weight
+done once, to the model that is only to be looked at. So it is with what the code writes to any other tensor that is
+there before it runs, and with random numbers in a shape that no stand-in says: the graph would hold one draw for good.
+And code that puts another tensor in the place of a layer's weight
 for one call (``torch.func.functional_call``) would get a graph that calls the layer with the weight that it has.
 """
 
-from typing import Any
+from collections.abc import Container
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxcompress.errors import TraceError
@@ -19,11 +23,13 @@ from fxcompress.trace.walk import modules_in
 
 
 class Unseen(TorchDispatchMode):
-    """Refuses what reads the values of parameters, and what writes to parameters or buffers; shapes may be read.
+    """Refuses what reads the values of parameters, what writes to tensors that are no results, and what draws numbers.
+
+    Shapes may be read. Where buffers are no symbols, their values may be, but for those that a norm moves in training.
 
     Args:
         root: the model.
-        buffers: whether it must not write to buffers either.
+        buffers: whether buffers are symbols as well.
 
     Attributes:
         refusal: the first thing that was refused; it counts even where the model catches the error.
@@ -32,10 +38,12 @@ class Unseen(TorchDispatchMode):
     def __init__(self, root: nn.Module, *, buffers: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.refusal: TraceError | None = None
-        self._parameters = {memory: name for name, p in root.named_parameters() for memory in _memory(p)}
-        self._written = dict(self._parameters)
-        if buffers:
-            self._written |= {memory: name for name, b in root.named_buffers() for memory in _memory(b)}
+        self._parameters = {memory: name for name, p in root.named_parameters() for memory in memory_of(p)}
+        named = {memory: name for name, b in root.named_buffers() for memory in memory_of(b)}
+        self._written = self._parameters | (named if buffers else {})
+        self._moved = {} if buffers else {m: n for m, n in named.items() if _is_moved(root, n)}
+        self._buffers = named
+        self._made = set[int]()
 
     def __torch_dispatch__(
         self,
@@ -47,26 +55,48 @@ class Unseen(TorchDispatchMode):
         kwargs = kwargs or {}
         schema = func._schema
         if schema.is_mutable:
-            named = zip(schema.arguments, args, strict=False)
-            given = [(a, v) for a, v in named] + [(a, kwargs[a.name]) for a in schema.arguments if a.name in kwargs]
-            changed = [v for a, v in given if a.alias_info is not None and a.alias_info.is_write]
+            changed = written_to(func, args, kwargs)
             self._refuse("writes to a parameter or buffer", self._written, changed)
-        if not (_only_views(schema) or _only_shapes(func)):
+            before = {m: "a tensor" for t in tensors_in(changed) for m in memory_of(t) if m not in self._made}
+            self._refuse("writes to a tensor that is there before it runs", before, changed, self._buffers)
+        if not (only_views(schema) or _only_shapes(func)):
             self._refuse("computes with a parameter", self._parameters, [args, kwargs])
-        return func(*args, **kwargs)
+            self._refuse("computes with what a norm averages or counts", self._moved, [args, kwargs])
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            self._raise("draws random numbers", "", "in a shape that the sizes of its inputs say (torch.randn_like)")
+        result = func(*args, **kwargs)
+        if not only_views(schema):
+            self._made.update(memory for tensor in tensors_in(result) for memory in memory_of(tensor))
+        return result
 
-    def _refuse(self, does: str, names: dict[int, str], tree: list[Any]) -> None:
-        found = [names[memory] for tensor in tensors_in(tree) for memory in _memory(tensor) if memory in names]
+    def _refuse(self, does: str, names: dict[int, str], tree: list[Any], allowed: Container[int] = ()) -> None:
+        found = [names[m] for tensor in tensors_in(tree) for m in memory_of(tensor) if m in names and m not in allowed]
         if found:
-            error = TraceError(
-                f"it {does} in a way that torch.fx does not see ({found[0]}{place()}), as by going through "
-                "parameters(); read parameters and buffers as attributes of their module"
-            )
-            self.refusal = self.refusal or error
-            raise error
+            self._raise(does, found[0], "by reading parameters and buffers as attributes of their module")
+
+    def _raise(self, does: str, what: str, instead: str) -> NoReturn:
+        where = f"{what}{place()}".strip()
+        error = TraceError(f"it {does} in a way that torch.fx does not see ({where}); do so {instead}")
+        self.refusal = self.refusal or error
+        raise error
 
 
-def _only_views(schema: Any) -> bool:  # noqa: ANN401
+def _is_moved(root: nn.Module, name: str) -> bool:
+    """Whether a buffer is one that a norm writes to while it runs in training."""
+    return isinstance(root.get_submodule(name.rpartition(".")[0]), _NormBase)
+
+
+def written_to(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:  # noqa: ANN401 - an op
+    """The arguments of an op that it writes to, as its schema says."""
+    schema = func._schema
+    if not schema.is_mutable:
+        return []
+    named = zip(schema.arguments, args, strict=False)
+    given = [(a, v) for a, v in named] + [(a, kwargs[a.name]) for a in schema.arguments if a.name in kwargs]
+    return [v for a, v in given if a.alias_info is not None and a.alias_info.is_write]
+
+
+def only_views(schema: Any) -> bool:  # noqa: ANN401
     """Whether an op returns the memory that it is given, and changes nothing of it."""
     return not schema.is_mutable and bool(schema.returns) and all(r.alias_info is not None for r in schema.returns)
 
@@ -76,7 +106,7 @@ def _only_shapes(func: Any) -> bool:  # noqa: ANN401
     return name.startswith("new_") or name.endswith("_like")
 
 
-def _memory(tensor: Tensor) -> list[int]:
+def memory_of(tensor: Tensor) -> list[int]:
     """What stands for the memory of a tensor, which its views share; empty for tensors of another make."""
     if tensor.layout != torch.strided:
         return []

@@ -25,7 +25,7 @@ from fxcompress.trace.fakes import Fakes, quiet
 from fxcompress.trace.hooks import TABLES
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.made_tables import are_tables
-from fxcompress.trace.memory import Memory
+from fxcompress.trace.memory import Memory, refuse_layers_set
 from fxcompress.trace.mode_switches import switches
 from fxcompress.trace.objects import objects_in
 from fxcompress.trace.places import place_of
@@ -221,8 +221,9 @@ class _Run:
             watched = watch(self.recorder, self.model, self.is_leaf, self.readers, open_wrapped=self.open_wrapped)
             with watched, switches().run(training=self.training):
                 result = self.model(*given.args, **given.kwargs)
-            changed = state.changed()
-            self.kept |= memory.changed().keys() - changed  # the contents of lists and dicts
+            changed, contents = state.changed(), memory.changed()
+            self.kept |= contents.keys() - changed  # the contents of lists, dicts and objects
+            refuse_layers_set(contents, self.writer.graph)
             if self.recorder.refusal is not None:  # the model has caught it, and gone another way
                 raise self.recorder.refusal
             self.writer.graph.output(self.writer.result_of(result, held))

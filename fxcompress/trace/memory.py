@@ -4,73 +4,80 @@ A graph runs none of it. A result that is kept for others to look at, or a table
 run of the graph computes it anew. A count of runs that something is computed from does, as the graph has it for good.
 """
 
-import copy
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
-from torch import nn
+from torch import fx, nn
 
 from fxcompress.errors import TraceError
+from fxcompress.trace.contents import Content, is_simple
 
 _OWN = frozenset(vars(nn.Module()))
 _OF_TRACER = "_tensor_constant"  # under names that begin so, torch.fx keeps tensors that code makes of nothing
 
 
 class Memory:
-    """The plain attributes of the modules of ``root`` before a run, and what lists, dicts and sets on them held."""
+    """The plain attributes of the modules of ``root`` before a run, and what was in containers and objects there."""
 
     def __init__(self, root: nn.Module) -> None:
-        self._before: list[tuple[str, dict[str, Any], dict[str, tuple[Any, Any]]]] = []
+        self._before: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
+        self._held: dict[int, Content] = {}
         for path, module in root.named_modules():
             table = vars(module)
-            self._before.append((path, table, {key: (table[key], _content(table[key])) for key in _plain(table)}))
+            attributes = {key: table[key] for key in _plain(table)}
+            self._before.append((path, table, attributes))
+            self._enter(list(attributes.values()))
+
+    def _enter(self, values: list[Any]) -> None:
+        """Note what values hold, and what is in them."""
+        while values:
+            value = values.pop()
+            if isinstance(value, tuple):
+                values += value
+            content = None if id(value) in self._held else Content.of(value)
+            if content is not None:
+                self._held[id(value)] = content
+                values += content.inside()
 
     def changed(self) -> dict[str, object]:
         """What was in the attributes that are others now, by their names; None where there was none."""
+        others = {key for key, content in self._held.items() if not content.is_there()}
         found: dict[str, object] = {}
         for path, table, before in self._before:
             for key in _plain({**before, **table}):
-                value, content = before.get(key, (None, None))
-                now = table.get(key)
-                if now is value and content is None and key in before:  # nothing that something could be put into
-                    continue
-                same = now == value if _is_simple(now) and type(now) is type(value) else now is value
-                if not same or not _alike(content, _content(now)):
+                value, now = before.get(key), table.get(key)
+                same = now is value or (is_simple(now) and type(now) is type(value) and now == value)
+                if key not in before or not same or (others and self._leads_to(value, others)):
                     found[f"{path}.{key}".lstrip(".")] = value
         return found
 
+    def _leads_to(self, value: object, others: set[int]) -> bool:
+        """Whether a value is one of others, or held one of them, however deep."""
+        seen, left = set[int](), [value]
+        while left:
+            item = left.pop()
+            if id(item) in others:
+                return True
+            if isinstance(item, tuple):
+                left += item
+            if id(item) in self._held and id(item) not in seen:
+                seen.add(id(item))
+                left += self._held[id(item)].inside()
+        return False
+
     def restore(self) -> None:
         """Put back what was there."""
+        for content in self._held.values():
+            if not content.is_there():
+                content.put_back()
         for _, table, before in self._before:
             for key in [key for key in _plain(table) if key not in before]:
                 del table[key]
-            for key, (value, content) in before.items():
-                if content is not None and not _alike(content, _content(value)):
-                    value.clear()
-                    value.extend(content) if isinstance(value, list) else value.update(content)
-                table[key] = value
+            table.update(before)
 
 
 def _plain(table: dict[str, Any]) -> list[str]:
     return [key for key in table if key not in _OWN and not key.startswith(_OF_TRACER)]
-
-
-def _is_simple(value: object) -> bool:
-    return isinstance(value, bool | int | float | str)
-
-
-def _content(value: Any) -> Any:  # noqa: ANN401 - an attribute of a module
-    """A copy of a list, dict or set; None of anything else."""
-    return copy.copy(value) if type(value) in {list, dict, set} else None
-
-
-def _alike(a: Any, b: Any) -> bool:  # noqa: ANN401 - two of those copies
-    """Whether two lists, dicts or sets hold the very same objects."""
-    if type(a) is not type(b) or a is None:
-        return a is b
-    if isinstance(a, set):
-        return bool(a == b)
-    pairs = [*zip(a, b, strict=False), *(zip(a.values(), b.values(), strict=False) if isinstance(a, dict) else ())]
-    return len(a) == len(b) and all(x is y or (_is_simple(x) and x == y) for x, y in pairs)
 
 
 class Unread:
@@ -97,6 +104,28 @@ class Unread:
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __mod__ = __floordiv__ = __truediv__ = _counted
     __bool__ = __int__ = __float__ = __index__ = __len__ = __iter__ = __str__ = __hash__ = _used
     __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _used
+
+
+def refuse_layers_set(names: Iterable[str], graph: fx.Graph) -> None:
+    """Refuse a graph that calls a layer of which the code sets a number first: it would call the layer as it is.
+
+    Args:
+        names: of the attributes that the code has set.
+        graph: that was made of it.
+
+    Raises:
+        TraceError: it calls such a layer.
+    """
+    layers = {str(node.target) for node in graph.nodes if node.op == "call_module"}
+    found = [
+        name for name in names if name.rpartition(".")[0] in layers and not name.rpartition(".")[2].startswith("_")
+    ]
+    if found:
+        layer, _, number = min(found).rpartition(".")
+        raise TraceError(
+            f"it sets {number} of its layer {layer} while it runs; a graph calls the layer as it is\n"
+            "  call the function of the layer (torch.nn.functional) with that value, or set it outside of forward"
+        )
 
 
 def carried_over(name: str) -> TraceError:

@@ -104,8 +104,13 @@ def asking_type(model: nn.Module) -> FunctionType | None:
     """A function in the code of a model that asks what nobody can answer, or None; it need not be called."""
     # A layer of stochastic depth is one node of a graph, whatever its code does.
     traced = [module for module in modules_in(model) if not is_stochastic_depth(module)]
-    of_user = (f for f in code_around(traced) if _is_users_file(f.__code__.co_filename))
+    of_user = (f for f in code_around(traced) if _is_users_file(f.__code__.co_filename) and not _is_of_python(f))
     return next((f for f in of_user if f.__name__ not in _NOT_OF_RUNS and _asks(f.__code__)), None)
+
+
+def _is_of_python(function: FunctionType) -> bool:
+    """Whether a function comes with Python: a method of ``random.Random``, say, which knows no tensors."""
+    return function.__module__.partition(".")[0] in sys.stdlib_module_names
 
 
 @functools.cache

@@ -22,7 +22,7 @@ from fxcompress.trace.hidden import NULLABLE, refuse_hidden
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.kinds import Kinds
 from fxcompress.trace.lowering import Lowered
-from fxcompress.trace.memory import Memory, Unread
+from fxcompress.trace.memory import Memory, Unread, refuse_layers_set
 from fxcompress.trace.messages import is_message
 from fxcompress.trace.mode_switches import switches
 from fxcompress.trace.modes import autocast_mode, without_gradient
@@ -289,6 +289,7 @@ def symbolic_graph(
     go = partial(_go, root, constants or None, inputs, symbols=symbols, training=training)
     graph, changed = go(), memory.changed()
     memory.restore()
+    refuse_layers_set(changed, graph)
     counts = {name for name, value in changed.items() if isinstance(value, int | float) and not isinstance(value, bool)}
     if counts:  # is anything computed from them?
         unset(root.train(training), frozenset(counts))

@@ -110,7 +110,7 @@ def _checked(model: nn.Module, inputs: ExampleInputs | None, make: Callable[[set
         return traced
     if inputs is not None and computes_the_same(with_plain_weights(model), traced, inputs):
         return traced
-    if asking is None:
+    if kept or asking is None:
         raise carried_over(min(kept))
     code = asking.__code__
     raise TraceError(

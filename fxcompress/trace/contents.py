@@ -1,0 +1,136 @@
+"""What is in the containers and objects that code may put something into: to see that it has, and to undo it."""
+
+import pickle
+import random
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from fxcompress.trace.objects import attributes_of
+
+Mutable = list[Any] | deque[Any] | dict[Any, Any] | set[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How something is read, compared and written that can hold something.
+
+    Attributes:
+        read: a copy of what is in it, which shares what is in that.
+        same: whether two such copies hold the very same objects, or equal numbers.
+        write: let it hold what a copy holds.
+        inside: the values in a copy, which may hold something themselves.
+    """
+
+    read: Callable[[Any], Any]
+    same: Callable[[Any, Any], bool]
+    write: Callable[[Any, Any], None]
+    inside: Callable[[Any], Iterable[Any]] = lambda _: ()
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What was in something.
+
+    Attributes:
+        value: in which it was.
+        copy: of it.
+        kind: of the value.
+    """
+
+    value: Any
+    copy: Any
+    kind: Kind
+
+    @classmethod
+    def of(cls, value: object) -> "Content | None":
+        """What is in a container, an object with attributes, an array or a generator now; None of anything else."""
+        kind = _kind_of(value)
+        return None if kind is None else cls(value, kind.read(value), kind)
+
+    def inside(self) -> list[Any]:
+        """The values that were in it."""
+        return list(self.kind.inside(self.copy))
+
+    def is_there(self) -> bool:
+        """Whether it still is what is in the value."""
+        return self.kind.same(self.copy, self.kind.read(self.value))
+
+    def put_back(self) -> None:
+        """Let the value hold it again."""
+        self.kind.write(self.value, self.copy)
+
+
+def is_simple(value: object) -> bool:
+    """Whether a value is a number or text, which are the same where they are equal."""
+    return isinstance(value, bool | int | float | str)
+
+
+def _kind_of(value: object) -> Kind | None:
+    own = type(value)
+    found = _CONTAINERS.get(own) or next((kind for classes, kind in _OTHERS if isinstance(value, classes)), None)
+    if found is None and _is_copied_by_attributes(own) and attributes_of(value) is not None:
+        return _OBJECT
+    return found
+
+
+def _is_copied_by_attributes(kind: type) -> bool:
+    """Whether a copy of an object has copies of its attributes; a logger, say, is one for the whole process."""
+    own = (getattr(kind, name) is not getattr(object, name) for name in ("__reduce_ex__", "__reduce__"))
+    return not hasattr(kind, "__deepcopy__") and not any(own)
+
+
+def _same_rows(a: list[Any], b: list[Any]) -> bool:
+    return len(a) == len(b) and all(
+        x is y or (is_simple(x) and type(x) is type(y) and x == y) for x, y in zip(a, b, strict=True)
+    )
+
+
+def _same_tables(a: dict[Any, Any], b: dict[Any, Any]) -> bool:
+    return _same_rows(list(a), list(b)) and _same_rows(list(a.values()), list(b.values()))
+
+
+def _same_arrays(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.shape == b.shape and bytes(a.tobytes()) == b.tobytes()
+
+
+def _same_states(a: object, b: object) -> bool:
+    return pickle.dumps(a) == pickle.dumps(b)
+
+
+def _refill(value: Any, copy: Mutable) -> None:  # noqa: ANN401 - a container
+    value.clear()
+    value.extend(copy) if isinstance(copy, list) else value.update(copy)
+
+
+def _state_of_numpy(generator: np.random.Generator, state: dict[str, Any]) -> None:
+    generator.bit_generator.state = state
+
+
+_ROW = Kind(list, _same_rows, _refill, list)
+_TABLE = Kind(dict, _same_tables, _refill, lambda table: table.values())
+_SET = Kind(set, set.__eq__, _refill)
+_OBJECT = Kind(
+    lambda value: dict(vars(value)), _same_tables, lambda value, copy: _refill(vars(value), copy), dict.values
+)
+_CONTAINERS: dict[type, Kind] = {
+    **dict.fromkeys((list, deque), _ROW),
+    **dict.fromkeys((dict, OrderedDict, defaultdict, Counter), _TABLE),
+    set: _SET,
+    SimpleNamespace: _OBJECT,
+}
+_OTHERS: list[tuple[type, Kind]] = [
+    (np.ndarray, Kind(np.copy, _same_arrays, np.copyto)),
+    (np.random.Generator, Kind(lambda generator: generator.bit_generator.state, _same_states, _state_of_numpy)),
+    (
+        np.random.RandomState,
+        Kind(lambda g: g.get_state(legacy=False), _same_states, lambda g, state: g.set_state(state)),
+    ),
+    (random.Random, Kind(lambda g: g.getstate(), _same_states, lambda g, state: g.setstate(state))),
+    (torch.Generator, Kind(lambda g: g.get_state(), torch.equal, lambda g, state: g.set_state(state))),
+]

@@ -1,6 +1,8 @@
 """Objects that a model makes and returns, as language models return the keys and values that they remember."""
 
+from collections import OrderedDict
 from collections.abc import Callable
+from enum import Enum
 from typing import Any, NamedTuple
 
 import pytest
@@ -133,16 +135,24 @@ class Named(NamedTuple):
     hidden: Tensor
 
 
+class Colour(Enum):
+    """Two of them."""
+
+    RED = 1
+    BLUE = "b"
+
+
 class ReturnsNamed(nn.Module):
-    """Puts a named tuple somewhere into its result; a dict as its input, so that it is traced by running."""
+    """Puts a named tuple somewhere into its result. Where its input is a dict, it is traced by running."""
 
     def __init__(self, put: Callable[[Named], object]) -> None:
         super().__init__()
         self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 3)
         self.put = put
 
-    def forward(self, inputs: dict[str, Tensor]) -> object:
-        h = torch.stack([F.relu(self.first(x)) for x in inputs.values()]).sum(0)
+    def forward(self, inputs: Any) -> object:  # noqa: ANN401 - a tensor or a dict of one
+        x = inputs["x"] if isinstance(inputs, dict) else inputs
+        h = F.relu(self.first(x))
         return self.put(Named(self.last(h), h.sum(-1)))
 
 
@@ -152,14 +162,18 @@ PLACES: dict[str, Callable[[Named], object]] = {
     "in a list": lambda named: [named, named.y],
     "in a dict in a list": lambda named: [{"a": {"b": (named, named.hidden)}}],
     "in itself": lambda named: {"outer": Named(named, named)},  # type: ignore[arg-type]
+    "beside members of an enum": lambda named: {"colours": (Colour.RED, [Colour.BLUE]), "result": named},
+    "in an ordered dict": lambda named: [OrderedDict(a=named.y, b=OrderedDict(c=named))],
     "in an object": lambda named: [Memory(list, named.hidden[:, :, None]), {"b": named}],
 }
 
 
+@pytest.mark.parametrize("running", [False, True])
 @pytest.mark.parametrize("place", PLACES)
-def test_named_tuples_anywhere_in_a_result(place: str) -> None:
+def test_all_sorts_of_results(place: str, *, running: bool) -> None:
     torch.manual_seed(0)
-    net, x = ReturnsNamed(PLACES[place]).double(), {"x": torch.randn(2, 5, 4).double()}
+    net, given = ReturnsNamed(PLACES[place]).double(), torch.randn(2, 5, 4).double()
+    x = {"x": given} if running else given
     with torch.no_grad():
         for parameter in net.first.parameters():
             parameter[2:5] = 0
@@ -171,3 +185,10 @@ def test_named_tuples_anywhere_in_a_result(place: str) -> None:
         tensors = [(a, b) for a, b in leaves if isinstance(b, Tensor)]
         assert tensors
         assert all(difference(a, b) <= 0.1 for a, b in tensors)
+
+
+@pytest.mark.parametrize("running", [False, True])
+def test_keys_that_a_graph_cannot_hold_are_refused(*, running: bool) -> None:
+    net, x = ReturnsNamed(lambda named: {Colour.RED: named.y}), torch.randn(2, 5, 4)
+    with pytest.raises(TraceError, match="a key that is a Colour"):
+        fxc.prune(net, ({"x": x},) if running else (x,))

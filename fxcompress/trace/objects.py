@@ -4,6 +4,7 @@ A graph has no node for them, but it can make them again: a new object of the sa
 """
 
 from collections.abc import Iterable
+from enum import Enum
 from functools import cache
 from typing import Any
 
@@ -22,22 +23,23 @@ def restored(kind: type, state: dict[str, Any]) -> object:
     return made
 
 
-class ClassItself:
-    """A function that returns a class: code that is made from a graph can call a function, but not name a class."""
+class Itself:
+    """A function that returns a class or a member of an enum: the code of a graph can call it, and not name these."""
 
-    def __init__(self, kind: type) -> None:
-        self.kind = kind
-        self.__name__ = self.__qualname__ = f"class_{kind.__name__}"
+    def __init__(self, thing: type | Enum) -> None:
+        self.thing = thing
+        name = thing.__name__ if isinstance(thing, type) else f"{type(thing).__name__}_{thing.name}"
+        self.__name__ = self.__qualname__ = f"itself_{name}"
 
-    def __call__(self) -> type:
-        """The class."""
-        return self.kind
+    def __call__(self) -> type | Enum:
+        """The class, or the member."""
+        return self.thing
 
 
 @cache
-def class_itself(kind: type) -> ClassItself:
-    """The one such function of a class, so that two graphs with it compare equal."""
-    return ClassItself(kind)
+def itself(thing: type | Enum) -> Itself:
+    """The one such function of a class or member, so that two graphs with it compare equal."""
+    return Itself(thing)
 
 
 def attributes_of(value: object) -> dict[str, Any] | None:

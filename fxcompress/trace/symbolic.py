@@ -3,8 +3,10 @@
 import inspect
 import operator
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import Enum
 from functools import partial
 from typing import Any
 from unittest.mock import patch
@@ -26,6 +28,7 @@ from fxcompress.trace.memory import Memory, Unread, refuse_layers_set
 from fxcompress.trace.messages import is_message
 from fxcompress.trace.mode_switches import switches
 from fxcompress.trace.modes import autocast_mode, without_gradient
+from fxcompress.trace.objects import itself
 from fxcompress.trace.places import is_users as runs_user_code
 from fxcompress.trace.places import place, short, stack_trace
 from fxcompress.trace.questions import answered, has, is_users
@@ -33,6 +36,7 @@ from fxcompress.trace.state import unset
 from fxcompress.trace.traced import TracedModule, copy_graph
 from fxcompress.trace.unseen import Held, Unseen
 from fxcompress.trace.walk import modules_in
+from fxcompress.trace.writer import with_plain_keys
 
 
 class _StandIn:
@@ -171,9 +175,12 @@ class Tracer(fx.Tracer):
             return a
         if isinstance(a, Unread):
             raise a.refusal
+        if isinstance(a, Enum | OrderedDict):
+            made = (itself(a), ()) if isinstance(a, Enum) else (OrderedDict, (dict(a),))
+            return self.create_proxy("call_function", *made, {}).node
         if isinstance(a, np.generic):  # np.float64 is a float, whose name in code is not that of a number
             return a.item()
-        return super().create_arg(a)
+        return super().create_arg(with_plain_keys(a))
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **options: Any) -> fx.Proxy:  # noqa: ANN401
         """What stands for the result of a call.

@@ -1,6 +1,7 @@
 """Nested arguments and results."""
 
 import dataclasses
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -40,6 +41,8 @@ def replace(function: Callable[[Tensor], Any], tree: Any) -> Any:  # noqa: ANN40
 
 def fields_of(tree: object) -> tuple[type, tuple[Any, ...], dict[str, Any]] | None:
     """How to build a dataclass or a dict of a kind of its own again: class, args and kwargs; None for anything else."""
+    if isinstance(tree, defaultdict):
+        return dict, (dict(tree),), {}
     if isinstance(tree, dict) and type(tree) is not dict:
         own = dataclasses.is_dataclass(tree)
         return (type(tree), (), dict(tree)) if own else (type(tree), (dict(tree),), {})

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import Enum
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, fx
 from fxcompress.errors import TraceError
 from fxcompress.trace.checkpoints import mark
 from fxcompress.trace.guards import check, is_check, is_plain
-from fxcompress.trace.objects import attributes_of, class_itself, restored
+from fxcompress.trace.objects import attributes_of, itself, restored
 from fxcompress.trace.places import place, stack_trace
 from fxcompress.trace.sizes import Number, Recipe
 from fxcompress.trace.trees import fields_of, rebuild
@@ -70,7 +71,7 @@ class Writer:
         Raises:
             TraceError: one is of a kind that cannot be written into a graph.
         """
-        return rebuild(self._written, tree, self.named)
+        return rebuild(self._written, with_plain_keys(tree), self.named)
 
     def named(self, kind: type, items: list[Any]) -> fx.Node:
         """A named tuple by a node of its own: in a dict, the code that torch.fx makes would not know its class."""
@@ -85,6 +86,8 @@ class Writer:
             return self._nodes.get(id(leaf), leaf)
         if is_plain(leaf):
             return leaf
+        if isinstance(leaf, Enum):
+            return self.node("call_function", itself(leaf))
         parts = fields_of(leaf)
         if parts is not None:
             return self.node("call_function", *parts)
@@ -104,7 +107,7 @@ class Writer:
         Raises:
             TraceError: something in it cannot be written into a graph.
         """
-        return rebuild(_Results(self, held), tree, self.named)
+        return rebuild(_Results(self, held), with_plain_keys(tree), self.named)
 
     def has_node(self, thing: object) -> bool:
         """Whether something is a node, or the result of one."""
@@ -184,6 +187,24 @@ class Writer:
         self.node("call_function", check, (self.made(recipe), outcome, sizes, place()))
 
 
+def with_plain_keys(tree: Any) -> Any:  # noqa: ANN401
+    """A tree as it is.
+
+    Raises:
+        TraceError: a key of a dict in it is of a kind that cannot be written into a graph.
+    """
+    if isinstance(tree, dict):
+        for key in tree:
+            if not is_plain(key) and not isinstance(key, tuple):
+                raise TraceError(
+                    f"a dict{place()} has a key that is a {type(key).__name__}, which a graph cannot hold\n"
+                    "  take a string or a number as the key"
+                )
+    for item in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, tuple | list) else ():
+        with_plain_keys(item)
+    return tree
+
+
 class _Results:
     """Writes what is in a result."""
 
@@ -200,10 +221,15 @@ class _Results:
             return self.writer.node(
                 "call_function", kind, *(rebuild(self, part, self.writer.named) for part in (args, kwargs))
             )
-        if isinstance(leaf, Tensor | Number) or is_plain(leaf) or id(leaf) in self.held or self.writer.has_node(leaf):
+        if (
+            isinstance(leaf, Tensor | Number | Enum)
+            or is_plain(leaf)
+            or id(leaf) in self.held
+            or self.writer.has_node(leaf)
+        ):
             return self.writer.written(leaf)
         if isinstance(leaf, type):
-            return self.writer.node("call_function", class_itself(leaf))
+            return self.writer.node("call_function", itself(leaf))
         attributes = attributes_of(leaf)
         if attributes is None or id(leaf) in self.begun - self.made.keys():  # a container of its own, or in itself
             return self.writer.written(leaf)

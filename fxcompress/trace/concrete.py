@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import (
 
 from fxcompress.errors import ExampleInputError, TraceError
 from fxcompress.trace.arguments import Arguments
+from fxcompress.trace.asserts import drop_conditions
 from fxcompress.trace.fakes import Fakes, quiet
 from fxcompress.trace.hooks import TABLES
 from fxcompress.trace.inputs import ExampleInputs
@@ -227,6 +228,7 @@ class _Run:
             if self.recorder.refusal is not None:  # the model has caught it, and gone another way
                 raise self.recorder.refusal
             self.writer.graph.output(self.writer.result_of(result, held))
+            drop_conditions(self.writer.conditions)
         _tidy(self.writer.graph)
         return changed
 

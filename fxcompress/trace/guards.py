@@ -108,6 +108,11 @@ def asks_for_gradients(node: fx.Node) -> bool:
     return isinstance(decision, fx.Node) and decision.target is getattr and str(decision.args[1]) == "requires_grad"
 
 
+def asserts_values(node: fx.Node, args: tuple[Any, ...]) -> bool:
+    """Whether a node, given such arguments, checks values of a tensor that must be true, and returns nothing."""
+    return node.target is torch._assert and isinstance(args[0], Tensor)  # noqa: SLF001 - as torch.fx writes it
+
+
 def is_plain(value: object) -> bool:
     """Whether a value can be written into a graph as it is."""
     return type(value) in _PLAIN or value is Ellipsis or type(value) is OwnNumber

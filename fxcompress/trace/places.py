@@ -17,13 +17,13 @@ _STARTS = {"run_model", "symbolic_graph"}
 
 def stack_trace() -> str:
     """The lines of the user's code that are being run, in the form that torch.fx keeps on nodes."""
-    frames = [f for f in _frames() if not f.f_code.co_filename.startswith("<")]
+    frames = [f for f in users_frames() if not f.f_code.co_filename.startswith("<")]
     return "\n".join(f'  File "{f.f_code.co_filename}", line {f.f_lineno}, in {f.f_code.co_name}' for f in frames[::-1])
 
 
 def place() -> str:
     """`` at file:line`` of the user's code that is being run, or nothing."""
-    frame = next(_frames(), None)
+    frame = next(users_frames(), None)
     return f" at {short(frame.f_code.co_filename)}:{frame.f_lineno}" if frame is not None else ""
 
 
@@ -53,7 +53,7 @@ def short(file: str) -> str:
     return file[max((len(root) for root in roots if file.startswith(root)), default=0) :]
 
 
-def _frames() -> Iterator[FrameType]:
+def users_frames() -> Iterator[FrameType]:
     """The user's frames that lie above the tracer, innermost first."""
     frame: FrameType | None = sys._getframe()  # noqa: SLF001
     inside = False

@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import (
 from torch.overrides import TorchFunctionMode
 
 from fxcompress.errors import TraceError
+from fxcompress.trace.asserts import outcome_that_goes_on, tell_of_left_out
 from fxcompress.trace.calls import property_of, target_of
 from fxcompress.trace.guards import shape_of
 from fxcompress.trace.modes import autocast_mode
@@ -80,15 +81,9 @@ class Recorder(TorchFunctionMode):
             raise
 
     def _seen(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
-        name = property_of(func)
-        if name is not None:
-            return self._property(args[0], name)
-        if func in _QUESTIONS:
-            return _QUESTIONS[func](self, *args, **kwargs)
-        if func is _ASSERT and isinstance(args[0], bool):  # also a Number that is one
-            if not args[0]:
-                raise AssertionError(*args[1:])
-            return None
+        answer = self._answer(func, args, kwargs)
+        if answer is not None:
+            return answer[0]
         if getattr(func, "__name__", "") == "__set__" and func.__self__ is _REQUIRES_GRAD:
             return self._seen(Tensor.requires_grad_, args, {})
         if getattr(func, "__name__", "") == "__set__" and func.__self__ is _DATA and self._set_data(*args):
@@ -100,6 +95,24 @@ class Recorder(TorchFunctionMode):
         if given and not torch.is_grad_enabled() and _writes(getattr(func, "__name__", "")):
             given = (rebuild(self._unwatched, given[0]), *given[1:])
         return self.call((target.op, target.target), given, target.kwargs, func, args, kwargs)
+
+    def _answer(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any] | None:  # noqa: ANN401
+        """What a call returns that is no node of the graph; None for one that is."""
+        name = property_of(func)
+        if name is not None:
+            return (self._property(args[0], name),)
+        if func in _QUESTIONS:
+            return (_QUESTIONS[func](self, *args, **kwargs),)
+        if func is _ASSERT and isinstance(args[0], bool):  # also a Number that is one
+            if not args[0]:
+                raise AssertionError(*args[1:])
+            return (None,)
+        if func is _ASSERT or func is Tensor.__bool__:
+            outcome = tell_of_left_out(place()) if func is _ASSERT else outcome_that_goes_on()
+            if func is _ASSERT or outcome is not None:
+                self.writer.conditions.append(self.writer.node_of(args[0]))
+                return (outcome,)
+        return None
 
     def call(
         self,

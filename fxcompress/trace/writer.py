@@ -28,11 +28,13 @@ class Writer:
     Attributes:
         graph: what is written.
         silent: decisions are not written down.
+        conditions: what code has asked for only to raise an error.
     """
 
     def __init__(self, constant: Callable[[Tensor], str]) -> None:
         self.graph = fx.Graph()
         self.silent = False
+        self.conditions: list[fx.Node] = []
         self._constant = constant
         self._nodes: dict[int, fx.Node] = {}
         self._names: dict[int, str] = {}

@@ -1,0 +1,89 @@
+"""Conditions on values that only stop a run: ``assert not x.isnan().any()``, ``if bad.any(): raise ValueError(...)``.
+
+No graph goes by values. But where one side of a decision does nothing but raise, a run that comes to its end has taken
+the other one. So that one is traced, and the graph does not ask; the user is told once for each line.
+"""
+
+import dis
+import logging
+import sys
+from collections.abc import Iterable
+from functools import cache
+from types import CodeType
+
+from torch import fx
+
+from fxcompress.trace.calls import function_name
+from fxcompress.trace.places import place, users_frames
+
+_LOGGER = logging.getLogger("fxcompress")
+_ENDS = ("RETURN", "YIELD", "SEND", "FOR_ITER", "STORE_ATTR", "STORE_SUBSCR", "STORE_GLOBAL", "STORE_DEREF", "DELETE")
+
+
+def outcome_that_goes_on() -> bool | None:
+    """The value of the condition that the user's code has just asked for with which it does not raise; None if none."""
+    frames = list(users_frames())
+    outcome = _outcome(frames[0].f_code, frames[0].f_lasti) if frames else None
+    if outcome is None or any(_may_be_caught(frame.f_code, frame.f_lasti) for frame in frames):
+        return None
+    tell_of_left_out(place())
+    return outcome
+
+
+def drop_conditions(conditions: Iterable[fx.Node]) -> None:
+    """Erase nodes, and what they alone were computed from, if nothing else reads them."""
+    left, erased = list(conditions), set[fx.Node]()
+    while left:
+        node = left.pop()
+        pure = node.op in {"call_function", "call_method"} and not node.is_impure()
+        if pure and not node.users and not function_name(node).endswith("_") and node not in erased:
+            left += node.all_input_nodes
+            node.graph.erase_node(node)
+            erased.add(node)
+
+
+@cache
+def tell_of_left_out(where: str) -> None:
+    """Tell that a check on values is not in the graph; once."""
+    _LOGGER.warning("the check of values%s is left out: a graph does not go by values", where)
+
+
+@cache
+def _may_be_caught(code: CodeType, here: int) -> bool:
+    """Whether code has a handler for errors at an instruction: a run goes on there, perhaps."""
+    if sys.version_info < (3, 11):
+        return any(step.opname.startswith("SETUP_") for step in dis.get_instructions(code))
+    return any(entry.start <= here < entry.end for entry in dis.Bytecode(code).exception_entries)  # type: ignore[attr-defined]
+
+
+@cache
+def _outcome(code: CodeType, asked: int) -> bool | None:
+    """See :func:`outcome_that_goes_on`.
+
+    Args:
+        code: of the function.
+        asked: offset of the instruction that asks whether something is true.
+    """
+    steps = [step for step in dis.get_instructions(code) if step.opname not in {"CACHE", "EXTENDED_ARG", "NOT_TAKEN"}]
+    here = next((i for i, step in enumerate(steps) if step.offset >= asked), len(steps))
+    if here + 1 < len(steps) and steps[here].opname == "TO_BOOL":
+        here += 1
+    if here + 1 >= len(steps) or "JUMP" not in steps[here].opname or "_IF_" not in steps[here].opname:
+        return None
+    jumps = "IF_TRUE" in steps[here].opname
+    if not jumps and "IF_FALSE" not in steps[here].opname:
+        return None
+    target = next((i for i, step in enumerate(steps) if step.offset >= steps[here].argval), len(steps))
+    if _raises(steps, here + 1):
+        return jumps
+    return not jumps if _raises(steps, target) else None
+
+
+def _raises(steps: list[dis.Instruction], start: int) -> bool:
+    """Whether the code from an instruction on does nothing but to raise an error."""
+    for step in steps[start:]:
+        if step.opname == "RAISE_VARARGS":
+            return True
+        if "JUMP" in step.opname or step.opname.startswith(_ENDS):
+            return False
+    return False

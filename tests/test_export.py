@@ -297,6 +297,32 @@ class Masked(nn.Module):
         return result
 
 
+class Stateful(nn.Module):
+    """Takes and returns the state of a recurrent layer, the samples of which lie along its second dim."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.cell, self.head = nn.Embedding(9, 6), nn.GRU(6, 6, 2, batch_first=True), nn.Linear(6, 9)
+
+    def forward(self, tokens: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        found, after = self.cell(self.table(tokens), state)
+        return self.head(found), after
+
+
+@pytest.mark.parametrize("samples", [1, 2, 3])
+def test_the_samples_of_a_state_are_free_and_its_layers_are_not(samples: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    inputs = torch.randint(9, (samples, 5)), torch.zeros(2, samples, 6)
+    net = fxc.compress(Stateful(), inputs).finalize().eval()
+    told = str(fxc.export_onnx(net, tmp_path / "net.onnx"))
+    assert "(batch, 5)" in told
+    assert "(2, batch, 6)" in told
+    for count in (1, 2, 4):
+        given = torch.randint(9, (count, 5)), torch.randn(2, count, 6)
+        for found, expected in zip(session(tmp_path / "net.onnx")(*given), net(*given), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_what_is_tried_is_no_mask_of_zeros(tmp_path: Path) -> None:
     inputs = (torch.randint(20, (2, 8)), torch.ones(2, 8, dtype=torch.int64), torch.tensor([8, 8]))
     final = fxc.compress(Masked(), inputs).finalize().eval()

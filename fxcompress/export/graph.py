@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import io
+import itertools
 import logging
 import re
 import warnings
@@ -27,6 +28,8 @@ try:
 except ImportError as error:
     raise MissingPackageError(NEEDED) from error
 
+_TRIALS = 16
+"""How many ways are tried to tell the samples of the inputs from other dims."""
 Feed = dict[str, npt.NDArray[Any]]
 """What a session is run with: the array of each input."""
 
@@ -82,13 +85,14 @@ def exported(net: nn.Module, inputs: ExampleInputs, dynamic_shapes: Any = None) 
         net: the network.
         inputs: that it runs on. Where all tensors are batches of one, batches of two are taken, if they work: torch
             takes a size of one for a constant.
-        dynamic_shapes: which sizes are free; by default the first of each tensor, or none where that cannot be.
+        dynamic_shapes: which sizes are free; by default the number of samples, or none where that cannot be.
 
     Raises:
         ExportError: torch cannot export it.
     """
-    given = _doubled(net, inputs)
-    shapes = dynamic_shapes if dynamic_shapes is not None else _first_dims(net, given)
+    dims = _batch_dims(net, inputs)
+    given = _doubled(net, inputs, dims)
+    shapes = dynamic_shapes if dynamic_shapes is not None else _free(net, given, dims)
     try:
         model = _model(net, given, shapes)
     except Exception as error:
@@ -126,8 +130,8 @@ def _model(net: nn.Module, inputs: ExampleInputs, shapes: Any) -> ModelProto:  #
 
 
 def _name_batch(model: ModelProto) -> None:
-    """Call the one size that is free in the first dims of all inputs ``batch``, in place of a number of torch's."""
-    first = {dims[0] for each in model.graph.input if (dims := sizes(each)) and isinstance(dims[0], str)}
+    """Call the one size that is free in all inputs ``batch``, in place of a number of torch's."""
+    first = {size for each in model.graph.input for size in sizes(each) if isinstance(size, str)}
     if len(first) == 1:
         (symbol,) = first
         for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
@@ -148,11 +152,39 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _doubled(net: nn.Module, inputs: ExampleInputs) -> ExampleInputs:
+def _batch_dims(net: nn.Module, inputs: ExampleInputs) -> list[int]:
+    """The dim of each tensor along which samples lie: those that the network takes twice as many of.
+
+    It is the first one as a rule, and another one of a recurrent layer's state (layers, samples, units).
+    """
     tensors = list(_tensors(inputs))
-    if not tensors or any(not tensor.dim() or len(tensor) != 1 for tensor in tensors):
+    samples = next((tensor.shape[0] for tensor in tensors if tensor.dim()), 0)
+    candidates = [[d for d, n in enumerate(tensor.shape) if n == samples] or [0] for tensor in tensors]
+    for dims in itertools.islice(itertools.product(*candidates), _TRIALS):
+        has_samples = (d < t.dim() and t.shape[d] == samples for t, d in zip(tensors, dims, strict=True))
+        along = [d if has else -1 for d, has in zip(dims, has_samples, strict=True)]
+        with contextlib.suppress(ExampleInputError):
+            run(net, _twice(inputs, along))
+            return list(dims)
+    return [0] * len(tensors)
+
+
+def _twice(inputs: ExampleInputs, dims: list[int]) -> ExampleInputs:
+    """Inputs with each tensor twice as long along its dim; -1 for one that stays."""
+    left = iter(dims)
+
+    def longer(tensor: Tensor) -> Tensor:
+        dim = next(left)
+        return tensor if dim < 0 else torch.cat([tensor, tensor], dim)
+
+    return inputs.converted(longer)
+
+
+def _doubled(net: nn.Module, inputs: ExampleInputs, dims: list[int]) -> ExampleInputs:
+    tensors = list(_tensors(inputs))
+    if not tensors or any(not t.dim() or t.shape[d] != 1 for t, d in zip(tensors, dims, strict=True)):
         return inputs
-    doubled = inputs.converted(lambda tensor: torch.cat([tensor, tensor]))
+    doubled = _twice(inputs, dims)
     try:
         run(net, doubled)
     except ExampleInputError:
@@ -160,12 +192,18 @@ def _doubled(net: nn.Module, inputs: ExampleInputs) -> ExampleInputs:
     return doubled
 
 
-def _first_dims(net: nn.Module, inputs: ExampleInputs) -> Any:  # noqa: ANN401
-    """That the first dim of each tensor is free, laid out like the arguments."""
-    free = torch.export.Dim.AUTO
+def _free(net: nn.Module, inputs: ExampleInputs, dims: list[int]) -> Any:  # noqa: ANN401
+    """That these dims, one of each tensor, are free, laid out like the arguments."""
+    chosen = iter(dims)
+
+    def leaf(value: object) -> object:
+        if not isinstance(value, Tensor):
+            return None
+        dim = next(chosen)
+        return {dim: torch.export.Dim.AUTO} if value.dim() else None
 
     def of(tree: object) -> Any:  # noqa: ANN401
-        return trees.rebuild(lambda leaf: {0: free} if isinstance(leaf, Tensor) and leaf.dim() else None, tree)
+        return trees.rebuild(leaf, tree)
 
     if not inputs.kwargs:
         return tuple(of(each) for each in inputs.args)

@@ -29,6 +29,7 @@ from fxcompress.training.fit import FitResult, Validate, gamma_of, train
 from fxcompress.training.guard import Guard
 from fxcompress.training.history import EpochRecord
 from fxcompress.training.in_pieces import Compressed
+from fxcompress.training.parallel import is_first
 from fxcompress.training.policy import PrunePolicy, prune_policy
 from fxcompress.training.resume import Keeper, check_run
 from fxcompress.training.schedule import LONG_REST, REST, cosine
@@ -107,6 +108,7 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
             number: after so many steps; a :class:`PrunePolicy`; False: not while training. At the end what is dead goes
             in any case.
         min_accuracy: no pressure after an epoch for which ``validate`` returned less, until it returns as much again.
+            The way to a ``target_size`` stops meanwhile, and may end above it.
         max_loss_increase: no pressure while the smoothed loss is above its lowest by more than this share (0.2: a
             fifth).
         progress: show a live display, in the first process; where there is no terminal, a line for each epoch.
@@ -198,23 +200,32 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
         selection=selection,
         keeper=keeper,
     )
-    guarded = min_accuracy is not None or max_loss_increase is not None
-    why = _held(result.history) if guarded else ""
-    tell_of_target(net, control, why)
-    tell_of_selection(selection, why)
-    if target_size is None:
-        _tell_of_accuracy(result.history, min_accuracy)
+    if is_first():
+        guarded = min_accuracy is not None or max_loss_increase is not None
+        why = _held(result.history) if guarded else ""
+        tell_of_target(net, control, why)
+        tell_of_selection(selection, why)
+        _tell_of_accuracy(result.history, guard)
     return result
 
 
-def _tell_of_accuracy(history: Sequence[EpochRecord], least: float | None) -> None:
-    """Warn where no epoch was good enough for any pressure, as with percent for shares."""
+def _tell_of_accuracy(history: Sequence[EpochRecord], guard: Guard) -> None:
+    """Warn where the last epoch was not good enough, or none was for any pressure, as with percent for shares."""
     reached = [record.metric for record in history if record.metric is not None]
-    if least is not None and len(history) > 1 and not any(metric >= least for metric in reached):
+    least = guard.min_metric
+    if least is None or not guard.low:
+        return
+    if len(history) > 1 and not any(metric >= least for metric in reached):
         _LOG.warning(
             "fxcompress: no epoch reached min_accuracy=%.4g, so there was no pressure after the first one: the best "
             "had %.4g\n  validate and min_accuracy must be in the same unit: both shares, or both percent",
             least, max(reached, default=float("nan")),
+        )  # fmt: skip
+    else:
+        _LOG.warning(
+            "fxcompress: the training ended with %.4g where min_accuracy=%.4g was asked for\n  take more epochs, a "
+            "larger target or a smaller gamma; min_accuracy= holds the pressure off, and does not make good what the "
+            "last of it has cost", reached[-1] if reached else float("nan"), least,
         )  # fmt: skip
 
 

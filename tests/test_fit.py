@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from fxcompress.objectives import SizeTerms
 from fxcompress.training.controller import ConstantGamma, TargetSize
 from fxcompress.training.guard import Guard
 from fxcompress.training.history import EpochRecord
+from fxcompress.training.target import tell_of_target
 from tests.nets import Block
 
 
@@ -353,10 +355,48 @@ def test_a_target_that_was_missed_is_told(caplog: pytest.LogCaptureFixture, *, h
         Digits(), loader, F.cross_entropy, epochs=2, target_size=0.001, validate=lambda net: 0.5,
         min_accuracy=0.9 if held else None, progress=False,
     )  # fmt: skip
-    (record,) = caplog.records
-    text = record.getMessage()
+    text, *others = [record.getMessage() for record in caplog.records]
     assert f"the target of 0.001 of the bits was not reached: {result.history[-1].size:.3g} are left" in text
     assert ("no pressure at the end of 1 of 2 epochs" in text) is held
+    assert ["no epoch reached min_accuracy=0.9" in other for other in others] == [True] * held
+
+
+@pytest.mark.parametrize("options", [{"gamma": 0.1}, {"target_size": 0.24}, {"gamma": 0.0, "target_macs": 0.99}])
+@pytest.mark.parametrize("last", [0.85, 0.95])
+def test_an_accuracy_that_is_missed_at_the_end_is_told(
+    options: dict[str, Any], last: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    loader, _, _ = digits()
+    answers = iter([0.9, 0.5, last])
+    fxc.fit(
+        Digits(), loader, F.cross_entropy, epochs=3, validate=lambda net: next(answers), min_accuracy=0.9,
+        progress=False, **options,
+    )  # fmt: skip
+    assert ("ended with 0.85 where min_accuracy=0.9 was asked for" in caplog.text) is (last < 0.9)
+
+
+def test_a_training_that_ended_far_below_its_target_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    net = fxc.compress(Digits(), digits()[1][:2])
+    size = net.fractional_size()
+    for factor, told in ((1.1, False), (1.6, True)):
+        tell_of_target(net, TargetSize(size * factor))
+        assert ("was to end at" in caplog.text) is told
+
+
+def test_a_brake_does_not_let_a_network_fall_off_its_path() -> None:
+    """It once pressed as hard as it could when the hold was over, until next to nothing was left."""
+    torch.manual_seed(0)
+    loader, _, _ = digits()
+    epochs, target = 10, 0.02
+    answers = iter([0.9, 0.9, *[0.5] * 3, *[0.9] * 5])
+    result = fxc.fit(
+        Digits(), loader, F.cross_entropy, epochs=epochs, target_size=target, validate=lambda net: next(answers),
+        min_accuracy=0.8, progress=False,
+    )  # fmt: skip
+    sizes = [record.size for record in result.history]
+    fall = (0.25 / target) ** (1 / (0.47 * epochs))  # in an epoch of a run that is not held
+    assert all(before / after < 1.1 * fall for before, after in pairwise(sizes))
+    assert sizes[-1] < sizes[5]
 
 
 def test_nothing_is_told_of_a_target_that_was_reached(caplog: pytest.LogCaptureFixture) -> None:

@@ -510,3 +510,20 @@ def test_norms_that_were_put_into_evaluation_stay_there() -> None:
         after = dict(result.net.named_buffers())
         same = {name for name, value in before.items() if torch.equal(value, after[name])}
         assert same == (set() if whole else {name for name in before if name.startswith(f"{frozen}.")})
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [
+        (F.cross_entropy, "would take the answer for its weight="),
+        (F.mse_loss, "would take the answer for its size_average="),
+        (F.huber_loss, "would take the answer for its reduction="),
+        (nn.CrossEntropyLoss(), "its signature .* does not allow"),
+        (lambda output, _: output.sum(), "its signature .* does not allow"),
+    ],
+)
+def test_a_loss_that_knows_no_teacher_is_refused(loss: Callable[..., Tensor], words: str) -> None:
+    model, seen = Digits(), list[object]()
+    with pytest.raises(TypeError, match=rf"(?s){words}.*loss_fn=lambda output, target, answer: "):
+        fxc.fit(model, digits()[0], loss, epochs=1, gamma=0.1, teacher=model, on_epoch=seen.append, progress=False)
+    assert not seen

@@ -527,3 +527,23 @@ def test_a_loss_that_knows_no_teacher_is_refused(loss: Callable[..., Tensor], wo
     with pytest.raises(TypeError, match=rf"(?s){words}.*loss_fn=lambda output, target, answer: "):
         fxc.fit(model, digits()[0], loss, epochs=1, gamma=0.1, teacher=model, on_epoch=seen.append, progress=False)
     assert not seen
+
+
+def test_what_an_optimizer_of_ones_own_would_ignore_is_refused() -> None:
+    loader, x, _ = digits()
+    net = fxc.compress(Digits(), x[:2])
+    optimizer = torch.optim.Adam(net.param_groups())
+    for name in ("lr", "weight_decay"):
+        options: dict[str, Any] = {name: 0.001 if name == "lr" else 0.0}
+        with pytest.raises(ValueError, match=rf"{name}= is of the default optimizer.*net\.param_groups\({name}="):
+            fxc.fit(net, loader, F.cross_entropy, epochs=1, gamma=0.1, optimizer=optimizer, **options)
+
+
+def test_an_optimizer_that_mixes_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    loader, x, _ = digits()
+    net = fxc.compress(Digits(), x[:2])
+    fxc.fit(
+        net, loader[:2], F.cross_entropy, epochs=1, gamma=0.1, optimizer=torch.optim.Adam(net.parameters()),
+        progress=False, prune=1,
+    )  # fmt: skip
+    assert caplog.text.count("holds bits together with weights") == 1

@@ -547,3 +547,28 @@ def test_an_optimizer_that_mixes_is_told_once(caplog: pytest.LogCaptureFixture) 
         progress=False, prune=1,
     )  # fmt: skip
     assert caplog.text.count("holds bits together with weights") == 1
+
+
+@pytest.mark.parametrize(
+    ("least", "metric", "words"),
+    [
+        (97.0, 0.5, "min_accuracy=97 seems to be in percent, and validate returned 0.5, a share"),
+        (0.97, 50.0, "min_accuracy=0.97 seems to be a share of 1, and validate returned 50, as in percent"),
+        (0.97, 0.5, ""),
+        (97.0, 50.0, ""),
+        (-0.5, -2.0, ""),
+    ],
+)
+def test_an_accuracy_in_another_unit_is_told_at_once(
+    least: float, metric: float, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    options: dict[str, Any] = {"validate": lambda net: metric, "min_accuracy": least, "progress": False}
+    loader = digits()[0][:2]
+    found: list[str] = []
+    fxc.fit(
+        Digits(), loader, F.cross_entropy, epochs=2, gamma=0.1, on_epoch=lambda _: found.append(caplog.text), **options
+    )
+    assert (words in found[0]) if words else ("seems to be" not in caplog.text)
+    assert caplog.text.count("seems to be") == bool(words)
+    with pytest.raises(ValueError, match=words) if words else nullcontext():
+        fxc.fit_to_accuracy(Digits(), loader, F.cross_entropy, epochs=1, rounds=1, **options)

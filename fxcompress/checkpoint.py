@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,8 +32,8 @@ def save_checkpoint(
     """Write all that training needs to go on, in place of what was at ``path``, and return the bytes written.
 
     The file appears whole or not at all: a program that is killed at any moment leaves the last one. It holds what was
-    cut out of the network, its tensors, the states of optimizer and scheduler, and the random number generators of
-    torch, Python, numpy and the GPUs.
+    cut out of the network, its tensors, which parameters are frozen, the states of optimizer and scheduler, and the
+    random number generators of torch, Python, numpy and the GPUs.
 
     Args:
         path: file in an existing folder.
@@ -57,7 +57,10 @@ def save_checkpoint(
     """
     check_arguments("save_checkpoint(path, net, optimizer)", path, net)
     _check_net(net)
-    states = {"net": net.state_dict(), "random": random_states(), "extra": extra, "settings": _named(net.settings)}
+    states = {
+        "net": net.state_dict(), "random": random_states(), "extra": extra, "settings": _named(net.settings),
+        "frozen": [name for name, p in _all_parameters(net) if not p.requires_grad],
+    }  # fmt: skip
     if optimizer is not None:
         check_optimizers(_each(optimizer), net.parameters())
         names = {id(p): name for name, p in net.named_parameters()}
@@ -96,7 +99,8 @@ def load_checkpoint(
     """Take up training where :func:`save_checkpoint` left it.
 
     The network is cut to the shape of the saved one first, and takes its tensors bit for bit. Its parameters stay the
-    same objects, so the optimizer may have been built before this call; what is gone leaves it.
+    same objects, so the optimizer may have been built before this call; what is gone leaves it. What was frozen then
+    (``requires_grad``) is frozen again, and nothing else is.
 
     Args:
         path: of a file that :func:`save_checkpoint` wrote.
@@ -150,6 +154,8 @@ def take_up(
     if recut is not None:
         recut.commit()
     net.load_state_dict(file["net"])
+    if "frozen" in file:  # missing in files of earlier versions
+        _freeze(net, frozenset(file["frozen"]))
     for taken in take:
         taken.commit()
     for one, state in schedules:
@@ -158,6 +164,18 @@ def take_up(
         restore_random(file["random"])
     extra: dict[str, Any] = file["extra"]
     return extra
+
+
+def _all_parameters(net: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters of a network by each of their names."""
+    return net.named_parameters(remove_duplicate=False)
+
+
+def _freeze(net: nn.Module, frozen: Collection[str]) -> None:
+    """Let the parameters of these names have no gradient, and all others one."""
+    for name, parameter in _all_parameters(net):
+        if parameter.requires_grad == (name in frozen):
+            parameter.requires_grad_(name not in frozen)
 
 
 def _named(settings: Settings) -> dict[str, Any]:

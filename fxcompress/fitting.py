@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from numbers import Integral
 from pathlib import Path
@@ -29,10 +29,11 @@ from fxcompress.training.fit import FitResult, Validate, gamma_of, train
 from fxcompress.training.guard import Guard
 from fxcompress.training.history import EpochRecord
 from fxcompress.training.in_pieces import Compressed
+from fxcompress.training.parallel import is_first
 from fxcompress.training.policy import PrunePolicy, prune_policy
 from fxcompress.training.resume import Keeper, check_run
 from fxcompress.training.schedule import LONG_REST, REST, cosine
-from fxcompress.training.suited import HARDLY, check_objective, check_suited, what_is_mixed
+from fxcompress.training.suited import check_objective, check_suited, tell_of_mixed
 from fxcompress.training.target import begin_selection, check_target, tell_of_selection, tell_of_target
 from fxcompress.training.trainer import Loss, Scheduler
 
@@ -56,8 +57,8 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
     target_latency: float | None = None,
     latency_table: LatencyTable | None = None,
     fine_tune: bool = False,
-    lr: float = 1e-3,
-    weight_decay: float = 0.0,
+    lr: float | None = None,
+    weight_decay: float | None = None,
     optimizer: Optimizer | None = None,
     scheduler: Scheduler | None = None,
     example_inputs: object = None,
@@ -94,8 +95,8 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
         latency_table: that table; by default it is measured at the start, on the example inputs, in the first process.
         fine_tune: the weights are trained already. The target is reached after a quarter of the training in place of
             half, and the default scheduler lets bits and exponents rest in its last 40 % in place of 10 %.
-        lr: of the weights, for the default optimizer, Adam.
-        weight_decay: the same.
+        lr: of the weights, for the default optimizer, Adam; 1e-3 by default.
+        weight_decay: the same; 0 by default.
         optimizer: of a compressed model's ``param_groups()``; only with a model from :func:`compress`.
         scheduler: stepped after each batch; :func:`fxcompress.cosine` by default: half a cosine down to 0, which bits
             and exponents reach after 90 % of the training.
@@ -107,6 +108,7 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
             number: after so many steps; a :class:`PrunePolicy`; False: not while training. At the end what is dead goes
             in any case.
         min_accuracy: no pressure after an epoch for which ``validate`` returned less, until it returns as much again.
+            The way to a ``target_size`` stops meanwhile, and may end above it.
         max_loss_increase: no pressure while the smoothed loss is above its lowest by more than this share (0.2: a
             fifth).
         progress: show a live display, in the first process; where there is no terminal, a line for each epoch.
@@ -127,8 +129,9 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
             another form.
         ValueError: the loader is empty; the loss or the objective has no gradient; neither or both of ``gamma`` and
             ``target_size`` are given (with ``target_macs`` or ``target_latency`` neither is needed), or both of these;
-            the network is below its target already; the table does not fit; an optimizer of a plain model,
-            ``min_accuracy`` without ``validate``, or ``resume`` without ``checkpoint``.
+            the network is below its target already; the table does not fit; an optimizer of a plain model, ``lr`` or
+            ``weight_decay`` beside an optimizer, ``min_accuracy`` without ``validate``, or ``resume`` without
+            ``checkpoint``.
         OptimizerError: ``optimizer`` is of another network, or lacks the bits.
         AverageError: ``average`` is not of the network.
         CheckpointError: the checkpoint does not fit, or is there although the run is to start anew.
@@ -159,6 +162,8 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
     guard, policy = Guard(min_accuracy, max_loss_increase), prune_policy(prune)
     going_on = _goes_on(checkpoint, resume)
     _check_whose(optimizer, model)
+    own = {name: value for name, value in (("lr", lr), ("weight_decay", weight_decay)) if value is not None}
+    _check_unused(optimizer, own)
     steps = epochs * count
     net = compressed_for(model, loader, example_inputs, target_size)
     _check_average(net, average)
@@ -170,7 +175,7 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
     check_objective(net)
     if optimizer is not None:
         _check_optimizer(optimizer, net)
-    chosen = optimizer or torch.optim.Adam(net.param_groups(lr, weight_decay=weight_decay, eps=_eps(net)))
+    chosen = optimizer or torch.optim.Adam(net.param_groups(**own, eps=_eps(net)))
     rest = LONG_REST if fine_tune else REST
     schedule = scheduler or cosine(chosen, steps, min(steps // 20, 100), settle=rest)
     keeper = None
@@ -198,23 +203,32 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
         selection=selection,
         keeper=keeper,
     )
-    guarded = min_accuracy is not None or max_loss_increase is not None
-    why = _held(result.history) if guarded else ""
-    tell_of_target(net, control, why)
-    tell_of_selection(selection, why)
-    if target_size is None:
-        _tell_of_accuracy(result.history, min_accuracy)
+    if is_first():
+        guarded = min_accuracy is not None or max_loss_increase is not None
+        why = _held(result.history) if guarded else ""
+        tell_of_target(net, control, why)
+        tell_of_selection(selection, why)
+        _tell_of_accuracy(result.history, guard)
     return result
 
 
-def _tell_of_accuracy(history: Sequence[EpochRecord], least: float | None) -> None:
-    """Warn where no epoch was good enough for any pressure, as with percent for shares."""
+def _tell_of_accuracy(history: Sequence[EpochRecord], guard: Guard) -> None:
+    """Warn where the last epoch was not good enough, or none was for any pressure, as with percent for shares."""
     reached = [record.metric for record in history if record.metric is not None]
-    if least is not None and len(history) > 1 and not any(metric >= least for metric in reached):
+    least = guard.min_metric
+    if least is None or not guard.low:
+        return
+    if len(history) > 1 and not any(metric >= least for metric in reached):
         _LOG.warning(
             "fxcompress: no epoch reached min_accuracy=%.4g, so there was no pressure after the first one: the best "
             "had %.4g\n  validate and min_accuracy must be in the same unit: both shares, or both percent",
             least, max(reached, default=float("nan")),
+        )  # fmt: skip
+    else:
+        _LOG.warning(
+            "fxcompress: the training ended with %.4g where min_accuracy=%.4g was asked for\n  take more epochs, a "
+            "larger target or a smaller gamma; min_accuracy= holds the pressure off, and does not make good what the "
+            "last of it has cost", reached[-1] if reached else float("nan"), least,
         )  # fmt: skip
 
 
@@ -327,11 +341,19 @@ def _check_whose(optimizer: Optimizer | None, model: nn.Module) -> None:
         )
 
 
+def _check_unused(optimizer: Optimizer | None, given: Collection[str]) -> None:
+    """Check that nothing is asked of the default optimizer where there is another."""
+    if optimizer is not None and given:
+        name = min(given)
+        raise ValueError(
+            f"{name}= is of the default optimizer, and optimizer= is given: set it there, as in "
+            f"net.param_groups({name}=...)"
+        )
+
+
 def _check_optimizer(optimizer: Optimizer, net: Compressed) -> None:
     check_suited(optimizer, net)
-    mixed = what_is_mixed(optimizer, net)
-    if mixed:
-        _LOG.warning("fxcompress: %s: %s", mixed, HARDLY)
+    tell_of_mixed(net, [optimizer])
 
 
 def _eps(net: Compressed) -> float:

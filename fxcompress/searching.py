@@ -20,6 +20,7 @@ from fxcompress.training.batches import check_callable
 from fxcompress.training.bracket import CLOSE, Bracket
 from fxcompress.training.display import tell
 from fxcompress.training.fit import Validate, measured, name_of, needed
+from fxcompress.training.guard import other_unit
 from fxcompress.training.history import shown
 from fxcompress.training.in_pieces import Compressed
 from fxcompress.training.parallel import is_first, mean_of_processes
@@ -147,8 +148,8 @@ def fit_to_accuracy(
 
     Raises:
         TypeError: an option is unknown, or an argument is of another kind.
-        ValueError: ``rounds`` is less than 1, ``by`` is something else, or an option is one that each round chooses
-            itself.
+        ValueError: ``rounds`` is less than 1, ``by`` is something else, an option is one that each round chooses
+            itself, or ``min_accuracy`` is in percent and what ``validate`` returns a share of 1, or the reverse.
         CheckpointError: ``path`` cannot be written.
         FxCompressError: see :func:`fxcompress.compress`, and what :func:`fxcompress.fit` raises.
 
@@ -168,7 +169,10 @@ def fit_to_accuracy(
     start = compressed_for(model, loader, example_inputs)
     goal.begin(start, progress=progress)
     search = _Search(validate, min_accuracy, path, goal, shown=progress and is_first())
-    search.see(None, copy.deepcopy(start))
+    first = search.see(None, copy.deepcopy(start))
+    unit = other_unit(min_accuracy, first.metric)
+    if unit:
+        raise ValueError(f"{unit}, so that all networks would be good enough or none: pass both in the same unit")
     bracket = Bracket(goal.share(start))
     for _ in range(rounds):
         target = bracket.next()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -561,6 +562,36 @@ def test_what_killed_writers_left_is_ignored_and_cleared_away(tmp_path: Path) ->
     assert path.read_bytes() == b"whole"
     assert not old.exists()
     assert new.exists()  # somebody may be writing it
+
+
+@pytest.mark.parametrize("name", ["run.pt", "run"])
+def test_what_a_killed_process_left_is_cleared_away_by_the_next_one(name: str, tmp_path: Path) -> None:
+    """At the next write, and what others may still be writing is not."""
+    path = tmp_path / name
+    script = f"""
+import os, pathlib, signal
+from fxcompress.storage.atomic import write_atomically
+write_atomically(pathlib.Path({str(path)!r}), lambda file: os.kill(os.getpid(), signal.SIGKILL))
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False)
+    (left,) = tmp_path.iterdir()
+    alive = tmp_path / re.sub(r"-\d+-", f"-{os.getpid()}-", left.name)
+    elsewhere = tmp_path / re.sub(r"\.[0-9a-f]{8}-", ".0-", left.name)
+    other = tmp_path / left.name.replace(name, "other", 1)
+    others = (alive, elsewhere, other)
+    for temporary in others:
+        temporary.write_bytes(b"half a fi")
+
+    def write() -> None:
+        write_atomically(path, lambda file: file.write(b"whole"))
+
+    write()
+    assert left.exists()  # for a while
+    for temporary in (left, *others):
+        os.utime(temporary, (time.time() - 100, time.time() - 100))
+    write()
+    assert not left.exists()
+    assert all(temporary.exists() for temporary in others)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from fxcompress.objectives import SizeTerms
 from fxcompress.training.controller import ConstantGamma, TargetSize
 from fxcompress.training.guard import Guard
 from fxcompress.training.history import EpochRecord
+from fxcompress.training.target import tell_of_target
 from tests.nets import Block
 
 
@@ -353,10 +355,48 @@ def test_a_target_that_was_missed_is_told(caplog: pytest.LogCaptureFixture, *, h
         Digits(), loader, F.cross_entropy, epochs=2, target_size=0.001, validate=lambda net: 0.5,
         min_accuracy=0.9 if held else None, progress=False,
     )  # fmt: skip
-    (record,) = caplog.records
-    text = record.getMessage()
+    text, *others = [record.getMessage() for record in caplog.records]
     assert f"the target of 0.001 of the bits was not reached: {result.history[-1].size:.3g} are left" in text
     assert ("no pressure at the end of 1 of 2 epochs" in text) is held
+    assert ["no epoch reached min_accuracy=0.9" in other for other in others] == [True] * held
+
+
+@pytest.mark.parametrize("options", [{"gamma": 0.1}, {"target_size": 0.24}, {"gamma": 0.0, "target_macs": 0.99}])
+@pytest.mark.parametrize("last", [0.85, 0.95])
+def test_an_accuracy_that_is_missed_at_the_end_is_told(
+    options: dict[str, Any], last: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    loader, _, _ = digits()
+    answers = iter([0.9, 0.5, last])
+    fxc.fit(
+        Digits(), loader, F.cross_entropy, epochs=3, validate=lambda net: next(answers), min_accuracy=0.9,
+        progress=False, **options,
+    )  # fmt: skip
+    assert ("ended with 0.85 where min_accuracy=0.9 was asked for" in caplog.text) is (last < 0.9)
+
+
+def test_a_training_that_ended_far_below_its_target_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    net = fxc.compress(Digits(), digits()[1][:2])
+    size = net.fractional_size()
+    for factor, told in ((1.1, False), (1.6, True)):
+        tell_of_target(net, TargetSize(size * factor))
+        assert ("was to end at" in caplog.text) is told
+
+
+def test_a_brake_does_not_let_a_network_fall_off_its_path() -> None:
+    """It once pressed as hard as it could when the hold was over, until next to nothing was left."""
+    torch.manual_seed(0)
+    loader, _, _ = digits()
+    epochs, target = 10, 0.02
+    answers = iter([0.9, 0.9, *[0.5] * 3, *[0.9] * 5])
+    result = fxc.fit(
+        Digits(), loader, F.cross_entropy, epochs=epochs, target_size=target, validate=lambda net: next(answers),
+        min_accuracy=0.8, progress=False,
+    )  # fmt: skip
+    sizes = [record.size for record in result.history]
+    fall = (0.25 / target) ** (1 / (0.47 * epochs))  # in an epoch of a run that is not held
+    assert all(before / after < 1.1 * fall for before, after in pairwise(sizes))
+    assert sizes[-1] < sizes[5]
 
 
 def test_nothing_is_told_of_a_target_that_was_reached(caplog: pytest.LogCaptureFixture) -> None:
@@ -470,3 +510,65 @@ def test_norms_that_were_put_into_evaluation_stay_there() -> None:
         after = dict(result.net.named_buffers())
         same = {name for name, value in before.items() if torch.equal(value, after[name])}
         assert same == (set() if whole else {name for name in before if name.startswith(f"{frozen}.")})
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [
+        (F.cross_entropy, "would take the answer for its weight="),
+        (F.mse_loss, "would take the answer for its size_average="),
+        (F.huber_loss, "would take the answer for its reduction="),
+        (nn.CrossEntropyLoss(), "its signature .* does not allow"),
+        (lambda output, _: output.sum(), "its signature .* does not allow"),
+    ],
+)
+def test_a_loss_that_knows_no_teacher_is_refused(loss: Callable[..., Tensor], words: str) -> None:
+    model, seen = Digits(), list[object]()
+    with pytest.raises(TypeError, match=rf"(?s){words}.*loss_fn=lambda output, target, answer: "):
+        fxc.fit(model, digits()[0], loss, epochs=1, gamma=0.1, teacher=model, on_epoch=seen.append, progress=False)
+    assert not seen
+
+
+def test_what_an_optimizer_of_ones_own_would_ignore_is_refused() -> None:
+    loader, x, _ = digits()
+    net = fxc.compress(Digits(), x[:2])
+    optimizer = torch.optim.Adam(net.param_groups())
+    for name in ("lr", "weight_decay"):
+        options: dict[str, Any] = {name: 0.001 if name == "lr" else 0.0}
+        with pytest.raises(ValueError, match=rf"{name}= is of the default optimizer.*net\.param_groups\({name}="):
+            fxc.fit(net, loader, F.cross_entropy, epochs=1, gamma=0.1, optimizer=optimizer, **options)
+
+
+def test_an_optimizer_that_mixes_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    loader, x, _ = digits()
+    net = fxc.compress(Digits(), x[:2])
+    fxc.fit(
+        net, loader[:2], F.cross_entropy, epochs=1, gamma=0.1, optimizer=torch.optim.Adam(net.parameters()),
+        progress=False, prune=1,
+    )  # fmt: skip
+    assert caplog.text.count("holds bits together with weights") == 1
+
+
+@pytest.mark.parametrize(
+    ("least", "metric", "words"),
+    [
+        (97.0, 0.5, "min_accuracy=97 seems to be in percent, and validate returned 0.5, a share"),
+        (0.97, 50.0, "min_accuracy=0.97 seems to be a share of 1, and validate returned 50, as in percent"),
+        (0.97, 0.5, ""),
+        (97.0, 50.0, ""),
+        (-0.5, -2.0, ""),
+    ],
+)
+def test_an_accuracy_in_another_unit_is_told_at_once(
+    least: float, metric: float, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    options: dict[str, Any] = {"validate": lambda net: metric, "min_accuracy": least, "progress": False}
+    loader = digits()[0][:2]
+    found: list[str] = []
+    fxc.fit(
+        Digits(), loader, F.cross_entropy, epochs=2, gamma=0.1, on_epoch=lambda _: found.append(caplog.text), **options
+    )
+    assert (words in found[0]) if words else ("seems to be" not in caplog.text)
+    assert caplog.text.count("seems to be") == bool(words)
+    with pytest.raises(ValueError, match=words) if words else nullcontext():
+        fxc.fit_to_accuracy(Digits(), loader, F.cross_entropy, epochs=1, rounds=1, **options)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -206,3 +207,71 @@ def test_a_controller_goes_on_as_if_nothing_had_happened() -> None:
     resumed = TargetSize(0.05)
     resumed.load_state_dict(json.loads(json.dumps(whole.state_dict())))
     assert [resumed(p, size) for p in (0.41, 0.42)] == [whole(p, size) for p in (0.41, 0.42)]
+
+
+class Growing(Coasting):
+    """One that the task makes larger while nothing presses."""
+
+    def step(self, gamma: float, progress: float) -> float:
+        self.log_size = min(math.log(0.25), self.log_size + (0.01 if gamma <= 0 else 0.0))
+        return super().step(gamma, progress)
+
+
+@given(
+    st.floats(0.01, 0.1), st.integers(200, 1000), st.floats(-0.5, 1), st.sampled_from([0.5, 0.9]),
+    st.lists(st.tuples(st.floats(0.05, 0.8), st.floats(0.02, 0.3)), min_size=1, max_size=3),
+)  # fmt: skip
+def test_after_a_hold_a_network_falls_no_faster_than_before_and_not_below_its_path(
+    target: float, steps: int, log_strength: float, memory: float, holds: list[tuple[float, float]]
+) -> None:
+    control, size = TargetSize(target), 0.25
+    network = Growing(size, 10.0**log_strength, memory)
+    steepest = math.log(0.25 / target) / (control.arrival - control.warmup) / steps
+    over = min(begin + length for begin, length in holds)
+    wanted: list[float] = []
+    for step in range(steps):
+        progress = step / steps
+        held = any(begin <= progress < begin + length for begin, length in holds)
+        gamma = (control.held if held else control)(progress, size)
+        if held:
+            assert gamma <= 0
+        wanted.append(control.wanted(progress))
+        size = network.step(gamma, progress)
+        assert size >= 0.75 * wanted[-1] or progress < over
+    falls = [math.log(a / b) for a, b in pairwise(wanted)]
+    assert max(falls) <= max(steepest, 2.0 / steps) * (1 + 1e-6)
+
+
+def test_a_path_without_a_hold_is_as_it_was() -> None:
+    control = TargetSize(0.05, warmup=0.1, arrival=0.6)
+    control(0.0, 0.25)
+    found = [control.wanted(p) for p in (0.0, 0.1, 0.35, 0.6, 1.0)]
+    assert found == pytest.approx([0.25, 0.25, math.sqrt(0.25 * 0.05), 0.05, 0.05])
+
+
+def test_a_path_stops_during_a_hold_and_goes_on_from_the_present_size() -> None:
+    control = TargetSize(0.05)
+    control(0.0, 0.25)
+    control(0.2, 0.2)
+    before = control.wanted(0.2)
+    control.held(0.2, 0.2)
+    control.held(0.4, 0.2)
+    assert control.wanted(0.4) == pytest.approx(before)
+    control(0.4, 0.2)
+    assert control.wanted(0.4) == pytest.approx(0.2)
+    assert 0.05 < control.wanted(0.6) < 0.2
+    assert control.wanted(0.9) == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("stop", [35, 45, 60])
+def test_a_controller_that_was_held_goes_on_as_if_nothing_had_happened(stop: int) -> None:
+    """Before the hold is over, and after it."""
+    whole, network = TargetSize(0.05), Growing(0.25, 1.0, 0.9)
+    size, resumed = 0.25, TargetSize(0.05)
+    for step in range(100):
+        now = [(c.held if 30 <= step < 50 else c)(step / 100, size) for c in (whole, resumed)]
+        if step > stop:
+            assert now[0] == now[1]
+        size = network.step(now[0], step / 100)
+        if step == stop:
+            resumed.load_state_dict(json.loads(json.dumps(whole.state_dict())))

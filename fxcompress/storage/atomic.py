@@ -3,14 +3,18 @@
 import contextlib
 import glob
 import os
+import platform
 import secrets
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 _OLD = 3600.0
 """Seconds after which a temporary file belongs to nobody who is still writing."""
+_QUIET = 60.0
+"""The same where its writer no longer runs, by its number: containers may share the name of a host."""
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> int:
@@ -35,7 +39,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> int:
     """
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent}; make it first")
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{path.name}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("xb") as file:
             write(file)
@@ -61,9 +65,29 @@ def _sync_folder(folder: Path) -> None:
                 os.close(handle)
 
 
+def _host() -> str:
+    """This machine, in letters that any file name may have."""
+    return f"{zlib.crc32(platform.node().encode()):08x}"
+
+
 def _sweep(path: Path) -> None:
     """Clear away what killed writers of the same file have left."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         with contextlib.suppress(OSError):
-            if left.stat().st_mtime < time.time() - _OLD:
+            if left.stat().st_mtime < time.time() - (_QUIET if _is_of_the_dead(left) else _OLD):
                 left.unlink()
+
+
+def _is_of_the_dead(temporary: Path) -> bool:
+    """Whether the writer of a temporary file ran on this machine, and does so no longer."""
+    host, _, rest = temporary.suffixes[-2].removeprefix(".").partition("-")
+    pid = rest.partition("-")[0]
+    if os.name != "posix" or host != _host() or not pid.isdecimal():  # elsewhere a signal of 0 is none
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # it is another user's
+        return False
+    return False

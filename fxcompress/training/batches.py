@@ -21,6 +21,18 @@ NO_BATCH = (
     "Pass a DataLoader or a list, which can be gone through in each epoch"
 )
 
+_MORE = (
+    "what else it needs goes into the target: of a batch (input, (labels, weights)) it gets (labels, weights), of a "
+    "batch that is a dict all that forward does not take, as a dict"
+)
+_TAUGHT = (
+    "write what is to be done with the teacher's answer: loss_fn=lambda output, target, answer: "
+    "F.cross_entropy(output, target) + F.kl_div(output.log_softmax(1), answer.softmax(1), reduction='batchmean')"
+)
+_OPTIONS = frozenset({"weight", "size_average", "reduce", "reduction", "margin", "log_input"})
+"""Third arguments of torch's own losses, none of which is the answer of a teacher."""
+_BY_PLACE = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -135,13 +147,28 @@ def check_loss(loss: Callable[..., Any], *, taught: bool = False) -> None:
     """Check that a loss can be called with (output, target), or (output, target, answer) where there is a teacher.
 
     Raises:
-        TypeError: it cannot.
+        TypeError: it cannot, or takes the teacher's answer for an option of its own.
     """
-    check_callable(
-        "loss_fn", loss, ("output", "target", "answer") if taught else ("output", "target"),
-        "what else it needs goes into the target: of a batch (input, (labels, weights)) it gets (labels, weights), of "
-        "a batch that is a dict all that forward does not take, as a dict",
-    )  # fmt: skip
+    if not taught:
+        check_callable("loss_fn", loss, ("output", "target"), _MORE)
+        return
+    check_callable("loss_fn", loss, ("output", "target", "answer"), _TAUGHT)
+    third = _third(loss)
+    if third in _OPTIONS:
+        raise TypeError(
+            "loss_fn is called as loss_fn(output, target, answer), as there is a teacher, and would take the answer "
+            f"for its {third}=\n  {_TAUGHT}"
+        )
+
+
+def _third(loss: Callable[..., Any]) -> str:
+    """The name of what a loss calls its third argument; none where its code is not Python."""
+    try:
+        signature = inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss)
+    except (TypeError, ValueError):
+        return ""
+    names = [p.name for p in signature.parameters.values() if p.kind in _BY_PLACE]
+    return names[2] if len(names) > 2 else ""
 
 
 def check_callable(name: str, function: object, arguments: tuple[str, ...], remedy: str) -> None:

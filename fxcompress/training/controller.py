@@ -18,6 +18,8 @@ _FORGETTING = 3.0
 """How much faster the integral falls than it rises: what was needed to get under way is soon too much."""
 _JUMP = 0.3
 """The integral sees no more of an error below the path: a network that loses a layer at once will not do so again."""
+_FALL = 2.0
+"""How much the logarithm of the path may fall in a whole training after a hold, where there was hardly a way to go."""
 
 
 Gamma = Callable[[float, float], float]
@@ -92,6 +94,10 @@ class TargetSize:
     steps. So what is compared is where the size will be by then, and where it is wanted then. A network that is too
     small all the same gets a negative gamma, as the task seldom makes it larger: what is alive gets bits back.
 
+    While there must be no pressure (:meth:`held`), the path stops. After that it begins anew where the network is by
+    then, and falls no faster than it would have, and more slowly towards the end of the training: so it may arrive
+    later, or not at all.
+
     Attributes:
         target: share of the original 32-bit weights, above 0 and below 1.
         warmup: share of the training without pressure.
@@ -115,6 +121,8 @@ class TargetSize:
     _sum: float = field(default=0.0, repr=False)
     _last: tuple[float, float] | None = field(default=None, repr=False)
     _speed: float = field(default=0.0, repr=False)
+    _path: tuple[float, float, float] | None = field(default=None, repr=False)
+    _stopped: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
         check_number(target_size=self.target)
@@ -123,9 +131,14 @@ class TargetSize:
 
     def wanted(self, progress: float) -> float:
         """The size to be at, at a point of the training."""
-        start = self._start if self._start is not None else self.target
-        share = min(1.0, max(0.0, (progress - self.warmup) / max(self.arrival - self.warmup, 1e-9)))
+        start, begun, arrival = self._path or self._first_path()
+        way = 0.0 if self._stopped else progress - begun
+        share = min(1.0, max(0.0, way / max(arrival - begun, 1e-9)))
         return math.exp((1 - share) * math.log(max(start, 1e-9)) + share * math.log(self.target))
+
+    def _first_path(self) -> tuple[float, float, float]:
+        """The size that the path starts from, and the points of the training at which it begins and arrives."""
+        return self.target if self._start is None else self._start, self.warmup, self.arrival
 
     def __call__(self, progress: float, size: float) -> float:
         """Gamma for the next step.
@@ -134,8 +147,30 @@ class TargetSize:
             progress: share of the training that is done, 0 to 1.
             size: share of the original bits that is left.
         """
+        self._begin(size)
+        if self._stopped:
+            self._begin_anew(progress, size)
+        return self._gamma(progress, size)
+
+    def _begin(self, size: float) -> None:
+        """Note where the path starts, in the first step."""
         if self._start is None:
             self._start = max(size, self.target)
+
+    def _begin_anew(self, progress: float, size: float) -> None:
+        """Let the path go on from the present size; from where it stopped, if the network is below that.
+
+        A large error that a hold has left would press so hard that the network falls far below the path.
+        """
+        start, begun = max(size, self.wanted(progress)), max(progress, self.warmup)
+        first, _, _ = self._first_path()
+        fall = max(_FALL, math.log(first / self.target) / max(self.arrival - self.warmup, 1e-9))
+        fall *= min(1.0, (1 - begun) / max(1 - self.arrival, 1e-9))
+        need = math.log(start / self.target) / max(fall, 1e-9)
+        self._path = start, begun, max(self.arrival, begun + need)
+        self._stopped = False
+
+    def _gamma(self, progress: float, size: float) -> float:
         log_size = math.log(max(size, 1e-9))
         now, error = log_size - math.log(self.wanted(progress)), self._coming(progress, log_size)
         if progress < self.warmup:
@@ -152,8 +187,12 @@ class TargetSize:
 
         Pressure that has just ended may have carried it far below the path, and the task alone would leave it there.
         """
+        self._begin(size)
+        if not self._stopped:
+            self._path = (self.wanted(progress), progress, self.arrival)
+            self._stopped = True
         before = self._sum
-        gamma = self(progress, size)
+        gamma = self._gamma(progress, size)
         self._sum = min(before, self._sum)
         return min(0.0, gamma)
 
@@ -169,10 +208,15 @@ class TargetSize:
 
     def state_dict(self) -> dict[str, Any]:
         """What has been adapted, for a checkpoint."""
-        return {"start": self._start, "sum": self._sum, "last": self._last, "speed": self._speed}
+        return {
+            "start": self._start, "sum": self._sum, "last": self._last, "speed": self._speed,
+            "path": self._path, "stopped": self._stopped,
+        }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what :meth:`state_dict` gave."""
         self._start, self._sum = state["start"], state["sum"]
-        last = state.get("last")  # missing, as the speed, in files of earlier versions
+        last, path = state.get("last"), state.get("path")  # missing in files of earlier versions, as the speed may be
         self._last, self._speed = (float(last[0]), float(last[1])) if last else None, state.get("speed", 0.0)
+        self._path = (float(path[0]), float(path[1]), float(path[2])) if path else None
+        self._stopped = state.get("stopped", False)

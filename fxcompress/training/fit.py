@@ -22,7 +22,7 @@ from fxcompress.training.batches import check_callable, count_batches
 from fxcompress.training.controller import EARLY, ConstantGamma, Gamma, TargetSize, own_gamma
 from fxcompress.training.display import Display
 from fxcompress.training.finite import EMPTY, IN_THE_DATA, NotFinite
-from fxcompress.training.guard import Guard
+from fxcompress.training.guard import Guard, other_unit
 from fxcompress.training.history import EpochRecord
 from fxcompress.training.in_pieces import Compressed
 from fxcompress.training.interrupt import Interrupt, StepDone, TrainingInterrupted
@@ -135,6 +135,7 @@ def train(  # noqa: PLR0913 - what is behind the user's call
             metric = None if validate is None else measured(net, validate)
             if trainer.guard.min_metric is not None:
                 trainer.guard.see_metric(processes.mean(needed(metric)))
+                _tell_of_unit(trainer.guard.min_metric, needed(metric), now=processes.is_first and epoch == 1)
             record = EpochRecord(
                 epoch, loss, metric, net.fractional_size(), net.weights_left(), net.channels_left(),
                 trainer.last_gamma, seconds, name_of(validate), None if selection is None else selection.left(),
@@ -167,6 +168,13 @@ def _tell_of_batches(given: int, said: int, epochs: int, *, now: bool) -> None:
             "follow a course of %d steps, of which %d will be made\n"
             "  let len(loader) be the number of batches that it gives", said, given, said * epochs, given * epochs,
         )  # fmt: skip
+
+
+def _tell_of_unit(least: float, metric: float, *, now: bool) -> None:
+    """Warn where an accuracy that is asked for is not in the unit of what is measured."""
+    found = other_unit(least, metric) if now else ""
+    if found:
+        _LOG.warning("fxcompress: %s: pass both in the same unit, or the brake holds always or never", found)
 
 
 def _interrupted(run: Run, trainer: Trainer, epochs: int) -> TrainingInterrupted:

@@ -7,6 +7,24 @@ from fxcompress.errors import check_number
 
 _MEMORY = 0.98
 """Of the loss in the last step, for the smoothed loss: some fifty steps."""
+_PERCENT = 100.0
+
+
+def other_unit(least: float, metric: float) -> str:
+    """How one of two accuracies seems to be in percent and the other a share of 1, in words; empty where none does.
+
+    Args:
+        least: what is asked for.
+        metric: what was measured.
+
+    >>> other_unit(97.0, 0.93), other_unit(0.97, 0.93)
+    ('min_accuracy=97 seems to be in percent, and validate returned 0.93, a share of 1', '')
+    """
+    if 0 <= metric <= 1 < least <= _PERCENT:
+        return f"min_accuracy={least:.4g} seems to be in percent, and validate returned {metric:.4g}, a share of 1"
+    if 0 < least <= 1 and 2 < metric <= _PERCENT:  # some scores are a little above 1
+        return f"min_accuracy={least:.4g} seems to be a share of 1, and validate returned {metric:.4g}, as in percent"
+    return ""
 
 
 @dataclass(slots=True)

@@ -30,12 +30,12 @@ from fxcompress.training.network import SizedNetwork
 from fxcompress.training.optimizer import PreparedResize, Replacement, check_optimizers, prepare_resize
 from fxcompress.training.plain_copy import code_breaks
 from fxcompress.training.sized import SizedModule
-from fxcompress.training.suited import HARDLY, what_is_mixed
+from fxcompress.training.suited import tell_of_mixed
 from fxcompress.training.takeover import take_over
 from fxcompress.training.untraced import for_all_paths
 
 _LOG = logging.getLogger("fxcompress")
-_TOLD, _MIXED = "_fxc_told", "_fxc_mixed"
+_TOLD = "_fxc_told"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -130,7 +130,7 @@ def remove_dead(
 
     net.fxc_tell_of_steps()
     removal = agreed(wrappers, plan)
-    _warn_of_mixed(net, optimizers)
+    tell_of_mixed(net, optimizers)
     if removal.report.modified:
         removal.commit(wrapped=bool(wrappers))
         _warn_of_untrained(net, removal.untrained)
@@ -139,15 +139,6 @@ def remove_dead(
         for wrapper in wrappers:
             rebuild(wrapper)
     return removal.report
-
-
-def _warn_of_mixed(net: SizedNetwork, optimizers: Sequence[Optimizer]) -> None:
-    """Warn, once, of an optimizer that trains bits as it trains weights."""
-    for optimizer in optimizers:
-        mixed = what_is_mixed(optimizer, net) if _MIXED not in net.__dict__ else ""
-        if mixed:
-            net.__dict__[_MIXED] = True
-            _LOG.warning("fxcompress: %s: %s", mixed, HARDLY)
 
 
 def _several(optimizers: object) -> tuple[Optimizer, ...]:

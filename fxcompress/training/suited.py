@@ -1,5 +1,7 @@
 """Whether an optimizer and an objective can train the number formats of a network, before the first step is made."""
 
+import logging
+from collections.abc import Iterable
 from functools import partial
 
 import torch
@@ -16,8 +18,10 @@ _NO_CLOSURE = (
     "write the loop yourself, see docs/training.md"
 )
 
-HARDLY = "with those of the weights they hardly move. Take net.param_groups()"
+_HARDLY = "with those of the weights they hardly move. Take net.param_groups()"
 """What follows from :func:`what_is_mixed`."""
+_MIXED = "_fxc_mixed"
+_LOG = logging.getLogger("fxcompress")
 
 
 def check_suited(optimizer: Optimizer, net: SizedNetwork) -> None:
@@ -55,6 +59,15 @@ def what_is_mixed(optimizer: Optimizer, net: SizedNetwork) -> str:
                 "rate and an eps of their own"
             )
     return ""
+
+
+def tell_of_mixed(net: SizedNetwork, optimizers: Iterable[Optimizer]) -> None:
+    """Warn, once for a network, of an optimizer that trains bits as it trains weights."""
+    for optimizer in optimizers:
+        mixed = what_is_mixed(optimizer, net) if _MIXED not in net.__dict__ else ""
+        if mixed:
+            net.__dict__[_MIXED] = True
+            _LOG.warning("fxcompress: %s: %s", mixed, _HARDLY)
 
 
 @torch.enable_grad()

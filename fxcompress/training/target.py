@@ -10,10 +10,12 @@ from fxcompress.training.selection import KEEP, Selection
 
 MISSED = 1.2
 """How far from its target, as a factor, a training may end above it without a word."""
+FAR_BELOW = 1.5
+"""How far, as a factor, it may end below it."""
 _BELOW = 1.25
-"""How far it may begin below it."""
+"""How far it may begin below its target."""
 MISSED_MACS = 1.05
-"""The same for multiply-adds and seconds, which are steered to in whole channels."""
+"""How far it may end above it in multiply-adds and seconds, which are steered to in whole channels."""
 _LOG = logging.getLogger("fxcompress")
 
 
@@ -36,7 +38,7 @@ def check_target(net: SizedNetwork, gamma: Callable[[float, float], float]) -> N
 
 
 def tell_of_target(net: SizedNetwork, gamma: Callable[[float, float], float], why: str = "") -> None:
-    """Warn where a training has ended well above its target.
+    """Warn where a training has ended well above its target, or far below it.
 
     Args:
         net: at its end.
@@ -52,6 +54,12 @@ def tell_of_target(net: SizedNetwork, gamma: Callable[[float, float], float], wh
             "  take more epochs, or a target nearer to this%s", gamma.target, size, why,
             "; min_accuracy= and max_loss_increase= hold the pressure off while the network is worse than they allow, "
             "as many are in their first epochs alone" if why else "",
+        )  # fmt: skip
+    elif size * FAR_BELOW < gamma.target:
+        _LOG.warning(
+            "fxcompress: the training was to end at %.3g of the bits, and %.3g are left%s: what is dead does not come "
+            "back\n  take more epochs, or lower learning rates of bits, so that no layer dies at once", gamma.target,
+            size, why,
         )  # fmt: skip
 
 

@@ -54,9 +54,10 @@ def knowns_of(
     they are found by running with all that it holds at the start, and then with ever less, until nothing changes.
     """
     moved = read_by_others(analysis)
+    ranks = {name: analysis.module.get_buffer(name).ndim for name in moved}
     lasting = {  # by the labels, which all names of a tensor share
-        id(analysis.atoms[name]): torch.full((1,) * analysis.module.get_buffer(name).ndim, torch.nan).double()
-        for name in moved
+        id(analysis.atoms[name]): torch.full((1,) * rank, torch.nan, dtype=torch.float64, device="cpu")
+        for name, rank in ranks.items()
     }
     shared: Shared = {}
     while True:

@@ -1,4 +1,4 @@
-"""Channels that are divided by a number which the graph holds as a tensor."""
+"""Channels that are divided by a number which the graph holds as a tensor, or written to at an index of numbers."""
 
 from collections.abc import Callable
 
@@ -51,3 +51,14 @@ def test_zeros_over_zero_are_none(number: float) -> None:
     torch.manual_seed(0)
     net = Net(lambda h: h / torch.tensor(number))
     assert len(fxc.prune(net, torch.randn(3, 5)).module.get_parameter("first.weight")) == 8
+
+
+def exchange(h: Tensor) -> Tensor:
+    h[:, [0, 2]] = h[:, [1, 3]]
+    return h
+
+
+def test_what_is_written_to_at_an_index_is_named_as_that() -> None:
+    report = str(fxc.prune(Net(exchange), torch.randn(3, 5)).report)
+    assert "it is written to at an index" in report
+    assert "that the network computes" not in report

@@ -24,10 +24,13 @@ class Plan:
     Attributes:
         alive: bool (atoms,), False for what goes.
         kept: for components that were asked for and stay, the reason; by the component's root atom.
+        spare: roots of those that nothing needs: they stay as slices are to keep as many entries as others, and others
+            of the same slice would do as well.
     """
 
     alive: np.ndarray
     kept: dict[int, Reason] = field(default_factory=dict)
+    spare: tuple[int, ...] = ()
 
     @property
     def changes(self) -> bool:
@@ -102,9 +105,9 @@ class _Fixpoint:
             if not unforced[alone].any():
                 break
             self._begin_again(start, alone)
-        kept = np.flatnonzero(self.why >= 0)
-        reasons = map(self.reasons.__getitem__, self.why[kept].tolist())
-        return Plan(~self.dead, dict(zip(kept.tolist(), reasons, strict=True)))
+        roots = np.flatnonzero(self.why >= 0).tolist()
+        kept = dict(zip(roots, map(self.reasons.__getitem__, self.why[roots].tolist()), strict=True))
+        return Plan(~self.dead, kept, tuple(r for r, reason in kept.items() if reason is RAGGED and unforced[r]))
 
     def _choose(self) -> None:
         """Put back some entries where there would be none, or as many as others have, and what these need."""

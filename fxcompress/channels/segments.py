@@ -16,12 +16,14 @@ from torch import Tensor
 
 from fxcompress.channels.interpret import Trail
 from fxcompress.channels.layers import along, pad_rank, vector
+from fxcompress.channels.rules.movement import PAD
 from fxcompress.channels.rules.products import BATCHED, product_of
 from fxcompress.channels.rules.recurrent import RECURRENT_STEPS, UPDATE
 from fxcompress.channels.rules.reductions import reduced_dims, squeeze
 from fxcompress.channels.rules.registry import Known
 from fxcompress.channels.rules.scatter import INDEX_ADD, scatter_of
 from fxcompress.channels.rules.sums import summed_products
+from fxcompress.channels.segment_dims import REDUCTIONS, SegmentDims
 from fxcompress.channels.sites import Maker, PlainAtoms, SiteAtoms
 from fxcompress.channels.values import Step, Value, find
 
@@ -35,10 +37,12 @@ class Segments:
     Attributes:
         maps: for each value, the segment of its entries, by the value's key; a map as in :class:`Known`, NaN = none.
         sources: for each segment, what is made behind it: (maker, row) pairs.
+        dims: along which they lie.
     """
 
     maps: dict[int, Tensor] = field(default_factory=dict)
     sources: list[tuple[tuple[int, int], ...]] = field(default_factory=lambda: [()])
+    dims: SegmentDims = field(default_factory=SegmentDims)
 
     def along(self, value: Value, dim: int) -> np.ndarray:
         """The segment of each entry along ``dim``, 0 where there is none or where it varies otherwise; (size,)."""
@@ -65,15 +69,13 @@ def trace_segments(trail: Trail, makers: Sequence[Maker]) -> Segments:
         if position is not None:
             _make(step, makers[position], position, result)
             continue
-        if id(step) in products:
-            found = _contracted(step, products[id(step)], known, result)
-            if found is not None:
-                result.maps[step.outputs[0].key] = found
-            continue
-        for value, found in zip(step.outputs, _carried(step, known, result), strict=True):
+        summed = products.get(id(step))
+        carried = _carried(step, known, result) if summed is None else [_contracted(step, summed, known, result)]
+        for value, found in zip(step.outputs, carried, strict=True):
             # A map without entries is of a tensor that has none on the example inputs, and says nothing of others.
             if found is not None and found.numel() and (found.numel() != 1 or not bool(found.isnan())):
                 result.maps[value.key] = found
+                result.dims.follow(step, value, found)
     return result
 
 
@@ -83,10 +85,13 @@ def _make(step: Step, maker: Maker, position: int, result: Segments) -> None:
     result.sources += [((position, row),) for row in range(rows)]
     ids = torch.arange(first, first + rows, dtype=torch.float64, device="cpu")
     if isinstance(maker, PlainAtoms):
-        result.maps[out.key] = ids.reshape([n if d in maker.dims else 1 for d, n in enumerate(out.shape)])
-        return
-    dim = maker.site.out_dim if isinstance(maker, SiteAtoms) else out.rank - 1
-    result.maps[out.key] = vector(ids, out.rank, dim)
+        dims = frozenset(maker.dims)
+        found = ids.reshape([n if d in dims else 1 for d, n in enumerate(out.shape)])
+    else:
+        dims = frozenset({maker.site.out_dim if isinstance(maker, SiteAtoms) else out.rank - 1})
+        found = vector(ids, out.rank, *dims)
+    result.maps[out.key] = found
+    result.dims.make(out, found, dims)
 
 
 def _carried(step: Step, known: Known, result: Segments) -> list[Tensor | None]:
@@ -94,10 +99,10 @@ def _carried(step: Step, known: Known, result: Segments) -> list[Tensor | None]:
         return list(step.op.constants(step, known))
     if step.op.name == "quantize" or step.op in RECURRENT_STEPS - {UPDATE}:
         return [None]
-    if step.op.name == "pad":
-        return [_padded(step, known)]
     if step.op in _JOINING:
         return [_JOINING[step.op](step, known, result)]
+    if step.op.name in REDUCTIONS:
+        return [_reduced(step, out, known, result) for out in step.outputs]
     values = find(Value, (step.call.args, step.call.kwargs))
     if step.op.name.startswith(("pointwise", "multiply", "divide")):
         joined = _join([pad_rank(known.of(v), step.outputs[0].rank) for v in values], result)
@@ -106,30 +111,31 @@ def _carried(step: Step, known: Known, result: Segments) -> list[Tensor | None]:
 
 
 def _multiplied(step: Step, known: Known, result: Segments) -> Tensor | None:
-    """A batched product passes on the segments of the dims that it keeps: those of the values, in an attention.
-
-    Where it sums over a single entry, its operands do not vary along that dim, whatever it is. With one dim of its
-    heads left, an attention would pass on the segments of queries and keys, and pruning would change the size. So
-    there segments are passed on only if they are those of one operand alone: of the values, for a single token.
-    """
+    """A batched product passes on the segments of the dims that it keeps: those of the values, in an attention."""
     product = product_of(step.call)
     if product is None:
         return None
-    left, right = known.of(product.left), known.of(product.right)
-    if product.left.shape[2] == 1 and not (bool(left.isnan().all()) or bool(right.isnan().all())):
-        return None
-    kept = [x for x, dim in ((left, 2), (right, 1)) if x.shape[dim] == 1]
+    operands = ((product.left, 2), (product.right, 1))
+    kept = [known.of(value) for value, dim in operands if dim not in result.dims.of(value)]
     return _join(kept, result) if kept else None
 
 
 def _contracted(step: Step, product: Step, known: Known, result: Segments) -> Tensor | None:
     """A product that is summed passes on the segments of the dims that are left, as :func:`_multiplied` does."""
-    dims, source = reduced_dims(step.call), step.call.args[0]
-    maps = [pad_rank(known.of(value), source.rank) for value in find(Value, product.call.args)]
-    if all(source.shape[d] == 1 for d in dims) and not any(bool(x.isnan().all()) for x in maps):
-        return None
-    kept = [squeeze(x, dims, step.outputs[0].rank) for x in maps if all(x.shape[d] == 1 for d in dims)]
+    dims, rank = reduced_dims(step.call), product.outputs[0].rank
+    kept = [
+        squeeze(pad_rank(known.of(value), rank), dims, step.outputs[0].rank)
+        for value in find(Value, product.call.args)
+        if not any(d + rank - value.rank in dims for d in result.dims.of(value))
+    ]
     return _join(kept, result) if kept else None
+
+
+def _reduced(step: Step, out: Value, known: Known, result: Segments) -> Tensor | None:
+    """The map of a reduction over dims along which no segments lie."""
+    source: Value = step.call.args[0]
+    dims = reduced_dims(step.call)
+    return None if dims & result.dims.of(source) else squeeze(known.of(source), dims, out.rank)
 
 
 def _updated(step: Step, known: Known, result: Segments) -> Tensor | None:
@@ -159,18 +165,18 @@ def _scattered(step: Step, known: Known, result: Segments) -> Tensor | None:
     return _join(maps, result)
 
 
-def _padded(step: Step, known: Known) -> Tensor | None:
+def _padded(step: Step, known: Known, _result: Segments) -> Tensor | None:
     found = step.op.constants(step, known)[0]
     source = known.of(step.call.args[0])
     return source if found.shape == source.shape else found
 
 
-_JOINING = {BATCHED: _multiplied, INDEX_ADD: _scattered, UPDATE: _updated}
+_JOINING = {BATCHED: _multiplied, INDEX_ADD: _scattered, PAD: _padded, UPDATE: _updated}
 """Ops that join the segments of what they read in a way of their own."""
 
 
 def _fit(found: Tensor, source: Value, out: Value) -> Tensor | None:
-    """The map of a reduction, window or norm's output: dims that it does not vary along may change at will."""
+    """The map of a window or norm's output: dims that it does not vary along may change at will."""
     if found.ndim == out.rank:
         same = all(n in (1, m) for n, m in zip(found.shape, out.shape, strict=True))
         return found if same else None

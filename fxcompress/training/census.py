@@ -3,7 +3,7 @@
 A census belongs to one shape of a network: it is taken anew after each removal.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,12 +106,20 @@ class Census:
 
     def rows_alive(self, plan: Plan) -> np.ndarray:
         """Of all bits one after the other, which belong to channels that a plan keeps; bool (R,)."""
-        alive = np.zeros(max((s.stop for s in self.weights.values()), default=0), dtype=bool)
+        return self._rows_of(lambda atoms: plan.alive[atoms] | (atoms == 0))
+
+    def rows_spare(self, plan: Plan) -> np.ndarray:
+        """Those that belong to channels which nothing needs, and which only fill up what is to be rectangular."""
+        return self._rows_of(lambda atoms: np.isin(self.analysis.component[atoms], plan.spare) & (atoms != 0))
+
+    def _rows_of(self, holds: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """Of all bits one after the other, for which atoms something holds; bool (R,)."""
+        found = np.zeros(max((s.stop for s in self.weights.values()), default=0), dtype=bool)
         for maker in self.analysis.makers:
             span = self.span_of(maker)
             if span is not None:
-                alive[span.start : span.stop] = plan.alive[maker.rows] | (maker.rows == 0)
-        return alive
+                found[span.start : span.stop] = holds(maker.rows)
+        return found
 
     def known(self, zeros: Zeros) -> dict[str, list[Known]]:
         """What follows in each graph from some bits and biases being zero, with batch norm as in training."""

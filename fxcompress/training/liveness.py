@@ -240,6 +240,25 @@ class LivenessUpdate:
         if self._flag(rows, biases):
             self._hold()
             self._replan()
+            while self._take_from_spare():
+                self._replan()
+
+    def _take_from_spare(self) -> bool:
+        """Flag all bits of channels that nothing needs, and that stay for their number; whether there were any.
+
+        Such are units of one direction of a recurrent layer, where the other one has lost fewer: their gates have bits.
+        Which of them stay depends on what has been removed before, so none of them may weigh more than another.
+        """
+        flagged = self._flagged(self.census.bits)
+        spare = self.census.rows_spare(self.left) & self.census.free_rows & ~flagged
+        if not spare.any():
+            return False
+        self._store(self.census.bits, flagged | spare)
+        for name, taken in _split(self.census.bits, spare).items():
+            self.flags.zero(name).logical_or_(torch.from_numpy(taken).to(self.flags.zero(name).device))
+        self._hold()
+        torch._foreach_mul_([p for _, p in self._held], self._keep)
+        return True
 
     def _spread(self, zero: np.ndarray) -> np.ndarray:
         """Let no more channels lose their last bit than may in one step: those of the smallest scale go first."""

@@ -84,8 +84,14 @@ def einsum_of(meta: dict[str, Any], *args: Any) -> Tensor:  # noqa: ANN401 - the
         terms = _Terms(own, other, made, [index for index in both if index not in made])
         if position not in choices:
             choices[position] = any(_lays_together(*group) for group in _groups(terms, (x, y)))
-        x, own = (_product_and_sum if choices[position] else _contracted)(terms, x, y), made
+        apart = choices[position] or _sums_one(terms, x)
+        x, own = (_product_and_sum if apart else _contracted)(terms, x, y), made
     return x
+
+
+def _sums_one(terms: _Terms, x: Tensor) -> bool:
+    """Whether a dim of one entry is summed: torch leaves the sum out, and nothing says that the dim is gone."""
+    return any(x.shape[terms.left.index(index)] == 1 for index in terms.summed if index in terms.left)
 
 
 def _product_and_sum(terms: _Terms, x: Tensor, y: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from fxcompress.channels.space import Space
 from fxcompress.channels.values import Call, Step, Value, find, replace
 
 _CODE, _TEXT = "computed-index", "it is indexed by a tensor that the network computes"
+_WRITTEN = "it is written to at an index"
 
 
 def hold_along(layers: Layers, dims: frozenset[int], space: Space, code: str = _CODE, text: str = _TEXT) -> Layers:
@@ -29,10 +30,10 @@ def hold_along(layers: Layers, dims: frozenset[int], space: Space, code: str = _
     return tuple(layer for layer in held if layer is not None)
 
 
-def _pin(values: list[Value], space: Space) -> None:
+def _pin(values: list[Value], space: Space, text: str = _TEXT) -> None:
     for value in values:
         for layer in value.layers:
-            space.pin(layer, _CODE, _TEXT)
+            space.pin(layer, _CODE, text)
 
 
 # Picking: index, index_select.
@@ -188,14 +189,14 @@ def _put_labels(call: Call, space: Space) -> tuple[Layers, ...]:
     """``x[index] = values``, where the first dims are indexed: the values meet the other dims of ``x``."""
     place = _leading(call)
     if place is None:
-        _pin(find(Value, call.args), space)
+        _pin(find(Value, call.args), space, _WRITTEN)
         return ((),)
     whole, values, count = place
     _pin(find(Value, call.args[1]), space)
-    own = hold_along(whole.layers, frozenset(range(count)), space)
+    own = hold_along(whole.layers, frozenset(range(count)), space, text=_WRITTEN)
     before = torch.Size((1,) * count + tuple(unexpanded(whole))[count:])
     shape = (1,) * whole.rank + tuple(unexpanded(values))
-    held = hold_along(values.layers, _leading_dims(values, whole, count), space)
+    held = hold_along(values.layers, _leading_dims(values, whole, count), space, text=_WRITTEN)
     written = [_trailing(layer, whole.rank, count) for layer in held]
     after = torch.Size((1,) * count + shape[len(shape) - whole.rank + count :])
     return (couple_aligned([(before, own), (after, tuple(written))], whole.rank, space),)

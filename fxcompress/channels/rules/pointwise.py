@@ -216,6 +216,11 @@ def _multiply(step: Step, known: Known) -> list[Tensor]:
     return [result]
 
 
+def _is_number(below: object) -> bool:
+    """Whether a divisor is a tensor that the graph holds, of one number for all entries, neither 0 nor NaN."""
+    return type(below) is Tensor and below.ndim == 0 and (below.is_meta or bool(below.abs() > 0))
+
+
 def _divide(step: Step, known: Known) -> list[Tensor]:
     """As :func:`run_known`; beside that, zero over what its neighbours are divided by as well is zero.
 
@@ -226,6 +231,8 @@ def _divide(step: Step, known: Known) -> list[Tensor]:
     above, below = step.call.args[:2]
     if isinstance(above, Value) and isinstance(below, Computed):
         return [torch.where(known.of(above) == 0, 0.0, torch.nan).double()]
+    if isinstance(above, Value) and _is_number(below):
+        return [torch.where(known.of(above) == 0, 0.0, result)]
     if not isinstance(above, Value) or not isinstance(below, Value) or step.call.kwargs.get("rounding_mode"):
         return [result]
     rank = step.outputs[0].rank

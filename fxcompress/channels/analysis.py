@@ -49,7 +49,7 @@ class Analysis:
         inputs: what it was interpreted on.
         space: atoms, couplings, pins.
         atoms: the labels of each parameter and buffer.
-        counters: the integer and boolean tensors that the network changes: nothing is known of what they hold.
+        counters: the tensors without labels that the network changes: nothing is known of what they hold.
         trails: the interpretation of each graph.
     """
 

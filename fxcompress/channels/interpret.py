@@ -75,7 +75,7 @@ class Trail:
         args: the positional arguments of each call, as they are when it is made, in the same form.
         parameters: the Value of each parameter, floating buffer and mask that was read, by name.
         written: the key of the last Value of those that were written to, by name.
-        counters: the names of integer and boolean tensors of the module that were written to.
+        counters: the names of tensors without labels that were written to: integers, plain attributes.
         storages: which memory the result of each node lies in: nodes that share a number share memory.
         unknown: ops without a rule, with the nodes that call them.
         fixed: the nodes that are the same for all inputs, or whose numbers are.
@@ -123,7 +123,7 @@ class Interpreter:
         module: holds the parameters and the leaf modules.
         atoms: the labels of each parameter and buffer.
         space: where couplings and pins go.
-        counters: names of integer and boolean tensors that the network changes: nothing is known of what they hold.
+        counters: names of tensors without labels that the network changes: nothing is known of what they hold.
     """
 
     doing = "analysis"
@@ -179,8 +179,7 @@ class Interpreter:
             if now[value.key] != value.key:
                 self.trail.written[name] = now[value.key]
         plain = {name: self._copies[key] for name, key in self._plain.items()}
-        written = {name for name, copy in plain.items() if copy._version}  # noqa: SLF001
-        self.trail.counters = frozenset(name for name in written if not plain[name].is_floating_point())
+        self.trail.counters = frozenset(name for name, copy in plain.items() if copy._version)  # noqa: SLF001
 
     def _run_node(self, node: fx.Node, bound: dict[str, Any]) -> Any:  # noqa: ANN401
         if node.op == "placeholder":

@@ -33,8 +33,8 @@ class PruneResult:
     """The result of :func:`prune`; ``print(result)`` shows the report.
 
     Attributes:
-        module: the rewritten network, with parameters of its own: a GraphModule or, where only pieces of the model
-            could be traced, a module of the model's own class.
+        module: the rewritten network, with parameters of its own: a GraphModule or, with ``keep_code`` or where only
+            pieces of the model could be traced, a module of the model's own class.
         report: what went, what stayed and why; printable.
     """
 

@@ -141,7 +141,8 @@ class CompressedModule(SizedModule):
     def finalize(self, *, prune: bool = True, fold: bool = True, narrow: Narrow = False) -> TracedModule:
         """The network as an ordinary GraphModule: weights on their grid, no quantizers; this one stays as it is.
 
-        With ``compress(..., keep_code=True)`` it is no GraphModule, but a module of the model's own class.
+        With ``compress(..., keep_code=True)`` it is no GraphModule, but a module of the model's own class. It is in the
+        mode that this network is in: call ``eval()`` before you use it.
 
         Args:
             prune: also remove what can be proved removable now that the weights are fixed.

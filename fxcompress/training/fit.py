@@ -43,7 +43,7 @@ class FitResult:
 
     Attributes:
         module: the finalized network in evaluation mode: an ordinary GraphModule or, where the model was compressed in
-            pieces, a module of its own class.
+            pieces or with ``keep_code``, a module of its own class.
         net: the network that was trained, with its quantizers.
         history: one record for each epoch.
         reports: what each pruning removed.

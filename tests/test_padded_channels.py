@@ -217,3 +217,27 @@ def test_amounts_that_sizes_decide_say_nothing_of_what_is_put_there(beside: str,
     for other in [(4, 4), (5, 7), (3, 2)]:
         x = torch.randn(2, *other, 3, dtype=torch.float64)
         assert difference(small(x), net(x)) < 1e-9
+
+
+class Gated(nn.Module):
+    """A gate reads zeros beside channels of which nothing is known, and multiplies them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.down, self.up = nn.Conv2d(3, 7, 1), nn.Conv2d(10, 4, 1), nn.Conv2d(4, 10, 1)
+        self.last = nn.Conv2d(10, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = pad(self.first(x), (0, 0, 0, 0, 1, 2))
+        gate = self.up(self.down(h.mean((2, 3), keepdim=True)).relu()).sigmoid()
+        return self.last(gate * h)  # type: ignore[no-any-return]
+
+
+def test_zeros_beside_channels_that_are_alive_are_known() -> None:
+    torch.manual_seed(0)
+    net = Gated().double().eval()
+    pruned = fxc.prune(net, X).module
+    assert pruned.get_parameter("last.weight").shape[1] == 7
+    assert pruned.get_parameter("up.weight").shape[0] == 7
+    for x in (X, OTHER):
+        assert difference(outputs(net, (x,)), outputs(pruned, (x,))) <= TOLERANCE

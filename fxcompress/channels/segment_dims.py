@@ -15,7 +15,7 @@ from fxcompress.channels.rules.reductions import reduced_dims
 from fxcompress.channels.values import Step, Value, find
 
 NONE: frozenset[int] = frozenset()
-REDUCTIONS = frozenset({"mean", "spread", "product", "reduction", "pick", "sum", "extreme"})
+REDUCTIONS = frozenset({"mean", "variance", "product", "reduction", "pick", "sum", "extreme"})
 """Classes of ops that join all entries along some dims into one, with or without a dim of size 1 in their place."""
 _OWN_PLACES = frozenset({"squeeze", "unsqueeze"})
 _UNALIGNED = frozenset({"movement", "index"})

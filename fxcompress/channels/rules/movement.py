@@ -195,11 +195,18 @@ def _pad(layer: Tensor, amounts: list[int], value: float) -> Tensor:
     return torch.constant_pad_nd(layer, own, value)
 
 
+def _has_labels(value: Value, dim: int) -> bool:
+    return any(layer.shape[dim] > 1 for layer in value.layers)
+
+
 def _pad_constants(step: Step, known: Known) -> list[Tensor]:
     source: Value = step.call.args[0]
     amounts, number = step.call.args[1], step.call.arg(2, "value", 0)
     value = torch.nan if isinstance(number, Computed) else float(number)
     channels = known.of(source)
+    padding = {source.rank - 1 - i // 2 for i, n in enumerate(amounts) if n}
+    whole = [n if d in padding and _has_labels(source, d) else -1 for d, n in enumerate(source.shape)]
+    channels = channels.expand(whole)  # what is put beside channels is known, though these are not
     padded = _pad(channels, amounts, value)
     border = any(n and channels.shape[channels.ndim - 1 - i // 2] == 1 for i, n in enumerate(amounts))
     return [torch.where(padded == value, padded, torch.nan) if border else padded]

@@ -160,7 +160,7 @@ register(
     OpClass("mean", reduce_labels, mean_constants),
     ["mean", "amax", "amin", "aminmax", _AT.max.default, _AT.min.default, _AT.median.default, _AT.nanmedian.default],
 )
-register(OpClass("spread", reduce_labels, _spread_constants), ["var", "std", "var_mean", "std_mean"])
+register(OpClass("variance", reduce_labels, _spread_constants), ["var", "std", "var_mean", "std_mean"])
 register(OpClass("product", reduce_labels, _product_constants), ["prod"])
 register(OpClass("reduction", reduce_labels), ["logsumexp", "argmax", "argmin", "all", "any"])
 register(

@@ -8,12 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxcompress.errors import TraceError
 from fxcompress.trace.memory import Unread, carried_over
-from fxcompress.trace.trees import tensors_in
-from fxcompress.trace.unseen import memory_of, only_views, written_to
+from fxcompress.trace.op_watch import OpWatch, memory_of, written_to
 
 
 class State:
@@ -131,31 +129,20 @@ def unchanged_buffers(model: nn.Module) -> Iterator[list[torch.Tensor]]:
                     memory.copy_(value)
 
 
-class Undone(TorchDispatchMode):
+class Undone(OpWatch):
     """Undoes, at its end, what code writes to tensors that were there before: a global one, one in a closure."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._made = set[int]()
+        super().__init__()
         self._before: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
 
-    def __torch_dispatch__(
-        self,
-        func: Any,  # noqa: ANN401 - an op
-        types: object,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401
-        kwargs = kwargs or {}
-        for tensor in tensors_in(written_to(func, args, kwargs)):
+    def before(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ANN401 - an op
+        """Keep what is in the memory that an op is about to write to."""
+        for tensor in written_to(func, args, kwargs):
             for memory in memory_of(tensor):
-                if memory not in self._made and memory not in self._before:
+                if memory not in self.made and memory not in self._before:
                     storage = tensor.untyped_storage()
                     self._before[memory] = storage, storage.clone()
-        result = func(*args, **kwargs)
-        if not only_views(func._schema):
-            self._made |= {m for tensor in tensors_in(result) for m in memory_of(tensor)} - self._before.keys()
-        return result
 
     def __exit__(self, *error: object) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]

@@ -8,21 +8,20 @@ And code that puts another tensor in the place of a layer's weight
 for one call (``torch.func.functional_call``) would get a graph that calls the layer with the weight that it has.
 """
 
-from collections.abc import Container
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxcompress.errors import TraceError
+from fxcompress.trace.op_watch import OpWatch, memory_of, only_views, written_to
 from fxcompress.trace.places import place
 from fxcompress.trace.trees import tensors_in
 from fxcompress.trace.walk import modules_in
 
 
-class Unseen(TorchDispatchMode):
+class Unseen(OpWatch):
     """Refuses what reads the values of parameters, what writes to tensors that are no results, and what draws numbers.
 
     Shapes may be read. Where buffers are no symbols, their values may be, but for those that a norm moves in training.
@@ -36,41 +35,33 @@ class Unseen(TorchDispatchMode):
     """
 
     def __init__(self, root: nn.Module, *, buffers: bool) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.refusal: TraceError | None = None
         self._parameters = {memory: name for name, p in root.named_parameters() for memory in memory_of(p)}
         named = {memory: name for name, b in root.named_buffers() for memory in memory_of(b)}
         self._written = self._parameters | (named if buffers else {})
         self._moved = {} if buffers else {m: n for m, n in named.items() if _is_moved(root, n)}
         self._buffers = named
-        self._made = set[int]()
 
-    def __torch_dispatch__(
-        self,
-        func: Any,  # noqa: ANN401 - an op
-        types: object,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401
-        kwargs = kwargs or {}
-        schema = func._schema
-        if schema.is_mutable:
-            changed = written_to(func, args, kwargs)
-            self._refuse("writes to a parameter or buffer", self._written, changed)
-            before = {m: "a tensor" for t in tensors_in(changed) for m in memory_of(t) if m not in self._made}
-            self._refuse("writes to a tensor that is there before it runs", before, changed, self._buffers)
-        if not (only_views(schema) or _only_shapes(func)):
+    def before(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ANN401 - an op
+        """Refuse an op.
+
+        Raises:
+            TraceError: it is one of those.
+        """
+        changed = written_to(func, args, kwargs)
+        self._refuse("writes to a parameter or buffer", self._written, changed)
+        for memory in (memory for tensor in changed for memory in memory_of(tensor)):
+            if memory not in self.made and memory not in self._buffers:
+                self._raise("writes to a tensor that is there before it runs", "", "in a buffer of its module")
+        if not (only_views(func._schema) or _only_shapes(func)):
             self._refuse("computes with a parameter", self._parameters, [args, kwargs])
             self._refuse("computes with what a norm averages or counts", self._moved, [args, kwargs])
         if torch.Tag.nondeterministic_seeded in func.tags:
             self._raise("draws random numbers", "", "in a shape that the sizes of its inputs say (torch.randn_like)")
-        result = func(*args, **kwargs)
-        if not only_views(schema):
-            self._made.update(memory for tensor in tensors_in(result) for memory in memory_of(tensor))
-        return result
 
-    def _refuse(self, does: str, names: dict[int, str], tree: list[Any], allowed: Container[int] = ()) -> None:
-        found = [names[m] for tensor in tensors_in(tree) for m in memory_of(tensor) if m in names and m not in allowed]
+    def _refuse(self, does: str, names: dict[int, str], tree: list[Any]) -> None:
+        found = [names[memory] for tensor in tensors_in(tree) for memory in memory_of(tensor) if memory in names]
         if found:
             self._raise(does, found[0], "by reading parameters and buffers as attributes of their module")
 
@@ -86,31 +77,9 @@ def _is_moved(root: nn.Module, name: str) -> bool:
     return isinstance(root.get_submodule(name.rpartition(".")[0]), _NormBase)
 
 
-def written_to(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:  # noqa: ANN401 - an op
-    """The arguments of an op that it writes to, as its schema says."""
-    schema = func._schema
-    if not schema.is_mutable:
-        return []
-    named = zip(schema.arguments, args, strict=False)
-    given = [(a, v) for a, v in named] + [(a, kwargs[a.name]) for a in schema.arguments if a.name in kwargs]
-    return [v for a, v in given if a.alias_info is not None and a.alias_info.is_write]
-
-
-def only_views(schema: Any) -> bool:  # noqa: ANN401
-    """Whether an op returns the memory that it is given, and changes nothing of it."""
-    return not schema.is_mutable and bool(schema.returns) and all(r.alias_info is not None for r in schema.returns)
-
-
 def _only_shapes(func: Any) -> bool:  # noqa: ANN401
     name: str = func.overloadpacket.__name__
     return name.startswith("new_") or name.endswith("_like")
-
-
-def memory_of(tensor: Tensor) -> list[int]:
-    """What stands for the memory of a tensor, which its views share; empty for tensors of another make."""
-    if tensor.layout != torch.strided:
-        return []
-    return [tensor.untyped_storage()._cdata]  # noqa: SLF001 - the only name of memory that holds no data
 
 
 class Held:

@@ -1,0 +1,63 @@
+"""Sees each op that code runs on tensors with values, what it writes to, and which memory it has made itself."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fxcompress.trace.trees import tensors_in
+
+
+class OpWatch(TorchDispatchMode):
+    """Calls :meth:`before` in front of each op.
+
+    Attributes:
+        made: what stands for the memory that ops have made meanwhile, see :func:`memory_of`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.made = set[int]()
+
+    def before(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ANN401 - an op
+        """Look at an op that is about to run."""
+
+    def __torch_dispatch__(
+        self,
+        func: Any,  # noqa: ANN401 - an op
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        kwargs = kwargs or {}
+        self.before(func, args, kwargs)
+        result = func(*args, **kwargs)
+        self.made |= _memory_in(result) - _memory_in([args, kwargs])  # else it is a view, or what was written to
+        return result
+
+
+def _memory_in(tree: Any) -> set[int]:  # noqa: ANN401 - a tree of anything
+    return {memory for tensor in tensors_in(tree) for memory in memory_of(tensor)}
+
+
+def written_to(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:  # noqa: ANN401 - an op
+    """The tensors that an op writes to, as its schema says."""
+    schema = func._schema
+    if not schema.is_mutable:
+        return []
+    named = zip(schema.arguments, args, strict=False)
+    given = [(a, v) for a, v in named] + [(a, kwargs[a.name]) for a in schema.arguments if a.name in kwargs]
+    return list(tensors_in([v for a, v in given if a.alias_info is not None and a.alias_info.is_write]))
+
+
+def only_views(schema: Any) -> bool:  # noqa: ANN401
+    """Whether an op returns the memory that it is given, and changes nothing of it."""
+    return not schema.is_mutable and bool(schema.returns) and all(r.alias_info is not None for r in schema.returns)
+
+
+def memory_of(tensor: Tensor) -> list[int]:
+    """What stands for the memory of a tensor, which its views share; empty for tensors of another make."""
+    if tensor.layout != torch.strided:
+        return []
+    return [tensor.untyped_storage()._cdata]  # noqa: SLF001 - the only name of memory that holds no data

@@ -392,11 +392,6 @@ def remember(net: Net, x: Tensor) -> Tensor:
     return net.conv1(x) * net.count  # type: ignore[no-any-return]
 
 
-def cast(net: Net, x: Tensor) -> Tensor:
-    with torch.autocast("cpu", torch.bfloat16):
-        return net.conv1(x)  # type: ignore[no-any-return]
-
-
 def sine(x: Tensor) -> Tensor:
     return x.sin()
 
@@ -422,7 +417,6 @@ REFUSED: dict[str, tuple[Callable[[Net, Tensor], Any], str]] = {
     "python": (lambda net, x: net.conv1(x) * random.random(), r"draws random numbers from Python or numpy"),
     "numpy": (lambda net, x: net.conv1(x) * np.random.rand(), r"draws random numbers from Python or numpy"),  # noqa: NPY002
     "count": (remember, r"sets its attribute (body\.)?count while it runs"),
-    "autocast": (cast, r"switches autocast at .*put torch\.autocast around"),
     "script": (scripted, r"comes from a call that torch does not show at"),
     "vmap": (lambda net, x: torch.vmap(torch.sin)(net.conv1(x)), r"it fails with|does not show"),
     "swallowed": (swallow, r"reads values out of a tensor"),

@@ -1,4 +1,4 @@
-"""Code that switches gradients or autocast, and names that a graph cannot have."""
+"""Code that switches gradients, and names that a graph cannot have."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -182,18 +182,6 @@ def test_distributions_are_traced_without_their_checks() -> None:
     assert all(map(torch.equal, pruned(X[:3]), model(X[:3])))
     assert len(net.graphs) == 1
     assert torch.distributions.Distribution._validate_args == checks
-
-
-class Mixed(Base):
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            h = self.first(x)
-        return self.third(h.double())  # type: ignore[no-any-return]
-
-
-def test_a_model_that_switches_autocast_is_refused() -> None:
-    with pytest.raises(TraceError, match=r"it switches autocast at .*test_modes.py"):
-        fxc.prune(Mixed().double(), X)
 
 
 class Assigns(Base):

@@ -48,9 +48,10 @@ from fxcompress.channels.values import Call, LabelTensor, Step, Value, find, rep
 from fxcompress.errors import ExampleInputError, FxCompressError
 from fxcompress.progress import stage
 from fxcompress.quantizer import Quantizer
+from fxcompress.trace.autocast import switches_autocast
 from fxcompress.trace.calls import function_name
 from fxcompress.trace.described import place_of_node
-from fxcompress.trace.guards import asks_for_gradients, asserts_values
+from fxcompress.trace.guards import asks_for_mode, asserts_values
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.objects import restored
 from fxcompress.trace.skeleton import shallow
@@ -235,8 +236,8 @@ class Interpreter:
 
     def call(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         """Run a call node on its evaluated arguments."""
-        if asks_for_gradients(node) or asserts_values(node, args):
-            return None  # labels have neither: this is the path that was traced
+        if asks_for_mode(node) or switches_autocast(node) or asserts_values(node, args):
+            return None  # labels have no such things: this is the path that was traced
         callee = self._modules.get(str(node.target)) if node.op == "call_module" else node.target
         self.dispatch.numbers = self._numbers.met(node, self.env, callee)
         self.dispatch.sized = any(map(self._is_sized, node.all_input_nodes))

@@ -25,6 +25,7 @@ from fxcompress.passes.branch_ends import Dropped, that_end
 from fxcompress.passes.broadcasts import DIFFERENCES, SUMS, has_shape_of_sum
 from fxcompress.passes.join import Join, join_at
 from fxcompress.quantizer import Quantizer
+from fxcompress.trace.autocast import switches_autocast
 from fxcompress.trace.calls import IN_PLACE_OPERATORS, function_name
 from fxcompress.trace.guards import is_check
 from fxcompress.trace.traced import TracedModule
@@ -177,7 +178,7 @@ def _replace(module: nn.Module, graph: fx.Graph, node: fx.Node, operand: fx.Node
 def _drop_unused(module: nn.Module, graph: fx.Graph) -> None:
     """Erase nodes without users. In-place ops on values that may still be read are left alone."""
     for node in reversed(graph.nodes):
-        if node.users or node.op in {"placeholder", "output"} or is_check(node):
+        if node.users or node.op in {"placeholder", "output"} or is_check(node) or switches_autocast(node):
             continue
         if not _in_place(module, node) or all(_is_private(module, used) for used in node.all_input_nodes):
             graph.erase_node(node)

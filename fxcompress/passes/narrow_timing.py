@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from fxcompress.channels.values import find, replace
+from fxcompress.trace.autocast import closing
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.traced import TracedModule
 
@@ -28,6 +29,10 @@ class _Timed(fx.Interpreter):
     def __init__(self, module: TracedModule) -> None:
         super().__init__(copy.deepcopy(module).eval())
         self.seconds: dict[str, float] = {}
+
+    def run(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - as torch.fx has it
+        """Run all of it; an error leaves autocast as it was."""
+        return closing(super().run, self.graph)(*args, **options)
 
     def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:  # noqa: ANN401 - as torch.fx has it
         """The next of the arguments, that of ``*rest`` and ``**rest`` too."""

@@ -53,6 +53,7 @@ def run_model(
     kept: set[str],
     open_wrapped: bool = False,
     gradients: bool | None = None,
+    autocast: bool | None = None,
 ) -> fx.Graph:
     """The graph that running ``root`` on the inputs leaves. ``root`` itself does not run: a copy on fake tensors does.
 
@@ -66,13 +67,14 @@ def run_model(
         kept: filled with the attributes that the run sets; those that it seems to set before it reads them.
         open_wrapped: look into functions marked by torch.fx.wrap.
         gradients: whether all parameters require gradients, or none; None leaves them as they are.
+        autocast: what code hears that asks whether autocast is on; None for the truth.
 
     Raises:
         TraceError: the run fails, or does what no graph can do.
     """
     new = partial(
         _Run, root, is_leaf, readers, training=training, keep_sizes=keep_sizes, open_wrapped=open_wrapped,
-        gradients=gradients,
+        gradients=gradients, autocast=autocast,
     )  # fmt: skip
     inputs = inputs.converted(_leaf)
     run = new()
@@ -188,6 +190,7 @@ class _Run:
         keep_sizes: bool,
         open_wrapped: bool = False,
         gradients: bool | None = None,
+        autocast: bool | None = None,
         unset: frozenset[str] = frozenset(),
     ) -> None:
         self.root = root
@@ -199,7 +202,7 @@ class _Run:
         self.training = training
         self.model = skeleton(root).train(training)
         self.writer = Writer(self._constant)
-        self.recorder = Recorder(self.writer, keep_sizes=keep_sizes)
+        self.recorder = Recorder(self.writer, keep_sizes=keep_sizes, autocast=autocast)
         self.fakes = Fakes(self.recorder)
         with self.recorder.pause():
             self._fake_the_tensors()

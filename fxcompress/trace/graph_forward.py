@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from fxcompress.trace.autocast import closing
 from fxcompress.trace.checkpoints import with_checkpoints
 from fxcompress.trace.names import any_names
 from fxcompress.trace.skeleton import skeleton
@@ -59,7 +60,7 @@ def install(module: nn.Module, traced: TracedModule) -> None:
 
     members = {
         **methods,
-        "forward": forward,
+        "forward": closing(forward, traced.graph, traced.train_graph),
         "fxc_graphs": (traced.graph, traced.train_graph),
         "fxc_meta": dict(traced.meta),
         "mode_readers": traced.mode_readers,

@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from torch.fx.node import has_side_effect
 
 from fxcompress.errors import PathError
+from fxcompress.trace.autocast import autocast_is_on
 from fxcompress.trace.own_number import OwnNumber
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.memory_format)
@@ -32,6 +33,12 @@ def check(decision: object, outcome: object, sizes: tuple[object, ...], where: s
     if isinstance(decision, Tensor):  # as sizes are while torch.jit.trace or the old exporter of torch.onnx look on
         decision = decision.item()
     if decision != outcome:
+        if not sizes:
+            raise PathError(
+                f"autocast is {'on' if decision else 'off'}, and was {'on' if outcome else 'off'} when the network was "
+                f"traced: its code asks for that{where}, and goes another way\n"
+                f"  call compress or prune {'under' if decision else 'outside of'} torch.autocast"
+            )
         only_sizes = all(type(size) is int for size in sizes)
         raise PathError(
             f"this input takes another path through the network than the one that was traced{where}: a decision on "
@@ -106,6 +113,17 @@ def asks_for_gradients(node: fx.Node) -> bool:
     """Whether a node checks whether a tensor requires gradients, which is so or not for the same input."""
     decision = node.args[0] if node.target is check else None
     return isinstance(decision, fx.Node) and decision.target is getattr and str(decision.args[1]) == "requires_grad"
+
+
+def asks_for_autocast(node: fx.Node) -> bool:
+    """Whether a node checks whether autocast is on, which is so or not for the same input."""
+    decision = node.args[0] if node.target is check else None
+    return isinstance(decision, fx.Node) and decision.target is autocast_is_on
+
+
+def asks_for_mode(node: fx.Node) -> bool:
+    """Whether a node checks what does not depend on the input: whether there are gradients, or autocast."""
+    return asks_for_gradients(node) or asks_for_autocast(node)
 
 
 def asserts_values(node: fx.Node, args: tuple[Any, ...]) -> bool:

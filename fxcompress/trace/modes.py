@@ -1,4 +1,4 @@
-"""Modes that code switches while it runs, and that a graph does not know: gradients off, inference, autocast."""
+"""Modes that code switches while it runs, and that a graph does not know: gradients off, inference."""
 
 import torch
 
@@ -6,11 +6,6 @@ from fxcompress.trace.trees import replace
 
 ordinary = torch.inference_mode(mode=False)
 """Decorator: tensors that are made inside can be trained, also where inference mode is on outside."""
-
-
-def autocast_mode() -> tuple[bool, bool]:
-    """Whether autocast is on, on a CPU and on a GPU."""
-    return torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
 
 
 def without_gradient(value: object) -> object:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxcompress.trace.autocast import switches_autocast
+from fxcompress.trace.guards import asks_for_mode
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.other_sizes import empty, resized, without_values
 from fxcompress.trace.state import same_randomness
@@ -71,7 +73,7 @@ class _Run(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401 - whatever it returns
         """What a node returns; its shape is noted."""
-        result = super().run_node(n)
+        result = None if asks_for_mode(n) or switches_autocast(n) else super().run_node(n)
         if isinstance(result, Tensor):
             self.found[n.name] = result.shape
         return result

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxcompress.errors import FxCompressError, PathError
+from fxcompress.trace.autocast import switches_autocast
 from fxcompress.trace.concrete import runs
-from fxcompress.trace.guards import asks_for_gradients, check
+from fxcompress.trace.guards import asks_for_mode, check
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.same_path import is_number
 from fxcompress.trace.skeleton import skeleton
@@ -272,7 +273,7 @@ class _Run(fx.Interpreter):
             self.at = n
             sizes: Any = n.args[2]
             self.sizes[n] = fx.node.map_arg(sizes, lambda used: self.env[used])
-        return super().run_node(n)
+        return None if asks_for_mode(n) or switches_autocast(n) else super().run_node(n)
 
 
 def _decision(node: fx.Node) -> tuple[str, str]:
@@ -299,7 +300,7 @@ def empty(tensor: Tensor) -> Tensor:
 
 
 def _on_sizes(node: fx.Node) -> bool:
-    return bool(node.args[2]) and not asks_for_gradients(node)
+    return bool(node.args[2]) and not asks_for_mode(node)
 
 
 def _numbers(node: fx.Node) -> Iterator[int]:

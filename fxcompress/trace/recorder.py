@@ -18,9 +18,10 @@ from torch.overrides import TorchFunctionMode
 
 from fxcompress.errors import TraceError
 from fxcompress.trace.asserts import outcome_that_goes_on, tell_of_left_out
+from fxcompress.trace.autocast import autocast_is_on
+from fxcompress.trace.autocast_watch import Regions
 from fxcompress.trace.calls import property_of, target_of
 from fxcompress.trace.guards import shape_of
-from fxcompress.trace.modes import autocast_mode
 from fxcompress.trace.places import place
 from fxcompress.trace.sizes import Number, Recipe, number, plain
 from fxcompress.trace.trees import rebuild
@@ -47,21 +48,25 @@ class Recorder(TorchFunctionMode):
     Args:
         writer: writes it down.
         keep_sizes: arithmetic on sizes becomes part of the graph; otherwise each size that is read must stay the same.
+        autocast: what code hears that asks whether autocast is on; None for the truth.
 
     Attributes:
         paused: nothing is recorded.
         faked: gives the fake of a tensor that holds values.
         refusal: the first thing that cannot be recorded; it counts even where the model catches the error.
+        regions: in which the code has switched autocast.
     """
 
-    def __init__(self, writer: Writer, *, keep_sizes: bool) -> None:
+    def __init__(self, writer: Writer, *, keep_sizes: bool, autocast: bool | None = None) -> None:
         super().__init__()
         self.writer = writer
         self.keep_sizes = keep_sizes
         self.paused = False
         self.faked: Callable[[Tensor], Tensor] = Tensor.detach
         self.refusal: TraceError | None = None
-        self._autocast = autocast_mode()
+        self._autocast = autocast
+        self._devices: dict[str, torch.device] = {}
+        self.regions = Regions(self._function, self._device_of, self._asked, pretends=autocast is not None)
         self._shapes: dict[tuple[int, tuple[int, ...]], Recipe] = {}
 
     def __torch_function__(
@@ -133,10 +138,9 @@ class Recorder(TorchFunctionMode):
         """Run ``func`` on fake tensors, unseen.
 
         Raises:
-            TraceError: it needs the values of tensors, or a precision that the model switches on.
+            TraceError: it needs the values of tensors, or autocast has been switched in a way that no graph knows.
         """
-        if autocast_mode() != self._autocast:
-            raise TraceError(f"it switches autocast{place()}; put torch.autocast around the call of the model instead")
+        self.regions.refuse_unseen()
         try:
             with self.pause():
                 given = rebuild(plain, tuple(args))
@@ -199,7 +203,21 @@ class Recorder(TorchFunctionMode):
             own = torch.device(str(device))
         recipe = self.writer.recipe(getattr, (self.writer.node_of(tensor), "device"))
         self.writer.bind(own, self.writer.made(recipe))
+        self._devices[own.type] = own
         return own
+
+    def _function(self, function: Callable[..., Any], args: tuple[Any, ...]) -> fx.Node:
+        return self.writer.node("call_function", function, args)
+
+    def _device_of(self, kind: str) -> Any:  # noqa: ANN401
+        """A type of devices: that of the device which the code has read off a tensor last, if it is of that type."""
+        known = self._devices.get(kind)
+        return kind if known is None else self.writer.written(known)
+
+    def _asked(self, device: object, known: bool) -> bool:  # noqa: FBT001
+        answer = known if self._autocast is None else self._autocast
+        self.writer.decide(self.writer.recipe(autocast_is_on, (device,)), answer)
+        return answer
 
     def _returned(self, value: Any, node: fx.Node) -> Any:  # noqa: ANN401
         """What a node returned, each part bound to the node that makes it."""

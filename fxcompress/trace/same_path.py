@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from fxcompress.trace.autocast import autocast_is_on, enter_autocast, exit_autocast
 from fxcompress.trace.guards import check, check_argument, shape_of
 from fxcompress.trace.sizes import FUNCTIONS
 
@@ -89,7 +90,7 @@ def is_number(node: fx.Node) -> bool:
         return False
     if node.target is getattr:
         return node.args[1] not in _TENSORS
-    if node.target in {shape_of, len}:
+    if node.target in {shape_of, len, autocast_is_on}:
         return True
     computed = node.target is operator.getitem or node.target in FUNCTIONS
     return computed and all(map(is_number, node.all_input_nodes)) and bool(node.all_input_nodes)
@@ -140,7 +141,7 @@ class _Match:
                 found = self.numbers.get(self._mapped_key(node))
                 if found is not None:
                     self.same[node] = found
-            elif node.target is check_argument:
+            elif node.target is check_argument or _is_off(node):
                 continue
             elif following is not None and self._alike(node, following):
                 self.same[node], following = following, next(steps, None)
@@ -272,6 +273,12 @@ def _made_of(number: fx.Node, nodes: set[fx.Node]) -> bool:
 def _steps(graph: fx.Graph) -> Iterator[fx.Node]:
     """All nodes but numbers and checks."""
     return (n for n in graph.nodes if n.target not in {check, check_argument} and not is_number(n))
+
+
+def _is_off(node: fx.Node) -> bool:
+    """Whether a node begins or ends a region without autocast, which changes nothing where there is none outside."""
+    region = node.args[0] if node.target is exit_autocast else node
+    return isinstance(region, fx.Node) and region.target is enter_autocast and region.args[2] is False
 
 
 def writes(node: fx.Node) -> bool:

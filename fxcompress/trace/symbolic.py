@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import rnn
 
 from fxcompress.errors import TraceError
+from fxcompress.trace.autocast_watch import Regions
 from fxcompress.trace.calls import IN_PLACE_OPERATORS, autograd_call
 from fxcompress.trace.checkpoints import mark
 from fxcompress.trace.depth import is_stochastic_depth
@@ -27,7 +28,7 @@ from fxcompress.trace.lowering import Lowered
 from fxcompress.trace.memory import Memory, Unread, refuse_layers_set
 from fxcompress.trace.messages import is_message
 from fxcompress.trace.mode_switches import switches
-from fxcompress.trace.modes import autocast_mode, without_gradient
+from fxcompress.trace.modes import without_gradient
 from fxcompress.trace.objects import itself
 from fxcompress.trace.places import is_users as runs_user_code
 from fxcompress.trace.places import place, short, stack_trace
@@ -125,7 +126,7 @@ class Tracer(fx.Tracer):
         super().__init__(autowrap_functions=_WHOLE)
         self.refusal: Exception | None = None
         self._autowrap_search.append(rnn)  # and where they are looked up in their module
-        self._autocast = autocast_mode()
+        self.regions = Regions(self._function, lambda kind: kind, self._asked)
         self._without: dict[fx.Node, fx.Proxy] = {}  # each node that was read in a region without gradients
         self._names: dict[int, tuple[str, Tensor]] = {}  # of the tensors of the root, by id
 
@@ -189,10 +190,9 @@ class Tracer(fx.Tracer):
         no such region.
 
         Raises:
-            TraceError: the code switches autocast.
+            TraceError: autocast has been switched in a way that no graph knows.
         """
-        if autocast_mode() != self._autocast:
-            raise TraceError(f"it switches autocast{place()}; put torch.autocast around the call of the model instead")
+        self.regions.refuse_unseen()
         if torch.is_grad_enabled() or not kind.startswith("call_"):
             return super().create_proxy(kind, target, args, kwargs, *more, **options)
         args, kwargs = fx.node.map_aggregate((args, kwargs), self._read)
@@ -201,6 +201,13 @@ class Tracer(fx.Tracer):
             self._without[made.node] = made
         result: fx.Proxy = self._read(made)
         return result
+
+    def _function(self, function: Callable[..., Any], args: tuple[Any, ...]) -> fx.Proxy:
+        made: fx.Proxy = super().create_proxy("call_function", function, args, {})
+        return made
+
+    def _asked(self, *_question: object) -> bool:
+        raise TraceError(f"it asks whether autocast is on{place()}, which may be so in one call and not in the next")
 
     def _read(self, argument: Any) -> Any:  # noqa: ANN401
         if not isinstance(argument, fx.Proxy):
@@ -323,7 +330,10 @@ def _go(
     whole = patch.object(torch.autograd.Function, "apply", classmethod(_autograd(tracer)))
     unseen = Unseen(root, buffers=symbols)
     try:
-        with torch.enable_grad(), answered(tracer.kinds), whole, unseen, switches().run(training=training):
+        with (
+            torch.enable_grad(), answered(tracer.kinds), whole, unseen, switches().run(training=training),
+            tracer.regions.watched(lambda: False),
+        ):  # fmt: skip
             graph = tracer.trace(root, concrete_args=constants)
     except TraceError:
         raise

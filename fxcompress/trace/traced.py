@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from torch import fx, nn
 
 from fxcompress.errors import TraceError
+from fxcompress.trace.autocast import closing
 from fxcompress.trace.checkpoints import with_checkpoints
 from fxcompress.trace.names import any_names
 from fxcompress.trace.own_modes import Modes
@@ -94,7 +95,7 @@ class TracedModule(fx.GraphModule):
             code = super().recompile()
         evaluate = with_checkpoints(self, self.graph, "eval").get("forward", type(self).forward)
         if self.train_graph is None:
-            type(self).forward = evaluate
+            type(self).forward = closing(evaluate, self.graph)
         else:
             with any_names():
                 train = type(fx.GraphModule(self, self.train_graph)).forward
@@ -105,7 +106,7 @@ class TracedModule(fx.GraphModule):
             def forward(self: TracedModule, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
                 return (train if self.reads_training() else evaluate)(self, *args, **kwargs)
 
-            type(self).forward = forward
+            type(self).forward = closing(forward, self.graph, self.train_graph)
         return code
 
     @property

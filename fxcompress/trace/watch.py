@@ -65,6 +65,7 @@ def watch(
         stack.enter_context(patch.object(F, _ATTENTION.__name__, _attention))
         for scope, name in () if open_wrapped else wrapped_functions():
             stack.enter_context(patch.dict(scope, {name: _opaque(recorder, scope[name])}))
+        stack.enter_context(recorder.regions.watched(lambda: recorder.paused))
         stack.enter_context(recorder)
         yield
 

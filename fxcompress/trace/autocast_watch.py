@@ -17,9 +17,6 @@ _ENTER: Final[Callable[..., Any]] = torch.autocast.__enter__
 _EXIT: Final[Callable[..., Any]] = torch.autocast.__exit__
 _INIT: Final[Callable[..., None]] = torch.autocast.__init__
 _IS_ENABLED: Final = torch.is_autocast_enabled
-_DTYPES: Final = {
-    name: getattr(torch, name) for name in ("get_autocast_dtype", "get_autocast_gpu_dtype", "get_autocast_cpu_dtype")
-}
 
 
 def _mode() -> tuple[bool, bool]:
@@ -33,19 +30,16 @@ class Regions:
     Args:
         record: writes a call of a function into the graph, and returns what stands for its result there.
         device: what stands in the graph for a type of devices.
-        ask: told of a question whether autocast is on, with the true answer; returns the one that the code gets.
-        pretends: that may be another one, so the code must not go on to ask what autocast is like.
+        ask: told of a question whether autocast is on, with the answer.
     """
 
     def __init__(
         self,
         record: Callable[[Callable[..., Any], tuple[Any, ...]], Any],
         device: Callable[[str], object],
-        ask: Callable[[object, bool], bool],
-        *,
-        pretends: bool = False,
+        ask: Callable[[object, bool], None],
     ) -> None:
-        self._record, self._device, self._ask, self._pretends = record, device, ask, pretends
+        self._record, self._device, self._ask = record, device, ask
         self._mode = _mode()
         self._inside: list[tuple[torch.autocast, Any]] = []
 
@@ -77,28 +71,15 @@ class Regions:
         def is_on(device_type: str = "cuda") -> bool:
             known = _IS_ENABLED(device_type)
             inside = any(region.device == device_type for region, _ in self._inside)
-            asked = not (paused() or inside) and is_users(sys._getframe(1))  # noqa: SLF001
-            return self._ask(self._device(device_type), known) if asked else known
+            if not (paused() or inside) and is_users(sys._getframe(1)):  # noqa: SLF001
+                self._ask(self._device(device_type), known)
+            return known
 
-        functions = {"is_autocast_enabled": is_on} | {
-            name: self._dtype_by(known, paused) for name, known in _DTYPES.items()
-        }
         with ExitStack() as stack:
             for name, member in {"__init__": _begun, "__enter__": entered, "__exit__": left}.items():
                 stack.enter_context(patch.object(torch.autocast, name, member))
-            for name, function in functions.items():
-                stack.enter_context(patch.object(torch, name, function))
+            stack.enter_context(patch.object(torch, "is_autocast_enabled", is_on))
             yield
-
-    def _dtype_by(self, original: Callable[..., torch.dtype], paused: Callable[[], bool]) -> Callable[..., torch.dtype]:
-        """A function that asks for the precision of autocast, and refuses to answer where autocast is pretended."""
-
-        def dtype_of(*args: str) -> torch.dtype:
-            if self._pretends and not (paused() or self._inside) and is_users(sys._getframe(1)):  # noqa: SLF001
-                raise TraceError(f"it asks for the precision of autocast{place()}")
-            return original(*args)
-
-        return dtype_of
 
     def _enter(self, region: Any) -> None:  # noqa: ANN401
         """Write down a region as its code has asked for it, which is not always what this machine can do."""

@@ -8,6 +8,8 @@ the graph, and each decision on them becomes a check in it (guards.py).
 
 import inspect
 import operator
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -53,7 +55,7 @@ def run_model(
     kept: set[str],
     open_wrapped: bool = False,
     gradients: bool | None = None,
-    autocast: bool | None = None,
+    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> fx.Graph:
     """The graph that running ``root`` on the inputs leaves. ``root`` itself does not run: a copy on fake tensors does.
 
@@ -67,14 +69,14 @@ def run_model(
         kept: filled with the attributes that the run sets; those that it seems to set before it reads them.
         open_wrapped: look into functions marked by torch.fx.wrap.
         gradients: whether all parameters require gradients, or none; None leaves them as they are.
-        autocast: what code hears that asks whether autocast is on; None for the truth.
+        precision: makes what the runs lie in: another mode of autocast.
 
     Raises:
         TraceError: the run fails, or does what no graph can do.
     """
     new = partial(
         _Run, root, is_leaf, readers, training=training, keep_sizes=keep_sizes, open_wrapped=open_wrapped,
-        gradients=gradients, autocast=autocast,
+        gradients=gradients, precision=precision,
     )  # fmt: skip
     inputs = inputs.converted(_leaf)
     run = new()
@@ -190,7 +192,7 @@ class _Run:
         keep_sizes: bool,
         open_wrapped: bool = False,
         gradients: bool | None = None,
-        autocast: bool | None = None,
+        precision: Callable[[], AbstractContextManager[object]] = nullcontext,
         unset: frozenset[str] = frozenset(),
     ) -> None:
         self.root = root
@@ -202,7 +204,9 @@ class _Run:
         self.training = training
         self.model = skeleton(root).train(training)
         self.writer = Writer(self._constant)
-        self.recorder = Recorder(self.writer, keep_sizes=keep_sizes, autocast=autocast)
+        self.precision = precision
+        with precision():
+            self.recorder = Recorder(self.writer, keep_sizes=keep_sizes)
         self.fakes = Fakes(self.recorder)
         with self.recorder.pause():
             self._fake_the_tensors()
@@ -215,7 +219,7 @@ class _Run:
 
     def go(self, inputs: ExampleInputs) -> frozenset[str]:
         """Write the graph; names of the attributes that the run has set."""
-        with quiet(), self.fakes, torch.enable_grad():
+        with quiet(), self.fakes, torch.enable_grad(), self.precision():
             signature = inspect.signature(self.model.forward)
             with self.recorder.pause():
                 fakes = replace(self.fakes.from_tensor, (inputs.args, inputs.kwargs))
@@ -238,7 +242,7 @@ class _Run:
     def fails(self, inputs: ExampleInputs) -> Exception | None:
         """The error that the model ends in on these inputs when nobody watches; None where it runs, or needs values."""
         try:
-            with quiet(), self.fakes, self.recorder.pause(), same_randomness(allowed=True):
+            with quiet(), self.fakes, self.recorder.pause(), same_randomness(allowed=True), self.precision():
                 args, kwargs = replace(self.fakes.from_tensor, (inputs.args, inputs.kwargs))
                 self.model(*args, **kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException):

@@ -58,6 +58,40 @@ def shape_of(tensor: Tensor, rank: int, where: str) -> torch.Size:
 
 @fx.wrap
 @has_side_effect
+def check_dtypes(
+    found: tuple[torch.dtype, ...], seen: tuple[tuple[torch.dtype, ...], ...], places: tuple[str, ...]
+) -> None:
+    """Raise unless the dtypes that a network reads are together as in one of the precisions that it was traced in.
+
+    Args:
+        found: the dtypes as they are now.
+        seen: as they were, for each precision.
+        places: the line of the model that reads each of them.
+    """
+    if found in seen:
+        return
+    known = max(seen, key=lambda dtypes: sum(a == b for a, b in zip(found, dtypes, strict=True)))
+    at = next(i for i, (a, b) in enumerate(zip(found, known, strict=True)) if a != b)
+    others = " or ".join(sorted({str(dtypes[at]) for dtypes in seen}))
+    raise PathError(
+        f"the dtype of a tensor that is read{places[at]} is {found[at]}, and was {others} when the network was traced"
+        "\n  trace the network again in this precision: what it does may depend on that"
+    )
+
+
+@fx.wrap
+def limit_of(dtype: torch.dtype, name: str) -> float:
+    """A number of ``torch.finfo``.
+
+    >>> limit_of(torch.float16, "max")
+    65504.0
+    """
+    limit: float = getattr(torch.finfo(dtype), name)
+    return limit
+
+
+@fx.wrap
+@has_side_effect
 def check_argument(value: object, form: object, name: str, *, exact: bool = False) -> None:
     """Raise unless an argument of forward is of the form (see :func:`form_of`) that it was traced with."""
     found = form_of(value, exact=exact)
@@ -106,7 +140,7 @@ def _in_words(form: Any) -> str:  # noqa: ANN401 - as form_of returns it
 
 def is_check(node: fx.Node) -> bool:
     """Whether a node is a check; it stays whatever becomes of its operands."""
-    return node.op == "call_function" and node.target in {check, shape_of, check_argument}
+    return node.op == "call_function" and node.target in {check, check_dtypes, shape_of, check_argument}
 
 
 def asks_for_gradients(node: fx.Node) -> bool:

@@ -5,21 +5,23 @@ where the batch has one row as well. A model that is traced with two images shou
 where a decision compares sizes, the model runs a second time with another batch, and where one of the two graphs
 computes what both do (same_path.py), it stands for both. The same goes for code that asks whether a tensor requires
 gradients, which it may do under ``torch.no_grad()`` and may not in training: where the two paths differ, the graph of
-evaluation takes that without gradients, and the graph of training the other. And for code that asks whether autocast is
-on, as it does to switch it off for some ops.
+evaluation takes that without gradients, and the graph of training the other. What code asks about precision is left to
+precisions.py.
 """
 
 import operator
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from fxcompress.errors import TraceError
 from fxcompress.trace.concrete import run_model
-from fxcompress.trace.guards import asks_for_autocast, asks_for_gradients, check
+from fxcompress.trace.guards import asks_for_gradients, check
 from fxcompress.trace.inputs import ExampleInputs
+from fxcompress.trace.precisions import Recording, decisions_of, hold_in_other_precisions
 from fxcompress.trace.same_path import joined
 from fxcompress.trace.trees import tensors_in
 from fxcompress.trace.watch import IsLeaf
@@ -47,42 +49,32 @@ def run_paths(
         TraceError: as there.
     """
     run = partial(run_model, root, training=training, is_leaf=is_leaf, keep_sizes=keep_sizes, open_wrapped=open_wrapped)
+    recordings: dict[fx.Graph, Recording] = {}
 
-    def for_batches(
-        more: set[int], changed: set[str], *, gradients: bool | None = None, autocast: bool | None = None
-    ) -> fx.Graph:
-        graph = run(more, inputs=inputs, kept=changed, gradients=gradients, autocast=autocast)
+    def record(more: set[int], changed: set[str], **options: Any) -> fx.Graph:  # noqa: ANN401
+        graph = run(more, kept=changed, **options)
+        recordings[graph] = Recording(partial(run, **options), decisions_of(graph))
+        return graph
+
+    def for_batches(more: set[int], changed: set[str], gradients: bool | None = None) -> fx.Graph:  # noqa: FBT001
+        graph = record(more, changed, inputs=inputs, gradients=gradients)
         other = _another_batch(inputs) if keep_sizes and any(map(_compares, _checks(graph))) else None
         if other is None:
             return graph
-        again = partial(run, inputs=other, gradients=gradients, autocast=autocast)
-        return _for_both(graph, lambda more, changed: again(more, kept=changed), root, more, changed)
-
-    def for_gradients(more: set[int], changed: set[str], *, autocast: bool | None = None) -> fx.Graph:
-        go = partial(for_batches, autocast=autocast)
-        graph = go(more, changed)
-        asked = _answer(graph, asks_for_gradients)
-        if asked is None:
-            return graph
-        graph = _for_both(graph, partial(go, gradients=not asked), root, more, changed)
-        if asked is not training and _answer(graph, asks_for_gradients) is not None:
-            graph = _with_gradients_of_mode(graph, go, more, changed, training=training)
-        return graph
+        return _for_both(graph, partial(record, inputs=other, gradients=gradients), root, more, changed)
 
     before = set(vars(root))
-    graph = for_gradients(readers, kept)
-    asked = _answer(graph, asks_for_autocast)
+    graph = for_batches(readers, kept)
+    asked = next((node.args[1] for node in _checks(graph) if asks_for_gradients(node)), None)
     if asked is not None:
-        graph = _for_both(graph, partial(for_gradients, autocast=not asked), root, readers, kept)
+        graph = _for_both(graph, partial(for_batches, gradients=not asked), root, readers, kept)
+        if asked is not training and any(map(asks_for_gradients, _checks(graph))):
+            graph = _with_gradients_of_mode(graph, for_batches, readers, kept, training=training)
+    hold_in_other_precisions(graph, recordings[graph], root, readers, kept)
     used = {str(node.target) for node in graph.find_nodes(op="get_attr")}
     for name in vars(root).keys() - before - used:  # constants of a run that is not kept
         del vars(root)[name]
     return graph
-
-
-def _answer(graph: fx.Graph, asks: Callable[[fx.Node], bool]) -> bool | None:
-    """What code has heard when it asked for a mode; None where it has not."""
-    return next((bool(node.args[1]) for node in _checks(graph) if asks(node)), None)
 
 
 def _for_both(graph: fx.Graph, run: _Run, root: nn.Module, readers: set[int], kept: set[str]) -> fx.Graph:

@@ -48,7 +48,6 @@ class Recorder(TorchFunctionMode):
     Args:
         writer: writes it down.
         keep_sizes: arithmetic on sizes becomes part of the graph; otherwise each size that is read must stay the same.
-        autocast: what code hears that asks whether autocast is on; None for the truth.
 
     Attributes:
         paused: nothing is recorded.
@@ -57,16 +56,15 @@ class Recorder(TorchFunctionMode):
         regions: in which the code has switched autocast.
     """
 
-    def __init__(self, writer: Writer, *, keep_sizes: bool, autocast: bool | None = None) -> None:
+    def __init__(self, writer: Writer, *, keep_sizes: bool) -> None:
         super().__init__()
         self.writer = writer
         self.keep_sizes = keep_sizes
         self.paused = False
         self.faked: Callable[[Tensor], Tensor] = Tensor.detach
         self.refusal: TraceError | None = None
-        self._autocast = autocast
         self._devices: dict[str, torch.device] = {}
-        self.regions = Regions(self._function, self._device_of, self._asked, pretends=autocast is not None)
+        self.regions = Regions(self._function, self._device_of, self._asked)
         self._shapes: dict[tuple[int, tuple[int, ...]], Recipe] = {}
 
     def __torch_function__(
@@ -214,10 +212,8 @@ class Recorder(TorchFunctionMode):
         known = self._devices.get(kind)
         return kind if known is None else self.writer.written(known)
 
-    def _asked(self, device: object, known: bool) -> bool:  # noqa: FBT001
-        answer = known if self._autocast is None else self._autocast
+    def _asked(self, device: object, answer: bool) -> None:  # noqa: FBT001
         self.writer.decide(self.writer.recipe(autocast_is_on, (device,)), answer)
-        return answer
 
     def _returned(self, value: Any, node: fx.Node) -> Any:  # noqa: ANN401
         """What a node returned, each part bound to the node that makes it."""

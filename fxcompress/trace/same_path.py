@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from fxcompress.trace.autocast import autocast_is_on, enter_autocast, exit_autocast
+from fxcompress.trace.autocast import autocast_is_on
 from fxcompress.trace.guards import check, check_argument, shape_of
 from fxcompress.trace.sizes import FUNCTIONS
 
@@ -141,7 +141,7 @@ class _Match:
                 found = self.numbers.get(self._mapped_key(node))
                 if found is not None:
                     self.same[node] = found
-            elif node.target is check_argument or _is_off(node):
+            elif node.target is check_argument:
                 continue
             elif following is not None and self._alike(node, following):
                 self.same[node], following = following, next(steps, None)
@@ -203,7 +203,7 @@ class _Match:
 
     def _alike(self, a: fx.Node, b: fx.Node) -> bool:
         if a.op == b.op == "get_attr" and a.target != b.target:
-            return _same_constant(self.root, a, b)
+            return same_constant(self.root, a, b)
         return bool(self._mapped_key(a) == self._key(b, b.args, b.kwargs))
 
     def _mapped_key(self, node: fx.Node) -> object:
@@ -275,12 +275,6 @@ def _steps(graph: fx.Graph) -> Iterator[fx.Node]:
     return (n for n in graph.nodes if n.target not in {check, check_argument} and not is_number(n))
 
 
-def _is_off(node: fx.Node) -> bool:
-    """Whether a node begins or ends a region without autocast, which changes nothing where there is none outside."""
-    region = node.args[0] if node.target is exit_autocast else node
-    return isinstance(region, fx.Node) and region.target is enter_autocast and region.args[2] is False
-
-
 def writes(node: fx.Node) -> bool:
     """Whether a node writes to a tensor in place."""
     name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
@@ -312,7 +306,7 @@ def _constant(root: nn.Module, node: fx.Node) -> object:
     return value
 
 
-def _same_constant(root: nn.Module, a: fx.Node, b: fx.Node) -> bool:
+def same_constant(root: nn.Module, a: fx.Node, b: fx.Node) -> bool:
     """Whether two tensors that code has made anew in each run are the same."""
     if not all(str(node.target).startswith("_tensor_constant") for node in (a, b)):
         return False

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 from unittest.mock import patch
 
 import numpy as np
@@ -206,7 +206,7 @@ class Tracer(fx.Tracer):
         made: fx.Proxy = super().create_proxy("call_function", function, args, {})
         return made
 
-    def _asked(self, *_question: object) -> bool:
+    def _asked(self, *_question: object) -> NoReturn:
         raise TraceError(f"it asks whether autocast is on{place()}, which may be so in one call and not in the next")
 
     def _read(self, argument: Any) -> Any:  # noqa: ANN401

@@ -3,7 +3,6 @@
 import copy
 import pickle
 import random
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -392,17 +391,6 @@ def remember(net: Net, x: Tensor) -> Tensor:
     return net.conv1(x) * net.count  # type: ignore[no-any-return]
 
 
-def sine(x: Tensor) -> Tensor:
-    return x.sin()
-
-
-def scripted(net: Net, x: Tensor) -> Any:  # noqa: ANN401
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        function = torch.jit.script(sine)
-    return function(net.conv1(x))
-
-
 def swallow(net: Net, x: Tensor) -> Tensor:
     """On values it computes one thing, on fakes another."""
     try:
@@ -417,7 +405,6 @@ REFUSED: dict[str, tuple[Callable[[Net, Tensor], Any], str]] = {
     "python": (lambda net, x: net.conv1(x) * random.random(), r"draws random numbers from Python or numpy"),
     "numpy": (lambda net, x: net.conv1(x) * np.random.rand(), r"draws random numbers from Python or numpy"),  # noqa: NPY002
     "count": (remember, r"sets its attribute (body\.)?count while it runs"),
-    "script": (scripted, r"comes from a call that torch does not show at"),
     "vmap": (lambda net, x: torch.vmap(torch.sin)(net.conv1(x)), r"it fails with|does not show"),
     "swallowed": (swallow, r"reads values out of a tensor"),
     "object": (lambda net, x: object(), r"a object .*a graph cannot hold it"),

@@ -33,6 +33,7 @@ from fxcompress.trace.paths import run_paths
 from fxcompress.trace.places import short
 from fxcompress.trace.questions import asking_type
 from fxcompress.trace.same_graph import same_graph
+from fxcompress.trace.scripted import opened_scripts
 from fxcompress.trace.skeleton import skeleton
 from fxcompress.trace.state import same_randomness, unchanged_buffers
 from fxcompress.trace.support import check_supported
@@ -98,20 +99,27 @@ def _checked(model: nn.Module, inputs: ExampleInputs | None, make: Callable[[set
     """What ``make`` returns; compared with the model where its code does what nobody can see while it is traced.
 
     That is to ask for the type of a value, as stand-ins and fake tensors have others, for which of two it is, or for
-    the pattern that it matches, and to keep something from one
-    run for the next, in attributes whose names ``make`` puts into the set that it is given.
+    the pattern that it matches, to call what ``torch.jit`` has compiled, and to keep something from one run for the
+    next, in attributes whose names ``make`` puts into the set that it is given.
 
     Raises:
         TraceError: it does not compute the same, or there is nothing to compare it on.
     """
     kept: set[str] = set()
-    traced, asking = make(kept), asking_type(model)
-    if asking is None and not kept:
+    with opened_scripts() as compiled:
+        traced = make(kept)
+    asking = asking_type(model)
+    if asking is None and not kept and (inputs is None or not compiled):
         return traced
     if inputs is not None and computes_the_same(with_plain_weights(model), traced, inputs):
         return traced
-    if kept or asking is None:
+    if kept:
         raise carried_over(min(kept))
+    if asking is None:
+        raise TraceError(
+            f"{compiled[0]} is compiled by torch.jit, and computes something else than the code that it was made of\n"
+            "  call the code itself"
+        )
     code = asking.__code__
     raise TraceError(
         f"{asking.__name__} asks for the type of a value (type(x), x.__class__, x is y or match, in the function at "

@@ -1,6 +1,7 @@
-"""Models that ask for dtypes, traced in float32 and used under autocast: one graph computes what they do."""
+"""Models that ask for dtypes, traced in float32 and used under autocast or in half: one graph computes what they do."""
 
 import contextlib
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -121,6 +122,17 @@ def test_one_graph_for_all_precisions(name: str, precision: str) -> None:
             assert torch.equal(graph(X[:2]), model(X[:2]))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["Norm", "Mask", "Kept", "InTraining"])  # the others cast what layers refuse
+def test_one_graph_for_tensors_in_half(name: str, dtype: torch.dtype) -> None:
+    model = made(NETS[name])
+    graph, model, x = fxc.prune(model, X).module.to(dtype), model.to(dtype), X.to(dtype)
+    with torch.no_grad():
+        assert torch.equal(graph(x), model(x))
+        final = fxc.compress(made(NETS[name]), X).eval().finalize().to(dtype)
+        assert difference(final(x).float(), model(x).float()) < 5e-2
+
+
 @pytest.mark.parametrize("name", NETS)
 def test_training_under_autocast(name: str) -> None:
     net = fxc.compress(made(NETS[name]), X)
@@ -227,16 +239,15 @@ STEPS: dict[str, Callable[[nn.Module, Tensor, Tensor], Tensor]] = {
 def test_random_programs(steps: list[tuple[str, int, int]]) -> None:
     torch.manual_seed(0)
     model = Random(steps).eval()
+    inputs = dict.fromkeys(PRECISIONS, X) | {f"all {d}": X.to(d) for d in (torch.bfloat16, torch.float16)}
     expected = {}
-    for name, precision in PRECISIONS.items():
-        with (
-            precision(),
-            torch.no_grad(),
-            contextlib.suppress(RuntimeError),
-        ):  # layers take no bfloat16 without autocast
-            expected[name] = model(X)
+    for name, x in inputs.items():
+        with PRECISIONS.get(name, contextlib.nullcontext)(), torch.no_grad(), contextlib.suppress(RuntimeError):
+            expected[name] = copy.deepcopy(model).to(x.dtype)(x)  # layers refuse what is not of their dtype
     assume("float32" in expected)
     graph = fxc.prune(model, X).module
     for name, result in expected.items():
-        with PRECISIONS[name](), torch.no_grad(), contextlib.suppress(*[PathError] * (name != "float32")):
-            assert torch.equal(graph(X), result), (name, graph)
+        refused = contextlib.suppress(*[PathError] * (name != "float32"))
+        with PRECISIONS.get(name, contextlib.nullcontext)(), torch.no_grad(), refused:
+            found = copy.deepcopy(graph).to(inputs[name].dtype)(inputs[name])
+            assert torch.equal(found, result), (name, graph)

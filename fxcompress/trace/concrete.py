@@ -8,8 +8,6 @@ the graph, and each decision on them becomes a check in it (guards.py).
 
 import inspect
 import operator
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -30,6 +28,7 @@ from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.made_tables import are_tables
 from fxcompress.trace.memory import Memory, refuse_layers_set
 from fxcompress.trace.mode_switches import switches
+from fxcompress.trace.modes import AS_IT_IS, Precision
 from fxcompress.trace.objects import objects_in
 from fxcompress.trace.places import place_of
 from fxcompress.trace.recorder import Recorder
@@ -55,7 +54,7 @@ def run_model(
     kept: set[str],
     open_wrapped: bool = False,
     gradients: bool | None = None,
-    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
+    precision: Precision = AS_IT_IS,
 ) -> fx.Graph:
     """The graph that running ``root`` on the inputs leaves. ``root`` itself does not run: a copy on fake tensors does.
 
@@ -69,7 +68,7 @@ def run_model(
         kept: filled with the attributes that the run sets; those that it seems to set before it reads them.
         open_wrapped: look into functions marked by torch.fx.wrap.
         gradients: whether all parameters require gradients, or none; None leaves them as they are.
-        precision: makes what the runs lie in: another mode of autocast.
+        precision: to run in.
 
     Raises:
         TraceError: the run fails, or does what no graph can do.
@@ -78,7 +77,7 @@ def run_model(
         _Run, root, is_leaf, readers, training=training, keep_sizes=keep_sizes, open_wrapped=open_wrapped,
         gradients=gradients, precision=precision,
     )  # fmt: skip
-    inputs = inputs.converted(_leaf)
+    inputs = inputs.converted(_leaf).converted(precision.cast)
     run = new()
     changed = _go(run, inputs)
     if changed:
@@ -192,7 +191,7 @@ class _Run:
         keep_sizes: bool,
         open_wrapped: bool = False,
         gradients: bool | None = None,
-        precision: Callable[[], AbstractContextManager[object]] = nullcontext,
+        precision: Precision = AS_IT_IS,
         unset: frozenset[str] = frozenset(),
     ) -> None:
         self.root = root
@@ -205,9 +204,10 @@ class _Run:
         self.model = skeleton(root).train(training)
         self.writer = Writer(self._constant)
         self.precision = precision
-        with precision():
+        with precision.around():
             self.recorder = Recorder(self.writer, keep_sizes=keep_sizes)
         self.fakes = Fakes(self.recorder)
+        self._known: dict[int, Tensor] = {}
         with self.recorder.pause():
             self._fake_the_tensors()
         forget(self.model, unset)
@@ -219,7 +219,7 @@ class _Run:
 
     def go(self, inputs: ExampleInputs) -> frozenset[str]:
         """Write the graph; names of the attributes that the run has set."""
-        with quiet(), self.fakes, torch.enable_grad(), self.precision():
+        with quiet(), self.fakes, torch.enable_grad(), self.precision.around():
             signature = inspect.signature(self.model.forward)
             with self.recorder.pause():
                 fakes = replace(self.fakes.from_tensor, (inputs.args, inputs.kwargs))
@@ -242,7 +242,7 @@ class _Run:
     def fails(self, inputs: ExampleInputs) -> Exception | None:
         """The error that the model ends in on these inputs when nobody watches; None where it runs, or needs values."""
         try:
-            with quiet(), self.fakes, self.recorder.pause(), same_randomness(allowed=True), self.precision():
+            with quiet(), self.fakes, self.recorder.pause(), same_randomness(allowed=True), self.precision.around():
                 args, kwargs = replace(self.fakes.from_tensor, (inputs.args, inputs.kwargs))
                 self.model(*args, **kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException):
@@ -258,13 +258,19 @@ class _Run:
             for table in (module._parameters, module._buffers, module.__dict__):
                 for name, tensor in table.items():
                     if isinstance(tensor, Tensor):
-                        table[name] = self.fakes.from_tensor(
-                            _leaf(tensor)
-                        )  # the same one for a tensor of several names
+                        table[name] = self._fake_of(tensor, cast=table is not module.__dict__)
                         self.writer.name(table[name], f"{prefix}{name}")
                         if self.gradients is not None and isinstance(tensor, nn.Parameter):
                             table[name].requires_grad_(self.gradients and tensor.is_floating_point())
             renew_weights(module)
+
+    def _fake_of(self, tensor: Tensor, *, cast: bool) -> Tensor:
+        """The fake of a tensor: the same one each time, as a tensor may have several names."""
+        if id(tensor) not in self._known:
+            fake = self.fakes.from_tensor(_leaf(tensor))
+            with self.fakes:
+                self._known[id(tensor)] = self.precision.cast(fake) if cast else fake
+        return self._known[id(tensor)]
 
     def _constant(self, tensor: Tensor) -> str:
         """Keep a tensor on the root, under a name of its own."""

@@ -1,4 +1,8 @@
-"""Modes that code switches while it runs, and that a graph does not know: gradients off, inference."""
+"""Modes in which code runs: gradients off, inference, precisions."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import torch
 
@@ -6,6 +10,35 @@ from fxcompress.trace.trees import replace
 
 ordinary = torch.inference_mode(mode=False)
 """Decorator: tensors that are made inside can be trained, also where inference mode is on outside."""
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """A precision to run a model in.
+
+    Attributes:
+        around: makes what the run lies in: another mode of autocast.
+        dtype: of the parameters, buffers and inputs that are no integers; None for the dtypes that they have.
+    """
+
+    around: Callable[[], AbstractContextManager[object]] = nullcontext
+    dtype: torch.dtype | None = None
+
+    @property
+    def switches_autocast(self) -> bool:
+        """Whether autocast is in another mode."""
+        return self.around is not nullcontext
+
+    def cast(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor of the model, or an input, as it is in this precision."""
+        if self.dtype is None or not tensor.is_floating_point():
+            return tensor
+        made = tensor.detach().to(self.dtype).requires_grad_(tensor.requires_grad)
+        kept = isinstance(tensor, torch.nn.Parameter)
+        return torch.nn.Parameter(made, requires_grad=tensor.requires_grad) if kept else made
+
+
+AS_IT_IS = Precision()
 
 
 def without_gradient(value: object) -> object:

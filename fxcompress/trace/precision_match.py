@@ -35,6 +35,7 @@ class Match:
             follows: such as begin and end a region without autocast, and casts.
         casts: for each of the casts among them, the node of this graph that it casts.
         recast: for each argument that the other graph takes from such a cast, the cast, by step and place.
+        switches: whether autocast is in another mode in the other run.
     """
 
     steps: dict[fx.Node, fx.Node] = field(default_factory=dict)
@@ -43,6 +44,7 @@ class Match:
     more: list[tuple[fx.Node, fx.Node]] = field(default_factory=list)
     casts: dict[fx.Node, fx.Node] = field(default_factory=dict)
     recast: dict[Key, fx.Node] = field(default_factory=dict)
+    switches: bool = True
 
     @property
     def differs(self) -> bool:
@@ -50,7 +52,7 @@ class Match:
         return any(dtype != node.args[1] for node, dtype in self.dtypes.items())
 
 
-def matched(graph: fx.Graph, other: fx.Graph, root: nn.Module, found: list[Match]) -> Match | None:
+def matched(graph: fx.Graph, other: fx.Graph, root: nn.Module, found: list[Match], *, switches: bool) -> Match | None:
     """How two graphs go together.
 
     Args:
@@ -58,11 +60,12 @@ def matched(graph: fx.Graph, other: fx.Graph, root: nn.Module, found: list[Match
         other: recorded in another one.
         root: holds the tensors of both.
         found: how ``graph`` goes together with those of other precisions.
+        switches: whether autocast is in another mode in the other run.
 
     Returns:
         None where ``graph`` cannot be made to stand for all of them.
     """
-    match, theirs = Match(), deque(_steps(other))
+    match, theirs = Match(switches=switches), deque(_steps(other))
     for node in _steps(graph):
         while theirs and not _alike(node, theirs[0], match, root):
             more = theirs.popleft()
@@ -72,14 +75,44 @@ def matched(graph: fx.Graph, other: fx.Graph, root: nn.Module, found: list[Match
         if not theirs:
             return None
         match.steps[node] = theirs.popleft()
-    if theirs or not _matched_dtypes(graph, other, match) or any(not _lacks_the_same(each, match) for each in found):
+    together = [*found, match]
+    if theirs or not _matched_dtypes(graph, other, match) or not all(_add_the_same(each, match) for each in found):
         return None
-    return match if all(source_of(graph, key, [*found, match]) for key in differing([*found, match])) else None
+    known = all(source_of(graph, key, together) for key in differing(together))
+    return match if known and all(dtype_of_cast(graph, *each, together) for each in casts_of(together)) else None
 
 
-def _lacks_the_same(a: Match, b: Match) -> bool:
-    followers = [[node for _, node in match.more] for match in (a, b)]
-    return followers[0] == followers[1] and a.recast.keys() == b.recast.keys()
+def _add_the_same(a: Match, b: Match) -> bool:
+    """Whether two graphs add the same; where autocast is as here, a region that is off does nothing."""
+    added = [
+        ([n for more, n in m.more if more not in m.casts], [n for more, n in m.more if more in m.casts]) for m in (a, b)
+    ]
+    (regions, casts), (others, other_casts) = added
+    same_casts = casts == other_casts and a.recast.keys() == b.recast.keys()
+    return (regions == others or a.switches != b.switches) and (same_casts or not casts or not other_casts)
+
+
+def casts_of(matches: list[Match]) -> list[tuple[fx.Node, fx.Node]]:
+    """The casts that a graph lacks, each with the step that follows."""
+    caster = next((match for match in matches if match.casts), None)
+    return [] if caster is None else [(more, node) for more, node in caster.more if more in caster.casts]
+
+
+def dtype_of_cast(
+    graph: fx.Graph, cast: fx.Node, follower: fx.Node, matches: list[Match]
+) -> fx.Node | torch.dtype | None:
+    """The check of a dtype that a cast may be to, so that it does nothing in the runs that lack it.
+
+    Returns:
+        the dtype itself, if no run lacks it and no check says it; None if there is none.
+    """
+    caster = next(match for match in matches if match.casts)
+    own = next(node for node in dtype_checks(graph) if node.args[0].args[0] is caster.casts[cast])  # type: ignore[union-attr]
+    for node in reversed([node for node in dtype_checks(graph) if node < follower]):
+        wanted = [own.args[1] if match.casts else match.dtypes[own] for match in matches]
+        if node.args[1] is own.args[1] and [match.dtypes[node] for match in matches] == wanted:
+            return node
+    return _cast_to(cast) if all(match.casts for match in matches) else None
 
 
 def differing(matches: list[Match]) -> list[Key]:

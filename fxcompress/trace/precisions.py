@@ -1,4 +1,4 @@
-"""One graph for several precisions: with autocast and without it.
+"""One graph for several precisions: with autocast and without it, in single and in half.
 
     dtype = h.dtype                        float32, and bfloat16 under autocast
     h = h.float() ... h.to(dtype)          ``to(torch.float32)`` in the graph of a run in float32
@@ -12,7 +12,6 @@ only where it is on: the graph has them always. A check that is left asks that a
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,10 +22,18 @@ from torch import fx, nn
 from fxcompress.errors import TraceError
 from fxcompress.trace.autocast import autocast_is_on
 from fxcompress.trace.guards import asks_for_autocast, check, check_dtypes, limit_of
-from fxcompress.trace.precision_match import Match, asks_for_dtype, differing, dtype_checks, matched, source_of
+from fxcompress.trace.modes import Precision
+from fxcompress.trace.precision_match import (
+    Match,
+    asks_for_dtype,
+    casts_of,
+    differing,
+    dtype_checks,
+    dtype_of_cast,
+    matched,
+    source_of,
+)
 from fxcompress.trace.trees import tensors_in
-
-Precision = Callable[[], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +72,17 @@ def hold_in_other_precisions(
         return
     found: list[Match] = []
     for precision in _others(root):
-        if found and not found[0].differs:
-            break
+        if precision.switches_autocast and found and not found[0].differs:
+            continue
         more, changed = set(readers), set(kept)
         try:
             other = recording.again(more, kept=changed, precision=precision)
         except TraceError:
             continue
-        if decisions_of(other) == recording.decisions and (match := matched(graph, other, root, found)) is not None:
+        if decisions_of(other) != recording.decisions:
+            continue
+        match = matched(graph, other, root, found, switches=precision.switches_autocast)
+        if match is not None:
             found.append(match)
             readers |= more
             kept |= changed
@@ -81,11 +91,13 @@ def hold_in_other_precisions(
 
 
 def _others(root: nn.Module) -> list[Precision]:
-    """The precisions to try: both of autocast, or none where it is on."""
+    """The precisions to try: both of autocast, and tensors in half; without autocast, where it is on."""
     device = next((t.device.type for m in root.modules() for t in tensors_in([m._parameters, m._buffers])), "cpu")
     if torch.is_autocast_enabled(device):
-        return [partial(torch.autocast, device, enabled=False)]
-    return [partial(torch.autocast, device, dtype=d, cache_enabled=False) for d in (torch.bfloat16, torch.float16)]
+        return [Precision(partial(torch.autocast, device, enabled=False))]
+    halves = (torch.bfloat16, torch.float16)
+    under = [Precision(partial(torch.autocast, device, dtype=dtype, cache_enabled=False)) for dtype in halves]
+    return under + [Precision(dtype=dtype) for dtype in halves]
 
 
 def _rewrite(graph: fx.Graph, matches: list[Match]) -> None:
@@ -100,12 +112,29 @@ def _rewrite(graph: fx.Graph, matches: list[Match]) -> None:
                 decision = graph.call_function(limit_of, (decision, limit))
         args, kwargs = _put([step.args, step.kwargs], path, decision)
         step.args, step.kwargs = args, kwargs
-    _add(graph, matches[0])
+    _add_casts(graph, matches)
+    _add_regions(graph, matches)
     _join_checks(graph, matches)
 
 
-def _add(graph: fx.Graph, match: Match) -> None:
-    """Write what a graph lacks into it."""
+def _add_casts(graph: fx.Graph, matches: list[Match]) -> None:
+    """Write the casts that a graph lacks into it."""
+    caster = next((match for match in matches if match.casts), None)
+    made: dict[fx.Node, fx.Node] = {}
+    for cast, follower in casts_of(matches):
+        assert caster is not None
+        dtype: Any = dtype_of_cast(graph, cast, follower, matches)
+        with graph.inserting_before(follower):
+            args = caster.casts[cast], dtype.args[0] if isinstance(dtype, fx.Node) else dtype
+            made[cast] = graph.call_method("to", args)
+    for (step, path), cast in caster.recast.items() if caster is not None else ():
+        args, kwargs = _put([step.args, step.kwargs], path, made[cast])
+        step.args, step.kwargs = args, kwargs
+
+
+def _add_regions(graph: fx.Graph, matches: list[Match]) -> None:
+    """Write the regions that a graph lacks into it."""
+    match = next((match for match in matches if match.switches), matches[0])
     here = {there: own for own, there in match.steps.items()}
 
     def copied(node: fx.Node) -> fx.Node:
@@ -114,11 +143,9 @@ def _add(graph: fx.Graph, match: Match) -> None:
         return here[node]
 
     for there, follower in match.more:
-        with graph.inserting_before(follower):
-            copied(there)
-    for (step, path), cast in match.recast.items():
-        args, kwargs = _put([step.args, step.kwargs], path, here[cast])
-        step.args, step.kwargs = args, kwargs
+        if there not in match.casts:
+            with graph.inserting_before(follower):
+                copied(there)
 
 
 def _put(value: Any, path: tuple[Any, ...], new: object) -> Any:  # noqa: ANN401
@@ -137,7 +164,7 @@ def _put(value: Any, path: tuple[Any, ...], new: object) -> Any:  # noqa: ANN401
 def _join_checks(graph: fx.Graph, matches: list[Match]) -> None:
     """One check of all dtypes that are not the same in all runs, and none of autocast."""
     for node in graph.find_nodes(op="call_function", target=check):
-        if asks_for_autocast(node):
+        if asks_for_autocast(node) and any(match.switches for match in matches):
             graph.erase_node(node)
     for node in [n for n in graph.nodes if n.target is autocast_is_on and not n.users]:
         graph.erase_node(node)

@@ -20,6 +20,8 @@ from transformers import (
     BertForMaskedLM,
     LlamaConfig,
     LlamaForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -307,6 +309,32 @@ def test_mixed_precision_does_not_keep_the_code_from_before_a_removal(tmp_path: 
     with torch.autocast("cpu", torch.bfloat16):
         expected = net(**inputs)["logits"].float()
     torch.testing.assert_close(run.model(**inputs)["logits"], expected)
+
+
+def test_a_language_model_that_reads_dtypes_trains_in_bfloat16(tmp_path: Path) -> None:
+    """Its norms cast back to the dtype that they were given, which is another one under autocast."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "vocab_size": 20, "head_dim": 8}
+    config = Qwen3Config(**sizes, num_attention_heads=2, num_key_value_heads=1, use_cache=False)
+    model = Qwen3ForCausalLM(config)
+    ids = torch.randint(0, 20, (24, 6))
+    net = fxc.compress(model, {"input_ids": ids[:2], "labels": ids[:2]})
+    before = net.size().item()
+    data = [{"input_ids": row, "labels": row} for row in ids]
+    settings = TrainingArguments(
+        str(tmp_path), bf16=True, use_cpu=True, num_train_epochs=3, report_to="none", remove_unused_columns=False
+    )
+    callback = SelfCompressionCallback(gamma=GAMMA, prune=4)
+    run = Trainer(TrainerModel(net), settings, train_dataset=data, optimizers=(adam(net), None), callbacks=[callback])
+    run.train()
+    assert all(torch.isfinite(parameter).all() for parameter in net.parameters())
+    assert net.size() < before
+    final = net.eval().finalize()
+    with torch.no_grad():
+        expected = final(input_ids=ids, labels=ids).logits
+        half = final.to(torch.bfloat16)(input_ids=ids, labels=ids).logits
+    assert half.dtype == torch.bfloat16
+    assert (half - expected).abs().max() < 0.1 * expected.abs().max()
 
 
 def test_tied_weights_are_saved(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from fxcompress.provenance import Grid
 from fxcompress.quantizer import Quantizer
 from fxcompress.quantizer.recurrent import PLAIN
 from fxcompress.trace.described import LAYER_KEY
-from fxcompress.trace.traced import TracedModule
+from fxcompress.trace.traced import TracedModule, lint
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ def finalize_quantizers(module: TracedModule) -> dict[str, Grid]:
     for layer in module.modules():
         layer.__class__ = PLAIN.get(type(layer), type(layer))
     for graph in module.graphs.values():
-        graph.lint()
+        lint(graph)
     for weight in grids:
         owner, _, leaf = weight.rpartition(".")
         delattr(module.get_submodule(owner), f"{leaf}_quantizer")

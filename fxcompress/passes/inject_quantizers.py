@@ -20,7 +20,7 @@ from fxcompress.passes.weight_uses import MODULES, TABLES, Layout, Use, quantiza
 from fxcompress.quantizer import Quantizer
 from fxcompress.quantizer.recurrent import QUANTIZED, weight_names
 from fxcompress.trace.described import LAYER_KEY
-from fxcompress.trace.traced import TracedModule
+from fxcompress.trace.traced import TracedModule, lint
 from fxcompress.trace.weights.reads import PRODUCTS
 
 POSITIONAL_KEY = "fxcompress_positional"
@@ -83,7 +83,7 @@ def inject_quantizers(module: TracedModule, bits: float) -> dict[str, str]:
         for node in reversed(graph.find_nodes(op="get_attr")):
             if not node.users:
                 graph.erase_node(node)
-        graph.lint()
+        lint(graph)
     module.recompile()
     return made
 
@@ -105,7 +105,7 @@ def inject_at_reads(module: TracedModule, bits: float, layouts: Mapping[str, Lay
         for graph in module.graphs.values():
             _read_quantized(module, graph, weight, quantizer)
     for graph in module.graphs.values() if made else ():
-        graph.lint()
+        lint(graph)
     if made:
         module.recompile()
     return made

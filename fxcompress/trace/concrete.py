@@ -37,6 +37,7 @@ from fxcompress.trace.seen import own_buffers
 from fxcompress.trace.skeleton import skeleton
 from fxcompress.trace.state import State, carries_over, same_randomness
 from fxcompress.trace.state import unset as forget
+from fxcompress.trace.traced import lint
 from fxcompress.trace.trees import replace
 from fxcompress.trace.watch import IsLeaf, watch
 from fxcompress.trace.weights.flat import renew_weights
@@ -97,7 +98,7 @@ def run_model(
             run = again
             kept |= changed
     kept |= run.kept
-    run.writer.graph.lint()
+    lint(run.writer.graph)
     return run.writer.graph
 
 

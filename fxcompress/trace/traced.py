@@ -1,6 +1,7 @@
 """The GraphModule that the whole project works on."""
 
 import copy
+import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -229,6 +230,13 @@ def copy_graph(graph: fx.Graph) -> fx.Graph:
     new.output_node().meta = copy.copy(graph.output_node().meta)
     new._codegen = copy.copy(graph._codegen)
     return new
+
+
+def lint(graph: fx.Graph) -> None:
+    """torch.fx's own check of a graph; older versions warn of what is read from plain attributes, which is no fault."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r".*does not reference an nn\.Module")
+        graph.lint()
 
 
 def adopt(module: fx.GraphModule, root: nn.Module) -> None:

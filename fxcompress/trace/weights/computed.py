@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxcompress.trace.guards import is_check
-from fxcompress.trace.traced import TracedModule
+from fxcompress.trace.traced import TracedModule, lint
 from fxcompress.trace.weights.plain import Plain, plain_weights
 from fxcompress.trace.weights.programs import Computed, Program, computed, fixed_value, may_matter, mixes
 from fxcompress.trace.weights.reads import weight_of
@@ -121,7 +121,7 @@ def make_computed_plain(module: TracedModule) -> None:
         if constant.issuperset(id(held[node]) for node in group[0].tensors if not isinstance(held[node], nn.Parameter)):
             _replace(module, group, weight, held, reads)
     for graph in module.graphs.values():
-        graph.lint()
+        lint(graph)
     if module.is_compiled:
         module.recompile()
 

@@ -15,9 +15,11 @@ from typing import Any, Protocol, TypeGuard
 
 import torch
 
+from fxcompress.errors import TraceError
 from fxcompress.trace.messages import is_message
+from fxcompress.trace.places import place
 
-__all__ = ["FUNCTIONS", "Number", "Recipe", "Size", "number", "plain"]
+__all__ = ["FUNCTIONS", "Number", "Recipe", "Size", "kept_number", "number", "plain"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,9 +107,20 @@ class Number:
         return float(self.fxc_read(float))
 
 
+def kept_number() -> TraceError:
+    """The error for a size that code has kept from one run to the next, where a trace does not look."""
+    return TraceError(
+        f"a size that an earlier run of the model has kept comes up again{place()}: out of a cache or a global\n"
+        "  keep what is computed from sizes in the model, or compute it anew"
+    )
+
+
 def _apply(function: Callable[..., Any], *operands: Any) -> Any:  # noqa: ANN401
     """The result of ``function`` as a number of the kind that it is."""
-    decider = next(o.fxc_decider for o in operands if isinstance(o, Number))
+    deciders = {id(o.fxc_decider): o.fxc_decider for o in operands if isinstance(o, Number)}
+    if len(deciders) > 1:
+        raise kept_number()
+    decider = next(iter(deciders.values()))
     value = function(*(plain(o) for o in operands))
     recipe = decider.recipe(function, tuple(o.fxc_recipe if isinstance(o, Number) else o for o in operands))
     return number(value, recipe, decider)

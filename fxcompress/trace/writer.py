@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, fx
 
 from fxcompress.errors import TraceError
+from fxcompress.trace.asserts import only_stops
 from fxcompress.trace.checkpoints import mark
-from fxcompress.trace.guards import check, is_check, is_plain
+from fxcompress.trace.guards import ONLY_STOPS, check, is_check, is_plain
 from fxcompress.trace.objects import attributes_of, itself, restored
 from fxcompress.trace.places import place, stack_trace
 from fxcompress.trace.sizes import Number, Recipe, kept_number
@@ -192,7 +193,9 @@ class Writer:
         if not is_plain(outcome):
             raise TraceError(f"it reads a {type(outcome).__name__} off a tensor{place()}, which a graph cannot check")
         sizes = tuple(self.made(size) for size in recipe.sizes)
-        self.node("call_function", check, (self.made(recipe), outcome, sizes, place()))
+        node = self.node("call_function", check, (self.made(recipe), outcome, sizes, place()))
+        if only_stops(outcome):
+            node.meta[ONLY_STOPS] = True
 
 
 def with_plain_keys(tree: Any) -> Any:  # noqa: ANN401

@@ -118,6 +118,16 @@ from functools import lru_cache
 def halves(shape, **more):
     return tuple(size // 2 for size in shape) + tuple(more.values())
 
+class Closed(type):
+    def __setattr__(cls, name, value):
+        raise AttributeError(name)
+
+class Kept(metaclass=Closed):
+    @staticmethod
+    @lru_cache
+    def half(size):
+        return size // 2
+
 class Shapes:
     @staticmethod
     @lru_cache

@@ -7,7 +7,7 @@ of a run, of whatever arguments, is forgotten at the end of it.
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import _lru_cache_wrapper, wraps
 from typing import Any
 from unittest.mock import patch
@@ -35,7 +35,8 @@ def without_caches() -> Iterator[None]:
             function = value.__func__ if isinstance(value, staticmethod | classmethod) else value
             call = calls.setdefault(id(function), _Call(function))
             made = call.function() if function is value else type(value)(call.function())
-            stack.enter_context(patch.object(holder, name, made))
+            with suppress(AttributeError, TypeError):  # a class that lets nobody set its attributes
+                stack.enter_context(patch.object(holder, name, made))
         try:
             yield
         finally:

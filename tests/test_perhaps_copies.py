@@ -88,3 +88,51 @@ def test_channels_go_where_nobody_writes(view: str, left: tuple[int, int]) -> No
         net.made.weight[4:] = 0
         net.made.bias[4:] = 0
     assert fxc.prune(net, torch.randn(2, 3, 4)).module.get_parameter("made.weight").shape == left
+
+
+UNREAD: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda v: v.contiguous(),
+    "reshape": lambda v: v.reshape(-1, v.shape[-1]),
+    "flatten": lambda v: v.flatten(0, 1),
+    "module": nn.Flatten(0, 1),
+    "twice": lambda v: v.reshape(-1, v.shape[-1]).contiguous(),
+    "view": lambda v: v[None].squeeze(0),
+}
+
+
+class Unread(nn.Module):
+    """Writes to a tensor that may share its memory with others, which no line reads after that."""
+
+    def __init__(self, view: str, copy: str, *, read: bool) -> None:
+        super().__init__()
+        self.made, self.out, self.copy = nn.Linear(4, 12), nn.Linear(12, 3), UNREAD[copy]
+        self.shift = nn.Parameter(torch.randn(12))
+        self.view, self.read = view, read
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.made(x)
+        g = self.copy(VIEWS[self.view](h))
+        g += self.shift
+        g.clamp_(-1, 1).mul_(2)
+        return self.out(g).sum(0) + (h.square().sum() if self.read else 0)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("read", [False, True])
+@pytest.mark.parametrize("copy", UNREAD)
+@pytest.mark.parametrize("view", ["permuted", "step", "whole", "expanded"])
+def test_what_nobody_reads_any_more_keeps_nothing(view: str, copy: str, *, read: bool) -> None:
+    net = Unread(view, copy, read=read).double()
+    with torch.no_grad():
+        net.made.weight[4:] = 0
+        net.made.bias[4:] = 0
+        net.shift[4:] = 0
+    small = fxc.prune(net, torch.randn(2, 3, 4, dtype=torch.float64)).module
+    if not read:
+        assert small.get_parameter("made.weight").shape == (4, 4)
+    for batch, length in ((1, 1), (1, 2), (2, 1), (2, 3), (3, 5)):
+        x = torch.randn(batch, length, 4, dtype=torch.float64)
+        try:
+            expected = net(x)
+        except RuntimeError:
+            continue
+        assert difference(small(x), expected) < TOLERANCE

@@ -626,3 +626,43 @@ def test_packed_sequences(name: str, *, ordered: bool, given: bool) -> None:
     cut = carry_out(analysis, forced(analysis, removable_units(analysis)[-1:])).module
     inputs = (sequence(), *lengths)
     assert difference(outputs(net, inputs), outputs(cut, inputs)) > 1e-6
+
+
+class Speech(nn.Module):
+    """Channels and rows of an image as the features of a recurrent layer, both directions of which are added."""
+
+    def __init__(self, kind: type[nn.LSTM | nn.GRU | nn.RNN], *, added: bool) -> None:
+        super().__init__()
+        self.conv, self.added = nn.Conv2d(1, 4, 3, padding=1), added
+        self.first = kind(4 * 6, 5, bidirectional=True)
+        self.second = kind(5 if added else 10, 5)
+        self.last = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv(x)
+        h = h.view(h.shape[0], h.shape[1] * h.shape[2], h.shape[3]).permute(2, 0, 1).contiguous()
+        h, _ = self.first(h)
+        if self.added:
+            h = h.view(h.shape[0], h.shape[1], 2, -1).sum(2).view(h.shape[0], h.shape[1], -1)
+        h, _ = self.second(h)
+        words, samples = h.shape[0], h.shape[1]
+        return self.last(h.view(words * samples, -1)).view(words, samples, -1)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("added", [True, False])
+def test_rows_of_an_image_beside_the_channels_that_a_recurrent_layer_is_given(
+    kind: type[nn.LSTM | nn.GRU | nn.RNN], *, added: bool
+) -> None:
+    """It multiplies them by its weight: what it makes has nothing to do with the size of the image any more."""
+    net = Speech(kind, added=added).double()
+    x = torch.randn(2, 1, 6, 7, dtype=torch.float64)
+    analysis = fxc.ChannelGraph.of(net, x).analysis
+    units = np.unique(analysis.units[analysis.atoms["first.weight_hh_l0"][1].numpy()])
+    assert not analysis.unit_pinned[np.isin(np.arange(len(analysis.units)), units)].any()
+    kill(analysis, atoms_of(analysis, units[:2]))
+    pruned = fxc.prune(net, x).module
+    assert pruned.get_parameter("first.weight_hh_l0").shape[1] == 3
+    for size in ((2, 1, 6, 7), (1, 1, 6, 9)):
+        other = torch.randn(size, dtype=torch.float64)
+        assert difference(outputs(net, (other,)), outputs(pruned, (other,))) <= TOLERANCE

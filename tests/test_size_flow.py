@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
 import fxcompress as fxc
-from tests.exactness import difference
+from tests.exactness import TOLERANCE, difference, outputs
 from tests.nets import set_bits
 
 STEPS, WIDTH, DEAD = 20, 12, [1, 4, 5, 9]
@@ -236,3 +236,40 @@ def test_a_layer_that_unflattens_into_channels_follows_them(tmp_path: Path) -> N
     assert difference(net(x), result(x)) <= 1e-9
     fxc.save(result, tmp_path / "net.fxc")
     assert torch.equal(fxc.load(tmp_path / "net.fxc", make())(x), result.eval()(x))
+
+
+class Unpooled(nn.Module):
+    """Undoes a pooling, and is told the whole size that there was before, channels of others and zeros among them."""
+
+    def __init__(self, *, layer: bool) -> None:
+        super().__init__()
+        self.first, self.more, self.middle, self.last = (nn.Conv2d(*n, 1) for n in ((3, 4), (4, 6), (6, 6), (6, 2)))
+        self.pool, self.unpool, self.layer = nn.MaxPool2d(2, return_indices=True), nn.MaxUnpool2d(2), layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        more = self.more(h)
+        beside = torch.zeros(x.shape[0], more.shape[1] - h.shape[1], *h.shape[2:], dtype=h.dtype)
+        whole = torch.cat([h, beside], 1) + more
+        size = whole.size()
+        small, places = self.pool(whole)
+        small = self.middle(small)
+        if self.layer:
+            back = self.unpool(small, places, output_size=size)
+        else:
+            back = nn.functional.max_unpool2d(small, places, (2, 2), output_size=size[2:])
+        return self.last(back)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("layer", [True, False])
+def test_the_size_before_a_pooling_is_a_size(*, layer: bool) -> None:
+    net = Unpooled(layer=layer).double()
+    with torch.no_grad():
+        for name in ("first", "more", "middle"):
+            for parameter in net.get_submodule(name).parameters():
+                parameter[1:3] = 0
+    small = fxc.prune(net, torch.randn(2, 3, 6, 6, dtype=torch.float64)).module
+    assert [small.get_parameter(f"{name}.weight").shape[0] for name in ("first", "more", "middle")] == [2, 4, 4]
+    for size in ((2, 3, 6, 6), (1, 3, 8, 6), (3, 3, 7, 5)):
+        x = torch.randn(size, dtype=torch.float64)
+        assert difference(outputs(net, (x,)), outputs(small, (x,))) <= TOLERANCE

@@ -71,6 +71,15 @@ class LayerNormByHand(nn.LayerNorm):
         return (x - mean) / torch.sqrt(variance + 0.1) * self.weight + self.bias
 
 
+class GlobalNorm(nn.LayerNorm):
+    """Norm over tokens and channels, one mean of another, as networks for speech write it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean(dim=-1, keepdim=True).mean(dim=-2, keepdim=True)
+        variance = torch.pow(x - mean, 2).mean(dim=-1, keepdim=True).mean(dim=-2, keepdim=True)
+        return self.weight * (x - mean) / torch.pow(variance + 1e-8, 0.5) + self.bias
+
+
 class Function(nn.Module):
     """A function of the channels."""
 
@@ -108,6 +117,7 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "layer norm by moments": Moments,
     "layer norm by hand": LayerNormByHand,
     "by products": lambda d: LayerNormByHand(d, power=False),
+    "one mean of another": GlobalNorm,
 }
 STAY: dict[str, Callable[[int], nn.Module]] = {
     "layer norm": lambda d: nn.LayerNorm(d, elementwise_affine=False),
@@ -290,7 +300,9 @@ class NoVariance(WrittenBetween):
         a = (x - x.mean(1, keepdim=True)).pow(2).mean(0)
         b = (x - x.mean(1, keepdim=True)).pow(3).mean(1, keepdim=True)
         c = (x - (2 * x).mean(1, keepdim=True)).pow(2).mean(1, keepdim=True)
-        return self.last(x) * (b + c) + a.sum()  # type: ignore[no-any-return]
+        d = (x - x.mean(1, keepdim=True)).pow(2).mean(0, keepdim=True).mean(1, keepdim=True)
+        e = (x - x.mean(1, keepdim=True).mean(0, keepdim=True)).pow(2).mean(1, keepdim=True)
+        return self.last(x) * (b + c + d + e) + a.sum()  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("model", [WrittenBetween, NoVariance])

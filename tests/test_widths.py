@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxcompress as fxc
-from tests.exactness import TOLERANCE, compared_on, difference, outputs
+from tests.exactness import TOLERANCE, atoms_of, compared_on, difference, kill, outputs, removable_units
 from tests.networks import randomise
 
 C, EXAMPLE = 6, 4
@@ -174,3 +174,28 @@ def test_channels_that_a_softmax_weighs_branch_by_branch_can_go() -> None:
     assert [pruned.get_parameter(f"{name}.weight").shape[0] for name in ("conv", "weigh", "head")] == [14, 14, 3]
     assert difference(outputs(net, (x,)), outputs(pruned, (x,))) <= TOLERANCE
     assert compared_on(net, pruned, [torch.randn(n, 3, 9, 7, dtype=torch.float64) for n in (1, 3)])
+
+
+class Shuffled(nn.Module):
+    """Takes channels apart by half of their number, which it reads, and shuffles them."""
+
+    def __init__(self, half: Callable[[int], int]) -> None:
+        super().__init__()
+        self.count, self.own = half, nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, height, width = x.shape
+        kept, changed = x[:, : self.count(c)], x[:, self.count(c) :]
+        y = torch.cat([kept, self.own(changed).relu()], 1)
+        return y.view(n, 2, c // 2, height, width).permute(0, 2, 1, 3, 4).reshape(n, c, height, width)
+
+
+@pytest.mark.parametrize("half", [lambda c: c // 2, lambda c: int(c * 0.5), lambda c: 4])
+def test_a_width_that_is_read_of_channels_in_another_order_is_theirs(half: Callable[[int], int]) -> None:
+    """What puts the same entries into other memory makes a tensor no wider, whatever sizes it is told."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), *(Shuffled(half) for _ in range(3)), nn.Conv2d(8, 2, 1)).double()
+    analysis = fxc.ChannelGraph.of(net, torch.randn(2, 3, 6, 6).double()).analysis
+    kill(analysis, atoms_of(analysis, removable_units(analysis)[::5]))
+    result = fxc.prune(net, torch.randn(2, 3, 6, 6).double())
+    assert result.module.get_parameter("0.weight").shape[0] < 8
+    assert compared_on(net, result.module, [torch.randn(n, 3, h, 7).double() for n, h in ((1, 6), (3, 4), (2, 9))]) == 3

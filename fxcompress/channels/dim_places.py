@@ -8,6 +8,7 @@ import torch
 from fxcompress.channels.rules.contraction import CONTRACTIONS
 from fxcompress.channels.rules.movement import PERMUTE
 from fxcompress.channels.rules.products import BATCHED
+from fxcompress.channels.rules.recurrent import STATE
 from fxcompress.channels.rules.reductions import reduced, reduced_dims
 from fxcompress.channels.rules.registry import OpClass
 from fxcompress.channels.values import Call, Value
@@ -25,9 +26,8 @@ def places_in(op: OpClass, call: Call, value: Value, out: Value) -> Places | Non
     """Where the dims of an argument are in a result; None where that is not known."""
     if op is BATCHED:
         return [0, None, 2] if value is call.args[-1] else [0, 1, None]
-    if op in CONTRACTIONS:
-        source = value is _source(call)
-        return [0 if source else None, None, *([d if source else None for d in range(2, value.rank)])]
+    if op in CONTRACTIONS or (op is STATE and value is call.args[1]):
+        return _behind_product(op, call, value)
     if op is PERMUTE:
         told = torch.empty([d + 2 for d in range(value.rank)], device="meta")
         shape = call.func(told, *call.args[1:], **call.kwargs).shape
@@ -40,6 +40,12 @@ def places_in(op: OpClass, call: Call, value: Value, out: Value) -> Places | Non
         left, dims = iter(range(out.rank)), {d % value.rank for d in gone(call)}
         return [None if d in dims else next(left) for d in range(value.rank)]
     return None if out.rank < value.rank else [d + out.rank - value.rank for d in range(value.rank)]
+
+
+def _behind_product(op: OpClass, call: Call, value: Value) -> Places:
+    """Those of what a layer multiplies by its weight; a recurrent one is such a layer."""
+    source = op is STATE or value is _source(call)
+    return [0 if source else None, None, *([d if source else None for d in range(2, value.rank)])]
 
 
 def _source(call: Call) -> object:

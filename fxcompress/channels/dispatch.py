@@ -32,7 +32,18 @@ from fxcompress.channels.rules.sums import in_sums
 from fxcompress.channels.shapes import shapes
 from fxcompress.channels.space import Space
 from fxcompress.channels.survivors import has_own_labels
-from fxcompress.channels.values import Call, LabelTensor, Met, Step, Storage, Value, find, first_labelled, replace
+from fxcompress.channels.values import (
+    Call,
+    LabelTensor,
+    Met,
+    Step,
+    Storage,
+    Value,
+    find,
+    first_labelled,
+    leaves,
+    replace,
+)
 from fxcompress.channels.widths import Widths
 from fxcompress.errors import ValueReadError
 
@@ -90,6 +101,8 @@ class Dispatch:
         places: where in tensors the inputs decide what stands.
         widths: which dims with labels may have another width for other inputs.
         filled: keys of those that are made out of nothing.
+        held: what that node and later ones may read, as trees; None where that is not known.
+        began: the moment when that node began.
     """
 
     def __init__(self, space: Space) -> None:
@@ -106,6 +119,8 @@ class Dispatch:
         self.places = Joined(self.made)
         self.widths = Widths()
         self.filled: set[int] = set()
+        self.held: tuple[dict[Any, Any], ...] | None = None
+        self.began = 0
 
     def dispatch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         """Run one ATen call on labels."""
@@ -343,7 +358,7 @@ class Dispatch:
         """An in-place op: the tensor holds a new value; others that share its memory are no longer understood."""
         if value is None or value.shape != tensor.fxc_value.shape:
             value = Value(tensor.fxc_value.meta)
-        sharing = tensor.fxc_storage.others(tensor)
+        sharing = self._still_read(tensor.fxc_storage.others(tensor))
         same = [tensor, *(other for other in sharing if other.fxc_extent is tensor.fxc_extent)]
         others = [other for other in sharing if other.fxc_extent is not tensor.fxc_extent]
         if others and (tensor.fxc_storage.loose or not same_layers(value.layers, tensor.fxc_value.layers)):
@@ -358,6 +373,16 @@ class Dispatch:
                 stale.fxc_value = self._overwritten(stale.fxc_value, value)
         for each in same:
             each.fxc_value = value
+
+    def _still_read(self, tensors: list[LabelTensor]) -> list[LabelTensor]:
+        """Those of some tensors that a node may read from now on, this one included.
+
+        Views keep what they are views of alive, for torch, also where no node reads it any more.
+        """
+        if not tensors or self.held is None or any(map(_is_opaque, leaves(self.held))):
+            return tensors
+        read = set(map(id, find(LabelTensor, self.held)))
+        return [tensor for tensor in tensors if id(tensor) in read or tensor.fxc_number > self.began]
 
     def _overwritten(self, before: Value, written: Value) -> Value:
         call = Call("overwritten", (before, written), {}, (before.meta,))
@@ -486,6 +511,14 @@ def _turned(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], value: Val
     tensor.fxc_value = value
     tensor.fxc_extent = object()
     return tensor
+
+
+_PLAIN = (torch.Tensor, bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, slice, range)
+
+
+def _is_opaque(leaf: object) -> bool:
+    """Whether something may hold tensors that nobody sees."""
+    return not isinstance(leaf, (*_PLAIN, torch.memory_format, torch.layout, type, type(Ellipsis)))
 
 
 def _shared(args: tuple[Any, ...]) -> Storage | None:

@@ -44,7 +44,7 @@ from fxcompress.channels.rules.quantize import QUANTIZE
 from fxcompress.channels.shapes import like
 from fxcompress.channels.space import PART, Space
 from fxcompress.channels.tables import follow, pin_rows, reads_a_size
-from fxcompress.channels.values import Call, LabelTensor, Step, Value, find, replace
+from fxcompress.channels.values import Call, LabelTensor, Step, Value, find, moment, replace
 from fxcompress.errors import ExampleInputError, FxCompressError
 from fxcompress.progress import stage
 from fxcompress.quantizer import Quantizer
@@ -156,6 +156,7 @@ class Interpreter:
         bound = inputs.bind(graph)
         last_use = _last_use(graph)
         env = self.env
+        self.dispatch.held = (env, self._tensors)
         # Attention as the products that it is made of: the fused kernels are many, and mean the same.
         with torch.no_grad(), torch.random.fork_rng(devices=()), sdpa_kernel(SDPBackend.MATH):
             torch.manual_seed(0)  # noise that the graph draws must be the same in every run, see passes/replay.py
@@ -169,7 +170,7 @@ class Interpreter:
                 del result
                 for dead in last_use.get(node, ()):
                     del env[dead]
-        self.space.at = None
+        self.space.at = self.dispatch.held = None
         self._note_writes()
         self.trail.fixed = self._numbers.fixed
         return self.trail
@@ -193,6 +194,7 @@ class Interpreter:
             self._pin_output(args[0])
             return args[0]
         self.trail.args[node.name] = _values(args)
+        self.dispatch.began = moment()
         start = len(self.dispatch.tape)
         result = self._loosened(node, args, self.call(node, args, kwargs))
         self._numbers.follow(node)

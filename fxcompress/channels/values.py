@@ -18,6 +18,11 @@ _COUNT = [0]
 _KINDS = (int, float, complex)
 
 
+def moment() -> int:
+    """A number that is larger than that of any value, tensor and storage made so far."""
+    return _next()
+
+
 def _next() -> int:
     _COUNT[0] += 1
     return _COUNT[0]
@@ -158,9 +163,11 @@ class Storage:
 class LabelTensor(torch.Tensor):
     """A wrapper without data: it has a shape, a dtype and a device, and a :class:`Value`.
 
-    Tensors that share a storage share memory; those that share ``fxc_extent`` share all of it, entry by entry.
+    Tensors that share a storage share memory; those that share ``fxc_extent`` share all of it, entry by entry. Of two
+    tensors, the one that was made later has the larger ``fxc_number``.
     """
 
+    fxc_number: int
     fxc_value: Value
     fxc_run: Dispatcher
     fxc_storage: Storage
@@ -179,6 +186,7 @@ class LabelTensor(torch.Tensor):
         self = torch.Tensor._make_wrapper_subclass(
             cls, meta.shape, strides=meta.stride(), dtype=meta.dtype, device=device
         )
+        self.fxc_number = _next()
         self.fxc_value = value
         self.fxc_run = run
         self.fxc_storage = storage if storage is not None else Storage()

@@ -14,7 +14,7 @@ from fxcompress.channels.rules.registry import OpClass
 from fxcompress.channels.values import Call, Value, find
 
 _NONE: frozenset[int] = frozenset()
-_AS_GIVEN = ("pointwise", "multiply", "divide", "choice", "anywhere", "spread")
+_AS_GIVEN = ("pointwise", "multiply", "divide", "choice", "anywhere", "spread", "same values", "permute", "softmax")
 """Classes of ops, by how their names begin, whose results are as wide as what they are given."""
 _FROM_ONE = frozenset({"expand"})
 """Ops that change the width of dims of one entry alone, which have no labels."""

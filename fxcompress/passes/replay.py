@@ -35,7 +35,7 @@ from fxcompress.passes.positions import pair_up, same_entries, same_sums
 from fxcompress.passes.size_flow import FLOWS, SizeFlow, UnfreezableError, numbers, same, same_call
 from fxcompress.passes.slots import KnownSlots, PackedSpace
 from fxcompress.trace.described import LAYER_KEY, place_of_node
-from fxcompress.trace.guards import check
+from fxcompress.trace.guards import ONLY_STOPS, check
 from fxcompress.trace.inputs import ExampleInputs
 
 
@@ -177,10 +177,15 @@ class Replay(Interpreter):
 
         So where the cut has changed one of them, the check asks for the sizes themselves, as they are now. The model's
         own code will take the decision again: where it is on sizes of the network alone, it is the same for all inputs.
+        One that only stops the model would refuse inputs, where its sizes are also those of inputs: it goes.
         """
         decision, outcome, sizes, place = args
         if sizes == self.original.args[node.name][2]:
             return args
+        of_network = all(map(self._is_of_network, find(fx.Node, node.args[2])))
+        if self.changes is None and ONLY_STOPS in node.meta and not of_network:
+            node.args = (outcome, outcome, (), place)
+            return node.args
         if (
             self.changes is not None
             and decision == outcome

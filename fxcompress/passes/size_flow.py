@@ -42,6 +42,7 @@ _SIZE_ARGUMENTS: dict[str, tuple[int, str]] = {
     "layer_norm": (1, "normalized_shape"),
     "rms_norm": (1, "normalized_shape"),
     "pad": (1, "pad"),
+    **{f"max_unpool{n}d": (5, "output_size") for n in (1, 2, 3)},
 }
 """Functions of several ops with an argument that is a size or a place: its position and name."""
 _RANDOM = ("rand", "normal", "bernoulli", "multinomial", "dropout", "uniform", "poisson", "exponential")
@@ -289,6 +290,8 @@ def _size_arguments(node: fx.Node) -> list[fx.Node]:
         start = SIZES[kind]
         stop = start + 1 if "full" in kind else len(node.args)
         return _nodes([node.args[start:stop], node.kwargs.get("size")])
+    if node.op == "call_module":  # of the layers of torch, those that undo a pooling or a convolution take one
+        return _nodes(node.kwargs.get("output_size"))
     if node.op != "call_function" or str(name) not in _SIZE_ARGUMENTS:
         return []
     position, key = _SIZE_ARGUMENTS[str(name)]

@@ -22,12 +22,22 @@ _ENDS = ("RETURN", "YIELD", "SEND", "FOR_ITER", "STORE_ATTR", "STORE_SUBSCR", "S
 
 def outcome_that_goes_on() -> bool | None:
     """The value of the condition that the user's code has just asked for with which it does not raise; None if none."""
+    outcome = _goes_on()
+    if outcome is not None:
+        tell_of_left_out(place())
+    return outcome
+
+
+def only_stops(outcome: object) -> bool:
+    """Whether code that has just asked for a condition does nothing but raise an error if it comes out otherwise."""
+    return type(outcome) is bool and _goes_on() is outcome
+
+
+def _goes_on() -> bool | None:
     frames = list(users_frames())
     outcome = _outcome(frames[0].f_code, frames[0].f_lasti) if frames else None
-    if outcome is None or any(_may_be_caught(frame.f_code, frame.f_lasti) for frame in frames):
-        return None
-    tell_of_left_out(place())
-    return outcome
+    caught = outcome is not None and any(_may_be_caught(frame.f_code, frame.f_lasti) for frame in frames)
+    return None if caught else outcome
 
 
 def drop_conditions(conditions: Iterable[fx.Node]) -> None:

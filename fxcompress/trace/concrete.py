@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import (
 from fxcompress.errors import ExampleInputError, TraceError
 from fxcompress.trace.arguments import Arguments
 from fxcompress.trace.asserts import drop_conditions
+from fxcompress.trace.cached_calls import without_caches
 from fxcompress.trace.fakes import Fakes, quiet
 from fxcompress.trace.hooks import TABLES
 from fxcompress.trace.inputs import ExampleInputs
@@ -237,13 +238,17 @@ class _Run:
                 raise self.recorder.refusal
             self.writer.graph.output(self.writer.result_of(result, held))
             drop_conditions(self.writer.conditions)
+            self.writer.closed = True
         _tidy(self.writer.graph)
         return changed
 
     def fails(self, inputs: ExampleInputs) -> Exception | None:
         """The error that the model ends in on these inputs when nobody watches; None where it runs, or needs values."""
         try:
-            with quiet(), self.fakes, self.recorder.pause(), same_randomness(allowed=True), self.precision.around():
+            with (
+                quiet(), self.fakes, self.recorder.pause(), same_randomness(allowed=True), without_caches(),
+                self.precision.around(),
+            ):  # fmt: skip
                 args, kwargs = replace(self.fakes.from_tensor, (inputs.args, inputs.kwargs))
                 self.model(*args, **kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException):

@@ -17,6 +17,9 @@ from fxcompress.trace.own_number import OwnNumber
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.memory_format)
 
+ONLY_STOPS = "fxc_only_stops"
+"""In the meta of a check: where the decision comes out in another way, the model raises an error."""
+
 
 @fx.wrap
 @has_side_effect

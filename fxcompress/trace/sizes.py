@@ -15,9 +15,11 @@ from typing import Any, Protocol, TypeGuard
 
 import torch
 
+from fxcompress.errors import TraceError
 from fxcompress.trace.messages import is_message
+from fxcompress.trace.places import place
 
-__all__ = ["FUNCTIONS", "Number", "Recipe", "Size", "number", "plain"]
+__all__ = ["FUNCTIONS", "OF_MATH", "Number", "Recipe", "Size", "converted", "kept_number", "number", "plain"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,6 +79,14 @@ class Number:
     def __rdivmod__(self, other: Any) -> tuple[Any, Any]:  # noqa: ANN401
         return other // self, other % self
 
+    def is_integer(self) -> Any:  # noqa: ANN401
+        """Whether the number is a whole one, as of float; a decision once it is read."""
+        return self % 1 == 0  # type: ignore[operator]
+
+    def bit_length(self) -> int:
+        """As of int."""
+        return operator.index(self).bit_length()
+
     def __repr__(self) -> str:
         return f"size({self.fxc_value})"  # no number, so that code which looks it up in a table does not find it
 
@@ -105,12 +115,28 @@ class Number:
         return float(self.fxc_read(float))
 
 
+def kept_number() -> TraceError:
+    """The error for a size that code has kept from one run to the next, where a trace does not look."""
+    return TraceError(
+        f"a size that an earlier run of the model has kept comes up again{place()}: out of a cache or a global\n"
+        "  keep what is computed from sizes in the model, or compute it anew"
+    )
+
+
 def _apply(function: Callable[..., Any], *operands: Any) -> Any:  # noqa: ANN401
     """The result of ``function`` as a number of the kind that it is."""
-    decider = next(o.fxc_decider for o in operands if isinstance(o, Number))
+    deciders = {id(o.fxc_decider): o.fxc_decider for o in operands if isinstance(o, Number)}
+    if len(deciders) > 1:
+        raise kept_number()
+    decider = next(iter(deciders.values()))
     value = function(*(plain(o) for o in operands))
     recipe = decider.recipe(function, tuple(o.fxc_recipe if isinstance(o, Number) else o for o in operands))
     return number(value, recipe, decider)
+
+
+def converted(function: Callable[..., Any], *operands: Any) -> Any:  # noqa: ANN401
+    """What a function makes of numbers one of which is a size: another such number, and no decision."""
+    return _apply(function, *operands)
 
 
 def _is_operand(value: object) -> TypeGuard[float]:
@@ -143,6 +169,9 @@ _BY_NUMPY: dict[str, Callable[..., Any]] = {
     name: getattr(math, name) for name in ("sqrt", "exp", "log", "log2", "log10", "log1p", "sin", "cos", "tanh")
 }
 """What numpy calls by these names on numbers that it does not know: ``np.sqrt(h.shape[-1])``."""
+
+OF_MATH = tuple(_BY_NUMPY.values())
+"""The functions of ``math`` that a graph may have on sizes."""
 
 FUNCTIONS: frozenset[Callable[..., Any]] = frozenset(
     {

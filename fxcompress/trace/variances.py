@@ -3,6 +3,7 @@
     mean = x.mean(1, keepdim=True)
     variance = (x - mean).pow(2).mean(1, keepdim=True)      ->      variance = mean_square(x, (1,), keepdim=True)
 
+Either mean may be one of another, over other dims.
 A channel that is zero is none in ``x - mean``: of the mean of squares alone nobody could tell what it is without it.
 """
 
@@ -47,27 +48,47 @@ def call_variances(graph: fx.Graph) -> None:
         chain = _chain(node)
         if not chain or not _uninterrupted(chain):
             continue
-        _, square, distance, mean = chain
-        dims, keepdim = _mean(node) or ((), False)
-        node.op, node.target, node.args = "call_function", mean_square, (mean.args[0], dims)
+        square = next(used for used in chain if not _is(used, _MEAN))
+        _, dims, keepdim, _ = _means(node) or (None, (), False, ())
+        node.op, node.target, node.args = "call_function", mean_square, (chain[-1].args[0], dims)
         node.kwargs = {"keepdim": keepdim, "power": _is(square, _POWER)}
-        for used in (square, distance, mean):
+        for used in chain[1:]:
             if not used.users:
                 graph.erase_node(used)
 
 
 def _chain(node: fx.Node) -> tuple[fx.Node, ...]:
-    """The mean of squares, the square, the distance and the mean; () for another node."""
-    outer, square = _mean(node), _first(node)
+    """The means of squares, the square, the distance and the means, last ones first; () for another node."""
+    outer = _means(node)
+    square = outer[0] if outer is not None else None
     distance = _root(square) if square is not None else None
     if outer is None or square is None or distance is None or not _is(distance, _DIFFERENCE):
         return ()
     if len(distance.args) != 2 or distance.kwargs:
         return ()
     x, mean = distance.args
-    if not isinstance(x, fx.Node) or not isinstance(mean, fx.Node) or _first(mean) is not x:
+    inner = _means(mean) if isinstance(mean, fx.Node) else None
+    if not isinstance(x, fx.Node) or inner is None or inner[0] is not x:
         return ()
-    return (node, square, distance, mean) if _mean(mean) == (outer[0], True) else ()
+    same = sorted(outer[1]) == sorted(inner[1]) and inner[2]
+    return (*outer[3], square, distance, *inner[3]) if same else ()
+
+
+def _means(node: fx.Node) -> tuple[fx.Node, tuple[int, ...], bool, tuple[fx.Node, ...]] | None:
+    """What a node is the mean of, over which dims, whether these stay, and the nodes that take one mean of another.
+
+    ``x.mean(1, keepdim=True).mean(2, keepdim=True)`` is one over both dims: there are as many entries in each part.
+    """
+    found, first = _mean(node), _first(node)
+    if found is None or first is None:
+        return None
+    dims, stay = found
+    inner = _means(first)
+    if inner is None or not (stay and inner[2]):
+        return first, dims, stay, (node,)
+    joined = (*inner[1], *dims)
+    plain = len(set(joined)) == len(joined) and len({d < 0 for d in joined}) == 1
+    return (inner[0], joined, True, (node, *inner[3])) if plain else (first, dims, stay, (node,))
 
 
 def _root(square: fx.Node) -> fx.Node | None:

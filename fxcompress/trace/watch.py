@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 from torch.fx import _symbolic_trace
 
+from fxcompress.trace.cached_calls import without_caches
 from fxcompress.trace.calls import autograd_call
+from fxcompress.trace.conversions import kept_conversions
 from fxcompress.trace.mode_switches import switches
 from fxcompress.trace.questions import is_users
 from fxcompress.trace.recorder import Recorder
@@ -63,6 +65,8 @@ def watch(
         stack.enter_context(patch.object(torch.autograd.Function, "apply", classmethod(_autograd(recorder))))
         stack.enter_context(patch.object(builtins, "len", _length(recorder)))
         stack.enter_context(patch.object(F, _ATTENTION.__name__, _attention))
+        stack.enter_context(without_caches())
+        stack.enter_context(kept_conversions(model))
         for scope, name in () if open_wrapped else wrapped_functions():
             stack.enter_context(patch.dict(scope, {name: _opaque(recorder, scope[name])}))
         stack.enter_context(recorder.regions.watched(lambda: recorder.paused))

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, fx
 
 from fxcompress.errors import TraceError
+from fxcompress.trace.asserts import only_stops
 from fxcompress.trace.checkpoints import mark
-from fxcompress.trace.guards import check, is_check, is_plain
+from fxcompress.trace.guards import ONLY_STOPS, check, is_check, is_plain
 from fxcompress.trace.objects import attributes_of, itself, restored
 from fxcompress.trace.places import place, stack_trace
-from fxcompress.trace.sizes import Number, Recipe
+from fxcompress.trace.sizes import Number, Recipe, kept_number
 from fxcompress.trace.trees import fields_of, rebuild
 
 _CONVERSIONS = (int, float, bool, len, round)
@@ -28,12 +29,14 @@ class Writer:
     Attributes:
         graph: what is written.
         silent: decisions are not written down.
+        closed: the run is over; whoever still asks has kept a number of it for the next one.
         conditions: what code has asked for only to raise an error.
     """
 
     def __init__(self, constant: Callable[[Tensor], str]) -> None:
         self.graph = fx.Graph()
         self.silent = False
+        self.closed = False
         self.conditions: list[fx.Node] = []
         self._constant = constant
         self._nodes: dict[int, fx.Node] = {}
@@ -83,6 +86,8 @@ class Writer:
         if isinstance(leaf, Tensor):
             return self.node_of(leaf)
         if isinstance(leaf, Number):
+            if leaf.fxc_decider is not self:
+                raise kept_number()
             return self.made(leaf.fxc_recipe)
         if isinstance(leaf, fx.Node) or id(leaf) in self._nodes:
             return self._nodes.get(id(leaf), leaf)
@@ -182,11 +187,15 @@ class Writer:
         key = (id(recipe), repr(outcome))
         if self.silent or key in self._decided:
             return
+        if self.closed:
+            raise kept_number()
         self._decided.add(key)
         if not is_plain(outcome):
             raise TraceError(f"it reads a {type(outcome).__name__} off a tensor{place()}, which a graph cannot check")
         sizes = tuple(self.made(size) for size in recipe.sizes)
-        self.node("call_function", check, (self.made(recipe), outcome, sizes, place()))
+        node = self.node("call_function", check, (self.made(recipe), outcome, sizes, place()))
+        if only_stops(outcome):
+            node.meta[ONLY_STOPS] = True
 
 
 def with_plain_keys(tree: Any) -> Any:  # noqa: ANN401

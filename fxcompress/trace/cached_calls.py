@@ -1,0 +1,115 @@
+"""Functions with a cache, in the code of a model or of a library that it uses, while a model runs to be traced.
+
+What such a function makes of a size is part of the run: it must not be found by the next one, nor by a call of the same
+run in which another size has the same value. So given sizes it runs each time, as if it had no cache; and what it keeps
+of a run, of whatever arguments, is forgotten at the end of it.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import _lru_cache_wrapper, wraps
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch._subclasses import FakeTensor
+
+from fxcompress.errors import TraceError
+from fxcompress.trace.op_watch import OpWatch
+from fxcompress.trace.places import place
+from fxcompress.trace.sizes import Number
+
+_OTHERS = frozenset({"torch", "fxcompress", "numpy", "sympy", "networkx"}) | frozenset(sys.stdlib_module_names) - {
+    "__main__"
+}
+"""Packages whose functions are given no sizes of a model."""
+
+
+@contextmanager
+def without_caches() -> Iterator[None]:
+    """Within it, functions with a cache keep nothing of the run."""
+    calls: dict[int, _Call] = {}
+    with ExitStack() as stack:
+        for holder, name, value in list(_cached()):
+            function = value.__func__ if isinstance(value, staticmethod | classmethod) else value
+            call = calls.setdefault(id(function), _Call(function))
+            made = call.function() if function is value else type(value)(call.function())
+            with suppress(AttributeError, TypeError):  # a class that lets nobody set its attributes
+                stack.enter_context(patch.object(holder, name, made))
+        try:
+            yield
+        finally:
+            for call in calls.values():
+                call.forget()
+
+
+class _Call:
+    """Stands in for a function with a cache."""
+
+    def __init__(self, cached: Any) -> None:  # noqa: ANN401 - made by functools
+        self.cached = cached
+        self.keeps = False
+        """Whether its cache has come to hold something of the run."""
+
+    def function(self) -> Callable[..., Any]:
+        """As a function, so that it is a method where it stands in a class."""
+
+        @wraps(self.cached.__wrapped__)
+        def called(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as of the user's function
+            with _Draws(self.cached.__name__):
+                if _holds((args, kwargs), Number):
+                    return self.cached.__wrapped__(*args, **kwargs)
+                result = self.cached(*args, **kwargs)
+            self.keeps |= _holds((args, kwargs, result), Number | FakeTensor)
+            return result
+
+        for name in ("cache_info", "cache_clear", "cache_parameters"):
+            setattr(called, name, getattr(self.cached, name))
+        return called
+
+    def forget(self) -> None:
+        """Empty the cache, if it holds something of the run."""
+        if self.keeps:
+            self.cached.cache_clear()
+
+
+class _Draws(OpWatch):
+    """Refuses random numbers: a function with a cache draws them once, and a graph would draw them each time."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def before(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ANN401 - an op
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise TraceError(
+                f"{self.name}, which has a cache, draws random numbers{place()}: the same ones whenever it is called, "
+                "and a graph would draw others each time\n  draw them when the model is made, and keep them in a buffer"
+            )
+
+
+def _cached() -> Iterator[tuple[Any, str, Any]]:
+    """Functions with a cache: what holds them, under which name, and what it holds."""
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] in _OTHERS:
+            continue
+        for key, value in list(getattr(module, "__dict__", {}).items()):
+            if type(value) is _lru_cache_wrapper:
+                yield module, key, value
+            elif isinstance(value, type) and value.__module__ == name:
+                yield from ((value, k, v) for k, v in list(vars(value).items()) if _is_cached(v))
+
+
+def _is_cached(value: object) -> bool:
+    function = value.__func__ if isinstance(value, staticmethod | classmethod) else value
+    return type(function) is _lru_cache_wrapper
+
+
+def _holds(value: Any, kinds: Any) -> bool:  # noqa: ANN401 - anything
+    """Whether a value is of some kinds, or a container of such values."""
+    if isinstance(value, dict):
+        return any(_holds(item, kinds) for pair in value.items() for item in pair)
+    if isinstance(value, tuple | list | set | frozenset):
+        return any(_holds(item, kinds) for item in value)
+    return isinstance(value, kinds)

@@ -19,6 +19,7 @@ from torch.nn.utils import rnn
 from fxcompress.errors import TraceError
 from fxcompress.trace.calls import IN_PLACE_OPERATORS, autograd_call
 from fxcompress.trace.checkpoints import mark
+from fxcompress.trace.chosen_forward import chosen_forward
 from fxcompress.trace.depth import is_stochastic_depth
 from fxcompress.trace.hidden import NULLABLE, refuse_hidden
 from fxcompress.trace.inputs import ExampleInputs
@@ -318,6 +319,7 @@ def _go(
     root: nn.Module, constants: dict[str, Any] | None, inputs: ExampleInputs | None, *, symbols: bool, training: bool
 ) -> fx.Graph:
     tracer = Tracer()
+    tracer.traced_func_name = chosen_forward(root) or "forward"
     tracer.proxy_buffer_attributes = symbols
     tracer.kinds, tracer.held = Kinds(root, inputs), Held(root)
     whole = patch.object(torch.autograd.Function, "apply", classmethod(_autograd(tracer)))

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import (
 from torch.overrides import TorchFunctionMode
 
 from fxcompress.errors import TraceError
-from fxcompress.trace.asserts import outcome_that_goes_on, tell_of_left_out
+from fxcompress.trace.asserts import is_only_compared, outcome_that_goes_on, tell_of_left_out
 from fxcompress.trace.calls import property_of, target_of
 from fxcompress.trace.guards import shape_of
 from fxcompress.trace.modes import autocast_mode
@@ -107,6 +107,8 @@ class Recorder(TorchFunctionMode):
             if not args[0]:
                 raise AssertionError(*args[1:])
             return (None,)
+        if func is Tensor.item and not args[0].ndim and is_only_compared():
+            return (args[0],)
         if func is _ASSERT or func is Tensor.__bool__:
             outcome = tell_of_left_out(place()) if func is _ASSERT else outcome_that_goes_on()
             if func is _ASSERT or outcome is not None:

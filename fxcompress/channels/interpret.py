@@ -27,6 +27,7 @@ from fxcompress.channels.factories import (
     kind_of,
     made_sizes,
     padded_dims,
+    spread_dims,
     spread_layers,
     written_dims,
 )
@@ -313,7 +314,10 @@ class Interpreter:
     def _filled(self, node: fx.Node, result: Any) -> Any:  # noqa: ANN401 - whatever the node returns
         """The result of a node; with labels where it makes a tensor whose size is written in the graph."""
         if isinstance(result, LabelTensor):
-            return self._bordered(node, self._spread(node, result))
+            return self._bordered(node, self._spread(node, result, self._spread_layers(node, result)))
+        spread = self._spread_layers(node, result) if isinstance(result, Tensor) else None
+        if spread:
+            return self._spread(node, self._followed(node, result), spread)
         sizes = made_sizes(node, result)
         dims, copied = written_dims(sizes), copied_layers(sizes, self.trail.values)
         if not dims and not copied and not (sizes and self.is_followed(node)):
@@ -337,9 +341,32 @@ class Interpreter:
         """Whether what a node makes is followed though no dim of it has more than one entry."""
         return False
 
-    def _spread(self, node: fx.Node, result: LabelTensor) -> LabelTensor:
+    def _followed(self, node: fx.Node, result: Tensor) -> LabelTensor:
+        """A tensor that no labels led to, as one that has them along no dim, and of which nothing is known."""
+        meta = torch.empty_like(result, device="meta")
+        value = Value(meta)
+        self.dispatch.tape.append(Step(FILL, Call(FILL, ((), None), {}, (meta,)), (value,), node.name))
+        return LabelTensor(value, self.dispatch, result.device)
+
+    def _spread_layers(self, node: fx.Node, result: Tensor) -> Layers | None:
+        """The labels that a tensor has now along dims of size 1 that a node repeats; None for another node.
+
+        An index that is repeated has labels of its own there where the graph says how often: all of its entries read
+        the same place, of as many channels as there are.
+        """
+        layers = spread_layers(node, self.trail.values, result.ndim)
+        if layers is None or not self.is_spread_by_number(node, result):
+            return layers
+        known = {d for layer in layers for d in support(layer)}
+        dims = [d for d in spread_dims(node, self.trail.values, result.ndim) if d not in known]
+        return (*layers, *self.made_layers(node, result, dims))
+
+    def is_spread_by_number(self, node: fx.Node, result: Tensor) -> bool:
+        """Whether what a node repeats has labels where a number of the graph's says how often."""
+        return not result.is_floating_point()
+
+    def _spread(self, node: fx.Node, result: LabelTensor, layers: Layers | None) -> LabelTensor:
         """The result of a node; with labels where it was expanded to the size of a tensor that has some."""
-        layers = spread_layers(node, self.trail.values, result.fxc_value.rank)
         if layers is None:
             return result
         meta = result.fxc_value.meta

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from fxcompress.errors import TraceError
 from fxcompress.trace.asserts import is_only_compared, outcome_that_goes_on, tell_of_left_out
 from fxcompress.trace.calls import property_of, target_of
+from fxcompress.trace.functional_attention import ATTENTION, can_be_opened, multi_head_attention
 from fxcompress.trace.guards import shape_of
 from fxcompress.trace.modes import autocast_mode
 from fxcompress.trace.places import place
@@ -90,6 +91,9 @@ class Recorder(TorchFunctionMode):
             return None
         if getattr(func, "__name__", "") in {"__set__", "__delete__"}:
             raise TraceError(f"it sets {func.__self__.__name__} of a tensor{place()}, which a graph cannot do")
+        if func is ATTENTION and can_be_opened(args, kwargs):
+            with self:
+                return multi_head_attention(*args, **kwargs)
         target = target_of(func, args, kwargs)
         given = target.args
         if given and not torch.is_grad_enabled() and _writes(getattr(func, "__name__", "")):

@@ -21,6 +21,7 @@ from fxcompress.trace.calls import IN_PLACE_OPERATORS, autograd_call
 from fxcompress.trace.checkpoints import mark
 from fxcompress.trace.chosen_forward import chosen_forward
 from fxcompress.trace.depth import is_stochastic_depth
+from fxcompress.trace.functional_attention import ATTENTION, can_be_opened, multi_head_attention
 from fxcompress.trace.hidden import NULLABLE, refuse_hidden
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.kinds import Kinds
@@ -194,6 +195,9 @@ class Tracer(fx.Tracer):
         """
         if autocast_mode() != self._autocast:
             raise TraceError(f"it switches autocast{place()}; put torch.autocast around the call of the model instead")
+        if target is ATTENTION and can_be_opened(args, kwargs):
+            both: fx.Proxy = multi_head_attention(*args, **kwargs)  # type: ignore[assignment]
+            return both
         if torch.is_grad_enabled() or not kind.startswith("call_"):
             return super().create_proxy(kind, target, args, kwargs, *more, **options)
         args, kwargs = fx.node.map_aggregate((args, kwargs), self._read)

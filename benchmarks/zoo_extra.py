@@ -38,6 +38,7 @@ _TIMM = {
     "efficientformerv2_s0": 224,  # attention with heads that talk
     "efficientnetv2_rw_t": 96,  # gates, fused blocks
     "efficientvit_b0": 96,  # linear attention at several scales
+    "fasternet_t0": 96,  # modules that choose their forward
     "fastvit_t8": 96,  # branches that are merged later
     "focalnet_tiny_srf": 96,  # gated contexts
     "gcresnext26ts": 96,  # contexts of the whole image
@@ -91,6 +92,15 @@ _SEQ2SEQ = _HALVES | {"vocab_size": 99, "pad_token_id": 0, "use_cache": False}
 _VISION = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128} | {
     "image_size": 64, "patch_size": 16
 }  # fmt: skip
+_SOUND = _TINY | {
+    "intermediate_size": 128,
+    "conv_dim": (16, 16),
+    "conv_kernel": (10, 3),
+    "conv_stride": (5, 2),
+    "num_feat_extract_layers": 2,
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 4,
+}
 _IDS = {"bos_token_id": 1, "eos_token_id": 2}
 # The class of the model, its type, and its configuration.
 _TRANSFORMERS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -164,19 +174,12 @@ _TRANSFORMERS: dict[str, tuple[str, str, dict[str, Any]]] = {
         | {"num_mel_bins": 8, "max_source_positions": 32, "max_target_positions": 40, "decoder_start_token_id": 2}
         | _IDS,
     ),
-    "wav2vec2": (
-        "CTC",
-        "wav2vec2",
-        _TINY
-        | {
-            "intermediate_size": 128,
-            "conv_dim": (16, 16),
-            "conv_kernel": (10, 3),
-            "conv_stride": (5, 2),
-            "num_feat_extract_layers": 2,
-            "num_conv_pos_embeddings": 8,
-            "num_conv_pos_embedding_groups": 4,
-        },
+    "wav2vec2": ("CTC", "wav2vec2", _SOUND),
+    "wavlm": ("CTC", "wavlm", _SOUND),  # attention as one function of torch, on weights of its own
+    "xlm": (  # values in asserts
+        "MaskedLM",
+        "xlm",
+        {"emb_dim": 64, "n_layers": 2, "n_heads": 4, "vocab_size": 99, "max_position_embeddings": 40},
     ),
     "vit": ("ImageClassification", "vit", _VISION),
     "dinov2": ("ImageClassification", "dinov2", _VISION),
@@ -249,6 +252,7 @@ def _called(name: str) -> tuple[Shape, Callable[..., Arguments]]:
         "clip": (Shape(16, 24), _text_and_image),
         "whisper": (Shape(64, 64), _speech),
         "wav2vec2": (Shape(800, 1200), _sound),
+        "wavlm": (Shape(800, 1200), _sound),
     }
     return others.get(name, (Shape(16, 24), _text))
 

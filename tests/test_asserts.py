@@ -77,9 +77,19 @@ def in_a_function(h: Tensor) -> None:
     raised(h)
 
 
+def as_a_number(h: Tensor) -> None:
+    assert h.max().item() <= 1e6
+
+
+def as_a_number_with_sizes(h: Tensor) -> None:
+    assert h.dim() + h.abs().max().item() * 2 <= 1e6 + h.size(1), f"too large: {h.max()}"
+    if not 0 <= h.min().item() < h.shape[1] * 1e6:
+        raise ValueError("out of range")
+
+
 LEFT_OUT: list[Look] = [
     asserted, asserted_both, asserted_either, raised, raised_unless, raised_on_the_other_side, of_sizes_too, by_torch,
-    in_a_function,
+    in_a_function, as_a_number, as_a_number_with_sizes,
 ]  # fmt: skip
 
 
@@ -115,7 +125,29 @@ def told(h: Tensor) -> None:
         print("large")
 
 
-REFUSED: list[Look] = [caught, caught_outside, decided, decided_before_it_raises, told]
+def kept(h: Tensor) -> Tensor:
+    largest = h.max().item()
+    assert largest <= 1e6
+    return h / largest
+
+
+def given_to_a_function(h: Tensor) -> None:
+    assert min(h.max().item(), 3) <= 5
+
+
+def compared_to_decide(h: Tensor) -> Tensor:
+    return h * 2 if h.max().item() > 1 else h
+
+
+def kept_in_an_assignment(h: Tensor) -> Tensor:
+    assert (largest := h.max().item()) <= 1e6  # noqa: RUF018
+    return h / largest
+
+
+REFUSED: list[Look] = [
+    kept, given_to_a_function, compared_to_decide, kept_in_an_assignment,
+    caught, caught_outside, decided, decided_before_it_raises, told,
+]  # fmt: skip
 
 
 def dead(look: Look, *, sizes: bool) -> Net:

@@ -13,6 +13,7 @@ from torch.utils._mode_utils import no_dispatch
 
 from fxcompress.channels.composed import COMPOSED, by_places
 from fxcompress.channels.computed_numbers import Written
+from fxcompress.channels.factories import FILL
 from fxcompress.channels.joined import Joined, labels_along
 from fxcompress.channels.layers import Layers, same_layers, support
 from fxcompress.channels.packed import PACKED
@@ -24,7 +25,7 @@ from fxcompress.channels.rules.indexing import INDEX
 from fxcompress.channels.rules.movement import CAT
 from fxcompress.channels.rules.norms import BATCH_NORM
 from fxcompress.channels.rules.places import ANYWHERE, floats, moving_dims
-from fxcompress.channels.rules.pointwise import OPAQUE_VALUES, OVERWRITTEN, POINTWISE
+from fxcompress.channels.rules.pointwise import CHOICE, OPAQUE_VALUES, OVERWRITTEN, POINTWISE
 from fxcompress.channels.rules.products import BATCHED
 from fxcompress.channels.rules.registry import OpClass
 from fxcompress.channels.rules.scatter import INDEX_ADD
@@ -50,6 +51,8 @@ from fxcompress.errors import ValueReadError
 _PICKS = frozenset({INDEX, INDEX_ADD})
 _ARITHMETIC = CONTRACTIONS | {BATCH_NORM, BATCHED}
 """Classes whose rules read every tensor operand as a Value; a tensor from outside is one of which nothing is known."""
+_MEETS_NUMBERS = frozenset({POINTWISE, CHOICE})
+"""Classes that may make zeros of zeros and a number that a tensor without labels holds."""
 
 
 def _unknown_index(tensor: Tensor) -> Value:
@@ -121,6 +124,7 @@ class Dispatch:
         self.filled: set[int] = set()
         self.held: tuple[dict[Any, Any], ...] | None = None
         self.began = 0
+        self.known_numbers: dict[int, tuple[Tensor, int]] = {}
 
     def dispatch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         """Run one ATen call on labels."""
@@ -268,12 +272,24 @@ class Dispatch:
     def _apply(self, op: OpClass, func: Any, args: Any, kwargs: Any) -> tuple[tuple[Value, ...], Any]:  # noqa: ANN401
         call_args, call_kwargs = replace(lambda t: t.fxc_value, LabelTensor, (args, kwargs))
         plain: tuple[Tensor, ...] = ()
+        if self.known_numbers and op in _MEETS_NUMBERS:
+            call_args = replace(self._known_number, torch.Tensor, call_args)
         if self.sized and op in _PICKS:
             call_args = (call_args[0], *replace(_unknown_index, torch.Tensor, tuple(call_args[1:])))
         if op in _ARITHMETIC and (found := find(torch.Tensor, call_args)):
             plain = tuple(found)
             call_args = replace(lambda t: Value(t.to("meta")), torch.Tensor, call_args)
         return self._record(op, func, tuple(call_args), call_kwargs, plain)
+
+    def _known_number(self, tensor: Tensor) -> Tensor | Value:
+        """A tensor that holds one number in each run, as a value of which that is known; any other as it is."""
+        held, version = self.known_numbers.get(id(tensor), (None, 0))
+        if held is not tensor or tensor._version != version:  # noqa: SLF001 - torch's
+            return tensor
+        value = Value(tensor.to("meta"))
+        call = Call(FILL, ((), float(tensor)), {}, (value.meta,))
+        self.tape.append(Step(FILL, call, (value,), self.space.node))
+        return value
 
     def _record(
         self,

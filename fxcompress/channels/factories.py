@@ -25,6 +25,8 @@ SIZES = {
 """Functions that make a tensor, and the position of their sizes."""
 _FILLED = {"zeros": 0.0, "ones": 1.0, "new_zeros": 0.0, "new_ones": 1.0, "empty": 0.0, "new_empty": 0.0}
 """The number in every entry. In what nobody has filled there may be any, so zero as well."""
+_SPREADING = frozenset({"expand", "expand_as", "repeat"})
+"""Methods that repeat a tensor along dims of size 1."""
 
 
 def kind_of(node: fx.Node) -> str:
@@ -81,18 +83,34 @@ def spread_layers(node: fx.Node, values: Mapping[str, Any], rank: int) -> Layers
 
     None for another node.
     """
-    name, source = str(node.target if isinstance(node.target, str) else ""), values.get(str(node.args[0]))
-    if name not in {"expand", "expand_as", "repeat"} or not isinstance(source, Value):
+    before = _before(node, values, rank)
+    if before is None:
         return None
-    if name == "expand_as":
+    if node.target == "expand_as":
         other = values.get(str(node.args[1]))
         found = tuple(_vectors(other.layers)) if isinstance(other, Value) and other.rank == rank else ()
     else:
-        given = node.args[1:]
-        sizes = list(given[0]) if len(given) == 1 and isinstance(given[0], tuple | list) else list(given)
-        found = tuple(layer for layer in copied_layers(sizes, values) if layer.ndim == rank)
-    before = (1,) * (rank - source.rank) + tuple(source.shape)
+        found = tuple(layer for layer in copied_layers(_given_sizes(node), values) if layer.ndim == rank)
     return tuple(layer for layer in found if all(before[d] == 1 for d in support(layer)))
+
+
+def spread_dims(node: fx.Node, values: Mapping[str, Any], rank: int) -> list[int]:
+    """The dims of size 1 along which a node repeats a tensor as often as a number of the graph's says."""
+    before, sizes = _before(node, values, rank), _given_sizes(node)
+    if before is None or len(sizes) != rank:
+        return []
+    return [d for d in written_dims(sizes) if before[d] == 1]
+
+
+def _before(node: fx.Node, values: Mapping[str, Any], rank: int) -> tuple[int, ...] | None:
+    """The sizes of the tensor that a node repeats, with 1 for dims that are new; None for another node."""
+    source = values.get(str(node.args[0])) if node.args and node.target in _SPREADING else None
+    return (1,) * (rank - len(source.shape)) + tuple(source.shape) if isinstance(source, Value | Tensor) else None
+
+
+def _given_sizes(node: fx.Node) -> list[object]:
+    given = node.args[1:]
+    return list(given[0]) if len(given) == 1 and isinstance(given[0], tuple | list) else list(given)
 
 
 def padded_dims(node: fx.Node, value: Value) -> dict[int, tuple[int, int]]:

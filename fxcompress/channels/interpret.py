@@ -27,6 +27,8 @@ from fxcompress.channels.factories import (
     kind_of,
     made_sizes,
     padded_dims,
+    sizes_of,
+    spread_dims,
     spread_layers,
     written_dims,
 )
@@ -63,6 +65,8 @@ Atoms = Mapping[str, dict[int, Tensor]]
 """The labels along each dim of a parameter or buffer, by its name."""
 _PERHAPS_COPIES = frozenset({"contiguous", "reshape", "reshape_as", "flatten", "ravel", "to", "Flatten"})
 """What copies where memory is not in order, and gives the same memory where it is."""
+_MOVED = frozenset({"to", "type_as", "double", "float", "clone", "detach", "view", "reshape", "unsqueeze", "expand"})
+"""Methods that leave a tensor of one number what it is."""
 _ON_LABELS = variances.ON_LABELS | extremes.ON_LABELS | pointwise.ON_LABELS
 
 
@@ -188,7 +192,9 @@ class Interpreter:
             return replace(self._input, torch.Tensor, bound.get(str(node.target)))
         if node.op == "get_attr":
             self._constant.add(node)
-            return self._attribute(str(node.target))
+            held = self._attribute(str(node.target))
+            self._note_number(node, held)
+            return held
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), partial(self._read, node))
         if node.op == "output":
             self._pin_output(args[0])
@@ -316,7 +322,11 @@ class Interpreter:
     def _filled(self, node: fx.Node, result: Any) -> Any:  # noqa: ANN401 - whatever the node returns
         """The result of a node; with labels where it makes a tensor whose size is written in the graph."""
         if isinstance(result, LabelTensor):
-            return self._bordered(node, self._spread(node, result))
+            return self._bordered(node, self._spread(node, result, self._spread_layers(node, result)))
+        spread = self._spread_layers(node, result) if isinstance(result, Tensor) else None
+        if spread:
+            return self._spread(node, self._followed(node, result), spread)
+        self._note_number(node, result)
         sizes = made_sizes(node, result)
         dims, copied = written_dims(sizes), copied_layers(sizes, self.trail.values)
         if not dims and not copied and not (sizes and self.is_followed(node)):
@@ -336,13 +346,54 @@ class Interpreter:
         for value in (tensor.fxc_value for tensor in find(LabelTensor, [result])):
             self.dispatch.widths.note(value, frozenset(range(value.rank)))
 
+    def _note_number(self, node: fx.Node, result: Any) -> None:  # noqa: ANN401 - whatever a node returns
+        """Note a tensor of one entry that is the same in each run: what it is filled with stands in the graph."""
+        plain = isinstance(result, Tensor) and not isinstance(result, LabelTensor) and not result.is_meta
+        if plain and result.numel() == 1 and result.is_floating_point() and self._is_one_number(node):
+            self.dispatch.known_numbers[id(result)] = result, result._version  # noqa: SLF001 - torch's
+
+    def _is_one_number(self, node: fx.Node) -> bool:
+        """Whether what a node returns is no tensor that another run fills with another number."""
+        if node.op == "get_attr":
+            return True  # a tensor that is no buffer; what the network writes to is no plain tensor here
+        if kind_of(node):
+            sizes = None if "empty" in kind_of(node) or "out" in node.kwargs else sizes_of(node)
+            return filled_with(node) is not None and sizes is not None and all(type(n) is int for n in sizes)
+        if function_name(node) in {"tensor", "new_tensor"}:
+            return bool(node.args) and not find(fx.Node, [node.args[-1]])  # the number, not a type or device
+        source = self.env.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
+        return function_name(node) in _MOVED and id(source) in self.dispatch.known_numbers
+
     def is_followed(self, node: fx.Node) -> bool:
         """Whether what a node makes is followed though no dim of it has more than one entry."""
         return False
 
-    def _spread(self, node: fx.Node, result: LabelTensor) -> LabelTensor:
+    def _followed(self, node: fx.Node, result: Tensor) -> LabelTensor:
+        """A tensor that no labels led to, as one that has them along no dim, and of which nothing is known."""
+        meta = torch.empty_like(result, device="meta")
+        value = Value(meta)
+        self.dispatch.tape.append(Step(FILL, Call(FILL, ((), None), {}, (meta,)), (value,), node.name))
+        return LabelTensor(value, self.dispatch, result.device)
+
+    def _spread_layers(self, node: fx.Node, result: Tensor) -> Layers | None:
+        """The labels that a tensor has now along dims of size 1 that a node repeats; None for another node.
+
+        An index that is repeated has labels of its own there where the graph says how often: all of its entries read
+        the same place, of as many channels as there are.
+        """
+        layers = spread_layers(node, self.trail.values, result.ndim)
+        if layers is None or not self.is_spread_by_number(node, result):
+            return layers
+        known = {d for layer in layers for d in support(layer)}
+        dims = [d for d in spread_dims(node, self.trail.values, result.ndim) if d not in known]
+        return (*layers, *self.made_layers(node, result, dims))
+
+    def is_spread_by_number(self, node: fx.Node, result: Tensor) -> bool:
+        """Whether what a node repeats has labels where a number of the graph's says how often."""
+        return not result.is_floating_point()
+
+    def _spread(self, node: fx.Node, result: LabelTensor, layers: Layers | None) -> LabelTensor:
         """The result of a node; with labels where it was expanded to the size of a tensor that has some."""
-        layers = spread_layers(node, self.trail.values, result.fxc_value.rank)
         if layers is None:
             return result
         meta = result.fxc_value.meta

@@ -111,6 +111,17 @@ def _sizes(
     return Proposal(node.target, (node.args[0], tuple(sizes)), {})
 
 
+def _repeats(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> Proposal | None:
+    """repeat: how often, along the dims of size 1 that have labels in the result."""
+    times = node.args[1:]
+    flat = list(times[0]) if len(times) == 1 and isinstance(times[0], tuple | list) else list(times)
+    if not isinstance(result, Value) or len(flat) != result.rank:
+        return None
+    before, new = (1,) * (result.rank - source.rank) + tuple(source.shape), kept_shape(result, alive)
+    cut = {d for layer in result.layers for d in support(layer) if before[d] == 1 and type(flat[d]) is int}
+    return Proposal(node.target, (node.args[0], tuple(new[d] if d in cut else n for d, n in enumerate(flat))), {})
+
+
 def _made(node: fx.Node, result: object, alive: np.ndarray) -> Proposal | None:
     """zeros, ones and the like: the sizes that are left."""
     sizes = sizes_of(node)
@@ -368,6 +379,7 @@ def _argument(node: fx.Node, position: int, name: str, default: Any = None) -> A
 
 _RULES: dict[str, Propose] = {
     **dict.fromkeys(("view", "reshape", "expand", "view_copy", "broadcast_to"), _sizes),
+    "repeat": _repeats,
     "unflatten": _unflatten,
     **dict.fromkeys(("chunk", "split", "split_with_sizes"), _split),
     "tensor_split": _tensor_split,

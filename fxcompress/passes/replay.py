@@ -143,6 +143,10 @@ class Replay(Interpreter):
         """Whether it was before the cut, which has left one entry perhaps."""
         return isinstance(self.original.values.get(node.name), Value)
 
+    def is_spread_by_number(self, node: fx.Node, result: Tensor) -> bool:
+        """Whether it had labels before the cut; the number may have been a size that is read then."""
+        return isinstance(self.original.values.get(node.name), Value)
+
     def labelled(self, node: fx.Node, value: Value) -> Value:
         """The value before the cut, where its sizes agree: a dim of one entry has no label any more."""
         original = self.original.values[node.name]
@@ -270,6 +274,8 @@ class Replay(Interpreter):
     def _source(self, node: fx.Node) -> Value | None:
         first = node.args[0] if node.args else None
         value = self.original.values.get(first.name) if isinstance(first, fx.Node) else None
+        if isinstance(value, Tensor) and isinstance(self.original.values[node.name], Value):
+            return Value(torch.empty_like(value, device="meta"))  # what has got labels by being repeated
         return value if isinstance(value, Value) else None
 
     def _failure(self, node: fx.Node, error: Exception) -> str:

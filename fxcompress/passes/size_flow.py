@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxcompress.channels.factories import SIZES, SPREAD, kind_of
+from fxcompress.channels.factories import FILL, SIZES, SPREAD, kind_of
 from fxcompress.channels.rules.indexing import INDEX, picked_dims
 from fxcompress.channels.rules.movement import CAT, DIAGONAL, MOVEMENT, PERMUTE, RESHAPE, RESTRIDE
 from fxcompress.channels.rules.places import ANYWHERE
@@ -97,7 +97,8 @@ class SizeFlow:
         if not moved or node.target in {check, check_argument, shape_of}:
             return ""
         labelled = find(LabelTensor, result) or any(self._labelled(used) for used in node.all_input_nodes)
-        structural = bool(steps) and all(step.op in STRUCTURAL for step in steps)
+        ops = {step.op for step in steps}
+        structural = bool(ops) and ops <= (STRUCTURAL | {FILL} if SPREAD in ops else STRUCTURAL)
         if any(isinstance(self.now[used.name], Tensor) for used in moved) and any(map(picked_dims, steps)):
             return FLOWS  # which entries it says is compared where it is the same for all inputs
         return FLOWS if labelled and not structural else ""

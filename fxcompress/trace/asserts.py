@@ -19,6 +19,10 @@ from fxcompress.trace.places import place, users_frames
 _LOGGER = logging.getLogger("fxcompress")
 _ENDS = ("RETURN", "YIELD", "SEND", "FOR_ITER", "STORE_ATTR", "STORE_SUBSCR", "STORE_GLOBAL", "STORE_DEREF", "DELETE")
 
+_CALLS = ("PRECALL", "CALL")
+_READS = frozenset({"LOAD_ATTR", "LOAD_METHOD"})
+_STEPS = ("LOAD_", "PUSH_NULL", "BINARY_", "UNARY_", "COMPARE_OP", "SWAP", "COPY", "DUP_TOP", "ROT_")
+
 
 def outcome_that_goes_on() -> bool | None:
     """The value of the condition that the user's code has just asked for with which it does not raise; None if none."""
@@ -38,6 +42,15 @@ def _goes_on() -> bool | None:
     outcome = _outcome(frames[0].f_code, frames[0].f_lasti) if frames else None
     caught = outcome is not None and any(_may_be_caught(frame.f_code, frame.f_lasti) for frame in frames)
     return None if caught else outcome
+
+
+def is_only_compared() -> bool:
+    """Whether the number that the user's code has just asked a tensor for goes into such a condition alone.
+
+    ``assert lengths.max().item() <= n`` computes the same with the tensor in place of the number.
+    """
+    frames = list(users_frames())
+    return bool(frames) and _leads_to_a_condition(frames[0].f_code, frames[0].f_lasti)
 
 
 def drop_conditions(conditions: Iterable[fx.Node]) -> None:
@@ -89,11 +102,31 @@ def _outcome(code: CodeType, asked: int) -> bool | None:
     return not jumps if _raises(steps, target) else None
 
 
+@cache
+def _leads_to_a_condition(code: CodeType, asked: int) -> bool:
+    """Whether what a call returns meets operators alone, on the way to a decision that only stops a run."""
+    height = 1  # of the stack, from what the call has returned to its top
+    for step in dis.get_instructions(code):
+        if step.offset <= asked or step.opname in {"CACHE", "EXTENDED_ARG", "NOT_TAKEN", "TO_BOOL"}:
+            continue
+        if "JUMP" in step.opname:
+            return height == 1 and _outcome(code, step.offset) is not None
+        taken = (step.arg or 0) + 2 if step.opname.startswith(_CALLS) else step.opname in _READS
+        if not step.opname.startswith((*_CALLS, *_STEPS)) or taken >= height:
+            return False
+        height = max(1, height + dis.stack_effect(step.opcode, step.arg))
+    return False
+
+
 def _raises(steps: list[dis.Instruction], start: int) -> bool:
     """Whether the code from an instruction on does nothing but to raise an error."""
-    for step in steps[start:]:
+    for i, step in enumerate(steps[start:], start):
         if step.opname == "RAISE_VARARGS":
             return True
+        if step.opname == "JUMP_FORWARD":  # as behind the second half of ``if not 0 <= n < 5``
+            return _raises(
+                steps, next((j for j in range(i + 1, len(steps)) if steps[j].offset >= step.argval), len(steps))
+            )
         if "JUMP" in step.opname or step.opname.startswith(_ENDS):
             return False
     return False

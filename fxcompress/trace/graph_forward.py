@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from fxcompress.trace.autocast import closing
 from fxcompress.trace.checkpoints import with_checkpoints
+from fxcompress.trace.chosen_forward import rebound
 from fxcompress.trace.names import any_names
 from fxcompress.trace.skeleton import skeleton
 from fxcompress.trace.traced import TracedModule, copy_graph
@@ -68,6 +69,7 @@ def install(module: nn.Module, traced: TracedModule) -> None:
         "__qualname__": own.__qualname__,
         "__doc__": own.__doc__,
     }
+    module.__dict__.pop("forward", None)  # which the graph is made from
     module.__class__ = type(own.__name__, (GraphForward, own), members)
 
 
@@ -107,7 +109,7 @@ def take_over(old: nn.Module, new: nn.Module) -> None:
     for table in ("_parameters", "_buffers", "_non_persistent_buffers_set"):
         old.__dict__[table] = new.__dict__[table]
     torchs = _OF_EVERY_GRAPH if isinstance(new, fx.GraphModule) else _OF_EVERY_MODULE  # the mode among them
-    old.__dict__.update({key: value for key, value in new.__dict__.items() if key not in torchs})
+    old.__dict__.update({key: rebound(value, new, old) for key, value in new.__dict__.items() if key not in torchs})
     pass_on_hooks(new, old)
     known = dict(old._modules)
     old._modules.clear()

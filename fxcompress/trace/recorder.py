@@ -17,10 +17,11 @@ from torch._subclasses.fake_tensor import (
 from torch.overrides import TorchFunctionMode
 
 from fxcompress.errors import TraceError
-from fxcompress.trace.asserts import outcome_that_goes_on, tell_of_left_out
+from fxcompress.trace.asserts import is_only_compared, outcome_that_goes_on, tell_of_left_out
 from fxcompress.trace.autocast import autocast_is_on
 from fxcompress.trace.autocast_watch import Regions
 from fxcompress.trace.calls import property_of, target_of
+from fxcompress.trace.functional_attention import ATTENTION, can_be_opened, multi_head_attention
 from fxcompress.trace.guards import shape_of
 from fxcompress.trace.places import place
 from fxcompress.trace.sizes import Number, Recipe, number, plain
@@ -93,6 +94,9 @@ class Recorder(TorchFunctionMode):
             return None
         if getattr(func, "__name__", "") in {"__set__", "__delete__"}:
             raise TraceError(f"it sets {func.__self__.__name__} of a tensor{place()}, which a graph cannot do")
+        if func is ATTENTION and can_be_opened(args, kwargs):
+            with self:
+                return multi_head_attention(*args, **kwargs)
         target = target_of(func, args, kwargs)
         given = target.args
         if given and not torch.is_grad_enabled() and _writes(getattr(func, "__name__", "")):
@@ -110,6 +114,8 @@ class Recorder(TorchFunctionMode):
             if not args[0]:
                 raise AssertionError(*args[1:])
             return (None,)
+        if func is Tensor.item and not args[0].ndim and is_only_compared():
+            return (args[0],)
         if func is _ASSERT or func is Tensor.__bool__:
             outcome = tell_of_left_out(place()) if func is _ASSERT else outcome_that_goes_on()
             if func is _ASSERT or outcome is not None:

@@ -9,6 +9,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from fxcompress.errors import UnsupportedModelError
+from fxcompress.trace.chosen_forward import chosen_forward
 from fxcompress.trace.hooks import hooks_of_its_own
 from fxcompress.trace.own_modes import own_modes
 from fxcompress.trace.walk import named_modules_in
@@ -110,8 +111,8 @@ _REFUSED: tuple[tuple[Callable[[nn.Module], bool], str], ...] = (
         ),
     ),
     (
-        lambda module: "forward" in module.__dict__,
-        "its forward was replaced on the instance, which a trace does not see; define it in a class",
+        lambda module: chosen_forward(module) is None,
+        "its forward was replaced on the instance by what is no method of it; define it in a class",
     ),
 )
 

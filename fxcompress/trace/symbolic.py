@@ -20,7 +20,9 @@ from fxcompress.errors import TraceError
 from fxcompress.trace.autocast_watch import Regions
 from fxcompress.trace.calls import IN_PLACE_OPERATORS, autograd_call
 from fxcompress.trace.checkpoints import mark
+from fxcompress.trace.chosen_forward import chosen_forward
 from fxcompress.trace.depth import is_stochastic_depth
+from fxcompress.trace.functional_attention import ATTENTION, can_be_opened, multi_head_attention
 from fxcompress.trace.hidden import NULLABLE, refuse_hidden
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.kinds import Kinds
@@ -193,6 +195,9 @@ class Tracer(fx.Tracer):
             TraceError: autocast has been switched in a way that no graph knows.
         """
         self.regions.refuse_unseen()
+        if target is ATTENTION and can_be_opened(args, kwargs):
+            both: fx.Proxy = multi_head_attention(*args, **kwargs)  # type: ignore[assignment]
+            return both
         if torch.is_grad_enabled() or not kind.startswith("call_"):
             return super().create_proxy(kind, target, args, kwargs, *more, **options)
         args, kwargs = fx.node.map_aggregate((args, kwargs), self._read)
@@ -325,6 +330,7 @@ def _go(
     root: nn.Module, constants: dict[str, Any] | None, inputs: ExampleInputs | None, *, symbols: bool, training: bool
 ) -> fx.Graph:
     tracer = Tracer()
+    tracer.traced_func_name = chosen_forward(root) or "forward"
     tracer.proxy_buffer_attributes = symbols
     tracer.kinds, tracer.held = Kinds(root, inputs), Held(root)
     whole = patch.object(torch.autograd.Function, "apply", classmethod(_autograd(tracer)))

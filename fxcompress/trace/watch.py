@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 from torch.fx import _symbolic_trace
 
+from fxcompress.trace import lowering
 from fxcompress.trace.cached_calls import without_caches
 from fxcompress.trace.calls import autograd_call
 from fxcompress.trace.conversions import kept_conversions
@@ -67,7 +68,8 @@ def watch(
         stack.enter_context(patch.object(F, _ATTENTION.__name__, _attention))
         stack.enter_context(without_caches())
         stack.enter_context(kept_conversions(model))
-        for scope, name in () if open_wrapped else wrapped_functions():
+        averages = [(vars(lowering), lowering.average_heads.__name__)]  # which go where nobody reads them
+        for scope, name in averages if open_wrapped else [*averages, *wrapped_functions()]:
             stack.enter_context(patch.dict(scope, {name: _opaque(recorder, scope[name])}))
         stack.enter_context(recorder.regions.watched(lambda: recorder.paused))
         stack.enter_context(recorder)

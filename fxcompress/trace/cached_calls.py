@@ -9,8 +9,10 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import _lru_cache_wrapper, wraps
+from types import ModuleType
 from typing import Any
 from unittest.mock import patch
+from weakref import WeakKeyDictionary
 
 import torch
 from torch._subclasses import FakeTensor
@@ -28,7 +30,17 @@ _OTHERS = frozenset({"torch", "fxcompress", "numpy", "sympy", "networkx"}) | fro
 
 @contextmanager
 def without_caches() -> Iterator[None]:
-    """Within it, functions with a cache keep nothing of the run."""
+    """Within it, functions with a cache keep nothing of a run.
+
+    Around several runs it looks for such functions once, and each run, within, only forgets what it has left.
+    """
+    if _active:
+        try:
+            yield
+        finally:
+            for call in _active:
+                call.forget()
+        return
     calls: dict[int, _Call] = {}
     with ExitStack() as stack:
         for holder, name, value in list(_cached()):
@@ -37,9 +49,11 @@ def without_caches() -> Iterator[None]:
             made = call.function() if function is value else type(value)(call.function())
             with suppress(AttributeError, TypeError):  # a class that lets nobody set its attributes
                 stack.enter_context(patch.object(holder, name, made))
+        _active.extend(calls.values())
         try:
             yield
         finally:
+            _active.clear()
             for call in calls.values():
                 call.forget()
 
@@ -72,6 +86,11 @@ class _Call:
         """Empty the cache, if it holds something of the run."""
         if self.keeps:
             self.cached.cache_clear()
+        self.keeps = False
+
+
+_active: list[_Call] = []
+"""Those that are patched now."""
 
 
 class _Draws(OpWatch):
@@ -92,13 +111,26 @@ class _Draws(OpWatch):
 def _cached() -> Iterator[tuple[Any, str, Any]]:
     """Functions with a cache: what holds them, under which name, and what it holds."""
     for name, module in list(sys.modules.items()):
-        if name.partition(".")[0] in _OTHERS:
+        if name.partition(".")[0] in _OTHERS or not isinstance(module, ModuleType):
             continue
-        for key, value in list(getattr(module, "__dict__", {}).items()):
-            if type(value) is _lru_cache_wrapper:
-                yield module, key, value
-            elif isinstance(value, type) and value.__module__ == name:
-                yield from ((value, k, v) for k, v in list(vars(value).items()) if _is_cached(v))
+        size, places = _known.get(module, (-1, []))
+        if size != len(vars(module)) or name == "__main__":  # where people define things anew
+            size, places = len(vars(module)), list(_places(name, module))
+            _known[module] = size, places
+        found = ((holder, key, vars(holder).get(key)) for holder, key in places)
+        yield from ((holder, key, value) for holder, key, value in found if _is_cached(value))
+
+
+def _places(name: str, module: ModuleType) -> Iterator[tuple[Any, str]]:
+    for key, value in list(vars(module).items()):
+        if type(value) is _lru_cache_wrapper:
+            yield module, key
+        elif isinstance(value, type) and value.__module__ == name:
+            yield from ((value, k) for k, v in list(vars(value).items()) if _is_cached(v))
+
+
+_known: WeakKeyDictionary[ModuleType, tuple[int, list[tuple[Any, str]]]] = WeakKeyDictionary()
+"""How many names a module had when it was searched, and which of them are functions with a cache."""
 
 
 def _is_cached(value: object) -> bool:

@@ -24,7 +24,13 @@ _CHECKS = {"isinstance", "issubclass"}
 
 @contextmanager
 def kept_conversions(model: nn.Module) -> Iterator[None]:
-    """Within it, what the code of a model converts goes on being a size."""
+    """Within it, what the code of a model converts goes on being a size.
+
+    Around several runs of a model it looks at the code once, and does nothing in each run, within.
+    """
+    if _active:
+        yield
+        return
     functions = {function: _kept(function) for function in OF_MATH}
     with ExitStack() as stack:
         for function, kept in functions.items():
@@ -35,7 +41,15 @@ def kept_conversions(model: nn.Module) -> Iterator[None]:
                 kind.__name__: _KINDS[kind] for kind in _KINDS if kind.__name__ not in space and _calls(code, kind)
             }
             stack.enter_context(patch.dict(space, names))
-        yield
+        _active.append(model)
+        try:
+            yield
+        finally:
+            _active.clear()
+
+
+_active: list[nn.Module] = []
+"""The model whose code is patched now."""
 
 
 def _kept(function: Callable[..., Any]) -> Callable[..., Any]:

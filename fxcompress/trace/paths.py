@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxcompress.errors import TraceError
+from fxcompress.trace.cached_calls import without_caches
 from fxcompress.trace.concrete import run_model
+from fxcompress.trace.conversions import kept_conversions
 from fxcompress.trace.guards import asks_for_gradients, check
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.precisions import Recording, decisions_of, hold_in_other_precisions
@@ -64,13 +66,14 @@ def run_paths(
         return _for_both(graph, partial(record, inputs=other, gradients=gradients), root, more, changed)
 
     before = set(vars(root))
-    graph = for_batches(readers, kept)
-    asked = next((node.args[1] for node in _checks(graph) if asks_for_gradients(node)), None)
-    if asked is not None:
-        graph = _for_both(graph, partial(for_batches, gradients=not asked), root, readers, kept)
-        if asked is not training and any(map(asks_for_gradients, _checks(graph))):
-            graph = _with_gradients_of_mode(graph, for_batches, readers, kept, training=training)
-    hold_in_other_precisions(graph, recordings[graph], root, readers, kept)
+    with without_caches(), kept_conversions(root):
+        graph = for_batches(readers, kept)
+        asked = next((node.args[1] for node in _checks(graph) if asks_for_gradients(node)), None)
+        if asked is not None:
+            graph = _for_both(graph, partial(for_batches, gradients=not asked), root, readers, kept)
+            if asked is not training and any(map(asks_for_gradients, _checks(graph))):
+                graph = _with_gradients_of_mode(graph, for_batches, readers, kept, training=training)
+        hold_in_other_precisions(graph, recordings[graph], root, readers, kept)
     used = {str(node.target) for node in graph.find_nodes(op="get_attr")}
     for name in vars(root).keys() - before - used:  # constants of a run that is not kept
         del vars(root)[name]

@@ -2,11 +2,12 @@
 
 import contextlib
 import copy
+import os
 from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -233,6 +234,7 @@ STEPS: dict[str, Callable[[nn.Module, Tensor, Tensor], Tensor]] = {
 }
 
 
+@settings(max_examples=20_000 if os.environ.get("FXCOMPRESS_FUZZ") == "1" else 30)
 @given(
     st.lists(st.tuples(st.sampled_from(sorted(STEPS)), st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=7)
 )

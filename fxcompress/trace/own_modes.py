@@ -5,6 +5,7 @@ from torch import nn
 
 from fxcompress.errors import UnsupportedModelError
 from fxcompress.trace.skeleton import own_tensors, skeleton
+from fxcompress.trace.state import Undone
 from fxcompress.trace.walk import modules_in
 
 Modes = tuple[tuple[str, ...], tuple[str, ...]]
@@ -26,14 +27,16 @@ def own_modes(model: nn.Module) -> Modes:
     if not _have_modes(model):
         return (), ()
     copy = skeleton(model)
-    own_tensors(copy, set())
-    before = {name: tensor.detach().clone() for name, tensor in copy.state_dict().items() if torch.is_tensor(tensor)}
+    own_tensors(copy, set(), lent=True)
+    before = {name: tensor for name, tensor in copy.state_dict().items() if torch.is_tensor(tensor)}  # share memory
     other = []
     for mode in (False, True, model.training):
-        copy.train() if mode else copy.eval()
+        with Undone() as undone:
+            copy.train() if mode else copy.eval()
+            now = copy.state_dict()
+            changed = [n for n, t in now.items() if n not in before or not _same(undone.as_it_was(before[n]), t)]
+            changed += before.keys() - now.keys()
         other.append(tuple(name for name, module in copy.named_modules() if module.training != mode))
-        changed = [n for n, t in copy.state_dict().items() if n not in before or not _same(before[n], t)]
-        changed += before.keys() - copy.state_dict().keys()
         if changed:
             raise UnsupportedModelError(
                 f"{'train' if mode else 'eval'}() of {type(model).__name__} changes {min(changed)}, as where adapters "
@@ -63,4 +66,6 @@ def forget_runs(copy: nn.Module) -> None:
 
 
 def _same(a: torch.Tensor, b: object) -> bool:
-    return isinstance(b, torch.Tensor) and a.shape == b.shape and torch.equal(a, b)
+    if not isinstance(b, torch.Tensor) or a.shape != b.shape:
+        return False
+    return (a.data_ptr() == b.data_ptr() and a.stride() == b.stride() and a.dtype == b.dtype) or torch.equal(a, b)

@@ -127,24 +127,35 @@ def _tensors(modules: list[nn.Module]) -> list[torch.Tensor]:
     return found
 
 
-def own_tensors(result: nn.Module, fresh: set[int]) -> dict[int, torch.Tensor]:
+def own_tensors(
+    result: nn.Module, fresh: set[int], copies: dict[int, torch.Tensor] | None = None, *, lent: bool = False
+) -> dict[int, torch.Tensor]:
     """Give a module copies of the tensors that it shares with the original, in place; of plain attributes as well.
 
     Args:
         result: a skeleton, or what a rewrite made of one.
         fresh: ids of the tensors that it does not share.
+        copies: those that there are already, by the id of the original.
+        lent: parameters are objects of their own over the memory of the original: for a run that undoes what it
+            writes there, see :class:`fxcompress.trace.state.Undone`.
 
     Returns:
         the copies by the id of the original.
     """
-    copies: dict[int, torch.Tensor] = {}
+    copies = {} if copies is None else copies
     for module in result.modules():
         for table in (module._parameters, module._buffers, module.__dict__):
             for name, tensor in table.items():
                 if isinstance(tensor, torch.Tensor) and id(tensor) not in fresh:
-                    fresh.add(id(copies.setdefault(id(tensor), _copy(tensor))))
+                    if id(tensor) not in copies:
+                        copies[id(tensor)] = _lent(tensor) if lent and table is module._parameters else _copy(tensor)
+                    fresh.add(id(copies[id(tensor)]))
                     table[name] = copies[id(tensor)]  # type: ignore[assignment]
     return copies
+
+
+def _lent(parameter: torch.Tensor) -> nn.Parameter:
+    return nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
 
 
 def _copy(tensor: torch.Tensor) -> torch.Tensor:

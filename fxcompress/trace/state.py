@@ -136,6 +136,14 @@ class Undone(OpWatch):
         super().__init__()
         self._before: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
 
+    def as_it_was(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor that was there before, with the values that it had: itself where nothing was written to it."""
+        saved = next((self._before[memory][1] for memory in memory_of(tensor) if memory in self._before), None)
+        if saved is None:
+            return tensor
+        place = tensor.storage_offset(), tensor.shape, tensor.stride()
+        return torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(saved, *place)  # type: ignore[arg-type]
+
     def before(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ANN401 - an op
         """Keep what is in the memory that an op is about to write to."""
         for tensor in written_to(func, args, kwargs):

@@ -2,6 +2,7 @@
 
 import io
 from contextlib import redirect_stderr
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,8 @@ def computes_the_same(model: nn.Module, traced: nn.Module, inputs: ExampleInputs
         traced: what was made of it, with the same parameters.
         inputs: to run on.
     """
-    return agree(stirred(model), stirred(traced), inputs)
+    copies: dict[int, Tensor] = {}
+    return agree(stirred(model, copies), stirred(traced, copies), inputs)
 
 
 def agree(model: nn.Module, other: nn.Module, inputs: ExampleInputs, modes: tuple[bool, ...] = (False, True)) -> bool:
@@ -44,30 +46,45 @@ def agree(model: nn.Module, other: nn.Module, inputs: ExampleInputs, modes: tupl
     return all(_agree(model, other, inputs, training=training) for training in modes)
 
 
-def stirred(module: nn.Module) -> nn.Module:
+def stirred(module: nn.Module, copies: dict[int, Tensor] | None = None) -> nn.Module:
     """A copy whose floating-point parameters have a little added to them, the same for parameters of the same shape.
 
     To compare two networks that share their parameters: where these are zero, as in a branch that starts as nothing,
     what is done beside them does not show. What was computed from parameters and kept is thrown away.
+
+    Args:
+        module: any network.
+        copies: of the tensors of another network that was stirred before, by the id of the original; those of this one
+            are put there. What both share is copied once.
     """
-    own = skeleton(module)
-    own_tensors(own, set())
+    own, copies = skeleton(module), {} if copies is None else copies
+    known = {id(copy) for copy in copies.values()}
+    own_tensors(own, set(), copies)
+    fresh = [p for p in own.parameters() if p.is_floating_point() and id(p) not in known]
     with torch.no_grad():
-        for parameter in filter(torch.is_floating_point, own.parameters()):
-            parameter.add_(_noise(parameter))
+        for _, alike in groupby(sorted(fresh, key=_kind), key=_kind):
+            first, *others = alike
+            noise = _noise(first)
+            for parameter in (first, *others):
+                parameter.add_(noise)
     for each in own.modules():
         renew_weights(each)
     forget_runs(own)
     return own
 
 
+def _kind(parameter: Tensor) -> tuple[object, ...]:
+    """What noise depends on; sortable."""
+    return tuple(parameter.shape), str(parameter.dtype), str(parameter.device)
+
+
 def _noise(parameter: Tensor) -> Tensor:
     """Scales and biases grow by up to 0.1; matrices change by what adds a tenth to the variance of a layer's output."""
     flat = torch.linspace(0, 1, parameter.numel(), device=parameter.device, dtype=torch.float32)
     if parameter.ndim < 2:
-        return (flat * 0.1).view_as(parameter).to(parameter.dtype)
-    waves: Tensor = (flat * parameter.numel()).sin() * (0.2 / max(parameter[0].numel(), 1)) ** 0.5
-    return waves.view(parameter.shape).to(parameter.dtype)
+        return flat.mul_(0.1).view_as(parameter).to(parameter.dtype)
+    flat.mul_(parameter.numel()).sin_().mul_((0.2 / max(parameter[0].numel(), 1)) ** 0.5)  # in place: it may be large
+    return flat.view(parameter.shape).to(parameter.dtype)
 
 
 def _agree(model: nn.Module, other: nn.Module, inputs: ExampleInputs, *, training: bool) -> bool:
@@ -89,7 +106,7 @@ def _agree(model: nn.Module, other: nn.Module, inputs: ExampleInputs, *, trainin
 
 def _results(module: nn.Module, calls: tuple[ExampleInputs, ...], *, training: bool) -> list[Tensor]:
     own = skeleton(module)
-    own_tensors(own, set())
+    own_tensors(own, set(), lent=True)
     own.train(training)
     found: list[Tensor] = []
     with torch.no_grad(), same_randomness(allowed=True):

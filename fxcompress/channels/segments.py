@@ -200,16 +200,32 @@ def _followed(source: Value, dim: int, out: Value) -> int | None:
 
 def _join(maps: list[Tensor], result: Segments) -> Tensor:
     """One segment where one operand has one, or all have the same; a new one where different segments meet."""
-    together = torch.stack(torch.broadcast_tensors(*maps)).nan_to_num()
-    flat = together.reshape(len(maps), -1).to(torch.int64).numpy()
-    unique, inverse = np.unique(flat, axis=1, return_inverse=True)
-    ids = np.array([_joined(set(column.tolist()) - {0}, result) for column in unique.T], dtype=np.float64)
-    values = torch.from_numpy(ids[inverse.reshape(-1)]).reshape(together.shape[1:])
+    some = list({id(found): found for found in maps if found.numel() != 1 or not bool(found.isnan())}.values())
+    if len(some) < 2:
+        return some[0] if some else maps[0]
+    together = torch.stack(torch.broadcast_tensors(*some)).nan_to_num()
+    columns, inverse = _columns(together.reshape(len(some), -1).to(torch.int64).numpy(), len(result.sources))
+    found = columns.max(axis=0)
+    ids = found.astype(np.float64)
+    for column in np.flatnonzero(((columns != 0) & (columns != found)).any(axis=0)).tolist():
+        ids[column] = _joined(set(columns[:, column].tolist()) - {0}, result)
+    values = torch.from_numpy(ids[inverse]).reshape(together.shape[1:])
     return torch.where(values == 0, torch.nan, values)
 
 
+def _columns(flat: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The different columns of numbers below ``count``, in order, and which of them each column is."""
+    if count ** len(flat) >= 1 << 63:
+        columns, inverse = np.unique(flat, axis=1, return_inverse=True)
+        return columns, inverse.reshape(-1)
+    key = flat[0]
+    for row in flat[1:]:
+        key = key * count + row
+    _, first, inverse = np.unique(key, return_index=True, return_inverse=True)  # of numbers, much quicker
+    return flat[:, first], inverse
+
+
 def _joined(segments: set[int], result: Segments) -> int:
-    if len(segments) < 2:
-        return next(iter(segments), 0)
+    """A new segment where several meet."""
     result.sources.append(tuple(dict.fromkeys(s for segment in sorted(segments) for s in result.sources[segment])))
     return len(result.sources) - 1

@@ -16,7 +16,7 @@ from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.coverage import Uncovered, uncovered
 from fxcompress.channels.prepare import NO_GRAPH, prepare, prepare_pieces
 from fxcompress.channels.sites import COLUMNS
-from fxcompress.channels.space import FIXED, Block, Reason
+from fxcompress.channels.space import FIXED, Reason
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.modes import ordinary
 from fxcompress.trace.weights.computed import SUFFIX
@@ -158,8 +158,9 @@ class ChannelGraph:
         units = self.analysis.units
         order = np.argsort(units, kind="stable")
         starts = np.flatnonzero(np.r_[True, np.diff(units[order]) != 0])
-        members = {int(units[part[0]]): part for part in np.split(order, starts[1:]) if units[part[0]] != FIXED}
-        members = {root: part for root, part in members.items() if any(self._where(atom)[0] for atom in part.tolist())}
+        named = np.logical_or.reduceat(self._is_named[order], starts) & (units[order[starts]] != FIXED)
+        parts = zip(named.tolist(), np.split(order, starts[1:]), strict=True)
+        members = {int(units[part[0]]): part for has_name, part in parts if has_name}
         rows, columns = self._roles()
         reasons = self._reasons
         return tuple(
@@ -170,26 +171,33 @@ class ChannelGraph:
     def _group(
         self, index: int, atoms: np.ndarray, rows: set[int], columns: set[int], reasons: tuple[Reason, ...]
     ) -> Group:
-        channels = [found for atom in atoms.tolist() if (found := (atom, *self._where(atom)))[1]]
-        parameters = sum(self._elements[name] // max(size, 1) for _, name, _, _, size in channels)
+        places = zip(atoms.tolist(), self._block_of[atoms].tolist(), strict=True)
+        blocks = self.analysis.space.blocks
+        channels = [(atom, atom - block.start, block) for atom, i in places if (block := blocks[i]).name]
+        parameters = sum(self._elements[block.name] // max(block.size, 1) for _, _, block in channels)
         return Group(
             index,
-            tuple((name, dim, i) for _, name, dim, i, _ in channels),
-            tuple((name, i) for atom, name, _, i, _ in channels if atom in rows),
-            tuple((name, i) for atom, name, _, i, _ in channels if atom in columns),
+            tuple((block.name, block.dim, i) for _, i, block in channels),
+            tuple((block.name, i) for atom, i, block in channels if atom in rows),
+            tuple((block.name, i) for atom, i, block in channels if atom in columns),
             parameters,
             not bool(self.analysis.unit_pinned[atoms[0]]),
             reasons,
         )
 
     @cached_property
-    def _starts(self) -> np.ndarray:
-        return np.array([block.start for block in self.analysis.space.blocks])
+    def _block_of(self) -> np.ndarray:
+        """The position of each atom's block, int64 (atoms,)."""
+        starts = [block.start for block in self.analysis.space.blocks]
+        found: np.ndarray = np.searchsorted(starts, np.arange(self.analysis.space.size), side="right") - 1
+        return found
 
-    def _where(self, atom: int) -> tuple[str, int, int, int]:
-        """Tensor, dim, index and size of the dim."""
-        block: Block = self.analysis.space.blocks[int(np.searchsorted(self._starts, atom, side="right")) - 1]
-        return block.name, block.dim, atom - block.start, block.size
+    @cached_property
+    def _is_named(self) -> np.ndarray:
+        """Which atoms are of a tensor of the network, and not of what an op has made, bool (atoms,)."""
+        names = [*(bool(block.name) for block in self.analysis.space.blocks), False]  # the last is that of FIXED
+        found: np.ndarray = np.array(names)[self._block_of]
+        return found
 
     @cached_property
     def _elements(self) -> dict[str, int]:

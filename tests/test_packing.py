@@ -11,6 +11,7 @@ from torch import Tensor
 from fxcompress.errors import StorageError
 from fxcompress.provenance import Grid
 from fxcompress.quantizer import Quantizer, from_rows
+from fxcompress.storage import packing
 from fxcompress.storage.packing import Coded, decode, encode, pack, packed_size, unpack
 
 pytestmark = pytest.mark.cpu
@@ -159,3 +160,23 @@ def test_rows_of_a_grouped_transposed_weight() -> None:
     matrix = torch.arange(60).reshape(6, 10)
     weight = from_rows(matrix, (4, 3, 5), 1, 2)
     assert weight[2:, 1].reshape(-1).tolist() == matrix[4].tolist()
+
+
+def test_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few channels are packed at a time, also where those before them end within a byte."""
+    widths = torch.tensor([3, 7, 3, 0, 12, 3, 7, 32, 3])
+    codes = torch.stack([torch.randint(2 ** int(w), (5,), generator=torch.Generator().manual_seed(0)) for w in widths])
+    lo = torch.zeros(len(widths), dtype=torch.int64)
+    whole = pack(codes, lo, widths)
+    for block in (1, 5, 10, 17):
+        monkeypatch.setattr(packing, "_BLOCK", block)
+        assert torch.equal(pack(codes, lo, widths), whole)
+        assert torch.equal(unpack(whole, lo, widths, 5), codes)
+
+
+def test_bits_are_those_of_the_code_that_needs_most() -> None:
+    codes = torch.tensor([[0, 0], [0, 1], [-1, 0], [-2, 1], [3, 4], [-8, -5], [-(2**30), 2**30]], dtype=torch.int32)
+    expected = [0, 2, 1, 2, 4, 4, 32]
+    assert Coded(codes, torch.ones(7)).bits.tolist() == expected
+    assert Coded(codes.long(), torch.ones(7)).bits.tolist() == expected
+    assert Coded(codes, torch.ones(7)).widths.tolist() == [0, 1, 1, 2, 1, 2, 32]

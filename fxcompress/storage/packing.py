@@ -18,6 +18,8 @@ from fxcompress.quantizer import from_rows, rows
 __all__ = ["Coded", "decode", "encode", "pack", "packed_size", "unpack"]
 
 _MAX_WIDTH = 32
+_BLOCK = 1 << 18
+"""Codes that are taken apart to bits at a time: a bit takes a byte meanwhile."""
 _LARGEST_CODE = 2**30
 _NEIGHBOURS = 8
 """How many floats to either side of 2^exponent the scale may lie: in float64, log2 and exp2 lose that much."""
@@ -54,12 +56,17 @@ def pack(codes: Tensor, lo: Tensor, widths: Tensor) -> Tensor:
     >>> packed.tolist(), unpack(packed, torch.tensor([-2, 5]), torch.tensor([2, 0]), 3).tolist()
     ([44], [[-2, 1, 0], [5, 5, 5]])
     """
-    offsets = (codes.long() - lo.long()[:, None]).cpu().numpy()
-    width_of = widths.cpu().numpy().astype(np.int64)
-    if ((offsets < 0) | (offsets >> width_of[:, None] != 0)).any():
-        raise StorageError("a code does not fit its channel's width; take the width from the channel's own codes")
-    streams = [_to_bits(offsets[width_of == width], int(width)) for width in np.unique(width_of)]
-    return torch.from_numpy(np.packbits(np.concatenate([np.zeros(0, np.uint8), *streams]), bitorder="little"))
+    codes, least = codes.cpu(), lo.cpu().long()[:, None]
+    packed, rest = [np.zeros(0, np.uint8)], np.zeros(0, np.uint8)
+    for width, channels in _blocks(widths, codes.shape[1]):
+        offsets = (codes[channels].long() - least[channels]).numpy()
+        if ((offsets < 0) | (offsets >> width != 0)).any():
+            raise StorageError("a code does not fit its channel's width; take the width from the channel's own codes")
+        bits = np.concatenate([rest, _to_bits(offsets, width)])
+        whole = len(bits) // 8 * 8
+        packed.append(np.packbits(bits[:whole], bitorder="little"))
+        rest = bits[whole:]
+    return torch.from_numpy(np.concatenate([*packed, np.packbits(rest, bitorder="little")]))
 
 
 def unpack(packed: Tensor, lo: Tensor, widths: Tensor, columns: int) -> Tensor:
@@ -73,28 +80,41 @@ def unpack(packed: Tensor, lo: Tensor, widths: Tensor, columns: int) -> Tensor:
             f"{packed.numel()} bytes of codes, where {packed_size(widths, columns)} are expected, or a code of more "
             f"than {_MAX_WIDTH} bits"
         )
-    bits = np.unpackbits(packed.cpu().numpy(), bitorder="little")
-    width_of = widths.cpu().numpy().astype(np.int64)
-    offsets = np.zeros((len(width_of), columns), np.int64)
+    octets, least = packed.cpu().numpy(), lo.cpu().numpy().astype(np.int64)[:, None]
+    codes = np.empty((len(least), columns), np.int64)
     start = 0
-    for width in np.unique(width_of[width_of > 0]):
-        chosen = width_of == width
-        channels = int(chosen.sum())
-        stop = start + int(width) * channels * columns
-        offsets[chosen] = _from_bits(bits[start:stop], int(width)).reshape(channels, columns)
+    for width, channels in _blocks(widths, columns):
+        stop = start + width * len(channels) * columns
+        bits = np.unpackbits(octets[start // 8 : -(-stop // 8)], bitorder="little")[start % 8 :][: stop - start]
+        offsets = _from_bits(bits, width, len(channels) * columns)
+        codes[channels] = offsets.reshape(len(channels), columns) + least[channels]
         start = stop
-    return torch.from_numpy(offsets) + lo.cpu().long()[:, None]
+    return torch.from_numpy(codes)
+
+
+def _blocks(widths: Tensor, columns: int) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+    """Channels in the order in which their codes lie, a few of the same width at a time, with that width."""
+    width_of = widths.cpu().numpy().astype(np.int64)
+    step = max(1, _BLOCK // max(columns, 1))
+    for width in np.unique(width_of).tolist():
+        channels = np.flatnonzero(width_of == width)
+        for start in range(0, len(channels), step):
+            yield width, channels[start : start + step]
 
 
 def _to_bits(offsets: npt.NDArray[np.int64], width: int) -> npt.NDArray[np.uint8]:
-    octets = offsets.astype("<u4").reshape(-1, 1).view(np.uint8)
-    return np.unpackbits(octets, axis=1, count=width, bitorder="little").reshape(-1)
+    octets = max(1, -(-width // 8))
+    found = offsets.astype("<u4").reshape(-1, 1).view(np.uint8)[:, :octets]
+    return np.unpackbits(found.reshape(-1), bitorder="little").reshape(offsets.size, 8 * octets)[:, :width].reshape(-1)
 
 
-def _from_bits(bits: npt.NDArray[np.uint8], width: int) -> npt.NDArray[np.int64]:
-    octets = np.packbits(bits.reshape(-1, width), axis=1, bitorder="little")
-    padded = np.pad(octets, ((0, 0), (0, 4 - octets.shape[1])))
-    return padded.view("<u4").astype(np.int64)
+def _from_bits(bits: npt.NDArray[np.uint8], width: int, count: int) -> npt.NDArray[np.int64]:
+    octets = max(1, -(-width // 8))
+    whole = np.zeros((count, 8 * octets), np.uint8)
+    whole[:, :width] = bits.reshape(count, width)
+    found = np.zeros((count, 4), np.uint8)
+    found[:, :octets] = np.packbits(whole.reshape(-1), bitorder="little").reshape(count, octets)
+    return found.view("<u4").astype(np.int64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,7 +122,7 @@ class Coded:
     """A weight as integers: ``weight = code * scale``, bit for bit.
 
     Attributes:
-        codes: int64 (K, M), one row for each output channel.
+        codes: integers (K, M), one row for each output channel; int32, or int64 where they have been read.
         scale: float32 (K,); float64 where the weight was quantized in float64.
     """
 
@@ -121,15 +141,15 @@ class Coded:
     @property
     def widths(self) -> Tensor:
         """Bits that hold all codes from the smallest to the largest one present, uint8 (K,)."""
-        span = self.codes.amax(1) - self.codes.amin(1)
+        span = self.codes.amax(1).long() - self.codes.amin(1).long()
         return torch.bucketize(span + 1, 2 ** torch.arange(62, device="cpu")).to(torch.uint8)
 
     @property
     def bits(self) -> Tensor:
         """The smallest whole bit depth whose range -2^(b-1) to 2^(b-1) - 1 holds the codes present, int64 (K,)."""
-        magnitude = torch.where(self.codes < 0, ~self.codes, self.codes).amax(1)
-        signed = torch.bucketize(magnitude + 1, 2 ** torch.arange(62, device="cpu")) + 1
-        return torch.where((self.codes == 0).all(1), 0, signed)
+        smallest, largest = self.codes.amin(1).long(), self.codes.amax(1).long()
+        signed = torch.bucketize(torch.maximum(largest, ~smallest) + 1, 2 ** torch.arange(62, device="cpu")) + 1
+        return torch.where((smallest == 0) & (largest == 0), 0, signed)
 
 
 def encode(weight: Tensor, grid: Grid) -> Coded | None:
@@ -142,7 +162,8 @@ def encode(weight: Tensor, grid: Grid) -> Coded | None:
         return None
     matrix = rows(weight.detach().cpu(), grid.channel_dim, grid.groups, grid.batch_dims)
     scale = _fitting_scale(matrix, grid.exponent) if len(grid.exponent) == len(matrix) else None
-    return None if scale is None else Coded(_round(matrix, scale).long(), scale)
+    # In the order of channels, whose codes are looked at one after the other: those of a table are columns.
+    return None if scale is None else Coded(_round(matrix, scale).to(torch.int32).contiguous(), scale)
 
 
 def decode(coded: Coded, shape: tuple[int, ...], dtype: torch.dtype, grid: Grid) -> Tensor:

@@ -57,7 +57,9 @@ def _is_written(argument: Any) -> bool:  # noqa: ANN401 - of a schema
     return argument.alias_info is not None and bool(argument.alias_info.is_write)
 
 
-_NORMS = frozenset({torch.ops.aten.native_batch_norm, torch.ops.aten.cudnn_batch_norm, torch.ops.aten.miopen_batch_norm})
+_NORMS = frozenset(
+    {torch.ops.aten.native_batch_norm, torch.ops.aten.cudnn_batch_norm, torch.ops.aten.miopen_batch_norm}
+)
 _STATISTICS = ("running_mean", "running_var")
 
 

@@ -155,7 +155,7 @@ def own_tensors(
 
 
 def _lent(parameter: torch.Tensor) -> nn.Parameter:
-    return nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
+    return nn.Parameter(parameter.data, requires_grad=parameter.requires_grad)  # counts its own writes
 
 
 def _copy(tensor: torch.Tensor) -> torch.Tensor:

@@ -142,7 +142,7 @@ class Undone(OpWatch):
         if saved is None:
             return tensor
         place = tensor.storage_offset(), tensor.shape, tensor.stride()
-        return torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(saved, *place)  # type: ignore[arg-type]
+        return torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(saved, *place)
 
     def before(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ANN401 - an op
         """Keep what is in the memory that an op is about to write to."""

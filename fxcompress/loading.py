@@ -13,6 +13,7 @@ from fxcompress.errors import ExampleInputError, StorageError, TraceError
 from fxcompress.passes.own_code import shell_of, with_own_code
 from fxcompress.passes.readers import add_biases
 from fxcompress.passes.recut import ShapeError, recut
+from fxcompress.progress import progress, stage
 from fxcompress.provenance import Provenance, attach
 from fxcompress.quantizer import Quantizer
 from fxcompress.storage.arguments import check_arguments
@@ -57,6 +58,22 @@ def load(path: str | os.PathLike[str], model: nn.Module, example_inputs: Any = N
     True
     """
     check_arguments("load(path, model)", path, model)
+    with progress(f"loading a network into {type(model).__name__}"):
+        result, known = _loaded(path, model, example_inputs)
+    if not known:
+        warnings.warn(
+            f"{path} was saved from a network of the same shapes as this {type(model).__name__}, but the graph that it "
+            "was made from has other operations, arguments or settings of layers: it may compute something else. Build "
+            "the model with the code and arguments that it was built with, by the same versions of its libraries, or "
+            "compare outputs",
+            stacklevel=3,  # the decorator lies between
+        )
+    return result.eval()
+
+
+def _loaded(path: str | os.PathLike[str], model: nn.Module, example_inputs: Any) -> tuple[nn.Module, bool]:  # noqa: ANN401
+    """The network, and whether its graph is that of the network that was saved."""
+    stage("read")
     saved, model = read(path), with_plain_weights(model)
     provenance = saved.provenance
     plain = _has_computed_weights(model, provenance) and not provenance.own_code
@@ -78,15 +95,7 @@ def load(path: str | os.PathLike[str], model: nn.Module, example_inputs: Any = N
     _fill(result, saved, path)
     if isinstance(result, TracedModule) and provenance.own_code:
         result = with_own_code(shell_of(model), result, inputs)
-    if not known:
-        warnings.warn(
-            f"{path} was saved from a network of the same shapes as this {type(model).__name__}, but the graph that it "
-            "was made from has other operations, arguments or settings of layers: it may compute something else. Build "
-            "the model with the code and arguments that it was built with, by the same versions of its libraries, or "
-            "compare outputs",
-            stacklevel=3,  # the decorator lies between
-        )
-    return result.eval()
+    return result, known
 
 
 def _has_computed_weights(model: nn.Module, provenance: Provenance) -> bool:

@@ -17,6 +17,7 @@ from fxcompress.channels.coverage import Uncovered, uncovered
 from fxcompress.channels.prepare import NO_GRAPH, prepare, prepare_pieces
 from fxcompress.channels.sites import COLUMNS
 from fxcompress.channels.space import FIXED, Reason
+from fxcompress.progress import progress
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.modes import ordinary
 from fxcompress.trace.weights.computed import SUFFIX
@@ -95,7 +96,8 @@ class ChannelGraph:
             TraceError: the model cannot be traced; :meth:`of_pieces` may find modules of it that can.
         """
         try:
-            return cls(prepare(model, example_inputs))
+            with progress(f"analysing {type(model).__name__}"):
+                return cls(prepare(model, example_inputs))
         except NO_GRAPH as error:
             raise type(error)(
                 f"{error}\n  ChannelGraph.of_pieces(model, example_inputs) gives a graph for each module that has one"

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from fxcompress.errors import StorageError
+from fxcompress.progress import progress, stage
 from fxcompress.provenance import Cuts, Grid, Inputs, Narrowing, PieceRecord, Provenance, provenance_of
 from fxcompress.quantizer import Quantizer, channels_of
 from fxcompress.storage.arguments import check_arguments
@@ -105,9 +106,12 @@ def save(module: nn.Module, path: str | os.PathLike[str]) -> int:
             "network in training there is fxcompress.save_checkpoint"
         )
     writer = Writer()
-    index = _describe({name: _storable(name, value) for name, value in module.state_dict().items()}, provenance, writer)
-    streams, length = writer.finish(json.dumps(index, separators=(",", ":")))
-    return write_streams(file, streams, f"{FORMAT} {length} {checksum(streams)}")
+    with progress(f"saving {type(module).__name__}"):
+        state = {name: _storable(name, value) for name, value in module.state_dict().items()}
+        index = _describe(state, provenance, writer)
+        streams, length = writer.finish(json.dumps(index, separators=(",", ":")))
+        stage("write")
+        return write_streams(file, streams, f"{FORMAT} {length} {checksum(streams)}")
 
 
 def read(path: str | os.PathLike[str]) -> SavedNetwork:
@@ -159,7 +163,8 @@ def _describe(state: dict[str, Tensor], provenance: Provenance, writer: Writer) 
         mask[list(indices)] = 1
         writer.put(torch.from_numpy(np.packbits(mask)))
     owner = _owners(state, provenance.grids)
-    for row in rows:
+    for done, row in enumerate(rows):
+        stage("pack", done, len(rows))
         name = row["n"]
         if name not in state:
             continue

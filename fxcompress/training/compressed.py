@@ -15,6 +15,7 @@ from fxcompress.passes.own_code import shrink_with_own_code, with_own_code
 from fxcompress.passes.prune_report import PruneReport
 from fxcompress.passes.shrink import Narrow, check_narrow, shrink
 from fxcompress.passes.unquantized import unquantized
+from fxcompress.progress import progress
 from fxcompress.provenance import Provenance, attach, provenance_of
 from fxcompress.quantizer import Quantizer
 from fxcompress.trace.modes import ordinary
@@ -165,6 +166,11 @@ class CompressedModule(SizedModule):
         check_finite(self)
         self.fxc_tell_of_steps()
         check_hooks(self, inputs, root=True)
+        with progress(f"finalizing {type(self).__name__}"):
+            return self._finalized(prune=prune, fold=fold, narrow=narrow)
+
+    def _finalized(self, *, prune: bool, fold: bool, narrow: Narrow) -> TracedModule:
+        shell, inputs = self.settings.shell, self.settings.inputs
         provenance = provenance_of(self)
         with unhooked(self):
             plain, grids = plain_copy(self)

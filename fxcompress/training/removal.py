@@ -16,6 +16,7 @@ from fxcompress.passes.history import extended
 from fxcompress.passes.prune_channels import Pruned, prune_channels
 from fxcompress.passes.prune_report import PruneReport, make_report
 from fxcompress.passes.repeat import repeat_removal
+from fxcompress.progress import progress
 from fxcompress.trace.modes import ordinary
 from fxcompress.trace.own_numbers import hold_numbers
 from fxcompress.trace.traced import TracedModule
@@ -129,7 +130,8 @@ def remove_dead(
         return plan_removal(net, parts, optimizers, copies, join)
 
     net.fxc_tell_of_steps()
-    removal = agreed(wrappers, plan)
+    with progress(f"looking for dead channels of {type(net).__name__}"):
+        removal = agreed(wrappers, plan)
     tell_of_mixed(net, optimizers)
     if removal.report.modified:
         removal.commit(wrapped=bool(wrappers))

@@ -144,6 +144,14 @@ def test_every_way_to_read_a_size_is_a_decision(name: str) -> None:
         net(image(3, 3, 8, 8))
 
 
+def test_the_layout_of_a_tensor_is_checked() -> None:
+    model = Net(lambda net, x: net.conv1(x if x.layout == torch.strided else x.to_dense())).eval()
+    net = traced(model, image())
+    assert same(model, net, image(3, 3, 5, 8))
+    with pytest.raises(PathError, match=r"came out as torch\.sparse_coo, and was torch\.strided"):
+        net(image().to_sparse())
+
+
 def told(x: Tensor) -> Tensor:
     """Texts for a reader are no decisions."""
     torch._assert(x.dim() == 4, f"{x.shape[2]} rows, and {x.dim()} dims")
@@ -454,20 +462,52 @@ def test_pruning_is_exact_and_other_sizes_still_work(inputs: Tensor | None) -> N
     assert not twice.report.modified
 
 
-def counted(net: Net, x: Tensor) -> Tensor:
-    """A decision on a product of channels and rows, which a cut changes."""
-    x = F.relu(net.conv1(x))
-    x = net.conv2(x) if x.shape[1] * x.shape[2] <= 64 else x
-    return net.head(x.mean((2, 3)))  # type: ignore[no-any-return]
+COUNTED: dict[str, Callable[[Tensor], int]] = {
+    "a product": lambda x: x.shape[1] * x.shape[2],
+    "numel": lambda x: x[0, :, :, 0].numel(),
+    "numel by a function": lambda x: torch.numel(x[0, :, :, 0]),
+    "a part of it": lambda x: 2 * x.numel() // (x.shape[0] * x.shape[3] * 2),
+    "two sizes": lambda x: x.size(1) * len(x[0, 0]),
+}
 
 
-def test_a_decision_on_a_size_that_is_cut_stands_for_that_size_only() -> None:
-    model = dead(Net(counted)).eval().double()
+@pytest.mark.parametrize("name", COUNTED)
+def test_a_decision_on_sizes_that_are_cut_is_taken_on_those_of_before(name: str) -> None:
+    """Sizes of channels and of rows: the others may be any that take the same path."""
+
+    def body(net: Net, x: Tensor) -> Tensor:
+        x = F.relu(net.conv1(x))
+        x = net.conv2(x) if COUNTED[name](x) <= 64 else x
+        return net.head(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+    model = dead(Net(body)).eval().double()
+    result = fxc.prune(model, image().double())
+    assert result.module.get_parameter("conv1.weight").shape == (6, 3, 3, 3)
+    with torch.no_grad():
+        for tensor in ("conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias"):
+            model.get_parameter(tensor)[5] = 0
+            result.module.get_parameter(tensor)[3] = 0
+    again = fxc.prune(result.module, image().double())
+    assert again.module.get_parameter("conv1.weight").shape == (5, 3, 3, 3)
+    for net in (result.module, again.module):
+        for shape in ((2, 3, 8, 8), (4, 3, 8, 3), (3, 3, 5, 9)):
+            assert difference(model(image(*shape).double()), net(image(*shape).double())) <= 1e-12
+        with pytest.raises(PathError, match=r"came out as False, and was True"):  # 6 * 9 <= 64, but 8 * 9 is not
+            net(image(2, 3, 9, 8).double())
+
+
+def test_a_decision_on_sizes_that_cannot_be_written_stands_for_those_only() -> None:
+    def body(net: Net, x: Tensor) -> Tensor:
+        x = F.relu(net.conv1(x))
+        x = net.conv2(x) if x.flatten(1, 2).shape[1] <= 64 else x
+        return net.head(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+    model = dead(Net(body)).eval().double()
     result = fxc.prune(model, image().double())
     assert result.module.get_parameter("conv1.weight").shape == (6, 3, 3, 3)
     assert difference(model(image(4, 3, 8, 3).double()), result.module(image(4, 3, 8, 3).double())) <= 1e-12
-    with pytest.raises(PathError):  # 6 * 9 <= 64, but 8 * 9 is not
-        result.module(image(2, 3, 9, 8).double())
+    with pytest.raises(PathError):
+        result.module(image(2, 3, 7, 8).double())
 
 
 def test_a_size_in_a_value_stays_what_it_was() -> None:

@@ -44,6 +44,38 @@ def test_a_scale_follows_the_sizes(name: str) -> None:
         torch.testing.assert_close(small(x), net(x))
 
 
+NUMBERS = {
+    "double": np.sqrt(2.0),
+    "float": np.float32(0.1),
+    "half": np.float16(0.1),
+    "integer": np.int64(3),
+    "byte": np.uint8(3),
+}
+
+
+@pytest.mark.parametrize("by_running", [False, True])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_number_that_the_model_holds(name: str, by_running: bool) -> None:  # noqa: FBT001 - a parameter
+    """As an operand, as an argument and by name."""
+
+    class Net(Scaled):
+        def forward(self, x: Tensor) -> Tensor:
+            if by_running and x.shape[-1] != 4:
+                raise ValueError("four")
+            h = super().forward(x)
+            return torch.add(h, h, alpha=held) + torch.fmod(h, held)
+
+    held = NUMBERS[name]
+    net = Net(lambda h: held).double()
+    with torch.no_grad():
+        net.made.weight[:2] = 0
+        net.made.bias[:2] = 0
+    small = fxc.prune(net, torch.randn(2, 4, dtype=torch.float64)).module
+    assert small.get_parameter("made.weight").shape[0] == 4
+    x = torch.randn(5, 4, dtype=torch.float64)
+    torch.testing.assert_close(small(x), net(x), rtol=1e-12, atol=1e-12)
+
+
 class Counting(Scaled):
     steps = 0
 

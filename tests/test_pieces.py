@@ -511,6 +511,33 @@ def strictly(y: Tensor) -> Tensor:
     return found
 
 
+class Nested(nn.Module):
+    """Sequences of their own lengths, which go through a module side by side, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 4)), Head()
+
+    def forward(self, sequences: list[Tensor]) -> Tensor:
+        nested = torch.nested.nested_tensor(sequences, layout=torch.jagged)
+        return self.head(torch.stack([part.mean(0) for part in self.body(nested).unbind()]))  # type: ignore[no-any-return]
+
+
+def test_a_module_that_is_given_nested_tensors_is_no_piece() -> None:
+    net, sequences = randomise(Nested()).double().eval(), [torch.randn(n, 3, dtype=torch.float64) for n in (2, 5)]
+    with torch.no_grad():
+        net.get_parameter("head.first.weight")[:3] = 0
+        net.get_parameter("head.first.bias")[:3] = 0
+    with pytest.raises(
+        TraceError, match="it computes with a nested tensor, the lengths of which a graph does not know"
+    ):
+        fxc.ChannelGraph.of(net, (sequences,))
+    result = fxc.prune(net, (sequences,))
+    assert result.module.get_parameter("head.first.weight").shape == (9, 4)
+    other = [torch.randn(n, 3, dtype=torch.float64) for n in (4, 1, 3)]
+    assert difference(net(other), result.module(other)) <= 1e-12
+
+
 def test_an_op_that_takes_less_on_fake_tensors(capfd: pytest.CaptureFixture[str]) -> None:
     net = reading(strictly)
     result = fxc.prune(net, image())

@@ -41,6 +41,11 @@ GO: dict[str, Callable[[Tensor], Tensor]] = {
     "math": lambda h: h / math.sqrt(h.size(-1)),
     "with a size of the input": lambda h: h / (h.shape[1] * h.shape[2]),
     "two dims at once": lambda h: h / math.prod(h.shape[1:]),
+    "numel": lambda h: h / h[0].numel(),
+    "numel of all, by a function": lambda h: h * (1 + 1 / torch.numel(h)),
+    "numel of a shape": lambda h: h / h.shape.numel(),
+    "numel of a part of a shape": lambda h: h / h.size()[1:].numel(),
+    "numel, and a size": lambda h: h / (h.numel() // c(h)),
     "a small tensor": lambda h: h * torch.tensor(c(h), dtype=h.dtype),
     "a large tensor": lambda h: h * torch.cos(torch.arange(h.shape[1], dtype=h.dtype) / c(h))[:, None],
     "linspace": lambda h: h * torch.linspace(0, c(h), STEPS)[:STEPS, None][: h.shape[1]].mean(),
@@ -68,7 +73,6 @@ GO: dict[str, Callable[[Tensor], Tensor]] = {
     ),
 }
 EITHER: dict[str, Callable[[Tensor], Tensor]] = {
-    "numel": lambda h: h / h[0].numel(),
     "in a function": hidden,
     "of a joint dim": lambda h: h / h.flatten(1).shape[1],
     "in place on what others read": lambda h: h * torch.arange(3.0).to(h).mul_(c(h)).sum(),

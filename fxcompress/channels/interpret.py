@@ -32,6 +32,7 @@ from fxcompress.channels.factories import (
     spread_layers,
     written_dims,
 )
+from fxcompress.channels.given_sizes import given_sizes
 from fxcompress.channels.layers import Layers, along, support, vector, zeros_like_dim
 from fxcompress.channels.masks import masks_of
 from fxcompress.channels.packed import with_lengths
@@ -41,7 +42,7 @@ from fxcompress.channels.rules import extremes, pointwise, variances
 from fxcompress.channels.rules.einsum import EINSUM, einsum_of
 from fxcompress.channels.rules.movement import PAD
 from fxcompress.channels.rules.noise import NOISE, noise_of
-from fxcompress.channels.rules.places import dims_of_node, picked_by, put_beside, stated_sizes, written_sizes
+from fxcompress.channels.rules.places import dims_of_node, picked_by, put_beside, written_sizes
 from fxcompress.channels.rules.quantize import QUANTIZE
 from fxcompress.channels.shapes import like
 from fxcompress.channels.space import PART, Space
@@ -252,7 +253,10 @@ class Interpreter:
         self.dispatch.placed, self.dispatch.picked = False, frozenset()
         beside = put_beside(node)
         self.dispatch.beside = None if beside is None or math.isnan(beside) else beside
-        self.dispatch.places.written, self.dispatch.places.stated = written_sizes(node), stated_sizes(node)
+        self.dispatch.places.written = written_sizes(node)
+        self.dispatch.places.given = given_sizes(
+            node, self.trail.values, self._numbers.is_fixed, self.dispatch.places.free
+        )
         try:
             if node.op == "call_module":
                 module = self._submodule(str(node.target))

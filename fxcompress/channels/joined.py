@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from fxcompress.channels.dim_places import REDUCE, Places, op_name, places_in
+from fxcompress.channels.given_sizes import GivenSize
 from fxcompress.channels.layers import along, blocks, support
 from fxcompress.channels.rules.contraction import CONVOLUTION, site_of
 from fxcompress.channels.rules.indexing import INDEX, indexed_dims
@@ -23,6 +24,8 @@ from fxcompress.channels.rules.registry import OpClass
 from fxcompress.channels.values import Call, Value, find
 
 NONE: frozenset[int] = frozenset()
+_Block = tuple[list[int], list[int]]
+"""Dims that a reshape turns into others."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,7 +53,7 @@ class Joined:
 
     Attributes:
         written: the sizes that stand in the graph where the node that runs reshapes a tensor.
-        stated: those of each dim of its result, None where another number, or -1, stands there.
+        given: what it is given as the size of each dim of its result.
     """
 
     def __init__(self, made: AbstractSet[int]) -> None:
@@ -59,7 +62,11 @@ class Joined:
         self._ones: dict[int, frozenset[int]] = {}  # dims of one entry, for all inputs
         self._parts: dict[int, frozenset[int]] = {}  # dims of more, which a reshape has split off channels
         self.written: Collection[int] = ()
-        self.stated: Sequence[int | None] = ()
+        self.given: Sequence[GivenSize] = ()
+
+    def free(self, value: Value) -> list[bool]:
+        """Of each dim of a value, whether its size may be another one for other inputs."""
+        return [not self._is_fixed(value, d) for d in range(value.rank)]
 
     def dims(self, value: Value) -> frozenset[int]:
         """The dims of a value along which the places of its entries follow the input."""
@@ -177,7 +184,7 @@ class Joined:
         """
         joins, ones = self._joins.get(source.key, {}), self._ones.get(source.key, NONE)
         found, kept, mixed, parts = dict[int, _Join](), set[int](), set[int](), set[int]()
-        stated = self.stated if len(self.stated) == out.rank else [None] * out.rank
+        stated = self._stated(out) or [None] * out.rank
         open_ended = any(size is None and n == 1 for size, n in zip(stated, out.shape, strict=True))
         split = self._blocks(source, out)
         opens = any(self._is_open(out, d) for old, new in split if not old for d in new)
@@ -193,24 +200,49 @@ class Joined:
                 parts |= {d for d in new if out.shape[d] > 1}
             if 1 in self.written and not any(source.shape[d] == 1 and not self._is_fixed(source, d) for d in old):
                 kept |= {d for d in new if out.shape[d] == 1}
-            if len(self.stated) == out.rank and self._changes_sides(source, out, old, new):
+            if self._stated(out) and self._changes_sides(source, out, old, new):
                 mixed |= {d for d in old if self._is_fixed(source, d)}
+            follows = self._follows(out, new)
+            if self._is_by_chance(source, out, split, old, follows):
+                mixed |= set(old)
             if len(old) == len(new) == 1:
                 found |= {new[0]: joins[old[0]]} if old[0] in joins else {}
                 kept |= {new[0]} if old[0] in ones else set()
             elif old and new:
                 after = tuple(out.shape[d] for d in new)
-                made, irregular = self._join(source, old, after)
+                made, irregular = self._join(source, old, after, follows)
                 found |= {d: join for d, join in zip(new, made, strict=True) if join is not None}
                 mixed |= set(old) if irregular else set()
         self._note(out, found, frozenset(kept))
         self._note_parts(out, parts)
         return frozenset(mixed)
 
+    def _is_by_chance(
+        self, source: Value, out: Value, split: list[_Block], old: list[int], follows: list[bool | None]
+    ) -> bool:
+        """Whether channels, whose number is fixed, become dims that follow the inputs: as large as they by chance.
+
+        ``h.mT.reshape(n, 16, -1)`` of as many channels as pixels: the -1 is the number of pixels.
+        """
+        if not old or not all(self._is_fixed(source, d) for d in old):
+            return False
+        stated = self._stated(out) or [None] * out.rank
+        pairs = [(a[0], b[0]) for a, b in split if len(a) == len(b) == 1]
+        replaced = {source.shape[a] for a, b in pairs if stated[b] is not None and not self._is_fixed(source, a)}
+        return any(follows) or (None in follows and math.prod(source.shape[d] for d in old) in replaced)
+
+    def _follows(self, out: Value, new: list[int]) -> list[bool | None]:
+        """Of some dims of what a reshape makes, whether their sizes follow the inputs; None for -1."""
+        return [self.given[d].follows for d in new] if len(self.given) == out.rank else [False] * len(new)
+
+    def _stated(self, out: Value) -> list[int | None]:
+        """The sizes of what a reshape makes that stand in the graph, None for others; none where not known."""
+        return [size.stated for size in self.given] if len(self.given) == out.rank else []
+
     def _is_open(self, out: Value, dim: int) -> bool:
         """Whether a dim of what a reshape makes may have any number of entries in the next run: none is stated."""
-        if len(self.stated) == out.rank:
-            return self.stated[dim] is None
+        if stated := self._stated(out):
+            return stated[dim] is None
         return out.shape[dim] not in self.written
 
     def _changes_sides(self, source: Value, out: Value, old: list[int], new: list[int]) -> bool:
@@ -225,19 +257,22 @@ class Joined:
         first, last = min(own), max(own)
         wide = [d for d in new if out.shape[d] > 1]
         start, stop = min(wide, default=new[0]), max(wide, default=new[-1])
-        unstated = [size is None for size in self.stated]
-        one = [size is None and n == 1 for size, n in zip(self.stated, out.shape, strict=True)]
+        unstated = [size is None for size in self._stated(out)]
+        one = [size is None and n == 1 for size, n in zip(self._stated(out), out.shape, strict=True)]
         behind = any(one[stop + 1 :]) and not any(free[last + 1 :]) and sum(free[:first]) > sum(unstated[:start])
         before = any(one[:start]) and not any(free[:first]) and sum(free[last + 1 :]) > sum(unstated[stop + 1 :])
         return behind or before
 
-    def _join(self, source: Value, old: list[int], after: tuple[int, ...]) -> tuple[Sequence[_Join | None], bool]:
+    def _join(
+        self, source: Value, old: list[int], after: tuple[int, ...], follows: list[bool | None]
+    ) -> tuple[Sequence[_Join | None], bool]:
         """What a reshape makes of some dims, and whether for other sizes it would make something else of them.
 
         Args:
             source: the tensor.
             old: the dims, one behind the other.
             after: the sizes of what they become.
+            follows: which of these follow the inputs; None for -1.
         """
         joins = self._joins.get(source.key, {})
         before, own = tuple(source.shape[d] for d in old), tuple(joins.get(d) for d in old)
@@ -248,7 +283,7 @@ class Joined:
             fits = all(n == 1 or not free or n not in self.written for n, free in zip(after, join.free, strict=True))
             if fits:
                 return join.own, False  # as it was before
-        rest = [] if all(fixed) else _split(before, after, fixed)
+        rest = [] if all(fixed) else _split(before, after, fixed, _open_ends(before, after, fixed, follows))
         rest = [i for i in rest if after[i] > 1] or rest
         vanished = any(n == 1 and not known for n, known in zip(before, fixed, strict=True))
         irregular = sum(after[i] > 1 for i in rest) > 1 or (vanished and len(after) > 1 and 1 in after[:-1])
@@ -287,17 +322,35 @@ def _several(sizes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(n for n in sizes if n > 1) or (1,)
 
 
-def _split(before: tuple[int, ...], after: tuple[int, ...], fixed: list[bool]) -> list[int]:
+def _open_ends(
+    before: tuple[int, ...], after: tuple[int, ...], fixed: list[bool], follows: list[bool | None]
+) -> list[bool]:
+    """Which dims of ``after`` follow the inputs: so does -1, where the others do not take up what does in ``before``.
+
+    (B, 12) -> (B * 3, -1): the -1 is 4 for all inputs. (B, 12) -> (4, -1): it is B * 3.
+    """
+    taken = math.prod(n for n, own in zip(after, follows, strict=True) if own)
+    free = math.prod(n for n, own in zip(before, fixed, strict=True) if not own)
+    return [taken % max(free, 1) != 0 if own is None else own for own in follows]
+
+
+def _split(before: tuple[int, ...], after: tuple[int, ...], fixed: list[bool], follows: list[bool]) -> list[int]:
     """The dims of ``after`` that hold others than the fixed ones: those at both ends may be parts of the fixed ones.
 
-    (B, 12) -> (B * 3, 4), where 12 is fixed: the 4 is a part of it.
+    (B, 12) -> (B * 3, 4), where 12 is fixed: the 4 is a part of it. What follows the inputs is none.
     """
     left = list(range(len(after)))
     for first, place in ((True, 0), (False, -1)):
         order = fixed if first else fixed[::-1]
         count = next((i for i, own in enumerate(order) if not own), len(order))
         whole = math.prod(before[:count] if first else before[len(before) - count :])
-        while len(left) > 1 and count and after[left[place]] and whole % after[left[place]] == 0:
+        while (
+            len(left) > 1
+            and count
+            and not follows[left[place]]
+            and after[left[place]]
+            and not whole % after[left[place]]
+        ):
             whole //= after[left.pop(place)]
     return left
 

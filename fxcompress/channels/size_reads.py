@@ -4,6 +4,7 @@ import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from fxcompress.channels.survivors import has_own_labels
@@ -23,6 +24,17 @@ def read_of(node: fx.Node) -> tuple[fx.Node, fx.Node | None, Any] | None:
     if node.target is operator.getitem and reads_shape(source):
         return source.args[0], source, node.args[1]  # type: ignore[return-value]
     return None
+
+
+def counted_by(node: fx.Node) -> fx.Node | None:
+    """The tensor, or the shape, whose entries a node counts: ``h.numel()``; None for another node."""
+    counts = node.op == "call_method" and node.target in {"numel", "nelement"}
+    counts |= node.op == "call_function" and node.target in _COUNTS
+    source = node.args[0] if counts and len(node.args) == 1 else None
+    return source if isinstance(source, fx.Node) else None
+
+
+_COUNTS = (torch.numel, Tensor.numel, Tensor.nelement)
 
 
 def reads_shape(node: fx.Node) -> bool:

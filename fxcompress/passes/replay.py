@@ -179,9 +179,10 @@ class Replay(Interpreter):
     def _decided(self, node: fx.Node, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """The arguments of a check. A decision was taken on the sizes before the cut: it stands for those sizes only.
 
-        So where the cut has changed one of them, the check asks for the sizes themselves, as they are now. The model's
-        own code will take the decision again: where it is on sizes of the network alone, it is the same for all inputs.
-        One that only stops the model would refuse inputs, where its sizes are also those of inputs: it goes.
+        So where the cut has changed one of them, it is taken on the sizes as they were. Where these cannot be written,
+        the check asks for the sizes themselves, as they are now. The model's own code will take the decision again:
+        where it is on sizes of the network alone, it is the same for all inputs. One that only stops the model would
+        refuse inputs, where its sizes are also those of inputs: it goes.
         """
         decision, outcome, sizes, place = args
         if sizes == self.original.args[node.name][2]:
@@ -197,8 +198,18 @@ class Replay(Interpreter):
         ):
             return args
         self._note_change(node, None, self._met(node))
+        if self.changes is None and self._is_frozen(node):
+            return fx.node.map_arg(node.args, lambda used: self.flow.now[used.name])
         node.args = (node.args[2], sizes, *node.args[2:])
         return sizes, sizes, sizes, place
+
+    def _is_frozen(self, node: fx.Node) -> bool:
+        """Give a node what it was given before the cut, if that can be written."""
+        try:
+            node.args, node.kwargs = self.flow.freeze(node)
+        except UnfreezableError:
+            return False
+        return True
 
     def _is_of_network(self, size: fx.Node) -> bool:
         """Whether a size is the same for all inputs: that of a dim along which all labels differ."""

@@ -12,6 +12,7 @@ A number may also depend on the size of the input, as ``x.shape[1] * x.shape[2]`
 again, with numbers in the place of those sizes alone that are a matter of the network.
 """
 
+import math
 import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,7 +25,7 @@ from fxcompress.channels.rules.indexing import INDEX, picked_dims
 from fxcompress.channels.rules.movement import CAT, DIAGONAL, MOVEMENT, PERMUTE, RESHAPE, RESTRIDE
 from fxcompress.channels.rules.places import ANYWHERE
 from fxcompress.channels.rules.pointwise import SAME
-from fxcompress.channels.size_reads import read_of
+from fxcompress.channels.size_reads import counted_by, read_of
 from fxcompress.channels.survivors import has_own_labels
 from fxcompress.channels.values import LabelTensor, Step, Value, find, leaves
 from fxcompress.trace.calls import IN_PLACE_OPERATORS
@@ -165,9 +166,31 @@ class SizeFlow:
         if node not in self._moved:
             return node
         if node not in self._frozen:
-            sizes = self._sizes(node, user)
+            sizes = self._count(node, user)
+            sizes = self._sizes(node, user) if sizes is None else sizes
             self._frozen[node] = self._again(node, user) if sizes is None else sizes
         return self._frozen[node]
+
+    def _count(self, node: fx.Node, user: fx.Node) -> Any:  # noqa: ANN401 - an argument of a node
+        """The number of entries that a tensor had, or a part of its shape; None for a node that does not count any."""
+        source = counted_by(node)
+        if source is None:
+            return None
+        value, now = self.before[source.name], self.now[source.name]
+        if not isinstance(value, Value):
+            return self._product(self._freeze(source, user), user)
+        cut = [d for d in range(value.rank) if value.shape[d] != now.shape[d]]
+        before, left = math.prod(self._own_size(value, d) for d in cut), math.prod(now.shape[d] for d in cut)
+        others = self._node(user, "call_function", operator.floordiv, (node, left), {}, self.now[node.name] // left)
+        return self._node(user, "call_function", operator.mul, (others, before), {}, self.before[node.name])
+
+    def _product(self, sizes: Any, user: fx.Node) -> Any:  # noqa: ANN401 - an argument of a node
+        """The product of some sizes."""
+        found: Any = 1
+        for size in sizes:
+            expected = self._value(found) * self._value(size)
+            found = self._node(user, "call_function", operator.mul, (found, size), {}, expected)
+        return found
 
     def _sizes(self, node: fx.Node, user: fx.Node) -> Any:  # noqa: ANN401 - an argument of a node
         """Sizes as they were, for a node that reads sizes of a tensor; None for another node."""

@@ -9,6 +9,7 @@ from unittest.mock import patch
 import torch
 from torch._subclasses import FakeTensorMode
 
+from fxcompress.errors import TraceError
 from fxcompress.trace.recorder import Recorder
 from fxcompress.trace.writer import hidden
 
@@ -24,6 +25,14 @@ class Fakes(FakeTensorMode):
         super().__init__(allow_non_fake_inputs=True)
         self.recorder = recorder
         recorder.faked = self.from_tensor
+
+    def create_symbolic_nested_int(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as torch has it
+        """What stands for the lengths of the parts of a nested tensor.
+
+        Raises:
+            TraceError: they are a matter of values.
+        """
+        raise TraceError("it computes with a nested tensor, the lengths of which a graph does not know")
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         if self.recorder.paused:

@@ -202,6 +202,7 @@ class _Search:
             FxCompressError: it cannot be traced, its graph does not hold for all calls, or it is not accepted.
         """
         calls = self.seen.inputs(path)
+        replace(_refuse_nested, [(call.args, call.kwargs) for call in calls])
         module.eval()
         with torch.no_grad(), same_randomness(allowed=True), unchanged_buffers(module):
             first = _without_empty(module, calls[0])
@@ -226,6 +227,13 @@ class _Search:
         inner += [name for name, _ in module.named_parameters(recurse=False)]
         found = next((name for name in inner if name in names), None)
         return None if found is None else f"names {found}, perhaps that of this module"
+
+
+def _refuse_nested(tensor: Tensor) -> Tensor:
+    """A tensor as it is; raises where it holds tensors of several lengths, of which no labels are known."""
+    if tensor.is_nested:
+        raise TraceError("it is given a nested tensor, the lengths of which a graph does not know")
+    return tensor
 
 
 def _without_empty(module: nn.Module, call: ExampleInputs) -> ExampleInputs:

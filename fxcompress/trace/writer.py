@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from enum import Enum
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
@@ -91,8 +92,8 @@ class Writer:
             return self.made(leaf.fxc_recipe)
         if isinstance(leaf, fx.Node) or id(leaf) in self._nodes:
             return self._nodes.get(id(leaf), leaf)
-        if is_plain(leaf):
-            return leaf
+        if is_plain(leaf) or isinstance(leaf, np.generic):  # of numpy's the number that it is, as torch takes it
+            return leaf.item() if isinstance(leaf, np.generic) else leaf
         if isinstance(leaf, Enum):
             return self.node("call_function", itself(leaf))
         parts = fields_of(leaf)

@@ -153,14 +153,6 @@ def written_sizes(node: fx.Node) -> frozenset[int]:
     return frozenset(n for n in leaves(given) if type(n) is int)
 
 
-def stated_sizes(node: fx.Node) -> tuple[int | None, ...]:
-    """Of each dim of what a node reshapes a tensor to, the size that stands in the graph; None for another, or -1."""
-    if function_name(node) not in {"view", "reshape"} or node.kwargs:
-        return ()
-    sizes = node.args[1] if len(node.args) == 2 and isinstance(node.args[1], tuple | list) else node.args[1:]
-    return tuple(n if type(n) is int and n >= 0 else None for n in sizes)
-
-
 def put_beside(node: fx.Node) -> float | None:
     """What a node that pads puts beside the entries, NaN for a number that is computed; None for another node."""
     name = function_name(node)

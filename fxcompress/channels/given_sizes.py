@@ -1,0 +1,69 @@
+"""The sizes that a node is given which reshapes a tensor, one by one."""
+
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+
+from fxcompress.channels.size_reads import read_of
+from fxcompress.channels.values import Value
+from fxcompress.trace.calls import function_name
+
+Free = Callable[[Value], list[bool]]
+"""Of each dim of a value, whether its size may be another one for other inputs."""
+
+
+@dataclass(frozen=True, slots=True)
+class GivenSize:
+    """A size that a tensor is to have along a dim.
+
+    Attributes:
+        stated: the number that stands in the graph; None for another, or -1.
+        follows: whether it comes from sizes of the inputs; None for -1.
+    """
+
+    stated: int | None
+    follows: bool | None
+
+
+def given_sizes(
+    node: fx.Node, results: Mapping[str, Any], fixed: Callable[[fx.Node], bool], free: Free
+) -> list[GivenSize]:
+    """Those of each dim of what a node reshapes a tensor to; none for another node.
+
+    Args:
+        node: a call.
+        results: those of the nodes before, by name; a Value in the place of each tensor with labels.
+        fixed: whether the numbers that a node computes are the same for all inputs.
+        free: see there.
+    """
+    name = function_name(node)
+    if name in {"view_as", "reshape_as"} and isinstance(node.args[1], fx.Node):
+        return _sizes_of(results[node.args[1].name], slice(None), free)
+    if name not in {"view", "reshape"} or node.kwargs:
+        return []
+    return list(_each(node.args[1:], results, fixed, free))
+
+
+def _each(sizes: Any, results: Mapping[str, Any], fixed: Callable[[fx.Node], bool], free: Free) -> Iterator[GivenSize]:  # noqa: ANN401 - arguments of a node
+    for size in sizes:
+        if isinstance(size, tuple | list):
+            yield from _each(size, results, fixed, free)
+        elif not isinstance(size, fx.Node):
+            yield GivenSize(size if size >= 0 else None, None if size == -1 else False)
+        elif not isinstance(results[size.name], tuple | list):
+            yield GivenSize(None, not fixed(size))
+        elif size.target is operator.add:  # x.shape[:1] + (3,)
+            yield from _each(size.args, results, fixed, free)
+        elif (read := read_of(size)) is not None and isinstance(read[2], slice):
+            yield from _sizes_of(results[read[0].name], read[2], free)
+        else:
+            yield from [GivenSize(None, not fixed(size))] * len(results[size.name])
+
+
+def _sizes_of(tensor: Any, which: slice, free: Free) -> list[GivenSize]:  # noqa: ANN401 - the result of a node
+    """The sizes of a tensor, along some of its dims."""
+    follows = free(tensor) if isinstance(tensor, Value) else [True] * tensor.ndim
+    return [GivenSize(None, own) for own in follows[which]]

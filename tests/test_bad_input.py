@@ -11,7 +11,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, parametrize
 from torch.utils.data import DataLoader, TensorDataset
 
 import fxcompress as fxc
@@ -163,16 +162,16 @@ def test_untraceable() -> None:
     [
         (
             image(channels=5),
-            "Conv2d conv1 at tests/test_bad_input.py:52 failed on tensors of shape (2, 5, 8, 8); it is Conv2d",
+            "Conv2d conv1 at tests/test_bad_input.py:51 failed on tensors of shape (2, 5, 8, 8); it is Conv2d",
         ),
-        (image(torch.float32), "Conv2d conv1 at tests/test_bad_input.py:52 failed on tensors of shape (2, 3, 8, 8)"),
+        (image(torch.float32), "Conv2d conv1 at tests/test_bad_input.py:51 failed on tensors of shape (2, 3, 8, 8)"),
         (torch.zeros(2, 3, dtype=torch.float64), "failed on tensors of shape (2, 3)"),
         ((), "example_inputs leaves out x"),
         ((image(), image()), "2 given: leave out what the model is not called with, such as the targets"),
         ((2, 3, 8, 8), "4 given: these are numbers; if they are a shape, pass torch.zeros(2, 3, 8, 8)"),
         (
             (np.zeros((2, 3, 8, 8)),),
-            "the example inputs hold numpy arrays, which Conv2d conv1 at tests/test_bad_input.py:52",
+            "the example inputs hold numpy arrays, which Conv2d conv1 at tests/test_bad_input.py:51",
         ),
         ({"y": image()}, "forward has no argument y; it takes x"),
         ("image", "example_inputs is a str"),
@@ -219,14 +218,6 @@ def backward_hook(net: Net) -> None:
     net.conv1.register_full_backward_hook(lambda module, before, after: None)
 
 
-def old_spectral_norm(net: Net) -> None:
-    nn.utils.spectral_norm(net.conv1)
-
-
-def new_spectral_norm(net: Net) -> None:
-    parametrizations.spectral_norm(net.conv1)
-
-
 def patched(net: Net) -> None:
     net.__dict__["forward"] = net.conv1.forward
 
@@ -243,8 +234,6 @@ def lock(net: Net) -> None:
         (hook, "module 'conv1' (Conv2d): it has a forward hook"),
         (pre_hook, "module '<root>' (Net): it has a forward pre-hook"),
         (backward_hook, "module 'conv1' (Conv2d): it has a backward hook"),
-        (old_spectral_norm, "it computes its weight in a hook (SpectralNorm)"),
-        (new_spectral_norm, "remove_parametrizations(module, 'weight')"),
         (patched, "module '<root>' (Net): its forward was replaced on the instance"),
         (lock, "Net cannot be copied"),
     ],
@@ -253,13 +242,6 @@ def test_models_that_are_refused(damage: Callable[[Net], None], text: str) -> No
     net = Net().double()
     damage(net)
     assert text in refusal(UnsupportedModelError, net, image())
-
-
-def test_the_remedy_for_spectral_norm_works() -> None:
-    net = Net().double()
-    parametrizations.spectral_norm(net.conv2)
-    parametrize.remove_parametrizations(net.conv2, "weight")
-    check_removed(net, image())
 
 
 def test_meta_lazy_scripted_parallel_and_compiled() -> None:

@@ -142,3 +142,55 @@ def test_writing_by_another_name_is_seen(name: str, keep_code: bool) -> None:  #
     for count in (2, 5):
         x = torch.randn(count, 3, dtype=torch.float64)
         assert difference(small(x), net(x)) < TOLERANCE
+
+
+class IntoOut(nn.Module):
+    """Writes results into tensors that it names, one of them a buffer."""
+
+    def __init__(self, op: Callable[["IntoOut", Tensor], Tensor]) -> None:
+        super().__init__()
+        self.op, self.first, self.last = op, nn.Linear(3, 8), nn.Linear(8, 2)
+        self.seen: Tensor
+        self.register_buffer("seen", torch.zeros(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():  # with gradients, torch refuses to write so
+            h = self.first(x)
+        return self.last(self.op(self, h))  # type: ignore[no-any-return]
+
+
+def into_fresh(net: IntoOut, h: Tensor) -> Tensor:
+    found = torch.empty_like(h)
+    torch.mul(h, 2.0, out=found)
+    return found
+
+
+def into_itself(net: IntoOut, h: Tensor) -> Tensor:
+    torch.add(h, h, out=h)
+    return h
+
+
+def into_the_buffer(net: IntoOut, h: Tensor) -> Tensor:
+    torch.sum(h, 0, out=net.seen)
+    return h + net.seen
+
+
+def result_of_the_buffer(net: IntoOut, h: Tensor) -> Tensor:
+    with torch.no_grad():
+        return torch.nn.functional.normalize(net.first.weight.sum(1), dim=0, out=net.seen) * h
+
+
+@pytest.mark.parametrize("write", [into_fresh, into_itself, into_the_buffer, result_of_the_buffer])
+def test_a_result_is_written_into_a_tensor(write: Callable[[IntoOut, Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
+    net = IntoOut(write).double()
+    with torch.no_grad():
+        net.first.weight[::3] = 0
+        net.first.bias[::3] = 0
+    pruned = fxc.prune(net, torch.randn(2, 3, dtype=torch.float64)).module
+    assert pruned.get_parameter("first.weight").shape[0] == 5
+    for count in (2, 5):
+        x = torch.randn(count, 3, dtype=torch.float64)
+        assert difference(pruned(x), net(x)) < TOLERANCE
+        if write in {into_the_buffer, result_of_the_buffer}:
+            assert difference(pruned.get_buffer("seen"), net.seen[[1, 2, 4, 5, 7]]) < TOLERANCE

@@ -408,7 +408,8 @@ class Dispatch:
 
     def _decompose(self, func: Any, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
         if func._schema.is_mutable:
-            return NotImplemented
+            plain = _without_out(func)
+            return NotImplemented if plain is None else self._into_out(plain, args, kwargs)
         if func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd):
             return func.decompose(*args, **kwargs)
         if func in decomposition_table and torch.Tag.nondeterministic_seeded not in func.tags:
@@ -417,6 +418,16 @@ class Dispatch:
                 trial.append(result)
             return trial[0] if trial else NotImplemented
         return NotImplemented
+
+    def _into_out(self, plain: Any, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
+        """An op with ``out=`` as ``plain``, the one without, and a copy; not where ``out`` would get another size."""
+        given = dict(kwargs)
+        out = given.pop("out")
+        with self._trial() as trial:
+            result = plain(*args, **given)
+            if result.shape == out.shape:
+                trial.append(out.copy_(result))
+        return trial[0] if trial else NotImplemented
 
     @contextmanager
     def _trial(self) -> Iterator[list[Any]]:
@@ -473,8 +484,15 @@ def _without_writing(func: Any) -> Any:  # noqa: ANN401
     return _same_arguments(func, packet) if func._schema.name.endswith("_") else None
 
 
+@functools.cache
+def _without_out(func: Any) -> Any:  # noqa: ANN401 - an overload
+    """The overload that returns what ``func`` writes to its argument ``out``; None where there is none."""
+    outs = [argument.name for argument in func._schema.arguments if argument.is_out]
+    return _same_arguments(func, func.overloadpacket) if outs == ["out"] else None
+
+
 def _same_arguments(func: Any, packet: Any) -> Any:  # noqa: ANN401 - an overload and a packet of overloads
-    """The overload that takes what ``func`` takes and writes to none of it, or None.
+    """The overload that takes what ``func`` takes, but for ``out``, and writes to none of it, or None.
 
     Names do not tell: ``pow.Scalar`` takes a number and a tensor, ``pow_.Scalar`` a tensor and a number.
     """
@@ -488,8 +506,8 @@ def _same_arguments(func: Any, packet: Any) -> Any:  # noqa: ANN401 - an overloa
 
 
 def _parameters(func: Any) -> list[tuple[str, str]]:  # noqa: ANN401 - an overload
-    """Name and type of what an op takes."""
-    return [(argument.name, str(argument.type)) for argument in func._schema.arguments]
+    """Name and type of what an op takes, but for what it writes its result to."""
+    return [(argument.name, str(argument.type)) for argument in func._schema.arguments if not argument.is_out]
 
 
 def _with_defaults(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401

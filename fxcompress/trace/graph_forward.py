@@ -115,7 +115,7 @@ def take_over(old: nn.Module, new: nn.Module) -> None:
     old._modules.clear()
     for name, child in new._modules.items():
         own = known.get(name)
-        if own is not None and child is not None and type(own) is type(child):
+        if own is not None and child is not None and type(child) in {type(own), nn.Module}:  # it may have been closed
             take_over(own, child)
             old._modules[name] = own
         else:

@@ -15,6 +15,7 @@ from torch import nn
 from fxcompress.trace.glue import is_full
 from fxcompress.trace.walk import modules_in
 from fxcompress.trace.weights.norm import is_weight_norm_hook
+from fxcompress.trace.weights.opened import can_be_opened
 
 FORWARD = ("_forward_hooks", "_forward_pre_hooks")
 TABLES = frozenset(
@@ -24,8 +25,9 @@ TABLES = frozenset(
 
 
 def hooks_of(module: nn.Module) -> list[Any]:
-    """The forward hooks of a module, but for those of weight norm."""
-    return [hook for name in FORWARD for hook in getattr(module, name).values() if not is_weight_norm_hook(hook)]
+    """The forward hooks of a module, but for those of torch that compute a weight."""
+    found = (hook for name in FORWARD for hook in getattr(module, name).values())
+    return [hook for hook in found if not (is_weight_norm_hook(hook) or can_be_opened(module, hook))]
 
 
 def hooked(model: nn.Module) -> bool:

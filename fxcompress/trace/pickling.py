@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import fx
 from torch.fx.node import _get_qualified_name
 
@@ -25,7 +26,7 @@ class _Node:
 
 @dataclass(frozen=True, slots=True)
 class _Named:
-    """Stands for a function or a class, which are found by their name."""
+    """Stands for a function, a class or a memory format, which are found by their name."""
 
     name: str
 
@@ -52,6 +53,8 @@ def pack(graph: fx.Graph) -> PackedGraph:
     numbers = {node: _Node(number) for number, node in enumerate(graph.nodes)}
 
     def packed(leaf: Any) -> Any:  # noqa: ANN401 - an argument of a node
+        if isinstance(leaf, torch.memory_format):  # which torch.save cannot take
+            return _Named(str(leaf))
         return numbers[leaf] if isinstance(leaf, fx.Node) else _named(leaf) if callable(leaf) else leaf
 
     rows = [

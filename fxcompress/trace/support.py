@@ -14,6 +14,7 @@ from fxcompress.trace.hooks import hooks_of_its_own
 from fxcompress.trace.own_modes import own_modes
 from fxcompress.trace.walk import named_modules_in
 from fxcompress.trace.weights.norm import is_weight_norm, is_weight_norm_hook
+from fxcompress.trace.weights.opened import can_be_opened, computes_weight
 
 _HOOKS = {
     "_forward_hooks": "forward hook",
@@ -28,9 +29,9 @@ def check_supported(model: nn.Module) -> None:
 
     Raises:
         TypeError: it is no nn.Module.
-        UnsupportedModelError: meta tensors, lazy or quantized parameters, NaN or infinite weights, parametrizations and
-            hooks (but for weight norm, and forward hooks that the model's own code registers), ScriptModules, a
-            ``train()`` that changes weights.
+        UnsupportedModelError: meta tensors, lazy or quantized parameters, NaN or infinite weights, parametrizations of
+            recurrent layers, hooks (but for those of torch that compute the weights of layers, and forward hooks that
+            the model's own code registers), ScriptModules, a ``train()`` that changes weights.
     """
     check_module(model)
     own = hooks_of_its_own(model)
@@ -103,11 +104,11 @@ _REFUSED: tuple[tuple[Callable[[nn.Module], bool], str], ...] = (
     ),
     (
         lambda module: (
-            "parametrizations" in module._modules and parametrize.is_parametrized(module) and not is_weight_norm(module)
+            isinstance(module, nn.RNNBase) and parametrize.is_parametrized(module) and not is_weight_norm(module)
         ),
         (
-            "it computes its parameters (spectral_norm or another parametrization, not weight_norm alone); call "
-            "torch.nn.utils.parametrize.remove_parametrizations(module, 'weight') first"
+            "it is recurrent, and computes its weights by a parametrization other than weight norm; call "
+            "torch.nn.utils.parametrize.remove_parametrizations(module, name) first"
         ),
     ),
     (
@@ -118,14 +119,15 @@ _REFUSED: tuple[tuple[Callable[[nn.Module], bool], str], ...] = (
 
 
 def _module_reason(module: nn.Module, own: frozenset[int]) -> str | None:
-    hooks = ((kind, hook) for name, kind in _HOOKS.items() for hook in getattr(module, name).values())
-    reasons = (_hook_reason(kind, hook) for kind, hook in hooks if not (id(hook) in own or is_weight_norm_hook(hook)))
+    hooks = [(kind, hook) for name, kind in _HOOKS.items() for hook in getattr(module, name).values()]
+    known = {id(hook) for _, hook in hooks if is_weight_norm_hook(hook) or can_be_opened(module, hook)} | own
+    reasons = (_hook_reason(kind, hook) for kind, hook in hooks if id(hook) not in known)
     return next((reason for applies, reason in _REFUSED if applies(module)), next(reasons, None))
 
 
 def _hook_reason(kind: str, hook: object) -> str:
     owner = type(hook).__name__
-    if owner == "SpectralNorm":
+    if computes_weight(hook):
         return f"it computes its weight in a hook ({owner}); call the matching torch.nn.utils.remove_* function first"
     label = getattr(hook, "__qualname__", owner)
     return f"it has a {kind} ({label}), which may change what it computes; remove it, and register it on the result"

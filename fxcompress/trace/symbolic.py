@@ -39,6 +39,7 @@ from fxcompress.trace.state import unset
 from fxcompress.trace.traced import TracedModule, copy_graph
 from fxcompress.trace.unseen import Held, Unseen
 from fxcompress.trace.walk import modules_in
+from fxcompress.trace.weights.opened import is_opened
 from fxcompress.trace.writer import with_plain_keys
 
 
@@ -266,8 +267,8 @@ class Tracer(fx.Tracer):
         return super().call_module(m, forward, args, kwargs)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Whether a module becomes one node; not those that :data:`_OPEN` holds."""
-        if type(m) in _OPEN:
+        """Whether a module becomes one node; not those that :data:`_OPEN` holds, nor those that compute a weight."""
+        if type(m) in _OPEN or is_opened(m):
             return False
         leaf = type(m).__module__.split(".")[0] in {"torch", "fxcompress"}
         leaf &= not isinstance(m, fx.GraphModule | Lowered)

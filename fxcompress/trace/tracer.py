@@ -45,6 +45,7 @@ from fxcompress.trace.walk import modules_in
 from fxcompress.trace.watch import wrapped_functions
 from fxcompress.trace.weights.computed import make_computed_plain
 from fxcompress.trace.weights.norm import make_weights_plain, with_plain_weights
+from fxcompress.trace.weights.opened import close, open_hooks
 
 
 class GraphOf(Protocol):
@@ -254,6 +255,7 @@ def _traced(model: nn.Module, graph_of: GraphOf) -> TracedModule:
     root = skeleton(model)
     forget_runs(root)
     make_weights_plain(root)
+    open_hooks(root)
     lower(root)
     modes = [(module, module.training) for module in modules_in(root)]
     train_graph = None
@@ -277,6 +279,7 @@ def _traced(model: nn.Module, graph_of: GraphOf) -> TracedModule:
     for module, training in modes:
         module.training = training
     remove_hooks(root)  # what they do is in the graph
+    close(root)
     if train_graph is not None and same_graph(graph, train_graph):
         copy_marks(train_graph, graph)
         train_graph = None

@@ -21,6 +21,7 @@ from fxcompress.quantizer import Quantizer
 from fxcompress.trace.modes import ordinary
 from fxcompress.trace.support import check_finite
 from fxcompress.trace.traced import TracedModule
+from fxcompress.trace.weights.opened import was_opened
 from fxcompress.training.altered import check_hooks, unhooked
 from fxcompress.training.census import free_entries
 from fxcompress.training.distributed import refuse_sharded
@@ -225,6 +226,11 @@ def check_quantizers(traced: TracedModule) -> None:
     if not any(isinstance(module, Quantizer) for module in traced.modules()):
         found = unquantized(traced)
         reasons = f"\n  {'; '.join(map(str, found[:3]))}" if found else ""
+        if any(was_opened(weight.name) for weight in found):
+            reasons += (
+                "\n  torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight'), or the matching "
+                "torch.nn.utils.remove_* function, makes a plain weight of what a layer computes"
+            )
         raise UnsupportedModelError(
             f"{type(traced).__name__} has no weight to quantize: no convolution or linear layer with a trainable "
             f"weight that nothing else reads{reasons}"

@@ -140,10 +140,9 @@ def has_weight_norm(model: nn.Module) -> bool:
 
 
 def _computed(module: nn.Module) -> Iterator[_Computed]:
-    if parametrize.is_parametrized(module):
+    if parametrize.is_parametrized(module) and is_weight_norm(module):
         for name, steps in module.parametrizations.items():  # type: ignore[union-attr, operator]
-            if isinstance(steps[0], _WeightNorm):
-                yield _Computed(module, name, steps[0].dim, steps.original0, steps.original1)
+            yield _Computed(module, name, steps[0].dim, steps.original0, steps.original1)
     for hook in filter(is_weight_norm_hook, module._forward_pre_hooks.values()):
         found: Any = hook
         g, v = (getattr(module, f"{found.name}_{part}") for part in "gv")

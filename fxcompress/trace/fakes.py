@@ -17,8 +17,8 @@ from fxcompress.trace.writer import hidden
 class Fakes(FakeTensorMode):
     """Fake tensors of a recorded run; an op that reaches them unrecorded is an error.
 
-    Each of them knows these, and its history in autograd knows others of them, where Python's garbage collector does not
-    look: with a strong reference to the recorder, which knows them all, none would ever be freed.
+    Each tensor knows this mode, and its history in autograd knows other tensors, where Python's garbage collector does
+    not look: with a strong reference to the recorder, which knows them all, none would ever be freed.
 
     Args:
         recorder: of the run.

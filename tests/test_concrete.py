@@ -144,12 +144,31 @@ def test_every_way_to_read_a_size_is_a_decision(name: str) -> None:
         net(image(3, 3, 8, 8))
 
 
-def test_the_layout_of_a_tensor_is_checked() -> None:
-    model = Net(lambda net, x: net.conv1(x if x.layout == torch.strided else x.to_dense())).eval()
+KINDS: dict[str, Callable[[Tensor], Any]] = {
+    "layout": lambda x: x.layout is torch.strided,
+    "sparse": lambda x: not x.is_sparse,
+    "quantized": lambda x: not x.is_quantized,
+    "complex": lambda x: not x.is_complex(),
+    "float": lambda x: x.is_floating_point(),
+    "contiguous": lambda x: x.is_contiguous(memory_format=torch.contiguous_format),
+    "rank": lambda x: x.dim() == 4,
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_kind_of_tensor_it_is_can_be_asked(name: str) -> None:
+    def body(net: Net, x: Tensor) -> Tensor:
+        if not KINDS[name](x):
+            x = x.to_dense()
+        h = net.conv1(x)
+        return h if KINDS[name](h) else h.relu()  # type: ignore[no-any-return]
+
+    model = Net(body).eval()
     net = traced(model, image())
-    assert same(model, net, image(3, 3, 5, 8))
-    with pytest.raises(PathError, match=r"came out as torch\.sparse_coo, and was torch\.strided"):
-        net(image().to_sparse())
+    assert same(model, net, image(3, 3, 6, 10))
+    if name in {"layout", "sparse"}:
+        with pytest.raises(PathError, match="another path"):
+            net(image().to_sparse())
 
 
 def told(x: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ from fxcompress.channels.rules.movement import PAD
 from fxcompress.channels.rules.noise import NOISE, noise_of
 from fxcompress.channels.rules.places import dims_of_node, picked_by, put_beside, written_sizes
 from fxcompress.channels.rules.quantize import QUANTIZE
-from fxcompress.channels.shapes import like
+from fxcompress.channels.shapes import has_strides, like
 from fxcompress.channels.space import PART, Space
 from fxcompress.channels.tables import follow, pin_rows, reads_a_size
 from fxcompress.channels.values import Call, LabelTensor, Step, Value, find, moment, replace
@@ -475,7 +475,7 @@ class Interpreter:
         """The LabelTensor of a parameter or floating buffer; a copy of others, which the network may write to."""
         key = id(tensor)
         if name not in self.atoms:
-            if name in self.counters and key not in self._tensors:
+            if (name in self.counters or not has_strides(tensor)) and key not in self._tensors:
                 self._tensors[key] = self._input(tensor)
             if key in self._tensors:
                 return self._tensors[key]

@@ -78,6 +78,8 @@ def reshape(layer: Tensor, old: Sequence[int], new: Sequence[int]) -> Tensor:
 
     Only the blocks of dims that the reshape really mixes *and* that carry labels are laid out in full.
     """
+    if 0 in old:  # there are no entries, nor blocks
+        return expand(layer, old).reshape(tuple(new))
     middle: list[int] = []
     out: list[int] = []
     for old_dims, new_dims in blocks(old, new):

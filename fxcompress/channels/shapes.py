@@ -33,10 +33,20 @@ _LIKE_OPERANDS = frozenset(
 
 
 def like(tensor: Tensor) -> Tensor:
-    """A tensor on the meta device with the shape, strides and dtype of another; nobody writes to one."""
+    """A tensor on the meta device with the shape, strides and dtype of another; nobody writes to one.
+
+    Of one that has no strides it is a dense one.
+    """
+    if not has_strides(tensor):
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
     if tensor.layout is not torch.strided:
         return torch.empty_like(tensor, device="meta")
     return _strided(tensor.shape, tensor.stride(), tensor.dtype)
+
+
+def has_strides(tensor: Tensor) -> bool:
+    """Whether torch says how a tensor lies in memory: not where it is sparse by rows or columns (CSR and the like)."""
+    return tensor.layout in {torch.strided, torch.sparse_coo}
 
 
 @functools.lru_cache(maxsize=4096)

@@ -1,6 +1,7 @@
 """Tensors with a shape, a dtype and a device, and no values."""
 
 import logging
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,13 +18,16 @@ from fxcompress.trace.writer import hidden
 class Fakes(FakeTensorMode):
     """Fake tensors of a recorded run; an op that reaches them unrecorded is an error.
 
+    Each tensor knows this mode, and its history in autograd knows other tensors, where Python's garbage collector does
+    not look: with a strong reference to the recorder, which knows them all, none would ever be freed.
+
     Args:
         recorder: of the run.
     """
 
     def __init__(self, recorder: Recorder) -> None:
         super().__init__(allow_non_fake_inputs=True)
-        self.recorder = recorder
+        self._recorder = weakref.ref(recorder)
         recorder.faked = self.from_tensor
 
     def create_symbolic_nested_int(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as torch has it
@@ -35,14 +39,15 @@ class Fakes(FakeTensorMode):
         raise TraceError("it computes with a nested tensor, the lengths of which a graph does not know")
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
-        if self.recorder.paused:
+        recorder = self._recorder()
+        if recorder is None or recorder.paused:
             return super().__torch_dispatch__(func, types, args, kwargs)
-        with self.recorder.pause():
+        with recorder.pause():
             result: Any = super().__torch_dispatch__(func, types, args, kwargs)
         if func is not torch.ops.aten.lift_fresh.default:
-            self.recorder.refusal = self.recorder.refusal or hidden(f"{func}")
-            raise self.recorder.refusal
-        self.recorder.writer.keep(result, *args)  # torch.from_numpy and the like: a constant
+            recorder.refusal = recorder.refusal or hidden(f"{func}")
+            raise recorder.refusal
+        recorder.writer.keep(result, *args)  # torch.from_numpy and the like: a constant
         return result
 
 

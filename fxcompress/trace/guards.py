@@ -16,9 +16,8 @@ from fxcompress.trace.autocast import autocast_is_on
 from fxcompress.trace.own_number import OwnNumber
 
 _PLAIN = (
-    *(bool, int, float, complex, str, bytes, type(None)),
-    *(torch.dtype, torch.device, torch.memory_format, torch.layout),
-)
+    bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format,
+)  # fmt: skip
 
 ONLY_STOPS = "fxc_only_stops"
 """In the meta of a check: where the decision comes out in another way, the model raises an error."""

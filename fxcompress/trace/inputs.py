@@ -72,6 +72,10 @@ class ExampleInputs:
         args, kwargs = trees.replace(change, [self.args, self.kwargs])
         return replace(self, args=args, kwargs=kwargs)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "ExampleInputs":
+        # By clones: sparse tensors may have no memory that torch could copy.
+        return self.converted(lambda tensor: tensor.detach().clone().requires_grad_(tensor.requires_grad))
+
     def names(self, parameters: Sequence[str]) -> frozenset[str]:
         """Which of the ``parameters`` of forward, in their order, are given."""
         return frozenset(parameters[: len(self.args)]) | frozenset(self.kwargs)

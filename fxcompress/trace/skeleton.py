@@ -20,7 +20,7 @@ _M = TypeVar("_M", bound=nn.Module)
 POSTPONE = "fxcompress: compile when needed"
 """The key in the memo of copy.deepcopy which says that the copy of a TracedModule need not be compiled yet."""
 
-_ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, type, torch.dtype, torch.device})
+_ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, type, torch.dtype, torch.device, torch.layout})
 _CONTAINERS = frozenset({dict, OrderedDict, list, set})
 _OF_COPIES = ("__reduce_ex__", "__reduce__", "__getstate__")
 

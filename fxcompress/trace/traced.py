@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
 from torch import fx, nn
 
 from fxcompress.errors import TraceError
@@ -166,6 +167,9 @@ class TracedModule(fx.GraphModule):
     def __deepcopy__(self, memo: dict[Any, Any]) -> "TracedModule":
         result: TracedModule = type(self).__new__(type(self))
         memo[id(self)] = result
+        for buffer in self.buffers():
+            if buffer.layout not in {torch.strided, torch.sparse_coo} and id(buffer) not in memo:
+                memo[id(buffer)] = buffer.clone()  # which torch does not copy itself, by its memory
         state = nn.Module()
         state.__dict__.update({k: copy.deepcopy(v, memo) for k, v in self.__dict__.items() if not _is_transient(k)})
         train_graph = None if self.train_graph is None else copy_graph(self.train_graph)

@@ -122,6 +122,8 @@ def _others(tensor: Tensor) -> Tensor:
 
     Floats that are all the same, zeros as a rule, stand for any: on them a layer without a bias shows nothing.
     """
+    if tensor.layout is not torch.strided:  # its entries stay where they are
+        return tensor * 0.5 if tensor.is_floating_point() else tensor
     if not tensor.is_floating_point():
         return tensor.flip(list(range(tensor.ndim)))
     if tensor.numel() and bool((tensor == tensor.flatten()[0]).all()):
@@ -131,8 +133,9 @@ def _others(tensor: Tensor) -> Tensor:
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    if a.shape != b.shape or a.dtype != b.dtype:
+    if a.shape != b.shape or a.dtype != b.dtype or a.layout is not b.layout:
         return False
+    a, b = (tensor if tensor.layout is torch.strided else tensor.to_dense() for tensor in (a, b))
     if not a.is_floating_point() or not a.numel():
         return bool(torch.equal(a, b))
     if not torch.equal(a.isnan(), b.isnan()):

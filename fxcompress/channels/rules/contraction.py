@@ -237,7 +237,7 @@ def may_read(site: Site, known: Known) -> np.ndarray:
 
 def _nonzero_along(source: Tensor, dim: int, size: int) -> np.ndarray:
     may = source.numpy() != 0 if is_array(source) else (source != 0).cpu().numpy()
-    others = tuple(d for d, n in enumerate(may.shape) if n > 1 and d != dim)
+    others = tuple(d for d, n in enumerate(may.shape) if n != 1 and d != dim)  # of a batch of none, all entries are 0
     entries = (may.any(axis=others) if others else may).reshape(-1)
     return entries if len(entries) == size else np.repeat(entries, size)
 

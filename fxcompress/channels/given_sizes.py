@@ -1,5 +1,6 @@
 """The sizes that a node is given which reshapes a tensor, one by one."""
 
+import math
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,10 +23,12 @@ class GivenSize:
     Attributes:
         stated: the number that stands in the graph; None for another, or -1.
         follows: whether it comes from sizes of the inputs; None for -1.
+        part: the product of those factors of one that follows which do not: 8 of ``n * 8``.
     """
 
     stated: int | None
     follows: bool | None
+    part: int = 1
 
 
 def given_sizes(
@@ -54,13 +57,22 @@ def _each(sizes: Any, results: Mapping[str, Any], fixed: Callable[[fx.Node], boo
         elif not isinstance(size, fx.Node):
             yield GivenSize(size if size >= 0 else None, None if size == -1 else False)
         elif not isinstance(results[size.name], tuple | list):
-            yield GivenSize(None, not fixed(size))
+            yield GivenSize(None, not fixed(size), _fixed_part(size, results, fixed))
         elif size.target is operator.add:  # x.shape[:1] + (3,)
             yield from _each(size.args, results, fixed, free)
         elif (read := read_of(size)) is not None and isinstance(read[2], slice):
             yield from _sizes_of(results[read[0].name], read[2], free)
         else:
             yield from [GivenSize(None, not fixed(size))] * len(results[size.name])
+
+
+def _fixed_part(size: Any, results: Mapping[str, Any], fixed: Callable[[fx.Node], bool]) -> int:  # noqa: ANN401 - an argument
+    """The product of those factors of a size that are the same for all inputs."""
+    if not isinstance(size, fx.Node):
+        return size if type(size) is int else 1
+    if fixed(size):
+        return results[size.name] if type(results[size.name]) is int else 1
+    return math.prod(_fixed_part(a, results, fixed) for a in size.args) if size.target is operator.mul else 1
 
 
 def _sizes_of(tensor: Any, which: slice, free: Free) -> list[GivenSize]:  # noqa: ANN401 - the result of a node

@@ -202,38 +202,43 @@ class Joined:
                 kept |= {d for d in new if out.shape[d] == 1}
             if self._stated(out) and self._changes_sides(source, out, old, new):
                 mixed |= {d for d in old if self._is_fixed(source, d)}
-            follows = self._follows(out, new)
-            if self._is_by_chance(source, out, split, old, follows):
+            if self._is_by_chance(source, out, split, old, new):
                 mixed |= set(old)
             if len(old) == len(new) == 1:
                 found |= {new[0]: joins[old[0]]} if old[0] in joins else {}
                 kept |= {new[0]} if old[0] in ones else set()
             elif old and new:
                 after = tuple(out.shape[d] for d in new)
-                made, irregular = self._join(source, old, after, follows)
+                made, irregular = self._join(source, old, after, self._given(out, new))
                 found |= {d: join for d, join in zip(new, made, strict=True) if join is not None}
                 mixed |= set(old) if irregular else set()
         self._note(out, found, frozenset(kept))
         self._note_parts(out, parts)
         return frozenset(mixed)
 
-    def _is_by_chance(
-        self, source: Value, out: Value, split: list[_Block], old: list[int], follows: list[bool | None]
-    ) -> bool:
+    def _is_by_chance(self, source: Value, out: Value, split: list[_Block], old: list[int], new: list[int]) -> bool:
         """Whether channels, whose number is fixed, become dims that follow the inputs: as large as they by chance.
 
-        ``h.mT.reshape(n, 16, -1)`` of as many channels as pixels: the -1 is the number of pixels.
+        ``h.mT.reshape(n, 16, -1)`` of as many channels as pixels: the -1 is the number of pixels. A batch of one sample
+        is none of them: 16 channels are all of ``n * 16``.
         """
         if not old or not all(self._is_fixed(source, d) for d in old):
+            return False
+        wide = [d for d in new if out.shape[d] > 1]
+        given = self._given(out, wide)
+        follows = [size.follows for size in given]
+        if any(follows) and math.prod(size.part for size in given) == math.prod(out.shape[d] for d in wide):
             return False
         stated = self._stated(out) or [None] * out.rank
         pairs = [(a[0], b[0]) for a, b in split if len(a) == len(b) == 1]
         replaced = {source.shape[a] for a, b in pairs if stated[b] is not None and not self._is_fixed(source, a)}
         return any(follows) or (None in follows and math.prod(source.shape[d] for d in old) in replaced)
 
-    def _follows(self, out: Value, new: list[int]) -> list[bool | None]:
-        """Of some dims of what a reshape makes, whether their sizes follow the inputs; None for -1."""
-        return [self.given[d].follows for d in new] if len(self.given) == out.rank else [False] * len(new)
+    def _given(self, out: Value, new: list[int]) -> list[GivenSize]:
+        """What a reshape is given as the sizes of some dims; where that is not known, as if all of them were stated."""
+        return (
+            [self.given[d] for d in new] if len(self.given) == out.rank else [GivenSize(None, follows=False)] * len(new)
+        )
 
     def _stated(self, out: Value) -> list[int | None]:
         """The sizes of what a reshape makes that stand in the graph, None for others; none where not known."""
@@ -264,7 +269,7 @@ class Joined:
         return behind or before
 
     def _join(
-        self, source: Value, old: list[int], after: tuple[int, ...], follows: list[bool | None]
+        self, source: Value, old: list[int], after: tuple[int, ...], given: list[GivenSize]
     ) -> tuple[Sequence[_Join | None], bool]:
         """What a reshape makes of some dims, and whether for other sizes it would make something else of them.
 
@@ -272,7 +277,7 @@ class Joined:
             source: the tensor.
             old: the dims, one behind the other.
             after: the sizes of what they become.
-            follows: which of these follow the inputs; None for -1.
+            given: what it is given for these.
         """
         joins = self._joins.get(source.key, {})
         before, own = tuple(source.shape[d] for d in old), tuple(joins.get(d) for d in old)
@@ -283,7 +288,7 @@ class Joined:
             fits = all(n == 1 or not free or n not in self.written for n, free in zip(after, join.free, strict=True))
             if fits:
                 return join.own, False  # as it was before
-        rest = [] if all(fixed) else _split(before, after, fixed, _open_ends(before, after, fixed, follows))
+        rest = [] if all(fixed) else _split(before, after, fixed, _open_ends(before, after, fixed, given))
         rest = [i for i in rest if after[i] > 1] or rest
         vanished = any(n == 1 and not known for n, known in zip(before, fixed, strict=True))
         irregular = sum(after[i] > 1 for i in rest) > 1 or (vanished and len(after) > 1 and 1 in after[:-1])
@@ -323,15 +328,25 @@ def _several(sizes: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _open_ends(
-    before: tuple[int, ...], after: tuple[int, ...], fixed: list[bool], follows: list[bool | None]
+    before: tuple[int, ...], after: tuple[int, ...], fixed: list[bool], given: list[GivenSize]
 ) -> list[bool]:
-    """Which dims of ``after`` follow the inputs: so does -1, where the others do not take up what does in ``before``.
+    """Which dims of ``after`` follow the inputs: not what is left where the others take up all of ``before`` that does.
 
-    (B, 12) -> (B * 3, -1): the -1 is 4 for all inputs. (B, 12) -> (4, -1): it is B * 3.
+    (B, 12) -> (B * 3, -1): the -1 is 4 for all inputs, as a size in its place is. (B, 12) -> (4, -1): it is B * 3.
     """
-    taken = math.prod(n for n, own in zip(after, follows, strict=True) if own)
     free = math.prod(n for n, own in zip(before, fixed, strict=True) if not own)
-    return [taken % max(free, 1) != 0 if own is None else own for own in follows]
+    moving = [_moving(n, size) if size.follows else 1 for n, size in zip(after, given, strict=True)]
+    taken = math.prod(n for n, size in zip(after, given, strict=True) if size.follows)
+    left = [i for i, n in enumerate(moving) if n > 1 and math.prod(moving) == n * free]
+    return [
+        taken % max(free, 1) != 0 if size.follows is None else size.follows and left != [i]
+        for i, size in enumerate(given)
+    ]
+
+
+def _moving(n: int, size: GivenSize) -> int:
+    """What of a size that follows the inputs is no fixed factor of it."""
+    return n if n % max(size.part, 1) else n // max(size.part, 1)
 
 
 def _split(before: tuple[int, ...], after: tuple[int, ...], fixed: list[bool], follows: list[bool]) -> list[int]:

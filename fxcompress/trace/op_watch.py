@@ -44,17 +44,15 @@ def _memory_in(tree: Any) -> set[int]:  # noqa: ANN401 - a tree of anything
 def written_to(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:  # noqa: ANN401 - an op
     """The tensors that an op writes to, as its schema says; of norms in training it does not say so."""
     schema = func._schema
-    if not (schema.is_mutable or func.overloadpacket in _NORMS):
+    norm = func.overloadpacket in _NORMS
+    if not (schema.is_mutable or norm):
         return []
     named = zip(schema.arguments, args, strict=False)
     given = [(a, v) for a, v in named] + [(a, kwargs[a.name]) for a in schema.arguments if a.name in kwargs]
-    return list(tensors_in([v for a, v in given if _is_written(a)]))
-
-
-def _is_written(argument: Any) -> bool:  # noqa: ANN401 - of a schema
-    if argument.name in _STATISTICS:
-        return True
-    return argument.alias_info is not None and bool(argument.alias_info.is_write)
+    if norm:
+        trains = any(a.name == "training" and value for a, value in given)
+        return [value for a, value in given if a.name in _STATISTICS and value is not None] if trains else []
+    return list(tensors_in([v for a, v in given if a.alias_info is not None and a.alias_info.is_write]))
 
 
 _NORMS = frozenset(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import fxcompress as fxc
-from tests.exactness import compared_on
+from tests.exactness import TOLERANCE, compared_on, difference
 from tests.networks import randomise
 
 C = 16
@@ -69,3 +69,31 @@ def test_other_sizes(name: str, example: tuple[int, int, int], beside: bool) -> 
     for more in (False, True):
         pruned = fxc.prune(net, sample(example), fold=more, narrow=more).module
         assert compared_on(net, pruned, map(sample, OTHERS))
+
+
+class Unpacked(nn.Module):
+    """Takes sizes apart in one go, and lays out in space again what it has made flat."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x).flatten(2)
+        b, c = h.shape[:2]
+        *_, height, width = x.shape
+        return self.last(h.reshape((b, c) + (height, width)).tanh())  # type: ignore[no-any-return] # noqa: RUF005
+
+
+@pytest.mark.parametrize("size", [(3, 5), (8, 8), (2, 4), (8, 1)])
+def test_a_number_of_channels_that_is_read_with_others_follows_no_input(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    net = Unpacked().double()
+    with torch.no_grad():
+        for parameter in net.get_submodule("first").parameters():
+            parameter[::3] = 0
+    pruned = fxc.prune(net, torch.randn(2, 3, *size, dtype=torch.float64)).module
+    assert pruned.get_parameter("first.weight").shape[0] == 5
+    for shape in ((1, 3, 8, 4), (3, 3, 1, 8), (8, 3, 5, 5)):
+        x = torch.randn(shape, dtype=torch.float64)
+        assert difference(pruned(x), net(x)) <= TOLERANCE

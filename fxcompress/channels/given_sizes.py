@@ -43,11 +43,26 @@ def given_sizes(
         free: see there.
     """
     name = function_name(node)
+
+    def same(size: fx.Node) -> bool:
+        return fixed(size) or _is_unpacked(size, results, free)
+
     if name in {"view_as", "reshape_as"} and isinstance(node.args[1], fx.Node):
         return _sizes_of(results[node.args[1].name], slice(None), free)
     if name not in {"view", "reshape"} or node.kwargs:
         return []
-    return list(_each(node.args[1:], results, fixed, free))
+    return list(_each(node.args[1:], results, same, free))
+
+
+def _is_unpacked(size: fx.Node, results: Mapping[str, Any], free: Free) -> bool:
+    """Whether a size is one of several read at once, and the same for all inputs: C of ``B, C = h.shape[:2]``."""
+    if size.target is not operator.getitem or not isinstance(size.args[0], fx.Node) or type(size.args[1]) is not int:
+        return False
+    read = read_of(size.args[0])
+    if read is None or not isinstance(read[2], slice):
+        return False
+    tensor = results[read[0].name]
+    return isinstance(tensor, Value) and not free(tensor)[read[2]][size.args[1]]
 
 
 def _each(sizes: Any, results: Mapping[str, Any], fixed: Callable[[fx.Node], bool], free: Free) -> Iterator[GivenSize]:  # noqa: ANN401 - arguments of a node

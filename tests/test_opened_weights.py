@@ -130,7 +130,7 @@ def kill(net: nn.Module, channels: slice) -> None:
                     parameter.transpose(0, int(not transposed))[channels] = 0
 
 
-@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("kind", ["linear", "conv1d", "conv_transpose2d"])
 @pytest.mark.parametrize("how", COMPUTED)
 def test_channels_go_and_the_weight_is_computed_as_before(how: str, kind: str) -> None:
     net, x = build(kind, how)

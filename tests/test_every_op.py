@@ -52,9 +52,8 @@ def same(a: object, b: object) -> bool:
         a, b = a.to_dense(), b.to_dense()
     if not a.is_floating_point() and not a.is_complex():
         return torch.equal(a, b)
-    kind = min((a.dtype, *_NEAR), key=lambda dtype: dtype is not a.dtype)
     scale = float(a.abs().max()) if a.numel() else 0.0
-    near = _NEAR.get(kind, TOLERANCE) * max(scale, 1e-300)
+    near = _NEAR.get(a.dtype, TOLERANCE) * max(scale, 1e-300)
     return bool(torch.allclose(a, b, rtol=0, atol=near, equal_nan=True))
 
 

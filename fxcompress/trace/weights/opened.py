@@ -21,9 +21,8 @@ from fxcompress.errors import TraceError
 from fxcompress.trace.places import place
 from fxcompress.trace.walk import modules_in
 
-_SPECTRAL_NORM: Any = sys.modules[
-    "torch.nn.utils.spectral_norm"
-].SpectralNorm  # a function hides the module of its name
+# A function hides the module of its name.
+_SPECTRAL_NORM: Any = sys.modules["torch.nn.utils.spectral_norm"].SpectralNorm
 _OF_TORCH = frozenset({parametrize.__name__, parametrizations.__name__})
 _LAYERS = frozenset(
     {

@@ -12,7 +12,7 @@ from fxcompress.errors import StorageError
 from fxcompress.provenance import Grid
 from fxcompress.quantizer import Quantizer, from_rows
 from fxcompress.storage import packing
-from fxcompress.storage.packing import Coded, decode, encode, pack, packed_size, unpack
+from fxcompress.storage.packing import Coded, decode, encode, encode_whole, pack, packed_size, unpack
 
 pytestmark = pytest.mark.cpu
 
@@ -180,3 +180,33 @@ def test_bits_are_those_of_the_code_that_needs_most() -> None:
     assert Coded(codes, torch.ones(7)).bits.tolist() == expected
     assert Coded(codes.long(), torch.ones(7)).bits.tolist() == expected
     assert Coded(codes, torch.ones(7)).widths.tolist() == [0, 1, 1, 2, 1, 2, 32]
+
+
+DTYPES = [torch.bool, torch.int16, torch.int64, torch.bfloat16, torch.float16, torch.float32, torch.float64]
+
+
+@given(st.sampled_from(DTYPES), st.lists(st.integers(-(2**31), 2**31), min_size=1, max_size=70), st.integers(0, 33))
+def test_whole_numbers_come_back_bit_for_bit(dtype: torch.dtype, numbers: list[int], shift: int) -> None:
+    values = (torch.tensor(numbers) >> shift).to(dtype)
+    coded = encode_whole(values)
+    if coded is None:
+        assert max(abs(float(v)) for v in values) > 2**29, "it can be packed"
+        return
+    assert len(coded.packed) == packed_size(torch.tensor([coded.width]), len(values))
+    assert coded.width == int(values.to(torch.int64).max() - values.to(torch.int64).min()).bit_length()
+    assert torch.equal(coded.decode(tuple(values.shape), dtype), values)
+
+
+@pytest.mark.parametrize("odd", [0.5, -0.0, math.nan, math.inf, -math.inf, 2.0**31, 1e-30])
+@pytest.mark.parametrize("place", [0, 99])
+def test_other_numbers_are_no_whole_ones(odd: float, place: int) -> None:
+    values = torch.ones(100)
+    values[place] = odd
+    assert encode_whole(values) is None
+    assert encode_whole(torch.ones(100)) is not None
+
+
+def test_tensors_of_another_kind_are_no_whole_numbers() -> None:
+    for dtype in (torch.complex64, torch.float8_e4m3fn):
+        assert encode_whole(torch.ones(4).to(dtype)) is None
+    assert encode_whole(torch.ones(0)) is None

@@ -151,6 +151,18 @@ def test_every_dtype_and_empty_and_scalar_tensors(tmp_path: Path) -> None:
     assert_same_state({name: value for name, value in tensors.items() if name != "conjugate"}, module)
 
 
+def test_masks_and_tables_of_indices_take_the_bits_of_their_range(tmp_path: Path) -> None:
+    plain = save(finalized(small()), tmp_path / "net")
+    module = finalized(small())
+    mask = torch.arange(10_000).reshape(100, 100) % 3 == 0
+    for dtype in (torch.bool, torch.float32, torch.int64):
+        module.register_buffer(f"a_{dtype}".replace(".", "_"), mask.to(dtype))
+    module.register_buffer("table", torch.randint(-30, 33, (10_000,)))
+    size = save(module, tmp_path / "net")
+    assert_same_state(read(tmp_path / "net").tensors, module)
+    assert 0 < size - plain - 3 * 10_000 / 8 - 6 * 10_000 / 8 < 300
+
+
 @pytest.mark.parametrize("first", [True, False])
 def test_tied_weights_are_stored_once_and_tied_again(tmp_path: Path, *, first: bool) -> None:
     def tied() -> nn.Module:

@@ -7,6 +7,7 @@ keep the header from dominating a small network's file. After the index the stre
     uint8               a bit mask of the indices that stayed, once for each different cut
     for each tensor     as it is: its values, in the stream of its dtype
                         on its grid: widths (uint8), minimum (smallest integer type), scales (float32), codes (uint8)
+                        whole numbers: offsets from the smallest (uint8), where that takes less
 """
 
 import dataclasses
@@ -29,7 +30,7 @@ from fxcompress.progress import progress, stage
 from fxcompress.provenance import Cuts, Grid, Inputs, Narrowing, PieceRecord, Provenance, provenance_of
 from fxcompress.quantizer import Quantizer, channels_of
 from fxcompress.storage.arguments import check_arguments
-from fxcompress.storage.packing import Coded, decode, encode, pack, packed_size, unpack
+from fxcompress.storage.packing import Coded, Whole, decode, encode, encode_whole, pack, packed_size, unpack
 from fxcompress.storage.streams import (
     FORMAT,
     Reader,
@@ -46,6 +47,8 @@ __all__ = ["FORMAT", "SavedNetwork", "read", "save"]
 _Json = dict[str, Any]
 _USUAL = ["int8", "float32"]
 """Types of a weight's minimum and scales, where the index names no others."""
+_WORTH_IT = 64
+"""Bytes that whole numbers must save: their row of the index is longer."""
 _DAMAGE = (ArithmeticError, AttributeError, LookupError, RuntimeError, StorageError, TypeError, ValueError)
 """What reading a damaged index can end in."""
 
@@ -205,7 +208,10 @@ def _origin(name: str, provenance: Provenance, masks: dict[tuple[int, tuple[int,
 
 
 def _content(name: str, tensor: Tensor, provenance: Provenance, writer: Writer) -> _Json:
-    """Write a tensor. In its row: d its dtype, f its shape if that does not follow, g and x how integers are laid."""
+    """Write a tensor. In its row: d its dtype, f its shape if that does not follow, g and x how codes are laid.
+
+    And z the smallest and the width of whole numbers.
+    """
     row: _Json = {"d": dtype_name(tensor.dtype)}
     original = provenance.shapes.get(name)
     shape = tuple(tensor.shape)
@@ -214,8 +220,12 @@ def _content(name: str, tensor: Tensor, provenance: Provenance, writer: Writer) 
     grid = provenance.grids.get(name)
     coded = encode(tensor, grid) if grid else None
     if grid is None or coded is None:
-        writer.put(tensor)
-        return row
+        whole = encode_whole(tensor) if tensor.nbytes > _WORTH_IT else None
+        if whole is None or tensor.nbytes - whole.packed.nbytes < _WORTH_IT:
+            writer.put(tensor)
+            return row
+        writer.put(whole.packed)
+        return row | {"z": [whole.smallest, whole.width]}
     minimum, widths = coded.minimum, coded.widths
     for part in (widths, minimum, coded.scale, pack(coded.codes, minimum, widths)):
         writer.put(part)
@@ -236,7 +246,9 @@ def _rebuild(reader: Reader, length: int) -> SavedNetwork:
         if "d" not in row:
             continue
         shape = tuple(row["f"]) if "f" in row else _cut_shape(shapes[name], kept.get(name, {}))
-        if "g" in row:
+        if "z" in row:
+            tensors[name] = _read_whole(reader, row, shape)
+        elif "g" in row:
             tensors[name], grids[name] = _read_coded(reader, row, shape)
         else:
             tensors[name] = reader.take(row["d"], shape)
@@ -270,6 +282,12 @@ def _joins(rows: Iterable[list[Any]]) -> tuple[Narrowing, ...]:
 def _mask(reader: Reader, size: int) -> tuple[int, ...]:
     mask = np.unpackbits(reader.take("uint8", (-(-size // 8),)).numpy(), count=size)
     return tuple(int(i) for i in mask.nonzero()[0])
+
+
+def _read_whole(reader: Reader, row: _Json, shape: tuple[int, ...]) -> Tensor:
+    smallest, width = row["z"]
+    packed = reader.take("uint8", (packed_size(torch.tensor([width], device="cpu"), math.prod(shape)),))
+    return Whole(packed, smallest, width).decode(shape, getattr(torch, row["d"]))
 
 
 def _read_coded(reader: Reader, row: _Json, shape: tuple[int, ...]) -> tuple[Tensor, Grid]:

@@ -3,6 +3,7 @@
 Letters: K channels, M weights of one channel.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,12 +16,16 @@ from fxcompress.errors import StorageError
 from fxcompress.provenance import Grid
 from fxcompress.quantizer import from_rows, rows
 
-__all__ = ["Coded", "decode", "encode", "pack", "packed_size", "unpack"]
+__all__ = ["Coded", "Whole", "decode", "encode", "encode_whole", "pack", "packed_size", "unpack"]
 
 _MAX_WIDTH = 32
 _BLOCK = 1 << 18
 """Codes that are taken apart to bits at a time: a bit takes a byte meanwhile."""
 _LARGEST_CODE = 2**30
+_INTEGERS = frozenset({torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64})
+_FLOATS = frozenset({torch.bfloat16, torch.float16, torch.float32, torch.float64})
+_SAMPLE = 64
+"""Values at the start of a tensor that tell most of those that are not whole."""
 _NEIGHBOURS = 8
 """How many floats to either side of 2^exponent the scale may lie: in float64, log2 and exp2 lose that much."""
 
@@ -209,3 +214,50 @@ def _fitting_scale(matrix: Tensor, exponents: tuple[float, ...]) -> Tensor | Non
             if not found.isnan().any():
                 return found
     return None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Whole:
+    """A tensor of whole numbers of a small range: a mask, or a table of indices.
+
+    Attributes:
+        packed: uint8 (bytes,), on the CPU.
+        smallest: of the numbers.
+        width: bits of each number, as an offset from the smallest.
+    """
+
+    packed: Tensor
+    smallest: int
+    width: int
+
+    def decode(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """The tensor that :func:`encode_whole` was given, bit for bit."""
+        smallest, width = torch.tensor([[self.smallest], [self.width]], device="cpu")
+        return unpack(self.packed, smallest, width, math.prod(shape)).reshape(shape).to(dtype)
+
+
+def encode_whole(tensor: Tensor) -> Whole | None:
+    """Pack a tensor that holds whole numbers alone, each in as many bits as their range needs; None for others.
+
+    >>> mask = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    >>> coded = encode_whole(mask)
+    >>> coded.width, coded.packed.tolist(), torch.equal(coded.decode((2, 2), torch.float32), mask)
+    (1, [13], True)
+    """
+    values = tensor.detach().reshape(-1)
+    if not values.numel() or not (_are_whole(values[:_SAMPLE]) and _are_whole(values)):
+        return None
+    codes = values.to(torch.int64)
+    smallest, span = int(codes.amin()), int(codes.amax() - codes.amin())
+    if max(abs(smallest), span) > _LARGEST_CODE:
+        return None
+    width = span.bit_length()
+    return Whole(pack(codes[None], codes.amin()[None], torch.tensor([width], device="cpu")), smallest, width)
+
+
+def _are_whole(values: Tensor) -> bool:
+    """Whether integers hold the values as they are: they have no negative zero, for one."""
+    if values.dtype not in _FLOATS:
+        return values.dtype in _INTEGERS
+    fits = (values.abs() <= _LARGEST_CODE) & (values == values.trunc()) & ~((values == 0) & values.signbit())
+    return bool(fits.all())

@@ -15,7 +15,7 @@ from fxcompress.passes.base import Pass, PassResult, traced
 from fxcompress.passes.inject_quantizers import BAG_ARGUMENTS, BORDER_KEY, POSITIONAL_KEY
 from fxcompress.provenance import Grid
 from fxcompress.quantizer import Quantizer
-from fxcompress.quantizer.recurrent import PLAIN
+from fxcompress.quantizer.given import PLAIN
 from fxcompress.trace.described import LAYER_KEY
 from fxcompress.trace.traced import TracedModule, lint
 
@@ -48,7 +48,7 @@ def finalize_quantizers(module: TracedModule) -> dict[str, Grid]:
     for graph in module.graphs.values():
         _drop_quantizers(module, graph)
         _restore_modules(graph)
-        _restore_recurrent(module, graph)
+        _restore_given(module, graph)
     for layer in module.modules():
         layer.__class__ = PLAIN.get(type(layer), type(layer))
     for graph in module.graphs.values():
@@ -80,8 +80,8 @@ def _drop_quantizers(module: TracedModule, graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def _restore_recurrent(module: TracedModule, graph: fx.Graph) -> None:
-    """Call recurrent layers without their weights again."""
+def _restore_given(module: TracedModule, graph: fx.Graph) -> None:
+    """Call layers without their weights again."""
     for node in graph.find_nodes(op="call_module"):
         if type(module.get_submodule(str(node.target))) in PLAIN:
             weights = node.all_input_nodes

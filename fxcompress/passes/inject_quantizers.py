@@ -18,7 +18,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from fxcompress.passes.base import Pass, PassResult, traced
 from fxcompress.passes.weight_uses import MODULES, TABLES, Layout, Use, quantizable, uses_of
 from fxcompress.quantizer import Quantizer
-from fxcompress.quantizer.recurrent import QUANTIZED, weight_names
+from fxcompress.quantizer.given import PLAIN, QUANTIZED, SIZED, weight_names
 from fxcompress.trace.described import LAYER_KEY
 from fxcompress.trace.traced import TracedModule, lint
 from fxcompress.trace.weights.reads import PRODUCTS
@@ -113,7 +113,7 @@ def inject_at_reads(module: TracedModule, bits: float, layouts: Mapping[str, Lay
 
 def _connect(module: TracedModule, use: Use, weight: fx.Node) -> None:
     """Let whoever reads a weight read the quantized one."""
-    if use.recurrent:
+    if use.given:
         _to_given(module, use.node)
         _give(module, use, weight)
     elif use.computed:
@@ -179,7 +179,7 @@ def _to_function(module: TracedModule, node: fx.Node) -> None:
                 source, padding = graph.call_function(F.pad, (source, border), {"mode": layer.padding_mode}), 0
                 source.meta[BORDER_KEY] = path
             args = (source, weight, bias, layer.stride, padding, layer.dilation, layer.groups)
-    node.op, node.target, node.args = "call_function", MODULES[type(layer)], args
+    node.op, node.target, node.args = "call_function", MODULES[PLAIN.get(type(layer), type(layer))], args
     node.meta[LAYER_KEY] = path
 
 
@@ -202,18 +202,18 @@ def _to_lookup(layer: nn.Module, node: fx.Node) -> None:
 
 
 def _to_given(module: TracedModule, node: fx.Node) -> None:
-    """Let a recurrent layer be called with its parameters."""
+    """Let a layer be called with its parameters."""
     if "weights" in node.kwargs:
         return
     layer = module.get_submodule(str(node.target))
-    layer.__class__ = QUANTIZED.get(type(layer), type(layer))
+    layer.__class__ = (QUANTIZED | SIZED).get(type(layer), type(layer))
     with node.graph.inserting_before(node):
         weights = [node.graph.get_attr(f"{node.target}.{name}") for name in weight_names(layer)]
     node.kwargs = {**node.kwargs, "weights": weights}
 
 
 def _give(module: TracedModule, use: Use, weight: fx.Node) -> None:
-    """Let a recurrent layer be called with a quantized weight."""
+    """Let a layer be called with a quantized weight."""
     names = weight_names(module.get_submodule(str(use.node.target)))
     given = use.node.kwargs["weights"]
     assert isinstance(given, list)

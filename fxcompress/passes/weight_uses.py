@@ -10,7 +10,7 @@ from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from fxcompress.passes.weight_steps import WeightSteps, asks_for_kind, last_write
-from fxcompress.quantizer.recurrent import QUANTIZED, weight_names
+from fxcompress.quantizer.given import QUANTIZED, SIZED, weight_names
 from fxcompress.trace.traced import TracedModule
 from fxcompress.trace.weights.reads import FUNCTIONS, LOOKUPS, PRODUCTS
 
@@ -34,7 +34,8 @@ class Use:
         weight: a name of the parameter.
         transposed: whether its outputs lie along dim 1.
         groups: of a convolution.
-        recurrent: whether the node calls a recurrent layer, one of whose weights it is.
+        given: whether the node calls a layer that is given its weights, of which it is one; see
+            :mod:`fxcompress.quantizer.given`.
         computed: whether the node is the first of some steps that compute what a layer reads (turned, masked, scaled).
         looked_up: whether it is a table.
     """
@@ -44,7 +45,7 @@ class Use:
     weight: str
     transposed: bool
     groups: int
-    recurrent: bool = False
+    given: bool = False
     computed: bool = False
     looked_up: bool = False
 
@@ -146,7 +147,7 @@ def _uses(module: TracedModule, graph: fx.Graph, node: fx.Node) -> list[Use]:
     layer = module.get_submodule(str(node.target)) if node.op == "call_module" else None
     if layer is not None and type(layer) in QUANTIZED:
         names = [name for name in weight_names(layer) if layer.get_parameter(name).ndim > 1]
-        return [Use(graph, node, f"{node.target}.{name}", False, 1, recurrent=True) for name in names]
+        return [Use(graph, node, f"{node.target}.{name}", False, 1, given=True) for name in names]
     use = _use(module, graph, node) if layer is None else _use_by_module(graph, node, layer)
     return [] if use is None else [use]
 
@@ -193,6 +194,8 @@ def _use_by_module(graph: fx.Graph, node: fx.Node, layer: nn.Module) -> Use | No
     if type(layer) in MODULES and len(node.args) == 1 and not node.kwargs:
         groups = layer.groups if isinstance(layer, _ConvNd) else 1
         return Use(graph, node, weight, isinstance(layer, _ConvTransposeNd), groups)
+    if isinstance(layer, _ConvTransposeNd) and type(layer) in SIZED:
+        return Use(graph, node, weight, transposed=True, groups=layer.groups, given=True)
     return None
 
 

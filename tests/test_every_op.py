@@ -4,7 +4,6 @@ Operations without a rule are among them. Which dims are channels, which of them
 rows of zeros in front of the operation, rows that are constant, or columns of zeros behind it.
 """
 
-import os
 import random
 
 import pytest
@@ -75,10 +74,9 @@ def alike(one: list[object], other: list[object]) -> bool:
 
 
 NAMES = sorted(n for n in OPERATIONS if n.split()[0] not in RANDOM and not n.startswith(ON_GPUS))
-if os.environ.get("CI"):  # where each takes its time; without it all of them run
-    NAMES = NAMES[::3]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", NAMES)
 def test_removal_is_exact_around_it(name: str) -> None:
     choice = random.Random(name)

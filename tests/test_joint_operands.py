@@ -62,7 +62,7 @@ class Net(nn.Module):
         return CONTRACTIONS[contraction](FLAT[flat](self, x), KERNELS[kernel](self, x))
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     st.sampled_from(sorted(FLAT)),
     st.sampled_from(sorted(KERNELS)),

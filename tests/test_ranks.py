@@ -53,6 +53,7 @@ READS: dict[str, Callable[[Squeezed, Tensor, Tensor], Tensor]] = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("example", range(len(SHAPES)))
 @pytest.mark.parametrize("name", READS)
 def test_other_sizes(name: str, example: int) -> None:

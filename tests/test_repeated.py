@@ -96,6 +96,7 @@ def _seeded(net: nn.Module, x: Tensor) -> Tensor:
     return result
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("repeated", REPEATED)
 @pytest.mark.parametrize("places", PLACES)

@@ -158,6 +158,7 @@ def three_calls(net: nn.Module) -> list[Tensor]:
         return [net.train(training)(X + i) for i, training in enumerate((True, False, True))]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("result", RESULTS)
 @pytest.mark.parametrize("name", DRAWS)
 def test_each_call_draws_anew(name: str, result: str) -> None:
@@ -172,6 +173,7 @@ def test_each_call_draws_anew(name: str, result: str) -> None:
     assert max(difference(outputs[0], other) for other in outputs[1:]) > 1e-6
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("result", RESULTS)
 @pytest.mark.parametrize("name", [*STATES, *LAYERS, "counted"])
 def test_what_one_call_leaves_for_the_next(name: str, result: str) -> None:

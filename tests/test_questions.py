@@ -1,5 +1,6 @@
 """Code that asks what kind of thing a value is takes the same path in the graph as in the model."""
 
+import functools
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, is_tensor, nn
+from torch.utils._pytree import tree_map, tree_map_only
 
 import fxcompress as fxc
 import tests.test_questions
@@ -55,6 +57,34 @@ def kind_of(value: object) -> str:
     return "one" if isinstance(value, Tensor) else "none"
 
 
+@functools.singledispatch
+def trebled(value: Any) -> Any:  # noqa: ANN401
+    """As libraries take apart what they are given, by its class."""
+    return value
+
+
+@trebled.register
+def _(value: Tensor) -> Tensor:
+    return value * 3
+
+
+@trebled.register
+def _(value: tuple) -> Any:  # type: ignore[type-arg] # noqa: ANN401
+    return trebled(value[0])
+
+
+class Trebles:
+    """The same in a method."""
+
+    @functools.singledispatchmethod
+    def of(self, value: Any) -> Any:  # noqa: ANN401
+        return value
+
+    @of.register
+    def _(self, value: Tensor) -> Tensor:
+        return value * 3
+
+
 ANSWERED: dict[str, Callable[[Net, Any], Any]] = {
     "isinstance": twice_if(lambda net, h: isinstance(h, Tensor)),
     "of a tuple of classes": twice_if(lambda net, h: isinstance(h, (list, Tensor))),
@@ -77,6 +107,16 @@ ANSWERED: dict[str, Callable[[Net, Any], Any]] = {
     "of a layer of several": twice_if(lambda net, h: isinstance(net.lstm(h), tuple)),
     "of a size": twice_if(lambda net, h: isinstance(h.shape[0], int)),
     "of a shape": twice_if(lambda net, h: isinstance(h.shape, tuple)),
+    "torch.jit.isinstance": twice_if(lambda net, h: torch.jit.isinstance(h, Tensor)),
+    "torch.jit.isinstance of a list": twice_if(lambda net, h: torch.jit.isinstance([h], list[Tensor])),
+    "torch.jit.isinstance of several": twice_if(lambda net, h: torch.jit.isinstance(h.split(2, 1), tuple[Tensor, ...])),
+    "torch.jit.isinstance of a size": twice_if(lambda net, h: torch.jit.isinstance(h.shape[0], int)),
+    "tree_map_only": lambda net, h: tree_map_only(Tensor, torch.sin, h),
+    "tree_map_only of several": lambda net, h: tree_map_only(Tensor, torch.sin, (h, [net.lstm(h)[0]]))[1][0],
+    "tree_map of a layer of several": lambda net, h: tree_map(lambda t: t * 3, net.lstm(h))[0],
+    "singledispatch": lambda net, h: trebled(h),
+    "singledispatch of a layer of several": lambda net, h: trebled(net.lstm(h)),
+    "singledispatchmethod": lambda net, h: Trebles().of(h),
     "type of a module": twice_if(lambda net, h: type(net.lstm) is nn.LSTM),
     "type, to no end": twice_if(lambda net, h: type(h).__name__ != ""),
 }
@@ -100,7 +140,7 @@ def test_questions_are_answered(name: str, *, given: bool) -> None:
 def test_what_cannot_be_answered_is_refused(condition: Callable[[Net, Any], bool]) -> None:
     """Neither a stand-in nor a fake tensor has the type of a tensor."""
     net, x = made_dead(Net(twice_if(condition))), torch.randn(5, 4, dtype=torch.float64)
-    with pytest.raises(TraceError, match=r"asks for the type of a value \(type\(x\), .* or match, .*test_questions"):
+    with pytest.raises(TraceError, match=r"asks for the type of a value \(type\(x\), .* or tree_map, .*test_questions"):
         fxc.prune(net, x)
 
 
@@ -116,6 +156,30 @@ class Asks(Net):
 
 def test_what_a_forward_asks_is_refused_as_well() -> None:
     net, x = made_dead(Asks(lambda net, h: h)), torch.randn(5, 4, dtype=torch.float64)
+    with pytest.raises(TraceError, match=r"forward asks for the type of a value"):
+        fxc.prune(net, x)
+
+
+def twice_for_tensors(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """A decorator that looks at what it hands on."""
+
+    @functools.wraps(function)
+    def wrapper(self: Any, x: Any) -> Any:  # noqa: ANN401
+        return function(self, x * 2 if type(x) is Tensor else x)
+
+    return wrapper
+
+
+class Decorated(Net):
+    """Asks in a decorator of its own forward."""
+
+    @twice_for_tensors
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x))  # type: ignore[no-any-return]
+
+
+def test_what_a_decorator_asks_is_refused_as_well() -> None:
+    net, x = made_dead(Decorated(lambda net, h: h)), torch.randn(5, 4, dtype=torch.float64)
     with pytest.raises(TraceError, match=r"forward asks for the type of a value"):
         fxc.prune(net, x)
 

@@ -26,24 +26,30 @@ _PUSHING = ("LOAD_FAST", "LOAD_CONST", "LOAD_GLOBAL", "LOAD_DEREF", "LOAD_CLOSUR
 """Instructions that push a value and read none; an empty container is made by one that counts what it takes."""
 
 
-def code_around(modules: Iterable[nn.Module]) -> frozenset[FunctionType]:
+def code_around(modules: Iterable[nn.Module], *, wrappers: bool = False) -> frozenset[FunctionType]:
     """The functions of the classes of ``modules``, and of the objects on them, with those that they call.
 
     Class methods make models, and get hold of none: they count where something names them.
+
+    Args:
+        modules: of a model.
+        wrappers: with what decorators have put around a function, which sees its arguments as well.
     """
     modules = list(modules)
     held = [value for module in modules for value in module.__dict__.values()]
     kinds = {type(value) for value in (*modules, *held)}
     own = {f: name for kind in kinds for name, f in methods(kind) if name not in _NOT_AT_WORK}
     makers = {f for kind in kinds for f in _class_methods(kind)}
-    found = with_called({*(own.keys() - makers), *(value for value in held if isinstance(value, FunctionType))})
+    found = with_called(
+        {*(own.keys() - makers), *(value for value in held if isinstance(value, FunctionType))}, wrappers=wrappers
+    )
     while True:
         names = names_in(found)
         more = {f for f in makers & own.keys() if own[f] in names}
         if not more:
             return found
         makers -= more
-        found |= with_called(more)
+        found |= with_called(more, wrappers=wrappers)
 
 
 def _class_methods(kind: type) -> Iterator[FunctionType]:
@@ -69,10 +75,11 @@ def _functions(value: Any) -> Iterator[FunctionType]:  # noqa: ANN401 - what sta
         yield value
 
 
-def with_called(functions: Iterable[FunctionType]) -> frozenset[FunctionType]:
-    """Some functions, and the functions of the same package that they name."""
+def with_called(functions: Iterable[FunctionType], *, wrappers: bool = False) -> frozenset[FunctionType]:
+    """Some functions, and the functions of the same package that they name, with their wrappers or without."""
     found: set[FunctionType] = set()
-    left = [inspect.unwrap(function) for function in functions]
+    opened = _layers if wrappers else _inner
+    left = [each for function in functions for each in opened(function)]
     while left:
         function = left.pop()
         if function in found:
@@ -80,8 +87,26 @@ def with_called(functions: Iterable[FunctionType]) -> frozenset[FunctionType]:
         found.add(function)
         cells = [cell.cell_contents for cell in function.__closure__ or () if is_full(cell)]
         named = [*_globals(function.__code__, function.__globals__), *cells]
-        left += [inspect.unwrap(f) for f in named if isinstance(f, FunctionType) and _package(f) == _package(function)]
+        own = (f for f in named if isinstance(f, FunctionType) and _package(f) == _package(function))
+        left += [each for f in own for each in opened(f)]
     return frozenset(found)
+
+
+def _inner(function: FunctionType) -> list[FunctionType]:
+    return [inspect.unwrap(function)]
+
+
+def _layers(function: FunctionType) -> list[FunctionType]:
+    """A function and all that it wraps; what Python or torch wraps it with is left out."""
+    found = [function]
+    while isinstance(inner := getattr(found[-1], "__wrapped__", None), FunctionType):
+        found.append(inner)
+    return [each for each in found if each is found[-1] or _home(each) not in {"torch", *sys.stdlib_module_names}]
+
+
+def _home(function: FunctionType) -> str:
+    """The package that the code of a function is in; ``__module__`` of a wrapper is that of what it wraps."""
+    return str(function.__globals__.get("__name__")).partition(".")[0]
 
 
 def _globals(code: CodeType, space: dict[str, Any]) -> Iterator[Any]:

@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from fxcompress.errors import TraceError
+from fxcompress.trace.described import place_of_node
 from fxcompress.trace.inputs import ExampleInputs
+from fxcompress.trace.places import place
 
 _ARITHMETIC = frozenset(
     {
@@ -39,6 +42,19 @@ class Kinds:
         if node not in self._known:
             self._known[node] = self._find(node)
         return self._known[node]
+
+    def asked(self, node: fx.Node) -> type:
+        """The class of what a node returns, for code that takes a decision on it.
+
+        Raises:
+            TraceError: it is not known.
+        """
+        found = self.of(node)
+        if found is None:
+            raise TraceError(
+                f"it looks at the type of what {place_of_node(node)} returns{place()}, which torch.fx hides"
+            )
+        return found
 
     def _find(self, node: fx.Node) -> type | None:
         if node.op == "placeholder":

@@ -4,7 +4,8 @@ A stand-in is no tensor, so ``isinstance(x, Tensor)`` would be False in the trac
 would take the wrong path without a word. While tracing, such questions are answered for the value that is stood in for;
 where its class is not known, tracing fails, and the model is traced by running it, where tensors are tensors.
 
-``type(x)`` cannot be answered, nor can ``x is y``, or whether ``x`` matches a pattern. Where the code of a model asks
+``type(x)`` cannot be answered, nor can ``x is y``, or whether ``x`` matches a pattern, or what torch's ``tree_map``
+makes of ``x``, which goes by types. Where the code of a model asks
 that, the graph is compared with the model, see verify.py. What ``x is None`` makes of arguments is in hidden.py.
 """
 
@@ -24,12 +25,9 @@ from unittest.mock import patch
 import torch
 from torch import fx, nn
 
-from fxcompress.errors import TraceError
 from fxcompress.trace.depth import is_stochastic_depth
-from fxcompress.trace.described import place_of_node
 from fxcompress.trace.glue import code_around
 from fxcompress.trace.kinds import Kinds
-from fxcompress.trace.places import place
 from fxcompress.trace.walk import modules_in
 
 _LIBRARIES = tuple(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(__file__).parents[1]))
@@ -38,6 +36,14 @@ _NOT_OF_RUNS = {
     "__new__", "__copy__", "__deepcopy__", "__replace__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__",
 }  # fmt: skip
 """Methods that ask for types by nature, such as those that a dataclass gets, and that no forward calls on tensors."""
+_TRACER = tuple(f"{Path(torch.__file__).parent / part}" for part in (f"fx{os.sep}", f"_dynamo{os.sep}", "overrides.py"))
+_OF_TREES = frozenset(
+    f"tree_{end}" for end in (
+        "all", "all_only", "any", "any_only", "flatten", "flatten_with_path", "is_leaf", "iter", "leaves",
+        "leaves_with_path", "map", "map_", "map_only", "map_only_", "map_with_path", "structure",
+    )
+)  # fmt: skip
+"""Functions of torch.utils._pytree: a stand-in is a leaf, and what it stands for may be a tuple."""
 _isinstance, _hasattr, _callable = builtins.isinstance, builtins.hasattr, builtins.callable
 _Proxy = fx.Proxy  # torch.fx itself asks some thousand times in a trace
 
@@ -54,29 +60,21 @@ def answered(kinds: Kinds) -> Iterator[None]:
     """
     importlib.import_module("torch._dynamo")  # which torch imports when it needs it, and which keeps what it finds here
 
-    def kind(value: fx.Proxy) -> type:
-        found = kinds.of(value.node)
-        if found is None:
-            raise TraceError(
-                f"it looks at the type of what {place_of_node(value.node)} returns{place()}, which torch.fx hides"
-            )
-        return found
-
     def is_instance(value: Any, classes: Any) -> bool:  # noqa: ANN401 - as of builtins
         result = _isinstance(value, classes)
-        if result or not _isinstance(value, _Proxy) or not is_users(sys._getframe(1)):  # noqa: SLF001
+        if result or not _isinstance(value, _Proxy) or not is_asked(sys._getframe(1)):  # noqa: SLF001
             return result
-        return issubclass(kind(value), classes)
+        return issubclass(kinds.asked(value.node), classes)
 
     def has_attribute(value: Any, name: str) -> bool:  # noqa: ANN401 - as of builtins
-        if not _isinstance(value, fx.Proxy) or not is_users(sys._getframe(1)):  # noqa: SLF001
+        if not _isinstance(value, fx.Proxy) or not is_asked(sys._getframe(1)):  # noqa: SLF001
             return _hasattr(value, name)
-        return has(kind(value), name)
+        return has(kinds.asked(value.node), name)
 
     def is_callable(value: Any) -> bool:  # noqa: ANN401 - as of builtins
-        if not _isinstance(value, fx.Proxy) or not is_users(sys._getframe(1)):  # noqa: SLF001
+        if not _isinstance(value, fx.Proxy) or not is_asked(sys._getframe(1)):  # noqa: SLF001
             return _callable(value)
-        return has(kind(value), "__call__")
+        return has(kinds.asked(value.node), "__call__")
 
     with ExitStack() as stack:
         for function, new in ((isinstance, is_instance), (hasattr, has_attribute), (callable, is_callable)):
@@ -84,9 +82,29 @@ def answered(kinds: Kinds) -> Iterator[None]:
         yield
 
 
+def dispatches(frame: FrameType) -> bool:
+    """Whether a frame is of ``functools.singledispatch``, which reads ``__class__`` of its argument."""
+    return frame.f_code.co_filename == functools.__file__
+
+
 def has(kind: type, name: str) -> bool:
     """Whether objects of a class have an attribute."""
     return any(name in vars(base) for base in kind.__mro__)
+
+
+def is_asked(frame: FrameType) -> bool:
+    """Whether a frame asks about values, not about stand-ins, as only torch.fx and this package do.
+
+    Code of torch that a model calls asks for the model: ``torch.jit.isinstance``, ``tree_map_only``, distributions. But
+    what a class of torch asks to answer ``isinstance`` is the question of someone else.
+    """
+    code = frame.f_code
+    return _is_users_file(code.co_filename) or _asks_in_torch(code.co_filename, code.co_name)
+
+
+@functools.cache
+def _asks_in_torch(file: str, function: str) -> bool:
+    return function != "__instancecheck__" and file.startswith(_LIBRARIES[0]) and not file.startswith(_TRACER)
 
 
 def is_users(frame: FrameType) -> bool:
@@ -104,7 +122,9 @@ def asking_type(model: nn.Module) -> FunctionType | None:
     """A function in the code of a model that asks what nobody can answer, or None; it need not be called."""
     # A layer of stochastic depth is one node of a graph, whatever its code does.
     traced = [module for module in modules_in(model) if not is_stochastic_depth(module)]
-    of_user = (f for f in code_around(traced) if _is_users_file(f.__code__.co_filename) and not _is_of_python(f))
+    of_user = (
+        f for f in code_around(traced, wrappers=True) if _is_users_file(f.__code__.co_filename) and not _is_of_python(f)
+    )
     return next((f for f in of_user if f.__name__ not in _NOT_OF_RUNS and _asks(f.__code__)), None)
 
 
@@ -118,11 +138,11 @@ def _asks(code: CodeType) -> bool:
     """Whether a function asks for a type or an identity.
 
     That is, it calls ``type(...)`` on something else than ``self``, reads ``__class__``, compares by ``is`` with
-    something else than None, or matches a value with a pattern.
+    something else than None, matches a value with a pattern, or takes trees of values apart.
     """
     if any(_asks(constant) for constant in code.co_consts if isinstance(constant, CodeType)):
         return True
-    if "__class__" in code.co_names:
+    if "__class__" in code.co_names or not _OF_TREES.isdisjoint(code.co_names):
         return True
     steps = [step for step in dis.get_instructions(code) if step.opname not in {"CACHE", "PUSH_NULL", "PRECALL"}]
     if any(step.opname.startswith("MATCH_") for step in steps):

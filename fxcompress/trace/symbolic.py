@@ -34,7 +34,7 @@ from fxcompress.trace.modes import without_gradient
 from fxcompress.trace.objects import itself
 from fxcompress.trace.places import is_users as runs_user_code
 from fxcompress.trace.places import place, short, stack_trace
-from fxcompress.trace.questions import answered, has, is_users
+from fxcompress.trace.questions import answered, dispatches, has, is_users
 from fxcompress.trace.state import unset
 from fxcompress.trace.traced import TracedModule, copy_graph
 from fxcompress.trace.unseen import Held, Unseen
@@ -73,8 +73,14 @@ class _Attribute(_StandIn, fx.proxy.Attribute):
 class _Proxy(_StandIn, fx.Proxy):
     """fx.Proxy that keeps ``x += y`` in place; torch.fx makes ``x = x + y`` of it, which other names of x miss.
 
-    It has the attributes of what it stands for, where that is known.
+    It has the attributes of what it stands for, where that is known, and its class for ``functools.singledispatch``.
     """
+
+    @property  # type: ignore[misc] # read-only
+    def __class__(self) -> type:
+        if not dispatches(sys._getframe(1)):  # noqa: SLF001
+            return type(self)
+        return self.tracer.kinds.asked(self.node)  # type: ignore[attr-defined,no-any-return]
 
     def __getattr__(self, k: str) -> fx.proxy.Attribute:
         kind = self.tracer.kinds.of(self.node)  # type: ignore[attr-defined]

@@ -123,8 +123,8 @@ def _checked(model: nn.Module, inputs: ExampleInputs | None, make: Callable[[set
         )
     code = asking.__code__
     raise TraceError(
-        f"{asking.__name__} asks for the type of a value (type(x), x.__class__, x is y or match, in the function at "
-        f"{short(code.co_filename)}:{code.co_firstlineno}), and the graph "
+        f"{asking.__name__} asks for the type of a value (type(x), x.__class__, x is y, match or tree_map, in the "
+        f"function at {short(code.co_filename)}:{code.co_firstlineno}), and the graph "
         + ("cannot be compared with the model without inputs" if inputs is None else "computes something else")
         + "\n  ask isinstance(x, ...) or x == y instead"
     )

@@ -1,5 +1,6 @@
 """How a call that torch shows to a function mode is written in torch.fx, and what a node calls."""
 
+import inspect
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.operator_schemas import get_signature_for_torch_op
 
 _OPERATORS: dict[str, Callable[..., Any]] = {"__getitem__": operator.getitem, "__setitem__": operator.setitem}
 IN_PLACE_OPERATORS = frozenset(
@@ -33,6 +35,27 @@ class Target:
 def function_name(node: fx.Node) -> str:
     """The name of the function or method that a node calls; of a layer, or what is no call, the path."""
     return node.target if isinstance(node.target, str) else str(getattr(node.target, "__name__", ""))
+
+
+def put_first(graph: fx.Graph) -> None:
+    """Let functions of torch take their first argument by its place: rules look for it there, not under its name."""
+    for node in graph.nodes:
+        if node.op == "call_function" and not node.args and node.kwargs:
+            first = _first_parameter(node.target)
+            if first in node.kwargs:
+                node.args = (node.kwargs[first],)
+                node.kwargs = {name: value for name, value in node.kwargs.items() if name != first}
+
+
+def _first_parameter(function: Callable[..., Any]) -> str:
+    """What the first parameter of a function of torch is called; empty where that is not known, or not always so."""
+    try:
+        known = get_signature_for_torch_op(function) or [inspect.signature(function)]
+    except (TypeError, ValueError):
+        known = [inspect.signature(function)] if inspect.isfunction(function) else []
+    of_torch = str(getattr(function, "__module__", "")).partition(".")[0] == "torch"
+    names = {next(iter(signature.parameters), "") for signature in known}
+    return names.pop() if of_torch and len(names) == 1 else ""
 
 
 def target_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Target:  # noqa: ANN401

@@ -18,6 +18,7 @@ from torch import fx, nn
 from fxcompress.errors import TraceError
 from fxcompress.provenance import attach, has_record, provenance_of
 from fxcompress.trace.caches import clean_caches
+from fxcompress.trace.calls import put_first
 from fxcompress.trace.checkpoints import copy_marks, marked_checkpoints
 from fxcompress.trace.concrete import check_runs
 from fxcompress.trace.extremes import call_extremes
@@ -265,12 +266,14 @@ def _traced(model: nn.Module, graph_of: GraphOf) -> TracedModule:
             stack.enter_context(context)
         graph = graph_of(root, readers, training=False)
         sweep(graph)
+        put_first(graph)
         call_variances(graph)
         call_extremes(graph)
         asked = any(map(asks_for_gradients, graph.nodes))
         if readers or asked or switched.found or any(_knows_its_mode(module) for module, _ in modes):
             train_graph = graph_of(root, readers, training=True)
             sweep(train_graph)
+            put_first(train_graph)
             call_variances(train_graph)
             call_extremes(train_graph)
     for each in (graph, train_graph):

@@ -1,15 +1,18 @@
 """How a call that torch shows to a function mode is written in torch.fx, and what a node calls."""
 
+import functools
 import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import fx
 from torch.fx.operator_schemas import get_signature_for_torch_op
+from torch.overrides import TorchFunctionMode
 
 _OPERATORS: dict[str, Callable[..., Any]] = {"__getitem__": operator.getitem, "__setitem__": operator.setitem}
 IN_PLACE_OPERATORS = frozenset(
@@ -94,15 +97,82 @@ class AutogradCall:
         self.kind = kind
         self.__module__, self.__name__, self.__qualname__ = kind.__module__, kind.__name__, kind.__qualname__
 
-    def __call__(self, *args: Any) -> Any:  # noqa: ANN401
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         """What the function returns."""
-        return self.kind.apply(*args)
+        return self.kind.apply(*args, **kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return autograd_call, (self.kind,)
 
 
-@cache
+@contextmanager
+def autograd_by(called: Callable[..., Any]) -> Iterator[None]:
+    """Within it, ``called(kind, own, args, kwargs)`` stands for ``own``, the ``apply`` of an autograd function.
+
+    A model may have got hold of that before, as in ``my_function = MyFunction.apply``, and nothing can be put in the
+    place of what it has then. But this calls ``forward``, which is replaced as well.
+    """
+    apply = inspect.getattr_static(torch.autograd.Function, "apply")
+
+    def stand_in(kind: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        return called(kind, apply.__get__(None, kind), args, kwargs)
+
+    with ExitStack() as stack:
+        mode = stack.enter_context(_GradMode())
+        stack.enter_context(patch.object(torch.autograd.Function, "apply", classmethod(stand_in)))
+        for kind in _kinds_of(torch.autograd.Function):
+            stack.enter_context(patch.object(kind, "forward", staticmethod(_forward_by(called, kind, mode))))
+        yield
+
+
+def _kinds_of(base: type) -> set[type]:
+    """All subclasses that are not torch's own, which calls ``apply`` by its name."""
+    below: list[type] = base.__subclasses__()
+    every = {each for kind in below for each in (kind, *_kinds_of(kind))}
+    return {kind for kind in every if kind.__module__.partition(".")[0] != "torch"}
+
+
+class _GradMode(TorchFunctionMode):
+    """Knows whether code wants gradients; torch says that it does not within ``forward`` of an autograd function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wanted = torch.is_grad_enabled()
+
+    def __torch_function__(
+        self,
+        func: Any,  # noqa: ANN401
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        if func is torch._C._set_grad_enabled:  # noqa: SLF001 - which all ways to switch it call
+            self.wanted = args[0]
+        return func(*args, **kwargs or {})
+
+
+def _forward_by(called: Callable[..., Any], kind: Any, mode: _GradMode) -> Callable[..., Any]:  # noqa: ANN401
+    forward = kind.forward
+
+    @functools.wraps(forward)
+    def stand_in(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        context = [arg for arg in args[:1] if isinstance(arg, torch.autograd.function.FunctionCtx)]
+        wanted = mode.wanted
+
+        def own(*given: Any, **named: Any) -> Any:  # noqa: ANN401
+            with torch.no_grad():
+                return forward(*context, *given, **named)
+
+        try:
+            with torch.set_grad_enabled(wanted):
+                return called(kind, own, args[len(context) :], kwargs)
+        finally:
+            mode.wanted = wanted
+
+    return stand_in
+
+
+@functools.cache
 def autograd_call(kind: type[torch.autograd.Function]) -> AutogradCall:
     """The one call of an autograd function that all graphs hold."""
     return AutogradCall(kind)

@@ -14,6 +14,9 @@ from fxcompress.errors import TraceError
 from fxcompress.trace.recorder import Recorder
 from fxcompress.trace.writer import hidden
 
+_OF_AUTOGRAD = frozenset({torch.ops.prim.device.default, torch.ops.aten.detach.default})
+"""What autograd itself calls around a function of the user: on what goes in, and for what is saved for the way back."""
+
 
 class Fakes(FakeTensorMode):
     """Fake tensors of a recorded run; an op that reaches them unrecorded is an error.
@@ -44,6 +47,8 @@ class Fakes(FakeTensorMode):
             return super().__torch_dispatch__(func, types, args, kwargs)
         with recorder.pause():
             result: Any = super().__torch_dispatch__(func, types, args, kwargs)
+        if func in _OF_AUTOGRAD:
+            return result
         if func is not torch.ops.aten.lift_fresh.default:
             recorder.refusal = recorder.refusal or hidden(f"{func}")
             raise recorder.refusal

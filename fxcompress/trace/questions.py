@@ -36,7 +36,10 @@ _NOT_OF_RUNS = {
     "__new__", "__copy__", "__deepcopy__", "__replace__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__",
 }  # fmt: skip
 """Methods that ask for types by nature, such as those that a dataclass gets, and that no forward calls on tensors."""
-_TRACER = tuple(f"{Path(torch.__file__).parent / part}" for part in (f"fx{os.sep}", f"_dynamo{os.sep}", "overrides.py"))
+_TRACER = tuple(
+    f"{Path(torch.__file__).parent}{os.sep}{part}"
+    for part in (f"fx{os.sep}", f"_dynamo{os.sep}", f"_functorch{os.sep}", "overrides.py")
+)
 _OF_TREES = frozenset(
     f"tree_{end}" for end in (
         "all", "all_only", "any", "any_only", "flatten", "flatten_with_path", "is_leaf", "iter", "leaves",

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from enum import Enum
 from functools import partial
 from typing import Any, NoReturn
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from torch.nn.utils import rnn
 
 from fxcompress.errors import TraceError
 from fxcompress.trace.autocast_watch import Regions
-from fxcompress.trace.calls import IN_PLACE_OPERATORS, autograd_call
+from fxcompress.trace.calls import IN_PLACE_OPERATORS, autograd_by, autograd_call
 from fxcompress.trace.checkpoints import mark
 from fxcompress.trace.chosen_forward import chosen_forward
 from fxcompress.trace.depth import is_stochastic_depth
@@ -340,7 +339,7 @@ def _go(
     tracer.traced_func_name = chosen_forward(root) or "forward"
     tracer.proxy_buffer_attributes = symbols
     tracer.kinds, tracer.held = Kinds(root, inputs), Held(root)
-    whole = patch.object(torch.autograd.Function, "apply", classmethod(_autograd(tracer)))
+    whole = autograd_by(_autograd(tracer))
     unseen = Unseen(root, buffers=symbols)
     try:
         with (
@@ -361,12 +360,11 @@ def _go(
 
 def _autograd(tracer: Tracer) -> Callable[..., Any]:
     """``apply`` of an autograd function, which becomes one node: its backward is not what its forward would give."""
-    apply = inspect.getattr_static(torch.autograd.Function, "apply")
 
-    def called(kind: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    def called(kind: Any, own: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         if any(isinstance(arg, fx.Proxy) for arg in (*args, *kwargs.values())):
             return tracer.create_proxy("call_function", autograd_call(kind), args, kwargs)
-        return apply.__get__(None, kind)(*args, **kwargs)
+        return own(*args, **kwargs)
 
     return called
 

@@ -16,7 +16,7 @@ from torch.fx import _symbolic_trace
 
 from fxcompress.trace import lowering
 from fxcompress.trace.cached_calls import without_caches
-from fxcompress.trace.calls import autograd_call
+from fxcompress.trace.calls import autograd_by, autograd_call
 from fxcompress.trace.conversions import kept_conversions
 from fxcompress.trace.mode_switches import switches
 from fxcompress.trace.questions import is_users
@@ -63,7 +63,7 @@ def watch(
     with ExitStack() as stack:
         stack.enter_context(patch.object(nn.Module, "__call__", called))
         stack.enter_context(patch.object(FakeTensor, "device", property(device_of)))
-        stack.enter_context(patch.object(torch.autograd.Function, "apply", classmethod(_autograd(recorder))))
+        stack.enter_context(autograd_by(_autograd(recorder)))
         stack.enter_context(patch.object(builtins, "len", _length(recorder)))
         stack.enter_context(patch.object(F, _ATTENTION.__name__, _attention))
         stack.enter_context(without_caches())
@@ -120,10 +120,8 @@ def _opaque(recorder: Recorder, function: Callable[..., Any]) -> Callable[..., A
 
 def _autograd(recorder: Recorder) -> Callable[..., Any]:
     """``apply`` of an autograd function, which becomes one node: its backward is not what its forward would give."""
-    apply = inspect.getattr_static(torch.autograd.Function, "apply")
 
-    def called(kind: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        own = apply.__get__(None, kind)
+    def called(kind: Any, own: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         if recorder.paused:
             return own(*args, **kwargs)
         return recorder.call(("call_function", autograd_call(kind)), args, kwargs, own)

@@ -271,6 +271,37 @@ def test_an_error_counts_where_the_model_catches_it(name: str) -> None:
         assert torch.equal(trace(model, ExampleInputs.of(x))(x), model(x))
 
 
+class Padded(nn.Module):
+    """Offers each layer and function an argument that most do not take, as containers of layers for sequences do."""
+
+    def __init__(self, *parts: Callable[..., Any], looks: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(part for part in parts if isinstance(part, nn.Module))
+        self.parts, self.looks = [None if isinstance(part, nn.Module) else part for part in parts], looks
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.looks and x.shape[0] > 100:
+            return x
+        layers = iter(self.layers)
+        for part in self.parts:
+            call: Callable[..., Any] = part or next(layers)
+            try:
+                x = call(x, lengths=x.new_ones(1))
+            except TypeError:
+                x = call(x)
+        return x
+
+
+@pytest.mark.parametrize("looks", [False, True])
+@pytest.mark.parametrize("function", [[], [F.silu]])
+def test_an_argument_that_is_not_taken(function: list[Callable[..., Any]], *, looks: bool) -> None:
+    layers: list[Callable[..., Any]] = [nn.LeakyReLU(), *function, nn.BatchNorm1d(D)]
+    net, x = Padded(nn.Linear(4, D), *layers, nn.Linear(D, 3), looks=looks).double().eval(), torch.randn(5, 4).double()
+    module = fxc.prune(net, x).module
+    assert difference(outputs(net, (x,)), outputs(module, (x,))) <= TOLERANCE
+
+
 class Plain(nn.Module):
     """Its own method asks for a type."""
 

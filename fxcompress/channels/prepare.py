@@ -71,7 +71,12 @@ def _analysed(model: nn.Module, inputs: ExampleInputs, *, plain: bool) -> Analys
         if not all(runs(model, inputs, training=mode) for mode in (False, True)):
             raise
         what = " ".join(str(error).removeprefix("the model does not run on the example inputs: ").split())
-        raise TraceError(f"it runs on the example inputs, and not on tensors without values: {what}") from error
+        why = TraceError(f"it runs on the example inputs, and not on tensors without values: {what}")
+        why.__cause__ = error
+    try:  # a graph of symbols may have gone where the model does not
+        return analyse(trace_by_running(model, inputs, why, plain=plain), inputs)
+    except FxCompressError:
+        raise why from why.__cause__
 
 
 def _traced_on(model: nn.Module, guess: ExampleInputs, why: TraceError, *, plain: bool) -> TracedModule:

@@ -136,7 +136,12 @@ class Recorder(TorchFunctionMode):
         args = node_args if args is None else args
         kwargs = node_kwargs if kwargs is None else kwargs
         node = self.writer.node(*target, node_args, node_kwargs)
-        return self._returned(self.run(func, args, kwargs), node)
+        try:
+            result = self.run(func, args, kwargs)
+        except Exception:
+            node.graph.erase_node(node)  # the model may catch that, and go on
+            raise
+        return self._returned(result, node)
 
     def run(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:  # noqa: ANN401
         """Run ``func`` on fake tensors, unseen.

@@ -263,11 +263,13 @@ class Tracer(fx.Tracer):
 
         Raises:
             TraceError: the code has put other tensors in the place of its own.
+            TypeError: a layer does not take such arguments. The model finds that out as well, and may catch it.
         """
         if self.held.others_in(m):
             raise TraceError(f"a {type(m).__name__} is called with other tensors in the place of its own{place()}")
         path = self.path_of_module(m)
         if self.is_leaf_module(m, path):
+            inspect.signature(m.forward).bind(*args, **kwargs)
             switches().called(path, m)
         return super().call_module(m, forward, args, kwargs)
 

@@ -187,6 +187,24 @@ def test_a_tensor_of_two_pieces_keeps_both() -> None:
     assert outside["body.0.bias"] == "its 0.weight is also held by tail.0"
 
 
+def test_an_activation_of_the_whole_network_is_no_obstacle() -> None:
+    net = reading()
+    assert isinstance(net, Reading)
+    net.act = net.body[2]
+    net.head = nn.Sequential(nn.Linear(4, 6), net.act, nn.Linear(6, 3)).double()
+    with torch.no_grad():
+        for layer in (net.body[0], net.body[1], net.head[0]):
+            for tensor in layer.parameters():
+                tensor[:2] = 0
+    result = fxc.prune(net, image())
+    assert result.report.pieces == ("body", "head")
+    assert [len(result.module.get_parameter(name)) for name in ("body.0.weight", "head.0.weight")] == [8, 4]
+    assert difference(result_of(net, image()), result_of(result.module, image())) <= 1e-12
+    trained = fxc.compress(net, image())
+    trained(image()).sum().backward()
+    assert difference(result_of(trained, image()), result_of(trained.finalize(), image())) <= 1e-12
+
+
 @pytest.mark.parametrize("call", [fxc.prune, fxc.compress])
 def test_what_is_called_inside_of_vmap_is_no_piece(call: Callable[..., object]) -> None:
     class Mapped(nn.Module):

@@ -119,6 +119,9 @@ def find_pieces(
     return Pieces(model, tuple(search.pieces.values()), search.outside)
 
 
+_WITHOUT_CHANNELS = ("activation", "dropout", "padding", "pooling", "upsampling")
+
+
 class _Search:
     """Looks for pieces, from the top down."""
 
@@ -181,7 +184,7 @@ class _Search:
         for held, holder in self._held_outside(own):
             if id(held) in tensors:
                 return f"its {tensors[id(held)].removeprefix(f'{path}.')} is also held by {holder}"
-            if id(held) in own and held is not module:
+            if id(held) in own and held is not module and not _has_nothing_to_cut(held):
                 return f"one of its modules is also held by {holder}"
         for name in tensors.values():
             if path not in self.seen.inside.get(name, {path}):
@@ -306,6 +309,14 @@ def _contents(value: Any) -> Iterator[Any]:  # noqa: ANN401 - an attribute of a 
     elif isinstance(value, tuple | list | set):
         for item in value:
             yield from _contents(item)
+
+
+def _has_nothing_to_cut(module: object) -> bool:
+    """Whether a layer is the same for any number of channels, as the one activation that all of a network shares."""
+    if isinstance(module, nn.Module) and not any(True for _ in (*module.parameters(), *module.buffers())):
+        home = type(module).__module__
+        return isinstance(module, nn.Identity) or home in {f"torch.nn.modules.{each}" for each in _WITHOUT_CHANNELS}
+    return False
 
 
 def _short(error: Exception) -> str:

@@ -1,6 +1,7 @@
 """Tables that a model makes when it first needs them: of sizes they may be made anew each time, of values not."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -48,6 +49,23 @@ def written(_: Keeping, x: Tensor) -> Tensor:
     return table
 
 
+def anchors(net: Keeping, x: Tensor) -> Tensor:
+    """As of detection heads: of the type of what they are for, and filled with the value of a tensor."""
+    places = torch.arange(x.shape[1]).type_as(x) + 0.5
+    scales: list[Any] = list(net.rates[1:3])  # a number, says torch, and takes a tensor
+    made = x.new_full((x.shape[1], 1), scales[0], dtype=x.dtype) * torch.full_like(x[0, :, :1], scales[1])
+    return places[None, :, None].to(x) * made * torch.zeros_like(x[:1, :, :1]).add(2)
+
+
+def filled_with_input(_: Keeping, x: Tensor) -> Tensor:
+    total: Any = x.sum()
+    return total.new_full((1, x.shape[1], 12), total)  # type: ignore[no-any-return]
+
+
+def like_of_input(_: Keeping, x: Tensor) -> Tensor:
+    return torch.zeros_like(x[:1]).copy_(x[:1].detach())
+
+
 def of_input(_: Keeping, x: Tensor) -> Tensor:
     return x.mean(0, keepdim=True)
 
@@ -70,12 +88,17 @@ def of_chance(_: Keeping, x: Tensor) -> Tensor:
     return torch.rand(1, x.shape[1], 12)
 
 
+MADE_OF_VALUES = [
+    of_input, of_input_in_place, of_parameter, of_before, of_chance, filled_with_input, like_of_input
+]  # fmt: skip
+
+
 def features(length: int = 5) -> Tensor:
     return torch.randn(2, length, 8, generator=torch.Generator().manual_seed(length))
 
 
 @pytest.mark.parametrize("length", [0, None])
-@pytest.mark.parametrize("make", [angles, written])
+@pytest.mark.parametrize("make", [angles, written, anchors])
 def test_table_of_sizes(make: Callable[[Keeping, Tensor], Tensor], length: object) -> None:
     net = Keeping(make, length).eval()
     with torch.no_grad():
@@ -88,10 +111,25 @@ def test_table_of_sizes(make: Callable[[Keeping, Tensor], Tensor], length: objec
         torch.testing.assert_close(small(x), net(x))
 
 
-@pytest.mark.parametrize("make", [of_input, of_input_in_place, of_parameter, of_before, of_chance])
+@pytest.mark.parametrize("make", MADE_OF_VALUES)
 def test_table_of_values(make: Callable[[Keeping, Tensor], Tensor]) -> None:
     with pytest.raises(TraceError):
         trace(Keeping(make).eval(), ExampleInputs.of(features()))
+
+
+def test_table_for_a_shape() -> None:
+    class Shaped(Keeping):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            if self.length != x.shape:
+                self.table, self.length = self.make(self, x), x.shape
+            result: Tensor = self.last((x + self.table).relu())
+            return result
+
+    net = Shaped(anchors).eval()
+    small = trace(net, ExampleInputs.of(features()))
+    for x in (features(), features(9), features()[:1], features(3)):
+        torch.testing.assert_close(small(x), net(x))
 
 
 def test_count_beside_a_table() -> None:

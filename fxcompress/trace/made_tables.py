@@ -9,11 +9,16 @@ it: no value of an input, no parameter, and nothing that a run has left behind.
 
 from torch import Tensor, fx, nn
 
+from fxcompress.trace.calls import function_name
 from fxcompress.trace.same_path import is_number, writes
 from fxcompress.trace.sizes import Number
 from fxcompress.trace.writer import Writer
 
 _PLAIN = (bool, str, type(None))
+_LIKE = frozenset(
+    {"new_zeros", "new_ones", "new_empty", "new_full", "zeros_like", "ones_like", "empty_like", "full_like"}
+)
+_CASTS = frozenset({"type_as", "to"})
 
 
 def are_tables(changed: frozenset[str], model: nn.Module, writer: Writer) -> bool:
@@ -27,12 +32,19 @@ def are_tables(changed: frozenset[str], model: nn.Module, writer: Writer) -> boo
     found = [_attribute(model, name) for name in changed]
     tensors = [value for value in found if isinstance(value, Tensor)]
     others = [value for value in found if not isinstance(value, Tensor)]
-    if not tensors or not all(type(value) in _PLAIN or isinstance(value, Number) for value in others):
+    if not tensors or not all(map(_is_plain, others)):
         return False
     if not all(writer.knows(tensor) for tensor in tensors):
         return False
     made = {writer.node_of(tensor) for tensor in tensors}
     return made.isdisjoint(_of_values(writer.graph, changed | {name for name, _ in model.named_parameters()}))
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value is a number, a flag or the like, or a shape: several of them, which nobody can change."""
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return type(value) in _PLAIN or isinstance(value, Number)
 
 
 def _attribute(model: nn.Module, name: str) -> object:
@@ -47,12 +59,21 @@ def _of_values(graph: fx.Graph, names: frozenset[str] | set[str]) -> set[fx.Node
     while True:
         before = len(found)
         for node in graph.nodes:
-            if not is_number(node) and (node.op == "call_module" or not found.isdisjoint(node.all_input_nodes)):
+            if not is_number(node) and (node.op == "call_module" or not found.isdisjoint(_read_by(node))):
                 found.add(node)
                 if writes(node):  # to what it is given, and so to all that shares memory with that
                     _add_sources(node, found)
         if len(found) == before:
             return found
+
+
+def _read_by(node: fx.Node) -> list[fx.Node]:
+    """The arguments of a node but for one that is only looked at for its shape, dtype and device."""
+    name = function_name(node)
+    position = 0 if name in _LIKE else 1 if name in _CASTS and node.op == "call_method" else len(node.args)
+    found: list[fx.Node] = []
+    fx.map_arg((node.args[:position], node.args[position + 1 :], node.kwargs), found.append)
+    return found
 
 
 def _add_sources(node: fx.Node, found: set[fx.Node]) -> None:

@@ -94,6 +94,9 @@ class Recorder(TorchFunctionMode):
             return None
         if getattr(func, "__name__", "") in {"__set__", "__delete__"}:
             raise TraceError(f"it sets {func.__self__.__name__} of a tensor{place()}, which a graph cannot do")
+        if func in _FILLED and any(isinstance(given, Tensor) for given in (*args[1:], kwargs.get("fill_value"))):
+            with self:
+                return _FILLED[func](*args, **kwargs)
         if func is ATTENTION and can_be_opened(args, kwargs):
             with self:
                 return multi_head_attention(*args, **kwargs)
@@ -324,6 +327,16 @@ def _size(recorder: Recorder, tensor: Tensor, dim: int | None = None) -> Any:  #
     return shape if dim is None else shape[dim]
 
 
+def _new_full(tensor: Tensor, size: Any, fill_value: Tensor, **options: Any) -> Tensor:  # noqa: ANN401
+    return tensor.new_zeros(size, **options).copy_(fill_value.detach())
+
+
+def _full_like(input: Tensor, fill_value: Tensor, **options: Any) -> Tensor:  # noqa: A002, ANN401 - torch's names
+    return torch.zeros_like(input, **options).copy_(fill_value.detach())
+
+
+_FILLED: dict[Any, Callable[..., Tensor]] = {Tensor.new_full: _new_full, torch.full_like: _full_like}
+"""Functions that read the value of a tensor, to write it into all of another one."""
 _QUESTIONS: dict[Any, Callable[..., Any]] = {
     Tensor.size: _size,
     Tensor.dim: lambda recorder, tensor: len(recorder.shape(tensor)),

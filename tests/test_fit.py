@@ -82,6 +82,25 @@ def test_fit_trains_a_compressed_network_with_the_users_own_optimizer() -> None:
     assert result.history[0].size < 0.25
 
 
+def test_bits_of_a_trained_network_move_by_a_tenth_in_a_step_at_most() -> None:
+    """However loud the task: a step in proportion to the gradient would be far longer, and take channels with it."""
+
+    def loud(output: Tensor, target: Tensor) -> Tensor:
+        return 1e4 * F.cross_entropy(output, target)
+
+    loader = digits()[0][:2]
+    moved = {}
+    for fine_tune in (False, True):
+        torch.manual_seed(0)
+        net = fxc.compress(Digits(), loader[0][0], bits=3.0)
+        before = [p.detach().clone() for n, p in net.named_parameters() if n.endswith(".bits")]
+        fxc.fit(net, loader, loud, epochs=1, gamma=0.0, fine_tune=fine_tune, prune=False, progress=False)
+        after = [p.detach() for n, p in net.named_parameters() if n.endswith(".bits")]
+        moved[fine_tune] = max(float((a - b).abs().max()) for a, b in zip(after, before, strict=True))
+    assert 0 < moved[True] <= 0.1 * len(loader) + 1e-4
+    assert moved[False] > 0.1 * len(loader) + 1e-4
+
+
 def test_gamma_and_target_size_exclude_each_other() -> None:
     loader, _, _ = digits()
     for options in ({}, {"gamma": 0.1, "target_size": 0.1}):

@@ -16,6 +16,9 @@ from fxcompress.quantizer import Quantizer, compile_quantizers, storage_bits
 from fxcompress.trace.inputs import ExampleInputs
 
 _JOINED, _UNSTEPPED = "_fxc_joined", "_fxc_unstepped"
+_PAPERS, _FINE = (0.5, 1e-3), (0.1, 2e-4)
+"""Learning rate and eps of bits: for small gradients the same step, but at most by the learning rate."""
+_EXPONENTS = 0.05
 _LOG = logging.getLogger("fxcompress")
 
 
@@ -228,9 +231,10 @@ class SizedNetwork(nn.Module):
         lr: float = 1e-3,
         *,
         weight_decay: float = 0.0,
-        bits_lr: float = 0.5,
-        bits_eps: float = 1e-3,
+        bits_lr: float | None = None,
+        bits_eps: float | None = None,
         exponents_lr: float | None = None,
+        fine_tune: bool = False,
         **options: Any,  # noqa: ANN401
     ) -> list[dict[str, Any]]:
         """Parameter groups for an optimizer of the Adam family, with the paper's setting for bits.
@@ -241,24 +245,33 @@ class SizedNetwork(nn.Module):
         Args:
             lr: of weights, biases and norms.
             weight_decay: of weights alone.
-            bits_lr: of bits.
-            bits_eps: of bits and exponents. The large eps matters: it makes the step of bits proportional to their
-                gradient, so that layers shrink by what they cost, not all at the same speed.
-            exponents_lr: of exponents; a tenth of ``bits_lr`` by default. The paper has the same for both. But while
-                bits move by their size alone, exponents follow the task, whose gradient is far above the eps: at 0.5
-                they move by half a power of two in a step, which a trained network does not survive.
+            bits_lr: of bits; 0.5 by default, as in the paper.
+            bits_eps: of bits and exponents; 1e-3 by default. The large eps matters: it makes the step of bits
+                proportional to their gradient, so that layers shrink by what they cost, not all at the same speed.
+            exponents_lr: of exponents; a tenth of ``bits_lr`` where that is given, or else 0.05. The paper has the same
+                for both. But while bits move by their size alone, exponents follow the task, whose gradient is far
+                above the eps: at 0.5 they move by half a power of two in a step, which a trained network does not
+                survive.
+            fine_tune: the weights are trained already. Bits move as far for a small gradient, but by a tenth at most in
+                a step: by default ``bits_lr`` is 0.1, and ``bits_eps`` 2e-4. Otherwise what the task says in a single
+                batch takes the last bit of a channel now and then, and that does not come back.
             options: further entries of the first two groups, such as ``eps``.
 
         Raises:
             TypeError, ValueError: one of the first five is no number, or negative. Optimizers do not check what is set
                 for a group.
         """
-        numbers = {"lr": lr, "weight_decay": weight_decay, "bits_lr": bits_lr, "bits_eps": bits_eps}
-        numbers |= {} if exponents_lr is None else {"exponents_lr": exponents_lr}
+        named = {"bits_lr": bits_lr, "bits_eps": bits_eps, "exponents_lr": exponents_lr}
+        numbers = {"lr": lr, "weight_decay": weight_decay}
+        numbers |= {name: value for name, value in named.items() if value is not None}
         check_number(**numbers)
         for name, value in numbers.items():
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name}={value} is out of range: at least 0, and finite")
+        if exponents_lr is None:
+            exponents_lr = _EXPONENTS if bits_lr is None else bits_lr / 10
+        own_lr, own_eps = _FINE if fine_tune else _PAPERS
+        bits_lr, bits_eps = own_lr if bits_lr is None else bits_lr, own_eps if bits_eps is None else bits_eps
         quantizers = [q for q in self.modules() if isinstance(q, Quantizer)]
         bits, exponents = [q.bits for q in quantizers], [q.exponent for q in quantizers]
         special = {id(p) for p in (*bits, *exponents)}
@@ -270,12 +283,7 @@ class SizedNetwork(nn.Module):
             {"params": weights, "lr": lr, "weight_decay": weight_decay, **options, "name": "weights"},
             {"params": rest, "lr": lr, "weight_decay": 0.0, **options, "name": "biases and norms"},
             {"params": bits, "lr": bits_lr, **own, "name": "bits"},
-            {
-                "params": exponents,
-                "lr": bits_lr / 10 if exponents_lr is None else exponents_lr,
-                **own,
-                "name": "exponents",
-            },
+            {"params": exponents, "lr": exponents_lr, **own, "name": "exponents"},
         ]
         return [group for group in groups if group["params"] or group["name"] in self.settings.groups]
 

@@ -63,7 +63,8 @@ class SelfCompression(Callback):
             are measured at the start, in the first process.
         latency_table: of :meth:`fxcompress.LatencyTable.measure`.
         fine_tune: the weights are trained already: the target is reached after a quarter of the training in place of
-            half. Let bits and exponents rest long at the end: ``fxc.cosine(optimizer, steps, settle=0.4)``.
+            half. Build the optimizer of ``net.param_groups(..., fine_tune=True)``, and let bits and exponents rest long
+            at the end: ``fxc.cosine(optimizer, steps, settle=0.4)``.
         net: where the network is in the LightningModule; dots lead into its children.
         prune: True: remove what is dead when the steps it has slowed down have cost as much as a removal does; a
             number: after so many steps; a :class:`fxcompress.PrunePolicy`; False: never.

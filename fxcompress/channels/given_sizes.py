@@ -12,6 +12,8 @@ from fxcompress.channels.size_reads import read_of
 from fxcompress.channels.values import Value
 from fxcompress.trace.calls import function_name
 
+_MOST_DIMS = 64
+"""As many as a tensor of torch can have."""
 Free = Callable[[Value], list[bool]]
 """Of each dim of a value, whether its size may be another one for other inputs."""
 
@@ -52,6 +54,22 @@ def given_sizes(
     if name not in {"view", "reshape"} or node.kwargs:
         return []
     return list(_each(node.args[1:], results, same, free))
+
+
+def repeated_dims(
+    node: fx.Node, results: Mapping[str, Any], fixed: Callable[[fx.Node], bool], free: Free
+) -> list[bool]:
+    """Of each of the last dims of what a node repeats, whether it does so as often for all inputs; none for another.
+
+    The arguments are those of :func:`given_sizes`.
+    """
+    name = function_name(node)
+    if name == "repeat_interleave":
+        times = node.args[1] if len(node.args) > 1 else node.kwargs.get("repeats")
+        return [fixed(times) if isinstance(times, fx.Node) else type(times) is int] * _MOST_DIMS
+    if name not in {"expand", "repeat", "tile", "broadcast_to"} or node.kwargs:
+        return []
+    return [size.follows is False for size in _each(node.args[1:], results, fixed, free)]
 
 
 def _is_unpacked(size: fx.Node, results: Mapping[str, Any], free: Free) -> bool:

@@ -32,7 +32,7 @@ from fxcompress.channels.factories import (
     spread_layers,
     written_dims,
 )
-from fxcompress.channels.given_sizes import given_sizes
+from fxcompress.channels.given_sizes import given_sizes, repeated_dims
 from fxcompress.channels.layers import Layers, along, support, vector, zeros_like_dim
 from fxcompress.channels.masks import masks_of
 from fxcompress.channels.packed import with_lengths
@@ -254,9 +254,9 @@ class Interpreter:
         beside = put_beside(node)
         self.dispatch.beside = None if beside is None or math.isnan(beside) else beside
         self.dispatch.places.written = written_sizes(node)
-        self.dispatch.places.given = given_sizes(
-            node, self.trail.values, self._numbers.is_fixed, self.dispatch.places.free
-        )
+        sizes = node, self.trail.values, self._numbers.is_fixed, self.dispatch.places.free
+        self.dispatch.places.given = given_sizes(*sizes)
+        self.dispatch.places.repeated = repeated_dims(*sizes)
         try:
             if node.op == "call_module":
                 module = self._submodule(str(node.target))

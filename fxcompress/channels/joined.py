@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from fxcompress.channels.dim_places import REDUCE, Places, op_name, places_in
+from fxcompress.channels.factories import SPREAD
 from fxcompress.channels.given_sizes import GivenSize
 from fxcompress.channels.layers import along, blocks, support
 from fxcompress.channels.rules.contraction import CONVOLUTION, site_of
@@ -54,15 +55,17 @@ class Joined:
     Attributes:
         written: the sizes that stand in the graph where the node that runs reshapes a tensor.
         given: what it is given as the size of each dim of its result.
+        repeated: of each of its last dims, whether the node that runs repeats one entry as often for all inputs.
     """
 
     def __init__(self, made: AbstractSet[int]) -> None:
         self._made = made
         self._joins: dict[int, dict[int, _Join]] = {}
         self._ones: dict[int, frozenset[int]] = {}  # dims of one entry, for all inputs
-        self._parts: dict[int, frozenset[int]] = {}  # dims of more, which a reshape has split off channels
+        self._parts: dict[int, frozenset[int]] = {}  # dims of more, split off channels or repeated
         self.written: Collection[int] = ()
         self.given: Sequence[GivenSize] = ()
+        self.repeated: Sequence[bool] = ()
 
     def free(self, value: Value) -> list[bool]:
         """Of each dim of a value, whether its size may be another one for other inputs."""
@@ -122,8 +125,10 @@ class Joined:
                 joins = self._of_groups(call) if op is CONVOLUTION else {}
                 ones = made if moving else made | self._ones_in(out, moved)
                 self._note(out, joins | self._joins_in(out, moved), ones)
+                parts = self._repeats(call, out)
                 if self._parts and (op in _IN_PLACE or op.name.startswith(_POINTWISE)):
-                    self._note_parts(out, self._parts_in(out, moved))
+                    parts |= self._parts_in(out, moved)
+                self._note_parts(out, parts)
         return NONE
 
     def _of_groups(self, call: Call) -> dict[int, _Join]:
@@ -144,6 +149,14 @@ class Joined:
     def _note_parts(self, value: Value, parts: AbstractSet[int]) -> None:
         if parts:
             self._parts[value.key] = frozenset(parts)
+
+    def _repeats(self, call: Call, out: Value) -> set[int]:
+        """The dims of a result that repeat one entry as often for all inputs: ``h[:, :, None].repeat(1, 1, 4)``."""
+        source = call.args[0] if self.repeated and op_name(call) in _REPEAT else None
+        if not isinstance(source, Value):
+            return set()
+        ones = {d + out.rank - source.rank for d in self._ones.get(source.key, NONE)}
+        return {d for d in ones if out.rank - d <= len(self.repeated) and self.repeated[d - out.rank]}
 
     def _parts_in(self, out: Value, moved: list[tuple[Value, Places | None]]) -> set[int]:
         """Where such dims are in a result; as wide as there, as what is broadcast has one entry."""
@@ -381,8 +394,9 @@ def _ones_made(call: Call, out: Value) -> frozenset[int]:
 
 
 _POINTWISE = ("pointwise", "multiply", "divide", "choice")
-_IN_PLACE = frozenset({PERMUTE, SAME, SOFTMAX})
+_IN_PLACE = frozenset({PERMUTE, SAME, SOFTMAX, SPREAD})
 """Ops after which a dim is what it was."""
+_REPEAT = frozenset({"expand", "repeat"})
 _POOLS = frozenset({
     f"{name}{n}d" for n in (1, 2, 3) for name in ("adaptive_avg_pool", "_adaptive_avg_pool", "adaptive_max_pool")
 })  # fmt: skip

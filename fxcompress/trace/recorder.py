@@ -95,6 +95,9 @@ class Recorder(TorchFunctionMode):
         answer = self._answer(func, args, kwargs)
         if answer is not None:
             return answer[0]
+        if func in _REFUSED and not _holds_values(args[0]):
+            what, instead = _REFUSED[func]
+            raise TraceError(f"it {what}{place()}, which a graph cannot do\n  {instead}")
         if getattr(func, "__name__", "") == "__set__" and func.__self__ is _REQUIRES_GRAD:
             return self._seen(Tensor.requires_grad_, args, {})
         if getattr(func, "__name__", "") == "__set__" and func.__self__ is _DATA and self._set_data(*args):
@@ -201,7 +204,8 @@ class Recorder(TorchFunctionMode):
             raise TraceError(f"it calls an op that has no fake{place()}: {error}") from error
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             raise _ValuesError(
-                f"it reads values out of a tensor{place()}, and what it does next may depend on them\n"
+                f"it reads values out of a tensor{place()} ({_spoken(func)}), "
+                "and what it does next may depend on them\n"
                 "  keep them in tensors (torch.where in place of if), or take this out of the model"
             ) from error
 
@@ -297,6 +301,13 @@ class Recorder(TorchFunctionMode):
             return tensor
         return self._detached(tensor)
 
+    def bind_alias(self, tensor: Tensor, source: Tensor) -> None:
+        """Tell that a tensor is another one of the same memory: ``torch.Tensor(x)``, which torch does not show."""
+        node = self.writer.node("call_method", "view_as", (source, source))
+        if not torch.is_grad_enabled():
+            node = self.writer.node("call_method", "detach", (node,))
+        self.writer.bind(tensor, node)
+
     def _set_data(self, tensor: Tensor, value: Tensor) -> bool:
         """Write what ``tensor.data = value`` does to an attribute, as in ``weight.data *= mask``; False if unable.
 
@@ -331,6 +342,11 @@ class Recorder(TorchFunctionMode):
 
 def _holds_values(value: object) -> bool:
     return isinstance(value, Tensor) and not isinstance(value, FakeTensor)
+
+
+def _spoken(func: Any) -> str:  # noqa: ANN401 - any function
+    name = getattr(func, "__name__", type(func).__name__)
+    return {"__getitem__": "x[mask]", "__setitem__": "x[mask] = y"}.get(name, name.strip("_"))
 
 
 def _writes(name: str) -> bool:
@@ -373,6 +389,13 @@ def _full_like(input: Tensor, fill_value: Tensor, **options: Any) -> Tensor:  # 
     return torch.zeros_like(input, **options).copy_(fill_value.detach())
 
 
+_NUMPY = "makes an array of numpy of a tensor", "compute with torch, or take this out of the model"
+_REFUSED: dict[Any, tuple[str, str]] = {
+    Tensor.numpy: _NUMPY,
+    Tensor.__array__: _NUMPY,
+    Tensor.__reduce_ex__: ("copies a tensor as an object (copy.copy, pickle)", "call x.clone() instead"),
+}
+"""Methods that give values to what torch does not see: what they do, and what to do instead."""
 _FILLED: dict[Any, Callable[..., Tensor]] = {Tensor.new_full: _new_full, torch.full_like: _full_like}
 """Functions that read the value of a tensor, to write it into all of another one."""
 _QUESTIONS: dict[Any, Callable[..., Any]] = {

@@ -27,8 +27,10 @@ def stack_trace() -> str:
 
 def place() -> str:
     """`` at file:line`` of the user's code that runs, or nothing; who calls it where that is a library of Python."""
-    frames = list(users_frames())
-    frame = next((f for f in frames if not _is_pythons(f.f_code.co_filename)), next(iter(frames), None))
+    first = next(users_frames(), None)
+    frame = first
+    if first is not None and _is_pythons(first.f_code.co_filename):
+        frame = next((f for f in users_frames() if not _is_pythons(f.f_code.co_filename)), first)
     return f" at {short(frame.f_code.co_filename)}:{frame.f_lineno}" if frame is not None else ""
 
 

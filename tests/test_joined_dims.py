@@ -95,10 +95,14 @@ OPS: dict[str, Op] = {
     "columns behind the first": lambda m, h: channels_last(h[..., 1:].exp()).sum(1) + channels_last(h).sum(1),
     "steps": lambda m, h: channels_last(h.diff(dim=2)).sum(1),
     "as often as samples": lambda m, h: channels_last(h.repeat_interleave(h.shape[0], 1)[:, :C]),
-    "expanded to samples": lambda m, h: channels_last(repeated(h, h.shape[0])[:, 1 : 1 + C]),
+    "expanded to samples": lambda m, h: channels_last(repeated(h, h.shape[0])[:, -C:]),
     "expanded as another": lambda m, h: channels_last(
         h[:, :, None].expand_as(h.new_zeros(h.shape[0], C, h.shape[2], *h.shape[2:])).flatten(1, 2)[:, 1 : 1 + C]
     ),
+    "copied for samples": lambda m, h: channels_last(
+        h.unsqueeze(2).repeat(1, 1, h.shape[0], 1, 1).reshape(h.shape[0], -1, *h.shape[2:])[:, -C:]
+    ),
+    "a list of as many as samples": lambda m, h: channels_last(torch.cat([h] * h.shape[0], 1)[:, -C:]),
     "twice": lambda m, h: channels_last(repeated(h, 2)[:, 1 : 1 + C]),
     "a variance with more taken off": lambda m, h: h.flatten(2).var(2, correction=2),
 }

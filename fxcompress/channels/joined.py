@@ -5,6 +5,7 @@ layer that reads all of them fixes their number. What picks some of them reads o
 there stays, and what is constant must be so along all of the dim.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from collections.abc import Set as AbstractSet
@@ -56,6 +57,7 @@ class Joined:
         written: the sizes that stand in the graph where the node that runs reshapes a tensor.
         given: what it is given as the size of each dim of its result.
         repeated: of each of its last dims, whether the node that runs repeats one entry as often for all inputs.
+        flattens: the dims that it makes one of; None where it is no such node.
     """
 
     def __init__(self, made: AbstractSet[int]) -> None:
@@ -66,6 +68,7 @@ class Joined:
         self.written: Collection[int] = ()
         self.given: Sequence[GivenSize] = ()
         self.repeated: Sequence[bool] = ()
+        self.flattens: range | None = None
 
     def free(self, value: Value) -> list[bool]:
         """Of each dim of a value, whether its size may be another one for other inputs."""
@@ -225,9 +228,29 @@ class Joined:
                 made, irregular = self._join(source, old, after, self._given(out, new))
                 found |= {d: join for d, join in zip(new, made, strict=True) if join is not None}
                 mixed |= set(old) if irregular else set()
+        found |= {d: _Join() for d in self._beside(source, out, split) if d not in found}
         self._note(out, found, frozenset(kept))
-        self._note_parts(out, parts)
+        self._note_parts(out, parts - found.keys())
         return frozenset(mixed)
+
+    def _beside(self, source: Value, out: Value, split: list[_Block]) -> Iterator[int]:
+        """The dims that channels become which may take in one entry behind them as well, that may be more for others.
+
+        ``(N, C, 1, L).flatten(1, 2)``: there are C channels here, and ``C * 2`` where there are two.
+        """
+        known = len(self.given) == out.rank
+        for old, new in split:
+            if not old or not new or not all(self._is_fixed(source, d) and source.shape[d] > 1 for d in old):
+                continue
+            behind = itertools.takewhile(lambda d: source.shape[d] == 1, range(max(old) + 1, source.rank))
+            ones = itertools.takewhile(lambda d: out.shape[d] == 1, range(max(new) + 1, out.rank))
+            free = sum(not self._is_fixed(source, d) for d in behind)
+            if self.flattens is not None and source.rank - len(self.flattens) + 1 == out.rank:
+                vanishes = max(old) in self.flattens and max(old) + 1 in self.flattens and free > 0
+            else:
+                vanishes = free > sum(not known or self.given[d].follows is not False for d in ones)
+            if vanishes:
+                yield from (d for d in new if not known or self.given[d].follows is not False)
 
     def _is_by_chance(self, source: Value, out: Value, split: list[_Block], old: list[int], new: list[int]) -> bool:
         """Whether channels, whose number is fixed, become dims that follow the inputs: as large as they by chance.

@@ -434,7 +434,16 @@ REFUSED: dict[str, tuple[Callable[[Net, Tensor], Any], str]] = {
     "python": (lambda net, x: net.conv1(x) * random.random(), r"draws random numbers from Python or numpy"),
     "numpy": (lambda net, x: net.conv1(x) * np.random.rand(), r"draws random numbers from Python or numpy"),  # noqa: NPY002
     "count": (remember, r"sets its attribute (body\.)?count while it runs"),
-    "vmap": (lambda net, x: torch.vmap(torch.sin)(net.conv1(x)), r"it fails with|does not show"),
+    "vmap": (
+        lambda net, x: torch.vmap(torch.sin)(net.conv1(x)),
+        r"transforms a function by torch\.vmap or torch\.func at .*test_concrete\.py:\d+.*for all of the batch",
+    ),
+    "copy": (lambda net, x: copy.copy(net.conv1(x)), r"copies a tensor .* at .*test_concrete\.py:\d+.*x\.clone\(\)"),
+    "array": (lambda net, x: x * net.conv1(x).detach().numpy().mean(), r"numpy of a tensor at .*test_concrete\.py:\d+"),
+    "list": (
+        lambda net, x: x * sum(net.conv1(x).mean((1, 2, 3)).tolist()),
+        r"reads values out of a tensor at .*test_concrete\.py:\d+ \((tolist|item)\).*keep them in tensors",
+    ),
     "swallowed": (swallow, r"reads values out of a tensor"),
     "object": (lambda net, x: object(), r"a object .*a graph cannot hold it"),
 }
@@ -451,6 +460,26 @@ def test_what_no_graph_can_do_is_refused(name: str) -> None:
         trace(model, ExampleInputs((image(),)))
     visit.check()
     assert random.getstate() == state
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_a_tensor_made_of_a_tensor_shares_its_memory(gradients: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    def body(net: Net, x: Tensor) -> Tensor:
+        h = net.conv1(x)
+        with torch.set_grad_enabled(gradients):
+            same = torch.Tensor(h)
+        if gradients:  # torch forbids it otherwise
+            same.mul_(2.0)
+        y: Tensor = net.conv2(h * torch.Tensor(same.relu()))
+        return y
+
+    model = dead(Net(body))
+    pruned = fxc.prune(model, image()).module
+    assert pruned.get_parameter("conv1.weight").shape[0] == 6
+    for each in (model, pruned):
+        each(image(3, 3, 8, 8)).sum().backward()
+    assert same(model, traced(model, image()), image(3, 3, 8, 8))
+    assert torch.allclose(model(image(3, 3, 8, 8)), pruned(image(3, 3, 8, 8)))
 
 
 def test_without_inputs_the_error_asks_for_them() -> None:

@@ -59,6 +59,10 @@ def heads(m: Net, h: Tensor) -> Tensor:
     return found.transpose(0, 1).reshape(-1, n, C)[0]
 
 
+def repeated(h: Tensor, times: int) -> Tensor:
+    return h[:, :, None].expand(h.shape[0], -1, times, *h.shape[2:]).flatten(1, 2)
+
+
 OPS: dict[str, Op] = {
     "heads beside samples": heads,
     "entries of pixels and channels": lambda m, h: h.flatten(1)[:, 2 : 2 + C],
@@ -90,6 +94,16 @@ OPS: dict[str, Op] = {
     "the rows behind the first": lambda m, h: channels_last(torch.cat([h[:, :, 1:].exp(), h], 2)),
     "columns behind the first": lambda m, h: channels_last(h[..., 1:].exp()).sum(1) + channels_last(h).sum(1),
     "steps": lambda m, h: channels_last(h.diff(dim=2)).sum(1),
+    "as often as samples": lambda m, h: channels_last(h.repeat_interleave(h.shape[0], 1)[:, :C]),
+    "expanded to samples": lambda m, h: channels_last(repeated(h, h.shape[0])[:, -C:]),
+    "expanded as another": lambda m, h: channels_last(
+        h[:, :, None].expand_as(h.new_zeros(h.shape[0], C, h.shape[2], *h.shape[2:])).flatten(1, 2)[:, 1 : 1 + C]
+    ),
+    "copied for samples": lambda m, h: channels_last(
+        h.unsqueeze(2).repeat(1, 1, h.shape[0], 1, 1).reshape(h.shape[0], -1, *h.shape[2:])[:, -C:]
+    ),
+    "a list of as many as samples": lambda m, h: channels_last(torch.cat([h] * h.shape[0], 1)[:, -C:]),
+    "twice": lambda m, h: channels_last(repeated(h, 2)[:, 1 : 1 + C]),
     "a variance with more taken off": lambda m, h: h.flatten(2).var(2, correction=2),
 }
 
@@ -141,6 +155,14 @@ STAY_DEAD: dict[str, Op] = {
     "there and back": lambda m, h: h.flatten(1).relu().view(h.shape)[..., 0, 0],
     "twice as many": lambda m, h: torch.cat([h, h], 1).unflatten(1, (2, C))[:, 0].mean((2, 3)),
     "windows": lambda m, h: h.unflatten(2, (-1, 2)).unflatten(4, (-1, 2)).permute(0, 2, 4, 3, 5, 1).flatten(0, 2)[0],
+    "each four times": lambda m, h: F.pixel_shuffle(h.repeat_interleave(4, 1), 2).permute(0, 2, 3, 1),
+    "each four times, expanded": lambda m, h: F.pixel_shuffle(repeated(h, 4), 2).permute(0, 2, 3, 1),
+    "each four times, copied": lambda m, h: F.pixel_shuffle(
+        h.unsqueeze(2).repeat(1, 1, 4, 1, 1).flatten(1, 2), 2
+    ).permute(0, 2, 3, 1),
+    "four pixels for each": lambda m, h: (
+        F.pixel_unshuffle(h, 2).unflatten(1, (C, 4)).mean(2) + F.max_pool2d(h, 2)
+    ).permute(0, 2, 3, 1),
     "a token in front": lambda m, h: torch.cat([h.flatten(2).mT[:, :1] * 0, channels_last(h)], 1)[:, 0],
 }
 

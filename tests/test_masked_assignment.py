@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import fxcompress as fxc
+from fxcompress.errors import TraceError
 from tests.exactness import TOLERANCE, difference, outputs
 from tests.networks import randomise
 
@@ -71,8 +72,46 @@ def size(net: Net, h: Tensor, x: Tensor) -> Tensor:
     return h
 
 
+def kept(net: Net, h: Tensor, x: Tensor) -> Tensor:
+    y: Tensor = net.other(h)
+    mask = h > 0.1
+    y[mask] = h[mask]
+    return y
+
+
+def picked_rows(net: Net, h: Tensor, x: Tensor) -> Tensor:
+    y: Tensor = net.other(h)
+    rows = x[..., 0] > 0
+    with torch.no_grad():
+        y[rows] = h[rows]
+    return y
+
+
+def farthest(net: Net, h: Tensor, x: Tensor) -> Tensor:
+    """As in PointNet++: the least of all distances so far."""
+    least = x.new_full(x.shape[:2], 1e10)
+    for _ in range(2):
+        far = least.max(-1)[1]
+        found = (x - x.gather(1, far[:, None, None].expand(-1, -1, 3))).square().sum(-1)
+        nearer = found < least
+        least[nearer] = found[nearer]
+    return h * least.unsqueeze(-1)
+
+
 DEAD = [1, 2, 5, 6]
-LEFT: dict[Assign, int] = {own: 4, others: 4, constant: 8, rows: 4, scores: 4, new: 4, view: 4, size: 8}
+LEFT: dict[Assign, int] = {
+    own: 4,
+    others: 4,
+    constant: 8,
+    rows: 4,
+    scores: 4,
+    new: 4,
+    view: 4,
+    size: 8,
+    kept: 4,
+    picked_rows: 4,
+    farthest: 4,
+}
 
 
 @pytest.mark.parametrize("assign", LEFT)
@@ -88,3 +127,56 @@ def test_channels_go(assign: Assign) -> None:
         assert fold or pruned.get_parameter("first.weight").shape[0] == LEFT[assign]
         for inputs in (x, torch.randn(3, 7, 3, dtype=torch.float64)):
             assert difference(outputs(net, (inputs,)), outputs(pruned, (inputs,))) <= TOLERANCE
+
+
+def test_gradients_are_those_of_what_is_picked() -> None:
+    torch.manual_seed(0)
+    net, x = randomise(Net(kept).double()), torch.randn(2, 5, 3, dtype=torch.float64)
+    pruned = fxc.prune(net, x).module
+    for each in (net, pruned):
+        outputs_of = each.train()(x)
+        outputs_of.square().sum().backward()
+    for name, parameter in net.named_parameters():
+        other = pruned.get_parameter(name).grad
+        assert parameter.grad is not None
+        assert other is not None
+        assert torch.allclose(parameter.grad, other, atol=1e-12)
+
+
+def length(net: Net, h: Tensor, x: Tensor) -> Tensor:
+    return h * len(h[h > 0])
+
+
+def mean(net: Net, h: Tensor, x: Tensor) -> Tensor:
+    y: Tensor = h * h[h > 0].mean() if len(x) < 9 else h
+    return y
+
+
+def layer(net: Net, h: Tensor, x: Tensor) -> Tensor:
+    try:
+        y: Tensor = net.other(h[h[..., 0] > 0]).mean(0) + h if len(x) < 9 else h
+    except TraceError:
+        return h
+    return y
+
+
+def later(net: Net, h: Tensor, x: Tensor) -> Tensor:
+    y: Tensor = net.other(h)
+    mask = h > 0.1
+    found = h[mask]
+    h.add_(1)
+    y[mask] = found
+    return y
+
+
+def elsewhere(net: Net, h: Tensor, x: Tensor) -> Tensor:
+    y: Tensor = net.other(h)
+    mask = h > 0
+    y[mask.clone()] = h[mask]
+    return y
+
+
+@pytest.mark.parametrize("assign", [length, mean, layer, later, elsewhere])
+def test_what_is_picked_goes_nowhere_else(assign: Assign) -> None:
+    with pytest.raises(TraceError, match=r"reads values out of a tensor at .*test_masked_assignment\.py:"):
+        fxc.ChannelGraph.of(Net(assign), torch.randn(2, 5, 3))

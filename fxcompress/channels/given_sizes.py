@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
 from fxcompress.channels.size_reads import read_of
 from fxcompress.channels.values import Value
 from fxcompress.trace.calls import function_name
 
+_ENDS = (1, "start_dim", 0), (2, "end_dim", -1)
+_MOST_DIMS = 64
+"""As many as a tensor of torch can have."""
 Free = Callable[[Value], list[bool]]
 """Of each dim of a value, whether its size may be another one for other inputs."""
 
@@ -52,6 +55,39 @@ def given_sizes(
     if name not in {"view", "reshape"} or node.kwargs:
         return []
     return list(_each(node.args[1:], results, same, free))
+
+
+def repeated_dims(
+    node: fx.Node, results: Mapping[str, Any], fixed: Callable[[fx.Node], bool], free: Free
+) -> list[bool]:
+    """Of each of the last dims of what a node repeats, whether it does so as often for all inputs; none for another.
+
+    The arguments are those of :func:`given_sizes`.
+    """
+    name = function_name(node)
+    if name == "repeat_interleave":
+        times = node.args[1] if len(node.args) > 1 else node.kwargs.get("repeats")
+        return [fixed(times) if isinstance(times, fx.Node) else type(times) is int] * _MOST_DIMS
+    if name not in {"expand", "repeat", "tile", "broadcast_to"} or node.kwargs:
+        return []
+    return [size.follows is False for size in _each(node.args[1:], results, fixed, free)]
+
+
+def flattened(node: fx.Node, layer: object, rank: int) -> range | None:
+    """The dims of its first argument that a node makes one of; None for one that is no ``flatten``.
+
+    Args:
+        node: a call.
+        layer: that it calls, if any.
+        rank: of the first argument.
+    """
+    if isinstance(layer, nn.Flatten):
+        ends: Any = layer.start_dim, layer.end_dim
+    elif node.op != "call_module" and function_name(node) == "flatten":
+        ends = [node.args[i] if len(node.args) > i else node.kwargs.get(name, default) for i, name, default in _ENDS]
+    else:
+        return None
+    return range(ends[0] % rank, ends[1] % rank + 1) if rank and all(type(n) is int for n in ends) else None
 
 
 def _is_unpacked(size: fx.Node, results: Mapping[str, Any], free: Free) -> bool:

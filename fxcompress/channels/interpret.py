@@ -32,7 +32,7 @@ from fxcompress.channels.factories import (
     spread_layers,
     written_dims,
 )
-from fxcompress.channels.given_sizes import given_sizes
+from fxcompress.channels.given_sizes import flattened, given_sizes, repeated_dims
 from fxcompress.channels.layers import Layers, along, support, vector, zeros_like_dim
 from fxcompress.channels.masks import masks_of
 from fxcompress.channels.packed import with_lengths
@@ -254,9 +254,12 @@ class Interpreter:
         beside = put_beside(node)
         self.dispatch.beside = None if beside is None or math.isnan(beside) else beside
         self.dispatch.places.written = written_sizes(node)
-        self.dispatch.places.given = given_sizes(
-            node, self.trail.values, self._numbers.is_fixed, self.dispatch.places.free
-        )
+        sizes = node, self.trail.values, self._numbers.is_fixed, self.dispatch.places.free
+        self.dispatch.places.given = given_sizes(*sizes)
+        self.dispatch.places.repeated = repeated_dims(*sizes)
+        source = args[0] if args else None
+        rank = source.ndim if isinstance(source, LabelTensor) else 0
+        self.dispatch.places.flattens = flattened(node, callee, rank)
         try:
             if node.op == "call_module":
                 module = self._submodule(str(node.target))
@@ -296,6 +299,8 @@ class Interpreter:
         """The arguments of a call; a tensor is told where ``x[n:]`` reads or writes it at places that move."""
         if not args or (self.dispatch.numbers is None and not self.dispatch.sized):
             return args
+        if node.target in {operator.mul, operator.imul}:  # [h] * n
+            args = tuple(self._any_of(arg) if isinstance(arg, list) and find(LabelTensor, arg) else arg for arg in args)
         if isinstance(args[0], tuple | list) and find(LabelTensor, args[0]) and node.target is operator.getitem:
             return (self._any_of(args[0]), *args[1:]) if self._moves(node.args[1]) else args
         if not isinstance(args[0], LabelTensor) or not is_known(callee):
@@ -309,9 +314,9 @@ class Interpreter:
         return isinstance(used, fx.Node) and (self._is_sized(used) or self._numbers.moves(used, self.env))
 
     def _any_of(self, tensors: Sequence[Any]) -> list[Any]:
-        """Tensors any of which may be the one that is read: all of them stay, and nothing is known of them."""
+        """Tensors of a list any of which may be read, any number of times: all stay, and nothing is known of them."""
         for layer in (layer for tensor in find(LabelTensor, tensors) for layer in tensor.fxc_value.layers):
-            self.space.pin(layer, "input-size", "which tensor of a list is read depends on the size of the input")
+            self.space.pin(layer, "input-size", "which tensors of a list are read depends on the size of the input")
         return [self._input(tensor) if isinstance(tensor, LabelTensor) else tensor for tensor in tensors]
 
     def _function(self, node: fx.Node) -> Callable[..., Any]:

@@ -5,6 +5,7 @@ layer that reads all of them fixes their number. What picks some of them reads o
 there stays, and what is constant must be so along all of the dim.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from collections.abc import Set as AbstractSet
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from fxcompress.channels.dim_places import REDUCE, Places, op_name, places_in
+from fxcompress.channels.factories import SPREAD
 from fxcompress.channels.given_sizes import GivenSize
 from fxcompress.channels.layers import along, blocks, support
 from fxcompress.channels.rules.contraction import CONVOLUTION, site_of
@@ -54,15 +56,19 @@ class Joined:
     Attributes:
         written: the sizes that stand in the graph where the node that runs reshapes a tensor.
         given: what it is given as the size of each dim of its result.
+        repeated: of each of its last dims, whether the node that runs repeats one entry as often for all inputs.
+        flattens: the dims that it makes one of; None where it is no such node.
     """
 
     def __init__(self, made: AbstractSet[int]) -> None:
         self._made = made
         self._joins: dict[int, dict[int, _Join]] = {}
         self._ones: dict[int, frozenset[int]] = {}  # dims of one entry, for all inputs
-        self._parts: dict[int, frozenset[int]] = {}  # dims of more, which a reshape has split off channels
+        self._parts: dict[int, frozenset[int]] = {}  # dims of more, split off channels or repeated
         self.written: Collection[int] = ()
         self.given: Sequence[GivenSize] = ()
+        self.repeated: Sequence[bool] = ()
+        self.flattens: range | None = None
 
     def free(self, value: Value) -> list[bool]:
         """Of each dim of a value, whether its size may be another one for other inputs."""
@@ -122,8 +128,10 @@ class Joined:
                 joins = self._of_groups(call) if op is CONVOLUTION else {}
                 ones = made if moving else made | self._ones_in(out, moved)
                 self._note(out, joins | self._joins_in(out, moved), ones)
+                parts = self._repeats(call, out)
                 if self._parts and (op in _IN_PLACE or op.name.startswith(_POINTWISE)):
-                    self._note_parts(out, self._parts_in(out, moved))
+                    parts |= self._parts_in(out, moved)
+                self._note_parts(out, parts)
         return NONE
 
     def _of_groups(self, call: Call) -> dict[int, _Join]:
@@ -144,6 +152,14 @@ class Joined:
     def _note_parts(self, value: Value, parts: AbstractSet[int]) -> None:
         if parts:
             self._parts[value.key] = frozenset(parts)
+
+    def _repeats(self, call: Call, out: Value) -> set[int]:
+        """The dims of a result that repeat one entry as often for all inputs: ``h[:, :, None].repeat(1, 1, 4)``."""
+        source = call.args[0] if self.repeated and op_name(call) in _REPEAT else None
+        if not isinstance(source, Value):
+            return set()
+        ones = {d + out.rank - source.rank for d in self._ones.get(source.key, NONE)}
+        return {d for d in ones if out.rank - d <= len(self.repeated) and self.repeated[d - out.rank]}
 
     def _parts_in(self, out: Value, moved: list[tuple[Value, Places | None]]) -> set[int]:
         """Where such dims are in a result; as wide as there, as what is broadcast has one entry."""
@@ -212,9 +228,29 @@ class Joined:
                 made, irregular = self._join(source, old, after, self._given(out, new))
                 found |= {d: join for d, join in zip(new, made, strict=True) if join is not None}
                 mixed |= set(old) if irregular else set()
+        found |= {d: _Join() for d in self._beside(source, out, split) if d not in found}
         self._note(out, found, frozenset(kept))
-        self._note_parts(out, parts)
+        self._note_parts(out, parts - found.keys())
         return frozenset(mixed)
+
+    def _beside(self, source: Value, out: Value, split: list[_Block]) -> Iterator[int]:
+        """The dims that channels become which may take in one entry behind them as well, that may be more for others.
+
+        ``(N, C, 1, L).flatten(1, 2)``: there are C channels here, and ``C * 2`` where there are two.
+        """
+        known = len(self.given) == out.rank
+        for old, new in split:
+            if not old or not new or not all(self._is_fixed(source, d) and source.shape[d] > 1 for d in old):
+                continue
+            behind = itertools.takewhile(lambda d: source.shape[d] == 1, range(max(old) + 1, source.rank))
+            ones = itertools.takewhile(lambda d: out.shape[d] == 1, range(max(new) + 1, out.rank))
+            free = sum(not self._is_fixed(source, d) for d in behind)
+            if self.flattens is not None and source.rank - len(self.flattens) + 1 == out.rank:
+                vanishes = max(old) in self.flattens and max(old) + 1 in self.flattens and free > 0
+            else:
+                vanishes = free > sum(not known or self.given[d].follows is not False for d in ones)
+            if vanishes:
+                yield from (d for d in new if not known or self.given[d].follows is not False)
 
     def _is_by_chance(self, source: Value, out: Value, split: list[_Block], old: list[int], new: list[int]) -> bool:
         """Whether channels, whose number is fixed, become dims that follow the inputs: as large as they by chance.
@@ -381,8 +417,9 @@ def _ones_made(call: Call, out: Value) -> frozenset[int]:
 
 
 _POINTWISE = ("pointwise", "multiply", "divide", "choice")
-_IN_PLACE = frozenset({PERMUTE, SAME, SOFTMAX})
+_IN_PLACE = frozenset({PERMUTE, SAME, SOFTMAX, SPREAD})
 """Ops after which a dim is what it was."""
+_REPEAT = frozenset({"expand", "repeat"})
 _POOLS = frozenset({
     f"{name}{n}d" for n in (1, 2, 3) for name in ("adaptive_avg_pool", "_adaptive_avg_pool", "adaptive_max_pool")
 })  # fmt: skip

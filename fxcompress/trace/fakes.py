@@ -49,6 +49,9 @@ class Fakes(FakeTensorMode):
             result: Any = super().__torch_dispatch__(func, types, args, kwargs)
         if func in _OF_AUTOGRAD:
             return result
+        if func is torch.ops.aten.alias.default and recorder.writer.knows(args[0]):
+            recorder.bind_alias(result, args[0])
+            return result
         if func is not torch.ops.aten.lift_fresh.default:
             recorder.refusal = recorder.refusal or hidden(f"{func}")
             raise recorder.refusal

@@ -3,6 +3,7 @@
 import functools
 import os
 import sys
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -10,6 +11,9 @@ from types import FrameType
 import torch
 
 _NOT_THE_USERS = tuple(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(__file__).parents[1]))
+
+_PYTHONS = sysconfig.get_path("stdlib") + os.sep
+_INSTALLED = tuple(os.path.join(_PYTHONS, name, "") for name in ("site-packages", "dist-packages"))  # noqa: PTH118
 
 _STARTS = {"run_model", "symbolic_graph"}
 """The functions of ours that call the user's model."""
@@ -22,16 +26,20 @@ def stack_trace() -> str:
 
 
 def place() -> str:
-    """`` at file:line`` of the user's code that is being run, or nothing."""
-    frame = next(users_frames(), None)
+    """`` at file:line`` of the user's code that runs, or nothing; who calls it where that is a library of Python."""
+    first = next(users_frames(), None)
+    frame = first
+    if first is not None and _is_pythons(first.f_code.co_filename):
+        frame = next((f for f in users_frames() if not _is_pythons(f.f_code.co_filename)), first)
     return f" at {short(frame.f_code.co_filename)}:{frame.f_lineno}" if frame is not None else ""
 
 
 def place_of(error: BaseException) -> str:
-    """`` at file:line`` of the user's code that an error comes from, or nothing."""
+    """`` at file:line`` of the user's code that an error comes from, or nothing; as :func:`place`."""
     found, traceback = "", error.__traceback__
     while traceback is not None:
-        if is_users(traceback.tb_frame):
+        code = traceback.tb_frame.f_code
+        if is_users(traceback.tb_frame) and not (found and _is_pythons(code.co_filename)):
             found = f" at {short(traceback.tb_frame.f_code.co_filename)}:{traceback.tb_lineno}"
         traceback = traceback.tb_next
     return found
@@ -70,6 +78,12 @@ def users_frames() -> Iterator[FrameType]:
 def is_users(frame: FrameType) -> bool:
     """Whether a frame runs code of the user."""
     return _is_users_file(frame.f_code.co_filename)
+
+
+@functools.cache
+def _is_pythons(name: str) -> bool:
+    """Whether a file is of Python's own libraries."""
+    return name.startswith(_PYTHONS) and not name.startswith(_INSTALLED)
 
 
 @functools.cache

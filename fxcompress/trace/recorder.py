@@ -4,6 +4,7 @@ import inspect
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from fxcompress.trace.autocast_watch import Regions
 from fxcompress.trace.calls import property_of, target_of
 from fxcompress.trace.functional_attention import ATTENTION, can_be_opened, multi_head_attention
 from fxcompress.trace.guards import shape_of
+from fxcompress.trace.picked import Picked, choose, picked
 from fxcompress.trace.places import place
 from fxcompress.trace.sizes import Number, Recipe, number, plain
 from fxcompress.trace.trees import rebuild
@@ -41,6 +43,10 @@ _UNSEEN = {
     Tensor.__format__,
     Tensor.__hash__,
 }
+
+
+class _ValuesError(TraceError):
+    """A call needs the values of tensors."""
 
 
 class Recorder(TorchFunctionMode):
@@ -67,6 +73,7 @@ class Recorder(TorchFunctionMode):
         self._devices: dict[str, torch.device] = {}
         self.regions = Regions(self._function, self._device_of, self._asked)
         self._shapes: dict[tuple[int, tuple[int, ...]], Recipe] = {}
+        self._picked: Picked | None = None
 
     def __torch_function__(
         self,
@@ -88,23 +95,53 @@ class Recorder(TorchFunctionMode):
         answer = self._answer(func, args, kwargs)
         if answer is not None:
             return answer[0]
+        if func in _REFUSED and not _holds_values(args[0]):
+            what, instead = _REFUSED[func]
+            raise TraceError(f"it {what}{place()}, which a graph cannot do\n  {instead}")
         if getattr(func, "__name__", "") == "__set__" and func.__self__ is _REQUIRES_GRAD:
             return self._seen(Tensor.requires_grad_, args, {})
         if getattr(func, "__name__", "") == "__set__" and func.__self__ is _DATA and self._set_data(*args):
             return None
         if getattr(func, "__name__", "") in {"__set__", "__delete__"}:
             raise TraceError(f"it sets {func.__self__.__name__} of a tensor{place()}, which a graph cannot do")
-        if func in _FILLED and any(isinstance(given, Tensor) for given in (*args[1:], kwargs.get("fill_value"))):
+        others = self._made_of(func, args, kwargs)
+        if others is not None:
             with self:
-                return _FILLED[func](*args, **kwargs)
-        if func is ATTENTION and can_be_opened(args, kwargs):
-            with self:
-                return multi_head_attention(*args, **kwargs)
+                return others()
         target = target_of(func, args, kwargs)
         given = target.args
         if given and not torch.is_grad_enabled() and _writes(getattr(func, "__name__", "")):
             given = (rebuild(self._unwatched, given[0]), *given[1:])
-        return self.call((target.op, target.target), given, target.kwargs, func, args, kwargs)
+        try:
+            return self.call((target.op, target.target), given, target.kwargs, func, args, kwargs)
+        except _ValuesError as error:
+            entries = self._entries(args, error) if func is Tensor.__getitem__ else None
+            if entries is None:
+                raise
+            return entries
+
+    def _made_of(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any] | None:  # noqa: ANN401
+        """What makes the calls that are written into the graph in the place of one; None for all others."""
+        if func in _FILLED and any(isinstance(given, Tensor) for given in (*args[1:], kwargs.get("fill_value"))):
+            return partial(_FILLED[func], *args, **kwargs)
+        if func is ATTENTION and can_be_opened(args, kwargs):
+            return partial(multi_head_attention, *args, **kwargs)
+        if func is Tensor.__setitem__ and self._picked is not None and self._is_choice(self._picked, *args):
+            return partial(choose, args[0], args[1], self._picked.old)
+        return None
+
+    def _entries(self, args: tuple[Any, ...], error: TraceError) -> Tensor | None:
+        """A tensor that stands for ``old[mask]``, of which nothing can be known; None for another index."""
+        with self.pause():
+            self._picked = picked(args[0], args[1], len(self.writer.graph.nodes))
+        if self._picked is None:
+            return None
+        self.writer.refuse(self._picked.entries, error)
+        return self._picked.entries
+
+    def _is_choice(self, found: Picked, new: Any, index: Any, value: Any) -> bool:  # noqa: ANN401
+        with self.pause():
+            return found.is_put(new, index, value, len(self.writer.graph.nodes))
 
     def _answer(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any] | None:  # noqa: ANN401
         """What a call returns that is no node of the graph; None for one that is."""
@@ -138,7 +175,11 @@ class Recorder(TorchFunctionMode):
         """Run ``func`` unseen and record it as a node."""
         args = node_args if args is None else args
         kwargs = node_kwargs if kwargs is None else kwargs
-        node = self.writer.node(*target, node_args, node_kwargs)
+        try:
+            node = self.writer.node(*target, node_args, node_kwargs)
+        except TraceError as error:
+            self.refusal = self.refusal or error
+            raise
         try:
             result = self.run(func, args, kwargs)
         except Exception:
@@ -162,8 +203,9 @@ class Recorder(TorchFunctionMode):
         except UnsupportedOperatorException as error:
             raise TraceError(f"it calls an op that has no fake{place()}: {error}") from error
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
-            raise TraceError(
-                f"it reads values out of a tensor{place()}, and what it does next may depend on them\n"
+            raise _ValuesError(
+                f"it reads values out of a tensor{place()} ({_spoken(func)}), "
+                "and what it does next may depend on them\n"
                 "  keep them in tensors (torch.where in place of if), or take this out of the model"
             ) from error
 
@@ -259,6 +301,13 @@ class Recorder(TorchFunctionMode):
             return tensor
         return self._detached(tensor)
 
+    def bind_alias(self, tensor: Tensor, source: Tensor) -> None:
+        """Tell that a tensor is another one of the same memory: ``torch.Tensor(x)``, which torch does not show."""
+        node = self.writer.node("call_method", "view_as", (source, source))
+        if not torch.is_grad_enabled():
+            node = self.writer.node("call_method", "detach", (node,))
+        self.writer.bind(tensor, node)
+
     def _set_data(self, tensor: Tensor, value: Tensor) -> bool:
         """Write what ``tensor.data = value`` does to an attribute, as in ``weight.data *= mask``; False if unable.
 
@@ -293,6 +342,11 @@ class Recorder(TorchFunctionMode):
 
 def _holds_values(value: object) -> bool:
     return isinstance(value, Tensor) and not isinstance(value, FakeTensor)
+
+
+def _spoken(func: Any) -> str:  # noqa: ANN401 - any function
+    name = getattr(func, "__name__", type(func).__name__)
+    return {"__getitem__": "x[mask]", "__setitem__": "x[mask] = y"}.get(name, name.strip("_"))
 
 
 def _writes(name: str) -> bool:
@@ -335,6 +389,13 @@ def _full_like(input: Tensor, fill_value: Tensor, **options: Any) -> Tensor:  # 
     return torch.zeros_like(input, **options).copy_(fill_value.detach())
 
 
+_NUMPY = "makes an array of numpy of a tensor", "compute with torch, or take this out of the model"
+_REFUSED: dict[Any, tuple[str, str]] = {
+    Tensor.numpy: _NUMPY,
+    Tensor.__array__: _NUMPY,
+    Tensor.__reduce_ex__: ("copies a tensor as an object (copy.copy, pickle)", "call x.clone() instead"),
+}
+"""Methods that give values to what torch does not see: what they do, and what to do instead."""
 _FILLED: dict[Any, Callable[..., Tensor]] = {Tensor.new_full: _new_full, torch.full_like: _full_like}
 """Functions that read the value of a tensor, to write it into all of another one."""
 _QUESTIONS: dict[Any, Callable[..., Any]] = {

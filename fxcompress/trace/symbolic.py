@@ -50,6 +50,9 @@ class _StandIn:
 
     __float__ = __complex__ = __len__ = __int__
 
+    def __reduce_ex__(self, protocol: object) -> Any:  # noqa: ANN401 - as of object
+        return self.tracer.refuse("be copied by copy.copy, or pickled")  # type: ignore[attr-defined]
+
     def __hash__(self) -> int:
         if is_users(sys._getframe(1)):  # noqa: SLF001
             return self.tracer.refuse("be keys of a set or dict")  # type: ignore[attr-defined,no-any-return]

@@ -11,14 +11,17 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._functorch import eager_transforms, vmap
 from torch._subclasses import FakeTensor
 from torch.fx import _symbolic_trace
 
+from fxcompress.errors import TraceError
 from fxcompress.trace import lowering
 from fxcompress.trace.cached_calls import without_caches
 from fxcompress.trace.calls import autograd_by, autograd_call
 from fxcompress.trace.conversions import kept_conversions
 from fxcompress.trace.mode_switches import switches
+from fxcompress.trace.places import place
 from fxcompress.trace.questions import is_users
 from fxcompress.trace.recorder import Recorder
 from fxcompress.trace.sizes import Truth
@@ -68,6 +71,8 @@ def watch(
         stack.enter_context(patch.object(F, _ATTENTION.__name__, _attention))
         stack.enter_context(without_caches())
         stack.enter_context(kept_conversions(model))
+        for torchs, name in _TRANSFORMS:
+            stack.enter_context(patch.object(torchs, name, _refused(recorder, getattr(torchs, name))))
         averages = [(vars(lowering), lowering.average_heads.__name__)]  # which go where nobody reads them
         for scope, name in averages if open_wrapped else [*averages, *wrapped_functions()]:
             stack.enter_context(patch.dict(scope, {name: _opaque(recorder, scope[name])}))
@@ -105,6 +110,27 @@ def _attention(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as of torch
     args = tuple(bool(value) if isinstance(value, Truth) else value for value in args)
     flags = {name: bool(value) for name, value in kwargs.items() if isinstance(value, Truth)}
     return _ATTENTION(*args, **kwargs | flags)
+
+
+_TRANSFORMS = (
+    (vmap, "vmap_increment_nesting"),
+    (eager_transforms, "grad_increment_nesting"),
+    (eager_transforms, "jvp_increment_nesting"),
+)
+"""What torch calls where it begins to transform a function: ``torch.vmap``, ``torch.func.grad`` and the like."""
+
+
+def _refused(recorder: Recorder, function: Callable[..., Any]) -> Callable[..., Any]:
+    def called(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        if not recorder.paused:
+            recorder.refusal = recorder.refusal or TraceError(
+                f"it transforms a function by torch.vmap or torch.func{place()}, which a graph cannot do\n"
+                "  write what it does for all of the batch, without the transform"
+            )
+            raise recorder.refusal
+        return function(*args, **kwargs)
+
+    return called
 
 
 def _opaque(recorder: Recorder, function: Callable[..., Any]) -> Callable[..., Any]:

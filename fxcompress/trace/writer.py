@@ -41,6 +41,7 @@ class Writer:
         self.conditions: list[fx.Node] = []
         self._constant = constant
         self._nodes: dict[int, fx.Node] = {}
+        self._refused: dict[int, TraceError] = {}
         self._names: dict[int, str] = {}
         self._attributes: dict[str, fx.Node] = {}
         self._recipes: dict[tuple[object, ...], Recipe] = {}
@@ -136,6 +137,11 @@ class Writer:
         self._alive.append(value)
         self.name(tensor, self._constant(value))
 
+    def refuse(self, tensor: Tensor, error: TraceError) -> None:
+        """Tell what is raised where a tensor is asked for that no node makes."""
+        self._alive.append(tensor)
+        self._refused[id(tensor)] = error
+
     def knows(self, tensor: Tensor) -> bool:
         """Whether the tensor has come from somewhere already."""
         return id(tensor) in self._nodes or id(tensor) in self._names
@@ -144,6 +150,8 @@ class Writer:
         """The node that makes a tensor, or reads it off the module."""
         if id(tensor) in self._nodes:
             return self._nodes[id(tensor)]
+        if id(tensor) in self._refused:
+            raise self._refused[id(tensor)]
         if id(tensor) not in self._names:
             if not _is_real(tensor):
                 raise hidden("a tensor")

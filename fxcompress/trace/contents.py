@@ -3,8 +3,9 @@
 import pickle
 import random
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -74,9 +75,27 @@ def is_simple(value: object) -> bool:
 def _kind_of(value: object) -> Kind | None:
     own = type(value)
     found = _CONTAINERS.get(own) or next((kind for classes, kind in _OTHERS if isinstance(value, classes)), None)
-    if found is None and _is_copied_by_attributes(own) and attributes_of(value) is not None:
-        return _OBJECT
+    if found is None and _is_copied_by_attributes(own):
+        return _OBJECT if attributes_of(value) is not None else _SLOTS if _slots(own) else None
     return found
+
+
+def _slots(kind: type) -> list[str]:
+    """The names of the attributes of an object that has slots for them, and no ``__dict__``."""
+    found = [vars(base).get("__slots__", ()) for base in kind.__mro__]
+    return [name for names in found for name in ((names,) if isinstance(names, str) else names)]
+
+
+def _read_slots(value: object) -> dict[str, Any]:
+    return {name: getattr(value, name) for name in _slots(type(value)) if hasattr(value, name)}
+
+
+def _write_slots(value: object, copy: dict[str, Any]) -> None:
+    for name in _read_slots(value).keys() - copy.keys():
+        delattr(value, name)
+    for name, item in copy.items():
+        if getattr(value, name, None) is not item:
+            setattr(value, name, item)
 
 
 def _is_copied_by_attributes(kind: type) -> bool:
@@ -118,11 +137,16 @@ _SET = Kind(set, set.__eq__, _refill)
 _OBJECT = Kind(
     lambda value: dict(vars(value)), _same_tables, lambda value, copy: _refill(vars(value), copy), dict.values
 )
+_SLOTS = Kind(_read_slots, _same_tables, _write_slots, dict.values)
+_PARTIAL = Kind(
+    lambda value: [value.func, *value.args, *value.keywords.values()], _same_rows, lambda _value, _copy: None, list
+)
 _CONTAINERS: dict[type, Kind] = {
     **dict.fromkeys((list, deque), _ROW),
     **dict.fromkeys((dict, OrderedDict, defaultdict, Counter), _TABLE),
     set: _SET,
     SimpleNamespace: _OBJECT,
+    partial: _PARTIAL,
 }
 _OTHERS: list[tuple[type, Kind]] = [
     (np.ndarray, Kind(np.copy, _same_arrays, np.copyto)),
@@ -131,6 +155,8 @@ _OTHERS: list[tuple[type, Kind]] = [
         np.random.RandomState,
         Kind(lambda g: g.get_state(legacy=False), _same_states, lambda g, state: g.set_state(state)),
     ),
+    # How far an iterator has come nobody can tell: it counts as changed, and the graph must do without.
+    (Iterator, Kind(lambda _: None, lambda _a, _b: False, lambda _value, _copy: None)),
     (random.Random, Kind(lambda g: g.getstate(), _same_states, lambda g, state: g.setstate(state))),
     (torch.Generator, Kind(lambda g: g.get_state(), torch.equal, lambda g, state: g.set_state(state))),
 ]

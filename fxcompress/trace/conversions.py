@@ -18,6 +18,7 @@ from torch import nn
 
 from fxcompress.trace.glue import code_around
 from fxcompress.trace.sizes import OF_MATH, Number, converted
+from fxcompress.trace.swapped import swapped
 
 _CHECKS = {"isinstance", "issubclass"}
 
@@ -40,7 +41,7 @@ def kept_conversions(model: nn.Module) -> Iterator[None]:
             names |= {
                 kind.__name__: _KINDS[kind] for kind in _KINDS if kind.__name__ not in space and _calls(code, kind)
             }
-            stack.enter_context(patch.dict(space, names))
+            stack.enter_context(swapped(space, names))
         _active.append(model)
         try:
             yield

@@ -17,16 +17,23 @@ _OF_TRACER = "_tensor_constant"  # under names that begin so, torch.fx keeps ten
 
 
 class Memory:
-    """The plain attributes of the modules of ``root`` before a run, and what was in containers and objects there."""
+    """The attributes of the modules of ``root`` before a run, and what was in containers and objects there.
+
+    That is plain attributes, and which modules and parameters there are; buffers are another matter.
+    """
 
     def __init__(self, root: nn.Module) -> None:
         self._before: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
         self._held: dict[int, Content] = {}
-        for path, module in root.named_modules():
-            table = vars(module)
+        tables = [
+            (path, table)
+            for path, module in root.named_modules()
+            for table in (vars(module), module._modules, module._parameters)
+        ]
+        for path, table in tables:
             attributes = {key: table[key] for key in _plain(table)}
             self._before.append((path, table, attributes))
-            self._enter(list(attributes.values()))
+            self._enter([value for value in attributes.values() if not isinstance(value, nn.Module | nn.Parameter)])
 
     def _enter(self, values: list[Any]) -> None:
         """Note what values hold, and what is in them."""

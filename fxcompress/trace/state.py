@@ -1,9 +1,10 @@
 """What a run must not change: the state of the model, and the random numbers of the process."""
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 from fxcompress.errors import TraceError
 from fxcompress.trace.memory import Unread, carried_over
 from fxcompress.trace.op_watch import OpWatch, memory_of, written_to
+from fxcompress.trace.places import place
 
 
 class State:
@@ -28,11 +30,13 @@ class State:
     def changed(self) -> frozenset[str]:
         """Names of the attributes that are others now."""
         after = self._read()
-        return frozenset(
+        found = {
             name
             for name in {**self._before, **after}
             if name not in after or name not in self._before or self._before[name] != after[name]
-        )
+        }
+        inside = tuple(f"{name}." for name in found)  # of another module in the place of one, all is different
+        return frozenset(name for name in found if not name.startswith(inside))
 
 
 class _Unset:
@@ -59,11 +63,14 @@ def unset(model: nn.Module, names: frozenset[str]) -> None:
 
 
 def _attributes(model: nn.Module) -> Iterator[tuple[str, dict[str, Any], str]]:
-    """Name, table and key in the table of each attribute of each module."""
+    """Name, table and key in the table of each attribute of each module, a module among them."""
     for path, module in model.named_modules():
-        for table in (module._parameters, module._buffers, module.__dict__):
-            for key in table:
+        for table in (module._parameters, module._buffers, module._modules, module.__dict__):
+            for key in table.keys() - _TABLES:
                 yield f"{path}.{key}" if path else key, table, key
+
+
+_TABLES = {"_parameters", "_buffers", "_modules"}
 
 
 def carries_over(names: frozenset[str]) -> TraceError:
@@ -96,18 +103,43 @@ def same_randomness(*, allowed: bool = False) -> Iterator[None]:
         TraceError: it has, and may not: a trace would repeat the same draw for ever.
     """
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the one that models use
+    torchs, seeded = torch.default_generator.get_state(), list[str]()
     try:
-        with torch.random.fork_rng(devices=()), Undone() if allowed else nullcontext():
+        with _seeds(seeded), Undone() if allowed else nullcontext():
             yield
         drawn = random.getstate() != python or not all(map(np.array_equal, np.random.get_state(), numpy))  # noqa: NPY002
     finally:
         random.setstate(python)
         np.random.set_state(numpy)  # noqa: NPY002
+        torch.default_generator.set_state(torchs)
+    if seeded and not allowed:
+        raise TraceError(f"it sets the state of torch's random numbers{seeded[0]}, which a graph does not do")
     if drawn and not allowed:
         raise TraceError(
             "it draws random numbers from Python or numpy while it runs, and a trace would repeat the same ones for "
             "ever\n  draw them with torch, and keep them in tensors"
         )
+
+
+@contextmanager
+def _seeds(found: list[str]) -> Iterator[None]:
+    """Within it, the places go into ``found`` where code sets or keeps the state of torch's random numbers."""
+
+    def noted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            found.append(place())
+            return function(*args, **kwargs)
+
+        return called
+
+    with ExitStack() as stack:
+        for name, function in _SEEDING.items():
+            stack.enter_context(patch.object(torch.random, name, noted(function)))
+            stack.enter_context(patch.object(torch, name, getattr(torch.random, name)))
+        yield
+
+
+_SEEDING = {name: getattr(torch.random, name) for name in ("manual_seed", "seed", "set_rng_state")}
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from unittest.mock import patch
 import torch
 import torch.distributions
 from torch import fx, nn
+from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 
 from fxcompress.errors import TraceError
 from fxcompress.provenance import attach, has_record, provenance_of
@@ -31,13 +32,14 @@ from fxcompress.trace.memory import carried_over
 from fxcompress.trace.mode_switches import switches, watched_switches
 from fxcompress.trace.own_modes import forget_runs, own_modes
 from fxcompress.trace.paths import run_paths
-from fxcompress.trace.places import short
+from fxcompress.trace.places import place, short
 from fxcompress.trace.questions import asking_type
 from fxcompress.trace.same_graph import same_graph
 from fxcompress.trace.scripted import opened_scripts
 from fxcompress.trace.skeleton import skeleton
 from fxcompress.trace.state import same_randomness, unchanged_buffers
 from fxcompress.trace.support import check_supported
+from fxcompress.trace.surroundings import Surroundings
 from fxcompress.trace.symbolic import Tracer, symbolic_graph
 from fxcompress.trace.traced import TracedModule
 from fxcompress.trace.variances import call_variances
@@ -108,13 +110,21 @@ def _checked(model: nn.Module, inputs: ExampleInputs | None, make: Callable[[set
         TraceError: it does not compute the same, or there is nothing to compare it on.
     """
     kept: set[str] = set()
-    with opened_scripts() as compiled:
-        traced = make(kept)
+    around = Surroundings(model)
+    try:
+        with opened_scripts() as compiled:
+            traced = make(kept)
+        kept |= around.changed()
+    finally:
+        around.restore()
     asking = asking_type(model)
     if asking is None and not kept and (inputs is None or not compiled):
         return traced
-    if inputs is not None and computes_the_same(with_plain_weights(model), traced, inputs):
-        return traced
+    try:
+        if inputs is not None and computes_the_same(with_plain_weights(model), traced, inputs):
+            return traced
+    finally:
+        around.restore()
     if kept:
         raise carried_over(min(kept))
     if asking is None:
@@ -124,8 +134,8 @@ def _checked(model: nn.Module, inputs: ExampleInputs | None, make: Callable[[set
         )
     code = asking.__code__
     raise TraceError(
-        f"{asking.__name__} asks for the type of a value (type(x), x.__class__, x is y, match or tree_map, in the "
-        f"function at {short(code.co_filename)}:{code.co_firstlineno}), and the graph "
+        f"{asking.__name__} asks for the type of a value (type(x), x.__class__, x is y, match or tree_map), or how it "
+        f"runs (is_grad_enabled), in the function at {short(code.co_filename)}:{code.co_firstlineno}, and the graph "
         + ("cannot be compared with the model without inputs" if inputs is None else "computes something else")
         + "\n  ask isinstance(x, ...) or x == y instead"
     )
@@ -260,7 +270,9 @@ def _traced(model: nn.Module, graph_of: GraphOf) -> TracedModule:
     lower(root)
     modes = [(module, module.training) for module in modules_in(root)]
     train_graph = None
-    outside = (clean_caches(model), same_randomness(), marked_checkpoints(), _unchecked_distributions())
+    outside = (
+        clean_caches(model), same_randomness(), marked_checkpoints(), _unchecked_distributions(), _no_hooks_on_saved(),
+    )  # fmt: skip
     with ExitStack() as stack, watched_switches() as switched, _reads_of_mode() as readers:
         for context in outside:
             stack.enter_context(context)
@@ -315,6 +327,20 @@ def _knows_its_mode(module: nn.Module) -> bool:
 def _unchecked_distributions() -> Iterator[None]:
     """Within it, torch.distributions do not look at their values to see whether they are valid: a graph cannot."""
     with patch.object(torch.distributions.Distribution, "_validate_args", new=False):
+        yield
+
+
+@contextmanager
+def _no_hooks_on_saved() -> Iterator[None]:
+    """Within it, code must not change what autograd saves for the backward pass, as no graph does. It may move that."""
+    enter = saved_tensors_hooks.__enter__
+
+    def entered(self: saved_tensors_hooks) -> None:
+        if not isinstance(self, save_on_cpu):
+            raise TraceError(f"it has hooks on what autograd saves{place()}, which a graph does not have")
+        enter(self)
+
+    with patch.object(saved_tensors_hooks, "__enter__", entered):
         yield
 
 

@@ -25,6 +25,7 @@ from fxcompress.trace.places import place
 from fxcompress.trace.questions import is_users
 from fxcompress.trace.recorder import Recorder
 from fxcompress.trace.sizes import Truth
+from fxcompress.trace.swapped import swapped
 from fxcompress.trace.unseen import Held
 
 IsLeaf = Callable[[nn.Module, str], bool]
@@ -75,7 +76,7 @@ def watch(
             stack.enter_context(patch.object(torchs, name, _refused(recorder, getattr(torchs, name))))
         averages = [(vars(lowering), lowering.average_heads.__name__)]  # which go where nobody reads them
         for scope, name in averages if open_wrapped else [*averages, *wrapped_functions()]:
-            stack.enter_context(patch.dict(scope, {name: _opaque(recorder, scope[name])}))
+            stack.enter_context(swapped(scope, {name: _opaque(recorder, scope[name])}))
         stack.enter_context(recorder.regions.watched(lambda: recorder.paused))
         stack.enter_context(recorder)
         yield

@@ -69,6 +69,8 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "saves": Saves.apply,
     "apart": Apart.apply,
     "apart, told": lambda h: apart(h, 4.0),
+    "forward itself": lambda h: Apart.forward(h, 4.0),
+    "forward itself, of one with a context": lambda h: Round.forward(None, h.sin()) + h.cos(),
     "by name": lambda h: Round.apply(h),  # noqa: PLW0108 - looked up when it runs
 }
 

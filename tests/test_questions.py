@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map, tree_map_only
 
 import fxcompress as fxc
 import tests.test_questions
-from fxcompress.errors import TraceError
+from fxcompress.errors import PathError, TraceError
 from fxcompress.trace import tracer
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.questions import asking_type
@@ -140,7 +140,7 @@ def test_questions_are_answered(name: str, *, given: bool) -> None:
 def test_what_cannot_be_answered_is_refused(condition: Callable[[Net, Any], bool]) -> None:
     """Neither a stand-in nor a fake tensor has the type of a tensor."""
     net, x = made_dead(Net(twice_if(condition))), torch.randn(5, 4, dtype=torch.float64)
-    with pytest.raises(TraceError, match=r"asks for the type of a value \(type\(x\), .* or tree_map, .*test_questions"):
+    with pytest.raises(TraceError, match=r"asks for the type of a value \(type\(x\), .* or tree_map\).*test_questions"):
         fxc.prune(net, x)
 
 
@@ -300,6 +300,66 @@ def test_an_argument_that_is_not_taken(function: list[Callable[..., Any]], *, lo
     net, x = Padded(nn.Linear(4, D), *layers, nn.Linear(D, 3), looks=looks).double().eval(), torch.randn(5, 4).double()
     module = fxc.prune(net, x).module
     assert difference(outputs(net, (x,)), outputs(module, (x,))) <= TOLERANCE
+
+
+class Scaled(Net):
+    """Asks what its second argument is."""
+
+    def forward(self, x: Tensor, scale: Any) -> Tensor:  # type: ignore[override] # noqa: ANN401
+        h = self.first(x)
+        if isinstance(scale, bool | list | tuple):
+            return self.last(h * (2 if scale else 3))  # type: ignore[no-any-return]
+        return self.last(h * scale if isinstance(scale, int) else h / scale)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("example", [3, 3.5, True, [1.0], (1.0,)])
+def test_what_an_argument_is_holds_for_one_call_only(example: object) -> None:
+    net, x = made_dead(Scaled(lambda net, h: h)), torch.randn(5, 4, dtype=torch.float64)
+    module = fxc.prune(net, (x, example)).module
+    assert difference(net(x, example), module(x, example)) <= TOLERANCE
+    others: list[Any] = [4, 2.5, False, [], (), torch.tensor(2.0).double()]
+    for other in others:
+        try:
+            found = module(x, other)
+        except PathError as error:
+            assert "scale" in str(error)  # noqa: PT017 - either is right
+            continue
+        assert difference(net(x, other), found) <= TOLERANCE
+
+
+HOW_IT_RUNS: dict[str, Callable[[Net, Any], bool]] = {
+    "traced": lambda net, h: torch.fx._symbolic_trace.is_fx_tracing(),
+    "stand-in": lambda net, h: isinstance(h, torch.fx.Proxy),
+    "compared with text": lambda net, h: bool(h == "auto"),
+    "list of tensors": lambda net, h: torch.jit.isinstance(h, list[Tensor]),
+}
+
+
+@pytest.mark.parametrize("name", HOW_IT_RUNS)
+def test_how_the_code_runs(name: str) -> None:
+    net, x = made_dead(Net(twice_if(HOW_IT_RUNS[name]))), torch.randn(5, 4, dtype=torch.float64)
+    module = fxc.prune(net, x).module
+    assert difference(net(x), module(x)) <= TOLERANCE
+    assert module.get_parameter("first.weight").shape[0] < D
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_whether_gradients_are_on_must_change_nothing(factor: int) -> None:
+    net = made_dead(Net(lambda net, h: h if torch.is_grad_enabled() else h * factor))
+    x = torch.randn(5, 4, dtype=torch.float64)
+    if factor == 1:
+        assert difference(net(x), fxc.prune(net, x).module(x)) <= TOLERANCE
+        return
+    with pytest.raises(TraceError, match=r"how it runs \(is_grad_enabled\)"):
+        fxc.prune(net, x)
+
+
+def test_code_without_a_file() -> None:
+    """As ``python -c`` runs it; a number as text must not be that of a stand-in."""
+    space: dict[str, Any] = {}
+    exec("def between(net, h):\n    return h * {'5': 2}.get(f'{h.shape[0]}', 3)", space)
+    net, x = made_dead(Net(space["between"])), torch.randn(5, 4, dtype=torch.float64)
+    assert difference(net(x), fxc.prune(net, x).module(x)) <= TOLERANCE
 
 
 class Plain(nn.Module):

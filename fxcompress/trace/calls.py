@@ -153,10 +153,13 @@ class _GradMode(TorchFunctionMode):
 
 def _forward_by(called: Callable[..., Any], kind: Any, mode: _GradMode) -> Callable[..., Any]:  # noqa: ANN401
     forward = kind.forward
+    apart = kind.setup_context is not torch.autograd.Function.setup_context  # and gets no context
 
     @functools.wraps(forward)
     def stand_in(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         context = [arg for arg in args[:1] if isinstance(arg, torch.autograd.function.FunctionCtx)]
+        if torch.is_grad_enabled() or not (context or apart):
+            return forward(*args, **kwargs)  # called by its own name, as any function is: its backward plays no part
         wanted = mode.wanted
 
         def own(*given: Any, **named: Any) -> Any:  # noqa: ANN401

@@ -73,8 +73,8 @@ def _codes(model: nn.Module) -> Iterator[CodeType]:
             yield code
         cells = [cell.cell_contents for cell in function.__closure__ or () if is_full(cell)]
         named = [*(function.__globals__.get(name) for name in names), *cells, getattr(function, "__wrapped__", None)]
-        package = function.__module__.split(".")[0]
-        left += [f for f in named if isinstance(f, FunctionType) and f.__module__.split(".")[0] == package]
+        package = str(function.__module__).split(".")[0]
+        left += [f for f in named if isinstance(f, FunctionType) and str(f.__module__).split(".")[0] == package]
 
 
 def _nested(code: CodeType) -> Iterator[CodeType]:

@@ -47,9 +47,14 @@ class Kinds:
         """The class of what a node returns, for code that takes a decision on it.
 
         Raises:
-            TraceError: it is not known.
+            TraceError: it is not known, or that of an argument that is no tensor, as other calls may have another one.
         """
         found = self.of(node)
+        if found is not None and node.op == "placeholder" and not issubclass(found, Tensor):
+            raise TraceError(
+                f"it looks at the type of its argument {node.target}{place()}, which is a {found.__name__} now, and "
+                "may be something else in the next call"
+            )
         if found is None:
             raise TraceError(
                 f"it looks at the type of what {place_of_node(node)} returns{place()}, which torch.fx hides"

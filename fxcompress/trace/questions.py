@@ -47,6 +47,8 @@ _OF_TREES = frozenset(
     )
 )  # fmt: skip
 """Functions of torch.utils._pytree: a stand-in is a leaf, and what it stands for may be a tuple."""
+_OF_TRACING = frozenset({"is_fx_tracing", "is_fx_symbolic_tracing", "is_torch_fx_proxy", "Proxy", "is_grad_enabled"})
+"""How code asks whether it is traced, or whether gradients are on: it may do something else then."""
 _isinstance, _hasattr, _callable = builtins.isinstance, builtins.hasattr, builtins.callable
 _Proxy = fx.Proxy  # torch.fx itself asks some thousand times in a trace
 
@@ -102,7 +104,7 @@ def is_asked(frame: FrameType) -> bool:
     what a class of torch asks to answer ``isinstance`` is the question of someone else.
     """
     code = frame.f_code
-    return _is_users_file(code.co_filename) or _asks_in_torch(code.co_filename, code.co_name)
+    return _is_users_code(code) or _asks_in_torch(code.co_filename, code.co_name)
 
 
 @functools.cache
@@ -113,27 +115,30 @@ def _asks_in_torch(file: str, function: str) -> bool:
 def is_users(frame: FrameType) -> bool:
     """Whether a frame is of the user's code, neither of torch nor of this package."""
     code = frame.f_code
-    return code.co_name == "is_tensor" or _is_users_file(code.co_filename)
+    return code.co_name == "is_tensor" or _is_users_code(code)
+
+
+def _is_users_code(code: CodeType) -> bool:
+    """Whether code is the user's; not what a dataclass or a named tuple writes for itself, in no file."""
+    return _is_users_file(code.co_filename) and not (code.co_filename == "<string>" and code.co_name[:2] == "__")
 
 
 @functools.cache
 def _is_users_file(name: str) -> bool:
-    return not name.startswith((*_LIBRARIES, "<frozen", "<string"))
+    return not name.startswith((*_LIBRARIES, "<frozen"))
 
 
 def asking_type(model: nn.Module) -> FunctionType | None:
     """A function in the code of a model that asks what nobody can answer, or None; it need not be called."""
     # A layer of stochastic depth is one node of a graph, whatever its code does.
     traced = [module for module in modules_in(model) if not is_stochastic_depth(module)]
-    of_user = (
-        f for f in code_around(traced, wrappers=True) if _is_users_file(f.__code__.co_filename) and not _is_of_python(f)
-    )
+    of_user = (f for f in code_around(traced, wrappers=True) if _is_users_code(f.__code__) and not _is_of_python(f))
     return next((f for f in of_user if f.__name__ not in _NOT_OF_RUNS and _asks(f.__code__)), None)
 
 
 def _is_of_python(function: FunctionType) -> bool:
     """Whether a function comes with Python: a method of ``random.Random``, say, which knows no tensors."""
-    return function.__module__.partition(".")[0] in sys.stdlib_module_names
+    return str(function.__module__).partition(".")[0] in sys.stdlib_module_names
 
 
 @functools.cache
@@ -141,11 +146,11 @@ def _asks(code: CodeType) -> bool:
     """Whether a function asks for a type or an identity.
 
     That is, it calls ``type(...)`` on something else than ``self``, reads ``__class__``, compares by ``is`` with
-    something else than None, matches a value with a pattern, or takes trees of values apart.
+    something else than None, matches a value with a pattern, takes trees of values apart, or asks how it runs.
     """
     if any(_asks(constant) for constant in code.co_consts if isinstance(constant, CodeType)):
         return True
-    if "__class__" in code.co_names or not _OF_TREES.isdisjoint(code.co_names):
+    if "__class__" in code.co_names or not (_OF_TREES | _OF_TRACING).isdisjoint(code.co_names):
         return True
     steps = [step for step in dis.get_instructions(code) if step.opname not in {"CACHE", "PUSH_NULL", "PRECALL"}]
     if any(step.opname.startswith("MATCH_") for step in steps):

@@ -182,10 +182,28 @@ class Recorder(TorchFunctionMode):
             raise
         try:
             result = self.run(func, args, kwargs)
-        except Exception:
-            node.graph.erase_node(node)  # the model may catch that, and go on
+        except Exception as error:
+            node.graph.erase_node(node)
+            if not isinstance(error, TraceError):
+                self._fix_sizes(node_args, node_kwargs)  # the model may catch that, and go on
             raise
+        if result is NotImplemented:  # h == "auto": Python asks the other side, and then compares by identity
+            node.graph.erase_node(node)
+            return result
         return self._returned(result, node)
+
+    def _fix_sizes(self, *trees: Any) -> None:  # noqa: ANN401
+        """Check that all sizes in the arguments of a call are as they are now: it fails on these, not on others."""
+
+        def fix(leaf: Any) -> Any:  # noqa: ANN401
+            if isinstance(leaf, Tensor):
+                rebuild(fix, tuple(self.shape(leaf)))
+            elif isinstance(leaf, Number):
+                leaf.fxc_read(type(leaf.fxc_value))
+            return leaf
+
+        for tree in trees:
+            rebuild(fix, tree)
 
     def run(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:  # noqa: ANN401
         """Run ``func`` on fake tensors, unseen.

@@ -36,7 +36,7 @@ from fxcompress.trace.places import place, short, stack_trace
 from fxcompress.trace.questions import answered, dispatches, has, is_users
 from fxcompress.trace.state import unset
 from fxcompress.trace.traced import TracedModule, copy_graph
-from fxcompress.trace.unseen import Held, Unseen
+from fxcompress.trace.unseen import Flags, Held, Unseen
 from fxcompress.trace.walk import modules_in
 from fxcompress.trace.weights.opened import is_opened
 from fxcompress.trace.writer import with_plain_keys
@@ -345,19 +345,20 @@ def _go(
     tracer.proxy_buffer_attributes = symbols
     tracer.kinds, tracer.held = Kinds(root, inputs), Held(root)
     whole = autograd_by(_autograd(tracer))
-    unseen = Unseen(root, buffers=symbols)
+    unseen, flags = Unseen(root, buffers=symbols), Flags()
     try:
         with (
-            torch.enable_grad(), answered(tracer.kinds), whole, unseen, switches().run(training=training),
+            torch.enable_grad(), answered(tracer.kinds), whole, unseen, flags, switches().run(training=training),
             tracer.regions.watched(lambda: False),
         ):  # fmt: skip
             graph = tracer.trace(root, concrete_args=constants)
     except TraceError:
         raise
     except Exception as error:
-        raise unseen.refusal or TraceError(_trace_message(root, error)) from error
-    if unseen.refusal is not None:  # the model has caught it, and gone another way
-        raise unseen.refusal
+        raise unseen.refusal or flags.refusal or TraceError(_trace_message(root, error)) from error
+    refusal = unseen.refusal or flags.refusal
+    if refusal is not None:  # the model has caught it, and gone another way
+        raise refusal
     if tracer.refusal is not None:
         raise TraceError(_trace_message(root, tracer.refusal)) from tracer.refusal
     return graph

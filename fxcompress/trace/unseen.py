@@ -8,17 +8,21 @@ And code that puts another tensor in the place of a layer's weight
 for one call (``torch.func.functional_call``) would get a graph that calls the layer with the weight that it has.
 """
 
+import inspect
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.overrides import TorchFunctionMode
 
 from fxcompress.errors import TraceError
 from fxcompress.trace.op_watch import OpWatch, memory_of, only_views, written_to
 from fxcompress.trace.places import place
 from fxcompress.trace.trees import tensors_in
 from fxcompress.trace.walk import modules_in
+
+_REQUIRES_GRAD = inspect.getattr_static(Tensor, "requires_grad")
 
 
 class Unseen(OpWatch):
@@ -80,6 +84,37 @@ def _is_moved(root: nn.Module, name: str) -> bool:
 def _only_shapes(func: Any) -> bool:  # noqa: ANN401
     name: str = func.overloadpacket.__name__
     return name.startswith("new_") or name.endswith("_like")
+
+
+class Flags(TorchFunctionMode):
+    """Refuses code that switches the gradients of a parameter on or off, for the calls that follow.
+
+    Attributes:
+        refusal: as of :class:`Unseen`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refusal: TraceError | None = None
+
+    def __torch_function__(
+        self,
+        func: Any,  # noqa: ANN401
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        kwargs = kwargs or {}
+        sets = func is Tensor.requires_grad_ or getattr(func, "__self__", None) is _REQUIRES_GRAD
+        if sets and isinstance(args[0], nn.Parameter) and getattr(func, "__name__", "") != "__get__":
+            wanted = kwargs.get("requires_grad", args[1] if len(args) > 1 else True)
+            if wanted is not args[0].requires_grad:
+                error = TraceError(
+                    f"it switches the gradients of a parameter{place()} in a way that torch.fx does not see"
+                )
+                self.refusal = self.refusal or error
+                raise error
+        return func(*args, **kwargs)
 
 
 class Held:

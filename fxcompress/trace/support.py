@@ -1,6 +1,8 @@
 """Models that are refused at the door, each with the reason and the remedy."""
 
+import dis
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -39,6 +41,11 @@ def check_supported(model: nn.Module) -> None:
         reason = _module_reason(module, own)
         if reason:
             raise UnsupportedModelError(f"module {name or '<root>'!r} ({type(module).__name__}): {reason}")
+    if not _only_calls_on(type(model).__call__):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has a __call__ of its own, and what is traced is its forward\n"
+            "  do in forward what __call__ does, or put the model into a module that calls it in its forward"
+        )
     named = [*model.named_parameters(), *model.named_buffers()]
     for name, tensor in named:
         reason = _tensor_reason(tensor)
@@ -116,6 +123,17 @@ _REFUSED: tuple[tuple[Callable[[nn.Module], bool], str], ...] = (
         "its forward was replaced on the instance by what is no method of it; define it in a class",
     ),
 )
+
+
+def _only_calls_on(call: Any) -> bool:  # noqa: ANN401 - a function
+    """Whether ``__call__`` of a module is that of torch, or does no more than hand its arguments on to it."""
+    if call.__module__.partition(".")[0] in {"torch", "fxcompress"}:
+        return True
+    code = getattr(call, "__code__", None)
+    if code is None or not {"super", "__call__"}.issuperset(code.co_names) or set(code.co_consts[1:]) - {None}:
+        return False
+    working = ("BINARY", "COMPARE", "UNARY", "STORE_A", "STORE_G", "STORE_S", "STORE_D", "POP_JUMP", "JUMP", "FOR")
+    return not any(step.opname.startswith(working) for step in dis.get_instructions(code))
 
 
 def _module_reason(module: nn.Module, own: frozenset[int]) -> str | None:

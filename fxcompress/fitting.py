@@ -25,7 +25,7 @@ from fxcompress.training.aims import Aims
 from fxcompress.training.averages import copies_of
 from fxcompress.training.batches import Batch, argument_names, check_callable, check_loss, count_batches, first_batch
 from fxcompress.training.controller import Gamma
-from fxcompress.training.fit import FitResult, Validate, gamma_of, train
+from fxcompress.training.fit import FitResult, Validate, gamma_of, longest_step, train
 from fxcompress.training.guard import Guard
 from fxcompress.training.history import EpochRecord
 from fxcompress.training.in_pieces import Compressed
@@ -95,7 +95,7 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
         latency_table: that table; by default it is measured at the start, on the example inputs, in the first process.
         fine_tune: the weights are trained already. The target is reached after a quarter of the training in place of
             half, the default scheduler lets bits and exponents rest in its last 40 % in place of 10 %, and the default
-            optimizer moves bits by a tenth at most in a step, in place of a half.
+            optimizer moves bits by a tenth at most in a step (more where there are below 500), in place of a half.
         lr: of the weights, for the default optimizer, Adam; 1e-3 by default.
         weight_decay: the same; 0 by default.
         optimizer: of a compressed model's ``param_groups()``; only with a model from :func:`compress`.
@@ -176,7 +176,8 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
     check_objective(net)
     if optimizer is not None:
         _check_optimizer(optimizer, net)
-    chosen = optimizer or torch.optim.Adam(net.param_groups(**own, eps=_eps(net), fine_tune=fine_tune))
+    most = longest_step(steps) if fine_tune else False
+    chosen = optimizer or torch.optim.Adam(net.param_groups(**own, eps=_eps(net), fine_tune=most))
     rest = LONG_REST if fine_tune else REST
     schedule = scheduler or cosine(chosen, steps, min(steps // 20, 100), settle=rest)
     keeper = None

@@ -411,7 +411,7 @@ def test_numbers_of_parameter_groups(name: str) -> None:
             net.param_groups(**{name: value})  # type: ignore[arg-type]
     for number in (-1.0, torch.nan, torch.inf):
         with pytest.raises(ValueError, match=rf"^{name}={number} is out of range"):
-            net.param_groups(**{name: number})  # type: ignore[arg-type]
+            net.param_groups(**{name: number})
     assert net.param_groups(**{name: torch.tensor(0.5)})  # type: ignore[arg-type]
 
 

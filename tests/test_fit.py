@@ -94,11 +94,15 @@ def test_bits_of_a_trained_network_move_by_a_tenth_in_a_step_at_most() -> None:
         torch.manual_seed(0)
         net = fxc.compress(Digits(), loader[0][0], bits=3.0)
         before = [p.detach().clone() for n, p in net.named_parameters() if n.endswith(".bits")]
-        fxc.fit(net, loader, loud, epochs=1, gamma=0.0, fine_tune=fine_tune, prune=False, progress=False)
+        adam = torch.optim.Adam(net.param_groups(fine_tune=fine_tune))
+        fxc.fit(net, loader, loud, epochs=1, gamma=0.0, optimizer=adam, prune=False, progress=False)
         after = [p.detach() for n, p in net.named_parameters() if n.endswith(".bits")]
         moved[fine_tune] = max(float((a - b).abs().max()) for a, b in zip(after, before, strict=True))
     assert 0 < moved[True] <= 0.1 * len(loader) + 1e-4
     assert moved[False] > 0.1 * len(loader) + 1e-4
+    rates = {g["name"]: (g["lr"], round(g["lr"] / g["eps"])) for g in net.param_groups(eps=1e-8, fine_tune=0.25)}
+    assert rates["bits"] == (0.25, 500)
+    assert rates["exponents"] == (0.05, 100)
 
 
 def test_gamma_and_target_size_exclude_each_other() -> None:

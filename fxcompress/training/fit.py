@@ -26,6 +26,7 @@ from fxcompress.training.guard import Guard, other_unit
 from fxcompress.training.history import EpochRecord
 from fxcompress.training.in_pieces import Compressed
 from fxcompress.training.interrupt import Interrupt, StepDone, TrainingInterrupted
+from fxcompress.training.network import FINE_STEP
 from fxcompress.training.parallel import Processes
 from fxcompress.training.policy import PrunePolicy, prune_policy
 from fxcompress.training.resume import Keeper, Run
@@ -34,6 +35,8 @@ from fxcompress.training.selection import Selection
 from fxcompress.training.trainer import Loss, Scheduler, Trainer
 
 _LOG = logging.getLogger("fxcompress")
+_WAY = 12.0
+"""Bits that there must be time for on the way to a target: more than most networks have, as steps get shorter."""
 Validate = Callable[[nn.Module], float | Tensor | None]
 
 
@@ -276,6 +279,18 @@ def measured(net: nn.Module, validate: Validate) -> float | None:
         raise TypeError(
             f"validate returned {what}; it must return one number, such as the accuracy, or None"
         ) from error
+
+
+def longest_step(steps: int) -> float:
+    """How far bits may move in a step of a fine-tuning: a tenth, and up to a half where there are few steps.
+
+    Args:
+        steps: of all of it; the target is to be reached after a share of them, :data:`EARLY`.
+
+    >>> longest_step(1000), longest_step(200), longest_step(10)
+    (0.1, 0.24, 0.5)
+    """
+    return min(0.5, max(FINE_STEP, _WAY / (EARLY * steps)))
 
 
 def gamma_of(

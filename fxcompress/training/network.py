@@ -16,8 +16,10 @@ from fxcompress.quantizer import Quantizer, compile_quantizers, storage_bits
 from fxcompress.trace.inputs import ExampleInputs
 
 _JOINED, _UNSTEPPED = "_fxc_joined", "_fxc_unstepped"
-_PAPERS, _FINE = (0.5, 1e-3), (0.1, 2e-4)
-"""Learning rate and eps of bits: for small gradients the same step, but at most by the learning rate."""
+_PAPERS_STEP, FINE_STEP = 0.5, 0.1
+"""The most that bits move by in a step of Adam: its learning rate."""
+_SLOPE = 500
+"""That over its eps: how far bits move for a small gradient."""
 _EXPONENTS = 0.05
 _LOG = logging.getLogger("fxcompress")
 
@@ -234,7 +236,7 @@ class SizedNetwork(nn.Module):
         bits_lr: float | None = None,
         bits_eps: float | None = None,
         exponents_lr: float | None = None,
-        fine_tune: bool = False,
+        fine_tune: bool | float = False,
         **options: Any,  # noqa: ANN401
     ) -> list[dict[str, Any]]:
         """Parameter groups for an optimizer of the Adam family, with the paper's setting for bits.
@@ -253,8 +255,9 @@ class SizedNetwork(nn.Module):
                 above the eps: at 0.5 they move by half a power of two in a step, which a trained network does not
                 survive.
             fine_tune: the weights are trained already. Bits move as far for a small gradient, but by a tenth at most in
-                a step: by default ``bits_lr`` is 0.1, and ``bits_eps`` 2e-4. Otherwise what the task says in a single
-                batch takes the last bit of a channel now and then, and that does not come back.
+                a step, or by a number that is given: that is ``bits_lr`` then, and ``bits_eps`` a 500th of it.
+                Otherwise what the task says in a single batch takes the last bit of a channel now and then, and that
+                does not come back. In a hundred steps a tenth takes them nowhere.
             options: further entries of the first two groups, such as ``eps``.
 
         Raises:
@@ -262,7 +265,7 @@ class SizedNetwork(nn.Module):
                 for a group.
         """
         named = {"bits_lr": bits_lr, "bits_eps": bits_eps, "exponents_lr": exponents_lr}
-        numbers = {"lr": lr, "weight_decay": weight_decay}
+        numbers: dict[str, float] = {"lr": lr, "weight_decay": weight_decay, "fine_tune": fine_tune}
         numbers |= {name: value for name, value in named.items() if value is not None}
         check_number(**numbers)
         for name, value in numbers.items():
@@ -270,20 +273,20 @@ class SizedNetwork(nn.Module):
                 raise ValueError(f"{name}={value} is out of range: at least 0, and finite")
         if exponents_lr is None:
             exponents_lr = _EXPONENTS if bits_lr is None else bits_lr / 10
-        own_lr, own_eps = _FINE if fine_tune else _PAPERS
-        bits_lr, bits_eps = own_lr if bits_lr is None else bits_lr, own_eps if bits_eps is None else bits_eps
+        own = FINE_STEP if fine_tune is True else fine_tune or _PAPERS_STEP
+        bits_lr, bits_eps = own if bits_lr is None else bits_lr, own / _SLOPE if bits_eps is None else bits_eps
         quantizers = [q for q in self.modules() if isinstance(q, Quantizer)]
         bits, exponents = [q.bits for q in quantizers], [q.exponent for q in quantizers]
         special = {id(p) for p in (*bits, *exponents)}
-        own = {"eps": bits_eps, "weight_decay": 0.0}
+        formats = {"eps": bits_eps, "weight_decay": 0.0}
         others = [p for p in self.parameters() if id(p) not in special and p.requires_grad]
         weights = [p for p in others if p.ndim > 1]
         rest = [p for p in others if p.ndim <= 1]
         groups: list[dict[str, Any]] = [
             {"params": weights, "lr": lr, "weight_decay": weight_decay, **options, "name": "weights"},
             {"params": rest, "lr": lr, "weight_decay": 0.0, **options, "name": "biases and norms"},
-            {"params": bits, "lr": bits_lr, **own, "name": "bits"},
-            {"params": exponents, "lr": exponents_lr, **own, "name": "exponents"},
+            {"params": bits, "lr": bits_lr, **formats, "name": "bits"},
+            {"params": exponents, "lr": exponents_lr, **formats, "name": "exponents"},
         ]
         return [group for group in groups if group["params"] or group["name"] in self.settings.groups]
 

@@ -21,6 +21,7 @@ _PAPERS_STEP, FINE_STEP = 0.5, 0.1
 _SLOPE = 500
 """That over its eps: how far bits move for a small gradient."""
 _EXPONENTS = 0.05
+"""Learning rate of exponents where none is given, nor one of bits."""
 _LOG = logging.getLogger("fxcompress")
 
 
@@ -261,7 +262,7 @@ class SizedNetwork(nn.Module):
             options: further entries of the first two groups, such as ``eps``.
 
         Raises:
-            TypeError, ValueError: one of the first five is no number, or negative. Optimizers do not check what is set
+            TypeError, ValueError: one of these is no number, or negative. Optimizers do not check what is set
                 for a group.
         """
         named = {"bits_lr": bits_lr, "bits_eps": bits_eps, "exponents_lr": exponents_lr}

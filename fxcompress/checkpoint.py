@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from fxcompress.errors import CheckpointError
 from fxcompress.storage.arguments import check_arguments
 from fxcompress.storage.states import read_states, write_states
+from fxcompress.training.held import with_held
 from fxcompress.training.in_pieces import Compressed
 from fxcompress.training.network import Settings
 from fxcompress.training.optimizer import check_optimizers
@@ -72,11 +73,18 @@ def save_checkpoint(
 
 
 def _saved_optimizer(optimizer: Optimizer, names: Mapping[int, str]) -> dict[str, Any]:
-    """What is kept of an optimizer; what it holds that is not the network's has None for a name."""
+    """What is kept of an optimizer; what it holds that is not the network's has None for a name.
+
+    A wrapper such as SAM leaves the state of the optimizer that it holds out of its own.
+    """
+    state = optimizer.state_dict()
+    kept = {id(entry) for entry in state["state"].values()}
+    held = [one if any(id(v) not in kept for v in one.state.values()) else None for one in with_held(optimizer)[1:]]
     return {
         "kind": type(optimizer).__name__,
         "names": [[names.get(id(p)) for p in group["params"]] for group in optimizer.param_groups],
-        "state": optimizer.state_dict(),
+        "state": state,
+        "held": [None if one is None else one.state_dict() for one in held],
     }
 
 
@@ -235,19 +243,31 @@ def _pairs(given: Any, file: Mapping[str, Any], what: str) -> list[tuple[Any, An
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _TakeUp:
-    """A state for an optimizer that fits it, and the parameters that it holds from then on."""
+    """A state for an optimizer that fits it, those of what it holds, and the parameters that it has from then on."""
 
     optimizer: Optimizer
     groups: list[list[nn.Parameter]]
     state: dict[str, Any]
+    held: list[dict[str, Any] | None]
 
     def commit(self) -> None:
+        held = with_held(self.optimizer)[1:]
+        shared = [one for one in held if one.param_groups is self.optimizer.param_groups]
         for group, parameters in zip(self.optimizer.param_groups, self.groups, strict=True):
             group["params"][:] = parameters
             if "param_names" in group:
                 group["param_names"] = group["param_names"][: len(parameters)]
+        left = {id(p) for parameters in self.groups for p in parameters}
+        for group in (group for one in held for group in one.param_groups):
+            group["params"][:] = [p for p in group["params"] if id(p) in left]
         self.optimizer.state.clear()
         self.optimizer.load_state_dict(self.state)
+        for one, state in zip(held, self.held, strict=False):
+            if state is not None:
+                one.state.clear()
+                one.load_state_dict(state)
+        for one in shared:  # loading makes new groups, and a scheduler knows those of the wrapper alone
+            one.param_groups = self.optimizer.param_groups
 
 
 def _take_up(
@@ -274,7 +294,7 @@ def _take_up_one(
         _check_group(number, held, others, wanted)
         rest = iter(others)
         taken.append([next(rest) if name is None else held[name] for name in wanted])
-    return _TakeUp(optimizer, taken, saved["state"])
+    return _TakeUp(optimizer, taken, saved["state"], saved.get("held", []))  # missing in files of earlier versions
 
 
 def _check_group(

@@ -109,7 +109,7 @@ def wrong_optimizers(net: fxc.CompressedModule) -> dict[str, list[torch.optim.Op
         "no optimizer holds": [torch.optim.Adam(nn.Linear(1, 1).parameters())],
         "2 optimizers share": [torch.optim.Adam(groups[:1]), torch.optim.Adam(groups[1:])],
         "1 parameter that is not the network's": [
-            torch.optim.Adam([*groups, {"params": [nn.Parameter(torch.zeros(1))]}])
+            torch.optim.Adam([*groups[1:], {"params": [nn.Parameter(torch.zeros(1))]}])
         ],
         "lacks the bits of 3 of 3 weights": [torch.optim.Adam(groups[:2])],
         r"param_groups\[0\] of the optimizer holds bits together with weights": [torch.optim.Adam(net.parameters())],
@@ -128,6 +128,12 @@ def test_the_right_optimizer_is_found_among_others() -> None:
     net = network()
     right, other = adam(net), torch.optim.Adam(nn.Linear(1, 1).parameters())
     assert optimizer_of(net, [other, right]) is right
+
+
+def test_the_optimizer_may_train_a_head_or_a_loss_as_well() -> None:
+    net, head = network(), nn.Linear(3, 3)
+    joint = torch.optim.Adam([*net.param_groups(), {"params": head.parameters()}])
+    assert optimizer_of(net, [joint]) is joint
 
 
 def test_plain_network_is_refused() -> None:

@@ -317,6 +317,38 @@ class Both(L.LightningModule):
         return [torch.optim.Adam(net.param_groups(lr=1e-2)) for net in (self.first, self.second)]  # type: ignore[operator]
 
 
+class Wrapper(torch.optim.Optimizer):
+    """Hands all on to the one that it holds; its own step hooks are never called, as it has not called ``__init__``."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer, self.param_groups, self.state = optimizer, optimizer.param_groups, optimizer.state
+        self.defaults = optimizer.defaults
+
+    def zero_grad(self, set_to_none: bool = True) -> None:  # noqa: FBT001, FBT002
+        self.optimizer.zero_grad(set_to_none)
+
+    def step(self, closure: Any = None) -> Any:
+        return self.optimizer.step(closure)
+
+
+class Wrapped(Model):
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return Wrapper(super().configure_optimizers())
+
+
+def test_an_optimizer_that_holds_another_one() -> None:
+    """As Lookahead does: pressure, steps and removals are those of the optimizer that it holds."""
+    nets = [network()]
+    nets.append(copy.deepcopy(nets[0]))
+    callbacks = [SelfCompression(gamma=GAMMA, prune=5) for _ in nets]
+    for net, callback, kind in zip(nets, callbacks, (Wrapped, Model), strict=True):
+        fit(kind(net), callback)
+    assert [callback.done for callback in callbacks] == [48, 48]
+    assert len(callbacks[0].reports) == len(callbacks[1].reports) > 0
+    for (name, ours), theirs in zip(nets[0].named_parameters(), nets[1].parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, msg=name)
+
+
 def test_two_networks_of_one_module_have_a_callback_each(tmp_path: Path) -> None:
     model = Both([network(), network()])
     callbacks = [SelfCompression(target_size=t, net=n) for t, n in ((0.1, "first"), (0.2, "second"))]

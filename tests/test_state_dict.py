@@ -251,6 +251,20 @@ def test_what_is_gone_does_not_come_back() -> None:
         channels.load_state_dict(state)
 
 
+def test_what_is_gone_does_not_come_back_where_one_channel_is_left() -> None:
+    """Along a dim of size 1 there are no channels to compare."""
+    net = fxc.compress(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
+    state = net.state_dict()
+    set_bits(net, "0.weight", [0, 2])
+    nn.init.zeros_(net.get_parameter("0.bias"))
+    net.step()
+    net.prune()
+    with pytest.raises(
+        CheckpointError, match=r"0\.bias is \(3,\), not \(1,\), .* load it into one fresh from compress"
+    ):
+        net.load_state_dict(state)
+
+
 def test_strict_means_what_it_means_elsewhere() -> None:
     net, state = fresh(1), shrunk().state_dict()
     kept = net.get_parameter("fc.bias").detach().clone()

@@ -16,8 +16,9 @@ from fxcompress.training.aims import Aims
 from fxcompress.training.compressed import CompressedModule
 from fxcompress.training.controller import ConstantGamma, Gamma, gamma_now, own_gamma
 from fxcompress.training.distributed import wrappers_of
+from fxcompress.training.held import stepping
 from fxcompress.training.in_pieces import CompressedPieces
-from fxcompress.training.optimizer import check_optimizer
+from fxcompress.training.optimizer import check_optimizers
 from fxcompress.training.parallel import Processes
 from fxcompress.training.policy import PrunePolicy
 from fxcompress.training.selection import Selection
@@ -220,7 +221,7 @@ def metrics(net: CompressedModule, gamma: float) -> dict[str, float]:
 
 def step_after(optimizer: Optimizer, net: CompressedModule) -> RemovableHandle:
     """Call ``net.step()`` after each step that the optimizer really makes: not one that a gradient scaler skips."""
-    return optimizer.register_step_post_hook(lambda *_: net.step())
+    return stepping(optimizer).register_step_post_hook(lambda *_: net.step())
 
 
 def compressed(net: object, where: str) -> CompressedModule:
@@ -241,15 +242,15 @@ def optimizer_of(net: CompressedModule, optimizers: Iterable[Optimizer]) -> Opti
     """The optimizer that trains ``net``.
 
     Raises:
-        OptimizerError: none or several do, it does not hold all bits, it also holds parameters of others, or it treats
-            bits as it does weights.
+        OptimizerError: none or several do, it does not hold all bits, it lacks some of the network's parameters and
+            holds others, or it treats bits as it does weights.
     """
     own = {id(p) for p in net.parameters()}
     holders = [optimizer for optimizer in optimizers if any(id(p) in own for p in _held(optimizer))]
     if len(holders) != 1:
         some = "no optimizer holds" if not holders else f"{len(holders)} optimizers share"
         raise OptimizerError(f"{some} the parameters of the compressed network; {_REMEDY}")
-    check_optimizer(holders[0], net.parameters())
+    check_optimizers(holders, net.parameters())
     _check_groups(holders[0], net)
     return holders[0]
 

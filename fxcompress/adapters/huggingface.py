@@ -23,6 +23,7 @@ from fxcompress.training.aims import Aims
 from fxcompress.training.compressed import CompressedModule
 from fxcompress.training.controller import Gamma
 from fxcompress.training.fit import gamma_of
+from fxcompress.training.held import stepping
 from fxcompress.training.policy import PrunePolicy, prune_policy
 from fxcompress.training.suited import check_objective
 from fxcompress.training.target import check_target, tell_of_selection, tell_of_target
@@ -257,9 +258,9 @@ class SelfCompressionCallback(TrainerCallback, ExportableState):
         self._release()
         self._hooks = [
             *self.lead.start(net, optimizer, state.max_steps),
-            optimizer.register_step_pre_hook(press),
+            stepping(optimizer).register_step_pre_hook(press),
             step_after(optimizer, net),
-            optimizer.register_step_post_hook(lambda *_: self.removals.count(net)),
+            stepping(optimizer).register_step_post_hook(lambda *_: self.removals.count(net)),
         ]
 
     def on_step_end(

@@ -24,12 +24,14 @@ from fxcompress.training.aims import Aims
 from fxcompress.training.compressed import CompressedModule
 from fxcompress.training.controller import Gamma
 from fxcompress.training.fit import gamma_of
+from fxcompress.training.held import stepping
 from fxcompress.training.policy import PrunePolicy, prune_policy
 from fxcompress.training.suited import check_objective
 from fxcompress.training.target import check_target, tell_of_selection, tell_of_target
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.core.optimizer import LightningOptimizer
     from lightning.pytorch.strategies import DDPStrategy
 except ImportError as error:
     raise MissingPackageError('this adapter needs Lightning: pip install "fxcompress[lightning]"') from error
@@ -186,7 +188,7 @@ class SelfCompression(Callback):
 
         steps = 0 if math.isinf(self._total) else int(self._total)
         self._hooks = self.lead.start(net, self._optimizer, steps, lambda: self._progress(trainer, pl_module))
-        self._hooks += [step_after(self._optimizer, net), self._optimizer.register_step_post_hook(count)]
+        self._hooks += [step_after(self._optimizer, net), stepping(self._optimizer).register_step_post_hook(count)]
 
     def _refuse_averages(self, trainer: Trainer) -> None:
         """A callback that keeps a copy of the parameters adds up tensors of two shapes after a removal."""
@@ -200,7 +202,8 @@ class SelfCompression(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Add the gradient of the size."""
-        if getattr(optimizer, "optimizer", optimizer) is not self._optimizer:
+        own = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+        if own is not self._optimizer:
             return
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         scaled = scaler is not None and getattr(self._optimizer, "_step_supports_amp_scaling", False)

@@ -5,7 +5,7 @@ survive. All changes are worked out before the first one is made: a refusal leav
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ from torch.optim import LBFGS, Adafactor, Optimizer
 
 from fxcompress.errors import OptimizerError
 from fxcompress.training.factored import rescale_factors
+from fxcompress.training.held import check_own_tensors, with_held
+from fxcompress.training.state_shapes import check_shapes, follows
 
 __all__ = [
     "PreparedResize",
@@ -150,9 +152,12 @@ class PreparedResize:
     optimizer: Optimizer
     _groups: tuple[dict[str, list[Any]], ...]
     _state: dict[Any, Any]
+    _held: "tuple[PreparedResize, ...]" = ()
 
     def commit(self) -> None:
         """Make the change, in the optimizer's own dicts and lists, which schedulers and others hold on to."""
+        for held in self._held:
+            held.commit()
         for group, lists in zip(self.optimizer.param_groups, self._groups, strict=True):
             for key, values in lists.items():
                 group[key][:] = values
@@ -167,7 +172,15 @@ def prepare_resize(optimizer: Optimizer, replacements: Iterable[Replacement]) ->
         OptimizerError: as there.
     """
     of = _by_parameter(replacements)
+    outer, *held = (_prepare(one, of) for one in with_held(optimizer))
+    return replace(outer, _held=tuple(held))
+
+
+def _prepare(optimizer: Optimizer, of: Mapping[Any, Replacement]) -> PreparedResize:
     _refuse_lbfgs(optimizer, of)
+    check_own_tensors(optimizer, list(of))
+    cut = [parameter for parameter, change in of.items() if change.new is not None and change.indices]
+    check_shapes(optimizer, cut, _REMEDY)
     state: dict[Any, Any] = {}
     for key, value in optimizer.state.items():
         change = of.get(key)
@@ -185,9 +198,9 @@ def resize_optimizer(optimizer: Optimizer, replacements: Iterable[Replacement]) 
 
     State tensors shaped like their parameter, or like it with some dims at size 1, keep the same indices as the
     parameter; Adafactor's factors are scaled as well (:mod:`fxcompress.training.factored`). Scalars, step counts and
-    everything else that is no tensor move along as they are, and containers are searched. Groups, also those left
-    empty, hyperparameters and hooks stay, so schedulers and gradient scalers go on. Parameters that the optimizer does
-    not hold are passed over.
+    everything else that is no tensor move along as they are, and containers are searched. So does the state of an
+    optimizer that this one holds, as SAM and Lookahead do. Groups, also those left empty, hyperparameters and hooks
+    stay, so schedulers and gradient scalers go on. Parameters that the optimizer does not hold are passed over.
 
         param_groups[0]["params"] = [conv.weight (8, 3, 3, 3)]               [conv.weight (7, 3, 3, 3)]
         state[conv.weight] = {step: 10, exp_avg: (8, 3, 3, 3), ...}    ->    {step: 10, exp_avg: (7, 3, 3, 3), ...}
@@ -267,7 +280,7 @@ def _contents(value: object) -> Iterator[object]:
 
 def _cut_tensor(tensor: Tensor, change: Replacement, optimizer: str, path: str) -> Tensor:
     shape, of_parameter = tuple(tensor.shape), tuple(change.old.shape)
-    if len(shape) == len(of_parameter) and all(n in {1, full} for n, full in zip(shape, of_parameter, strict=True)):
+    if follows(tensor, change.old):
         cut = {dim: index for dim, index in change.indices.items() if shape[dim] == of_parameter[dim]}
         return _cut_values(tensor, cut, optimizer, path)
     if tensor.numel() == 1:

@@ -148,8 +148,11 @@ def _check_state(net: nn.Module, plan: Recut | None, state: Mapping[str, Any], *
     shapes = [(n, tuple(value.shape), own[n]) for n, value in given.items() if n in own and torch.is_tensor(value)]
     wrong = [f"{name} is {found}, not {expected}" for name, found, expected in shapes if found != expected]
     if wrong:
-        remedy = f"; it has no {RECORD}, which tells what was cut: save net.state_dict() whole"
-        raise CheckpointError(f"the state_dict does not fit {kind}: {listed(wrong)}{'' if RECORD in state else remedy}")
+        more = any(math.prod(found) > math.prod(expected) for _, found, expected in shapes)
+        remedy = "; this network has lost some of that: load it into one fresh from compress()" if more else ""
+        if RECORD not in state:
+            remedy = f"; it has no {RECORD}, which tells what was cut: save net.state_dict() whole"
+        raise CheckpointError(f"the state_dict does not fit {kind}: {listed(wrong)}{remedy}")
 
 
 def _expected(module: nn.Module, gone: Collection[str]) -> dict[str, tuple[int, ...]]:

@@ -22,6 +22,7 @@ from fxcompress.objectives import LatencyTable
 from fxcompress.objectives.latency import call_of
 from fxcompress.training.choice import Choice
 from fxcompress.training.costs import Cost, Macs, Seconds
+from fxcompress.training.held import stepping
 from fxcompress.training.importance import Importance
 from fxcompress.training.network import SizedNetwork
 from fxcompress.training.parallel import of_first
@@ -145,7 +146,8 @@ class Selection:
             self.done += 1
             self.lower(self.done)
 
-        return [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
+        steps = stepping(optimizer)
+        return [steps.register_step_pre_hook(before), steps.register_step_post_hook(after)]
 
     def floor(self) -> float:
         """The share that is left where all has gone that may."""

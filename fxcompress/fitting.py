@@ -179,6 +179,7 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
     most = longest_step(steps) if fine_tune else False
     chosen = optimizer or torch.optim.Adam(net.param_groups(**own, eps=_eps(net), fine_tune=most))
     rest = LONG_REST if fine_tune else REST
+    _tell_of_loss(loss_fn, chosen)
     schedule = scheduler or cosine(chosen, steps, min(steps // 20, 100), settle=rest)
     keeper = None
     if checkpoint is not None:
@@ -356,6 +357,19 @@ def _check_unused(optimizer: Optimizer | None, given: Collection[str]) -> None:
 def _check_optimizer(optimizer: Optimizer, net: Compressed) -> None:
     check_suited(optimizer, net)
     tell_of_mixed(net, [optimizer])
+
+
+def _tell_of_loss(loss_fn: object, optimizer: Optimizer) -> None:
+    """Warn where a loss has parameters that nobody trains."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    own = loss_fn.parameters() if isinstance(loss_fn, nn.Module) else ()
+    missed = sum(p.requires_grad and id(p) not in held for p in own)
+    if missed and is_first():
+        _LOG.warning(
+            "fxcompress: the loss, a %s, has %d parameters that could be trained, and the optimizer lacks them: "
+            "they stay as they are\n  train them too: Adam([*net.param_groups(), {'params': loss.parameters()}])",
+            type(loss_fn).__name__, missed,
+        )  # fmt: skip
 
 
 def _eps(net: Compressed) -> float:

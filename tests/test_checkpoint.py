@@ -167,6 +167,51 @@ class Dying(DataLoader[Any]):
 
 
 @pytest.mark.parametrize("after", [0, 4, 6, 9, 12])
+class Scaled(nn.Module):
+    """A loss with a weight for each class, and a count of its calls; Ctrl-C is pressed in one of them."""
+
+    def __init__(self, stop: int = 0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4))
+        self.calls: Tensor
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.stop = stop
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls == self.stop:
+            signal.raise_signal(signal.SIGINT)
+        return F.cross_entropy(output * self.weight / self.calls, target)
+
+
+def test_a_loss_with_parameters_goes_on_as_well(tmp_path: Path) -> None:
+    def run(loss: Scaled, **options: Any) -> fxc.CompressedModule:  # noqa: ANN401
+        torch.manual_seed(0)
+        net = fresh()
+        optimizer = torch.optim.Adam([*net.param_groups(5e-3), {"params": loss.parameters(), "lr": 0.1}])
+        fxc.fit(net, data(), loss, epochs=3, gamma=0.1, optimizer=optimizer, progress=False, **options)
+        return net
+
+    straight, resumed, path = Scaled(), Scaled(), tmp_path / "run.pt"
+    net = run(straight)
+    with pytest.raises(TrainingInterrupted):
+        run(Scaled(stop=9), checkpoint=path)
+    other = run(resumed, checkpoint=path, resume=True)
+    assert not torch.equal(straight.weight, torch.ones(4))
+    assert torch.equal(straight.weight, resumed.weight)
+    assert straight.calls == resumed.calls == 18
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), other.parameters(), strict=True))
+
+
+def test_another_loss_than_the_run_began_with_is_told(tmp_path: Path) -> None:
+    fxc.fit(fresh(), data(), Scaled(), epochs=1, gamma=0.1, progress=False, checkpoint=tmp_path / "run.pt")
+    with pytest.raises(CheckpointError, match=r"the loss is another one than the run began with: .*CrossEntropyLoss"):
+        fxc.fit(
+            fresh(), data(), nn.CrossEntropyLoss(), epochs=1, gamma=0.1, progress=False,
+            checkpoint=tmp_path / "run.pt", resume=True,
+        )  # fmt: skip
+
+
 def test_a_loader_that_fails_after_a_signal_stops_the_run_and_no_more(after: int, tmp_path: Path) -> None:
     """Also where the first batch of an epoch does not come, whose order has been drawn by then."""
     torch.manual_seed(0)

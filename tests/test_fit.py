@@ -552,6 +552,25 @@ def test_a_loss_that_knows_no_teacher_is_refused(loss: Callable[..., Tensor], wo
     assert not seen
 
 
+def test_a_loss_that_nobody_trains_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(2))
+
+        def forward(self, output: Tensor, target: Tensor) -> Tensor:
+            return F.cross_entropy(output * self.weight, target)
+
+    loss, loader = Scaled(), [(torch.randn(4, 3), torch.arange(4) % 2)]
+    net = fxc.compress(nn.Linear(3, 2), torch.zeros(1, 3))
+    fxc.fit(net, loader, loss, epochs=1, gamma=0.0, progress=False)
+    assert "the loss, a Scaled, has 1 parameters that could be trained, and the optimizer lacks them" in caplog.text
+    caplog.clear()
+    optimizer = torch.optim.Adam([*net.param_groups(), {"params": loss.parameters()}])
+    fxc.fit(net, loader, loss, epochs=1, gamma=0.0, optimizer=optimizer, progress=False)
+    assert "the loss" not in caplog.text
+
+
 def test_what_an_optimizer_of_ones_own_would_ignore_is_refused() -> None:
     loader, x, _ = digits()
     net = fxc.compress(Digits(), x[:2])

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from fxcompress.errors import CheckpointError
@@ -44,6 +44,11 @@ class Position(Protocol):
     @property
     def gamma(self) -> Callable[[float, float], float]:
         """The pressure."""
+        ...
+
+    @property
+    def loss(self) -> Callable[..., Tensor]:
+        """The loss of the task, perhaps with parameters of its own."""
         ...
 
 
@@ -112,6 +117,7 @@ class Run:
             trainer.policy.wasted = state["wasted"]
         if trainer.average is not None:
             trainer.average.load_state_dict(state["average"])
+        _load_loss(trainer.loss, state.get("loss"))
         self.seconds, self._began, self._stopped = state["seconds"], state["began"], state["now"]
         if not trainer.batch:
             restore_run(state["now"], self.loader)
@@ -164,12 +170,22 @@ class Run:
                 "reports": [asdict(report) for report in trainer.reports],
                 "average": None if trainer.average is None else trainer.average.state_dict(),
                 "selection": self._selected(),
+                "loss": trainer.loss.state_dict() if isinstance(trainer.loss, nn.Module) else None,
                 "guard": [guard.low, guard.smoothed, guard.lowest],
                 "wasted": None if trainer.policy is None else trainer.policy.wasted,
                 "began": self._began if trainer.batch else None,
                 "now": self._began if unbegun else run_states(self.loader),
             }
         )  # fmt: skip
+
+
+def _load_loss(loss: object, state: dict[str, Any] | None) -> None:
+    """Give a loss that is a module what it had; nothing where it is none, or the file is of an earlier version."""
+    if isinstance(loss, nn.Module) and state is not None:
+        try:
+            loss.load_state_dict(state)
+        except RuntimeError as error:
+            raise CheckpointError(f"the loss is another one than the run began with: {error}") from error
 
 
 def check_run(

@@ -166,7 +166,6 @@ class Dying(DataLoader[Any]):
             yield batch
 
 
-@pytest.mark.parametrize("after", [0, 4, 6, 9, 12])
 class Scaled(nn.Module):
     """A loss with a weight for each class, and a count of its calls; Ctrl-C is pressed in one of them."""
 
@@ -212,6 +211,7 @@ def test_another_loss_than_the_run_began_with_is_told(tmp_path: Path) -> None:
         )  # fmt: skip
 
 
+@pytest.mark.parametrize("after", [0, 4, 6, 9, 12])
 def test_a_loader_that_fails_after_a_signal_stops_the_run_and_no_more(after: int, tmp_path: Path) -> None:
     """Also where the first batch of an epoch does not come, whose order has been drawn by then."""
     torch.manual_seed(0)

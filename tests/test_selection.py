@@ -161,7 +161,7 @@ def test_it_makes_no_difference_when_dead_channels_are_removed() -> None:
 
 
 @pytest.mark.parametrize("stop", [13, 30, 47])
-def test_a_run_that_was_stopped_comes_out_the_same(stop: int, tmp_path: Path) -> None:
+def test_a_run_that_was_stopped_comes_out_the_same(stop: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Before the first removal, after it, and after the last choice."""
 
     def run(until: int = 0, **options: Any) -> FitResult:  # noqa: ANN401
@@ -185,6 +185,7 @@ def test_a_run_that_was_stopped_comes_out_the_same(stop: int, tmp_path: Path) ->
             Digits(), batches(), F.cross_entropy, epochs=10, gamma=0.0, checkpoint=path, resume=True, progress=False
         )
     again = run(checkpoint=path, resume=True)
+    assert "this one is from compress" not in caplog.text
     assert len(whole.reports) > 1
     first, second = whole.net.state_dict(), again.net.state_dict()
     assert [name for name, value in first.items() if not torch.equal(value, second[name])] == []

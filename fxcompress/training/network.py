@@ -32,7 +32,7 @@ class Settings:
     Attributes:
         inputs: that it runs on.
         objective: what :meth:`SizedNetwork.size` counts.
-        bias_shrink: what each step takes off the bias of a channel without bits.
+        bias_shrink: what each step takes off the bias of a channel without bits, as was asked for.
         death_limit: share of the starting channels that may lose their last bit in one step.
         keep_range: whether exponents follow the bits.
         channels: how many channels there were at the start.
@@ -40,6 +40,7 @@ class Settings:
             stays, as it does in an optimizer, so that the optimizer's checkpoint fits one that is built later.
         start_costs: what the starting network costs, which objectives are stated over.
         shell: the model without its tensors, where the finalized network is to run the model's code; else None.
+        least_shrink: what is taken off biases at least, so that channels that were chosen go in time.
     """
 
     inputs: ExampleInputs
@@ -51,6 +52,12 @@ class Settings:
     groups: tuple[str, ...] = ()
     start_costs: Start = field(default_factory=Start)
     shell: nn.Module | None = None
+    least_shrink: float = 0.0
+
+    @property
+    def shrink(self) -> float:
+        """What each step takes off the bias of a channel without bits, as things are."""
+        return max(self.bias_shrink, self.least_shrink)
 
     @property
     def deaths(self) -> int:

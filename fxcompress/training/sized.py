@@ -51,8 +51,8 @@ class SizedModule(SizedNetwork, TracedModule):
         flags = self.get_submodule(LIVENESS)
         assert isinstance(flags, Liveness)
         flags.noted.clear()
-        if self.settings.bias_shrink < shrink:
-            self.settings.bias_shrink = shrink
+        if self.settings.shrink < shrink:
+            self.settings.least_shrink = shrink
             self.fxc_forget()
 
     def _quantizers(self) -> dict[str, Quantizer]:
@@ -70,7 +70,7 @@ class SizedModule(SizedNetwork, TracedModule):
             settings = self.settings
             with torch.inference_mode(mode=False):
                 update = LivenessUpdate(
-                    self, flags, settings.inputs, settings.bias_shrink, settings.deaths,
+                    self, flags, settings.inputs, settings.shrink, settings.deaths,
                     keep_range=settings.keep_range,
                 )  # fmt: skip
             self.__dict__[_UPDATE] = update

@@ -299,6 +299,13 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+def other_type(path: Path) -> None:
+    """One byte of the header, which no checksum covers, says that floats are integers."""
+    content = path.read_bytes()
+    assert content.count(b'"F32"') == 1
+    path.write_bytes(content.replace(b'"F32"', b'"I32"'))
+
+
 def overwrite(path: Path) -> None:
     path.write_bytes(b"PK\x03\x04 something else altogether")
 
@@ -326,6 +333,7 @@ def no_index(path: Path) -> None:
         (truncate, "is damaged, or not a file of fxcompress"),
         (overwrite, "is damaged, or not a file of fxcompress"),
         (flip, "is damaged: the checksum is wrong; fetch the file again"),
+        (other_type, "is damaged: the float32 stream holds int32; fetch the file again"),
         (foreign, "was not written by fxcompress"),
         (checkpoint, "was written by torch.save, as checkpoints are: load_checkpoint reads those"),
         (newer, f"has format {FORMAT + 1} and this fxcompress reads formats up to {FORMAT}; upgrade it"),

@@ -74,8 +74,18 @@ class ExportedGraph:
         return taken
 
     def feed(self, inputs: ExampleInputs) -> Feed:
-        """The same as a session takes it."""
-        return {name: tensor.numpy() for name, tensor in zip(self.names, _tensors(inputs), strict=True)}
+        """The same as a session takes it.
+
+        Raises:
+            ExportError: NumPy has no such numbers, and a session takes no others.
+        """
+        try:
+            return {name: tensor.numpy() for name, tensor in zip(self.names, _tensors(inputs), strict=True)}
+        except TypeError as error:
+            raise ExportError(
+                f"ONNX Runtime cannot be called with {inputs}: {error}; export a copy in 32-bit floats, "
+                "copy.deepcopy(module).float()"
+            ) from error
 
 
 def exported(net: nn.Module, inputs: ExampleInputs, dynamic_shapes: Any = None) -> ExportedGraph:  # noqa: ANN401
@@ -120,9 +130,12 @@ def first_line(error: Exception) -> str:
 
 
 def _model(net: nn.Module, inputs: ExampleInputs, shapes: Any) -> ModelProto:  # noqa: ANN401
+    args = inputs.args
+    if not inputs.kwargs and args and isinstance(args[-1], dict):
+        args = (*args, {})  # torch takes a dict in the last place for keyword arguments
     with quiet():
         program = torch.onnx.export(
-            net, inputs.args, kwargs=inputs.kwargs or None, dynamo=True, verbose=False, opset_version=OPSET,
+            net, args, kwargs=inputs.kwargs or None, dynamo=True, verbose=False, opset_version=OPSET,
             dynamic_shapes=shapes,
         )  # fmt: skip
     assert program is not None

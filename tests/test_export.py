@@ -337,6 +337,23 @@ def test_a_dict_in_the_last_place_is_no_keywords(tmp_path: Path) -> None:
     torch.testing.assert_close(found, final(given), rtol=1e-5, atol=1e-5)
 
 
+class WithANumber(nn.Module):
+    """Returns a number that is no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None, int]:
+        return self.out(x), None, 3
+
+
+def test_what_is_returned_beside_tensors_is_named(tmp_path: Path) -> None:
+    final = fxc.compress(WithANumber(), torch.randn(2, 6)).finalize()
+    with pytest.raises(ExportError, match=r"cannot export this WithANumber: (.|\n)*it returns int beside tensors"):
+        fxc.export_onnx(final, tmp_path / "net.onnx")
+
+
 class Masked(nn.Module):
     """An attention that a mask of zeros leaves nothing, and a lookup by lengths."""
 

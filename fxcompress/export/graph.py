@@ -9,6 +9,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -107,7 +108,7 @@ def exported(net: nn.Module, inputs: ExampleInputs, dynamic_shapes: Any = None) 
         model = _model(net, given, shapes)
     except Exception as error:
         if dynamic_shapes is not None:
-            raise ExportError(_refusal(net, error)) from error
+            raise ExportError(_refusal(net, given, error)) from error
     else:
         if dynamic_shapes is None:
             _name_batch(model)
@@ -115,11 +116,15 @@ def exported(net: nn.Module, inputs: ExampleInputs, dynamic_shapes: Any = None) 
     try:
         return ExportedGraph(_model(net, given, None), given)
     except Exception as error:
-        raise ExportError(_refusal(net, error)) from error
+        raise ExportError(_refusal(net, given, error)) from error
 
 
-def _refusal(net: nn.Module, error: Exception) -> str:
-    return f"torch.onnx cannot export this {type(net).__name__}: {first_line(error)}"
+def _refusal(net: nn.Module, inputs: ExampleInputs, error: Exception) -> str:
+    told = f"torch.onnx cannot export this {type(net).__name__}: {first_line(error)}"
+    with torch.no_grad():
+        leaves = torch.utils._pytree.tree_leaves(net(*inputs.args, **inputs.kwargs))  # what torch makes outputs of
+    others = dict.fromkeys(type(leaf).__name__ for leaf in leaves if not isinstance(leaf, Tensor | NoneType))
+    return f"{told}\n  it returns {', '.join(others)} beside tensors, which a graph of ONNX does not" if others else told
 
 
 def first_line(error: Exception) -> str:

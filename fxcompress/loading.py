@@ -222,6 +222,8 @@ def _filled(old: Tensor, value: Tensor | None, name: str, path: object) -> Tenso
         data = old.detach().clone()
     elif value.shape != old.shape:
         raise StorageError(f"{path} does not fit the model: {name} is {tuple(value.shape)}, not {tuple(old.shape)}")
+    elif old.requires_grad and not (value.is_floating_point() or value.is_complex()):
+        raise StorageError(f"{path} does not fit the model: {name} is of whole numbers there, and trained here")
     else:
         data = torch.empty_like(old, dtype=value.dtype).copy_(value)  # laid out as it was: kernels may depend on that
     return nn.Parameter(data, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else data

@@ -1,6 +1,8 @@
 """Files of finalized networks: bit for bit, small, atomic, and clear about what is wrong with one."""
 
+import json
 import sys
+import zlib
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -360,6 +362,34 @@ def test_streams_must_fit_the_index(tmp_path: Path) -> None:
         save_file(streams, tmp_path / "other", {"fxcompress": f"{version} {length} {checksum(streams)}"})
         with pytest.raises(StorageError, match=message):
             read(tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("i", [["", [2, "x"], "float32"]], "'x' is no size and no position"),
+        ("i", [["", [2, 2**63], "float32"]], "9223372036854775808 is no size"),
+        ("i", [["", [2, 3], "load"]], "'load' is no dtype"),
+        ("i", [[1, [2, 3], "float32"]], "1 is no name"),
+        ("h", ["x"], r"\['x'\] is no name"),
+        ("w", -1, "-1 is no size"),
+        ("j", [["eval:add", 1]], "not enough values"),
+        ("b", [None], "None is no name"),
+    ],
+)
+def test_an_index_of_other_kinds_of_values_is_damage(key: str, value: object, message: str, tmp_path: Path) -> None:
+    """Found where the file is read, with a checksum that is right, and not where the network is built."""
+    path = tmp_path / "net"
+    save(finalized(small()), path)
+    with safe_open(path, "pt") as opened:
+        version, length, _ = opened.metadata()["fxcompress"].split(" ")
+    streams = load_file(path)
+    index = json.loads(zlib.decompress(streams["uint8"][: int(length)].numpy().tobytes()))
+    packed = torch.frombuffer(bytearray(zlib.compress(json.dumps(index | {key: value}).encode())), dtype=torch.uint8)
+    streams["uint8"] = torch.cat([packed, streams["uint8"][int(length) :]])
+    save_file(streams, path, {"fxcompress": f"{version} {len(packed)} {checksum(streams)}"})
+    with pytest.raises(StorageError, match=message):
+        read(path)
 
 
 class Optional(nn.Module):

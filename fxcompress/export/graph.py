@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from fxcompress.errors import ExampleInputError, ExportError, MissingPackageError
 from fxcompress.export.packages import NEEDED
@@ -120,11 +121,12 @@ def exported(net: nn.Module, inputs: ExampleInputs, dynamic_shapes: Any = None) 
 
 
 def _refusal(net: nn.Module, inputs: ExampleInputs, error: Exception) -> str:
-    told = f"torch.onnx cannot export this {type(net).__name__}: {first_line(error)}"
+    reason = f"torch.onnx cannot export this {type(net).__name__}: {first_line(error)}"
     with torch.no_grad():
-        leaves = torch.utils._pytree.tree_leaves(net(*inputs.args, **inputs.kwargs))  # what torch makes outputs of
+        leaves = tree_leaves(net(*inputs.args, **inputs.kwargs))  # as torch finds them
     others = dict.fromkeys(type(leaf).__name__ for leaf in leaves if not isinstance(leaf, Tensor | NoneType))
-    return f"{told}\n  it returns {', '.join(others)} beside tensors, which a graph of ONNX does not" if others else told
+    hint = f"\n  it returns {', '.join(others)} beside tensors, which a graph of ONNX does not"
+    return f"{reason}{hint if others else ''}"
 
 
 def first_line(error: Exception) -> str:

@@ -20,6 +20,7 @@ from fxcompress.quantizer import Quantizer
 from fxcompress.storage.file import FORMAT, read, save
 from fxcompress.storage.states import write_states
 from fxcompress.storage.streams import checksum
+from tests.nets import set_bits
 
 pytestmark = pytest.mark.cpu
 
@@ -441,3 +442,51 @@ def test_a_weight_that_does_not_lie_row_by_row_is_loaded_as_it_lay(tmp_path: Pat
     fxc.save(final, tmp_path / "net.fxc")
     loaded = fxc.load(tmp_path / "net.fxc", make(), x)
     assert loaded.get_parameter("0.weight").stride() == final.get_parameter("0.weight").stride() == (1, 8)
+
+
+class Headed(nn.Module):
+    """A network with a new last layer."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body, self.head = body, nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(x).relu())  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("keep_code", [False, True])
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_result_under_a_new_head_is_a_part_of_another_original(
+    trained: bool,  # noqa: FBT001
+    keep_code: bool,  # noqa: FBT001
+    tmp_path: Path,
+) -> None:
+    """What is cut out of the whole later is not cut out of the result alone."""
+
+    def body() -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 6))
+
+    x = torch.randn(3, 4)
+    net = fxc.compress(body(), x, keep_code=keep_code)
+    set_bits(net, "0.weight", [1, 5])
+    first = net.finalize().eval()
+    fxc.save(first, tmp_path / "body.fxc")
+    whole = Headed(first)
+    if trained:
+        both = fxc.compress(whole, x, keep_code=keep_code)
+        set_bits(both, "body.2.weight", [0, 3])
+        final: nn.Module = both.finalize().eval()
+    else:
+        with torch.no_grad():
+            whole.head.weight[:, [0, 3]] = 0
+        final = fxc.prune(whole, x, keep_code=keep_code).module.eval()
+    assert final.get_submodule("head").weight.shape == (2, 4)
+    size = fxc.save(final, tmp_path / "all.fxc")
+    original = Headed(fxc.load(tmp_path / "body.fxc", body()))
+    loaded = fxc.load(tmp_path / "all.fxc", original)
+    assert torch.equal(loaded(x), final(x))
+    grids = provenance_of(loaded)
+    assert grids is not None
+    assert {"body.0.weight", "body.2.weight"} <= grids.grids.keys()
+    assert fxc.save(loaded, tmp_path / "again.fxc") == size

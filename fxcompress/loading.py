@@ -94,8 +94,18 @@ def _loaded(path: str | os.PathLike[str], model: nn.Module, example_inputs: Any)
         raise StorageError(f"{path} does not fit the model: {error}") from error
     _fill(result, saved, path)
     if isinstance(result, TracedModule) and provenance.own_code:
-        result = with_own_code(shell_of(model), result, inputs)
+        result = with_own_code(shell_of(model), result, _as_saved(inputs, model, saved))
     return result, known
+
+
+def _as_saved(inputs: ExampleInputs, model: nn.Module, saved: SavedNetwork) -> ExampleInputs:
+    """Inputs for what is in the file, which may have been converted to another precision after it was finalized."""
+    into: dict[torch.dtype, set[torch.dtype]] = {}
+    for name, own in model.state_dict().items():
+        if name in saved.tensors and own.is_floating_point():
+            into.setdefault(own.dtype, set()).add(saved.tensors[name].dtype)
+    one = {own: others.pop() for own, others in into.items() if len(others) == 1}
+    return inputs.converted(lambda tensor: tensor.to(one.get(tensor.dtype, tensor.dtype)))
 
 
 def _has_computed_weights(model: nn.Module, provenance: Provenance) -> bool:
@@ -212,6 +222,8 @@ def _filled(old: Tensor, value: Tensor | None, name: str, path: object) -> Tenso
         data = old.detach().clone()
     elif value.shape != old.shape:
         raise StorageError(f"{path} does not fit the model: {name} is {tuple(value.shape)}, not {tuple(old.shape)}")
+    elif old.requires_grad and not (value.is_floating_point() or value.is_complex()):
+        raise StorageError(f"{path} does not fit the model: {name} is of whole numbers there, and trained here")
     else:
         data = torch.empty_like(old, dtype=value.dtype).copy_(value)  # laid out as it was: kernels may depend on that
     return nn.Parameter(data, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else data

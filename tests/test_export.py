@@ -242,6 +242,36 @@ def test_layers_of_more_than_8_bits_stay_in_floats(tmp_path: Path) -> None:
     assert any(np.array_equal(each, weight) or np.array_equal(each.T, weight) for each in held.values())
 
 
+@pytest.mark.parametrize(("bits", "dtype"), [(12.0, torch.float32), (8.0, torch.float64)])
+def test_where_no_layer_computes_in_integers_that_is_said(
+    bits: float, dtype: torch.dtype, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    x = torch.randn(16, 20, dtype=dtype)
+    final = fxc.compress(nn.Linear(20, 5, dtype=dtype), x, bits=bits).finalize()
+    written = fxc.export_onnx(final, tmp_path / "net.onnx", x, calibration=[x])
+    assert not written.activations
+    assert "activations in floats" in str(written)
+    assert "no layer of Linear computes in integers" in caplog.text
+    assert written.difference < 1e-6
+
+
+def test_numbers_that_no_session_takes(tmp_path: Path) -> None:
+    x = torch.randn(2, 8, dtype=torch.bfloat16)
+    final = fxc.compress(nn.Linear(8, 4, dtype=torch.bfloat16), x).finalize()
+    with pytest.raises(ExportError, match=r"called with \(2, 8\) bfloat16: .* export a copy in 32-bit floats"):
+        fxc.export_onnx(final, tmp_path / "net.onnx", x)
+
+
+def test_a_calibration_that_fails_is_not_called_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise ValueError("no such op")
+
+    monkeypatch.setattr("fxcompress.export.activations.quantize_static", fail)
+    final, x = finished("rms")
+    with pytest.raises(ExportError, match="activations cannot be quantized: no such op"):
+        fxc.export_onnx(final, tmp_path / "net.onnx", x, calibration=[x])
+
+
 def test_a_saved_network_gives_the_same_file(tmp_path: Path) -> None:
     final, x = finished("sum")
     fxc.save(final, tmp_path / "net.fxc")
@@ -281,6 +311,47 @@ def test_tables_keywords_and_dicts(tmp_path: Path) -> None:
     assert again.integers == written.integers
     with pytest.raises(ExampleInputError, match="holds 1 tensors, and the network takes 2"):
         fxc.export_onnx(final, tmp_path / "net.onnx", inputs, calibration=[{"ids": more["ids"]}])
+
+
+class OfADict(nn.Module):
+    """Takes a dict as its one argument, and not as keywords."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(5, 8)
+
+    def forward(self, given: dict[str, Any]) -> Tensor:
+        result: Tensor = self.first(given["a"]) * self.last(given["more"][0])
+        return result
+
+
+def test_a_dict_in_the_last_place_is_no_keywords(tmp_path: Path) -> None:
+    def inputs(count: int) -> tuple[dict[str, Any]]:
+        return ({"a": torch.randn(count, 6), "more": [torch.randn(count, 5)]},)
+
+    final = fxc.compress(OfADict(), inputs(2)).finalize().eval()
+    fxc.export_onnx(final, tmp_path / "net.onnx", inputs(2), calibration=[inputs(4)])
+    fxc.export_onnx(final, tmp_path / "net.onnx", inputs(2))
+    (given,) = inputs(5)
+    (found,) = session(tmp_path / "net.onnx")(given["a"], given["more"][0])
+    torch.testing.assert_close(found, final(given), rtol=1e-5, atol=1e-5)
+
+
+class WithANumber(nn.Module):
+    """Returns a number that is no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None, int]:
+        return self.out(x), None, 3
+
+
+def test_what_is_returned_beside_tensors_is_named(tmp_path: Path) -> None:
+    final = fxc.compress(WithANumber(), torch.randn(2, 6)).finalize()
+    with pytest.raises(ExportError, match=r"cannot export this WithANumber: (.|\n)*it returns int beside tensors"):
+        fxc.export_onnx(final, tmp_path / "net.onnx")
 
 
 class Masked(nn.Module):

@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 import fxcompress as fxc
 from fxcompress.channels.prepare import prepare
 from fxcompress.errors import UnsupportedModelError
+from tests.deployed import Run
 from tests.exactness import TOLERANCE, Fingerprint, difference, make_constant, outputs, runs_on
 from tests.nets import ResidualNet, lose, set_bits
 from tests.networks import Example, RandomNet, examples
@@ -372,6 +373,17 @@ def test_a_trained_network_has_its_class_and_methods_again(tmp_path: Path) -> No
     fresh = fxc.compress(Classifier(), (x[:4], torch.zeros(4, dtype=torch.int64)), keep_code=True)
     fresh.load_state_dict(before)
     assert torch.equal(fresh.finalize().eval()(x), final(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_network_that_was_converted_is_loaded_into_a_model_that_was_not(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Sizes decide in its code, which is run on what is loaded."""
+    x = torch.randn(2, 3, 11, 11)
+    final = fxc.compress(Run(), x, keep_code=True).finalize().eval().to(dtype)
+    fxc.save(final, tmp_path / "net.fxc")
+    loaded = fxc.load(tmp_path / "net.fxc", Run())
+    assert type(loaded) is Run
+    assert torch.equal(loaded(x.to(dtype)), final(x.to(dtype)))
 
 
 def test_what_the_code_holds_counts_as_left_once_a_removal_has_found_out() -> None:

@@ -17,6 +17,12 @@ from tests.nets import ResidualNet, set_bits
         (nn.Conv2d(8, 8, 3, groups=4), (2, 8, 10, 10), 2 * 8 * 2 * 9 * 64),
         (nn.Linear(5, 7), (3, 5), 3 * 5 * 7),
         (nn.BatchNorm2d(4), (2, 4, 3, 3), 0),
+        # four projections, two products of attention, two linear layers
+        (
+            nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval(),
+            (3, 5, 8),
+            3 * (4 * 5 * 8 * 8 + 2 * 5 * 5 * 8 + 2 * 5 * 8 * 16),
+        ),
     ],
 )
 def test_multiply_adds(layer: nn.Module, shape: tuple[int, ...], count: int) -> None:

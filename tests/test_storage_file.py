@@ -1,6 +1,8 @@
 """Files of finalized networks: bit for bit, small, atomic, and clear about what is wrong with one."""
 
+import json
 import sys
+import zlib
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +20,7 @@ from fxcompress.quantizer import Quantizer
 from fxcompress.storage.file import FORMAT, read, save
 from fxcompress.storage.states import write_states
 from fxcompress.storage.streams import checksum
+from tests.nets import set_bits
 
 pytestmark = pytest.mark.cpu
 
@@ -299,6 +302,13 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+def other_type(path: Path) -> None:
+    """One byte of the header, which no checksum covers, says that floats are integers."""
+    content = path.read_bytes()
+    assert content.count(b'"F32"') == 1
+    path.write_bytes(content.replace(b'"F32"', b'"I32"'))
+
+
 def overwrite(path: Path) -> None:
     path.write_bytes(b"PK\x03\x04 something else altogether")
 
@@ -326,6 +336,7 @@ def no_index(path: Path) -> None:
         (truncate, "is damaged, or not a file of fxcompress"),
         (overwrite, "is damaged, or not a file of fxcompress"),
         (flip, "is damaged: the checksum is wrong; fetch the file again"),
+        (other_type, "is damaged: the float32 stream holds int32; fetch the file again"),
         (foreign, "was not written by fxcompress"),
         (checkpoint, "was written by torch.save, as checkpoints are: load_checkpoint reads those"),
         (newer, f"has format {FORMAT + 1} and this fxcompress reads formats up to {FORMAT}; upgrade it"),
@@ -352,6 +363,34 @@ def test_streams_must_fit_the_index(tmp_path: Path) -> None:
         save_file(streams, tmp_path / "other", {"fxcompress": f"{version} {length} {checksum(streams)}"})
         with pytest.raises(StorageError, match=message):
             read(tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("i", [["", [2, "x"], "float32"]], "'x' is no size and no position"),
+        ("i", [["", [2, 2**63], "float32"]], "9223372036854775808 is no size"),
+        ("i", [["", [2, 3], "load"]], "'load' is no dtype"),
+        ("i", [[1, [2, 3], "float32"]], "1 is no name"),
+        ("h", ["x"], r"\['x'\] is no name"),
+        ("w", -1, "-1 is no size"),
+        ("j", [["eval:add", 1]], "not enough values"),
+        ("b", [None], "None is no name"),
+    ],
+)
+def test_an_index_of_other_kinds_of_values_is_damage(key: str, value: object, message: str, tmp_path: Path) -> None:
+    """Found where the file is read, with a checksum that is right, and not where the network is built."""
+    path = tmp_path / "net"
+    save(finalized(small()), path)
+    with safe_open(path, "pt") as opened:
+        version, length, _ = opened.metadata()["fxcompress"].split(" ")
+    streams = load_file(path)
+    index = json.loads(zlib.decompress(streams["uint8"][: int(length)].numpy().tobytes()))
+    packed = torch.frombuffer(bytearray(zlib.compress(json.dumps(index | {key: value}).encode())), dtype=torch.uint8)
+    streams["uint8"] = torch.cat([packed, streams["uint8"][int(length) :]])
+    save_file(streams, path, {"fxcompress": f"{version} {len(packed)} {checksum(streams)}"})
+    with pytest.raises(StorageError, match=message):
+        read(path)
 
 
 class Optional(nn.Module):
@@ -403,3 +442,51 @@ def test_a_weight_that_does_not_lie_row_by_row_is_loaded_as_it_lay(tmp_path: Pat
     fxc.save(final, tmp_path / "net.fxc")
     loaded = fxc.load(tmp_path / "net.fxc", make(), x)
     assert loaded.get_parameter("0.weight").stride() == final.get_parameter("0.weight").stride() == (1, 8)
+
+
+class Headed(nn.Module):
+    """A network with a new last layer."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body, self.head = body, nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(x).relu())  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("keep_code", [False, True])
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_result_under_a_new_head_is_a_part_of_another_original(
+    trained: bool,  # noqa: FBT001
+    keep_code: bool,  # noqa: FBT001
+    tmp_path: Path,
+) -> None:
+    """What is cut out of the whole later is not cut out of the result alone."""
+
+    def body() -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 6))
+
+    x = torch.randn(3, 4)
+    net = fxc.compress(body(), x, keep_code=keep_code)
+    set_bits(net, "0.weight", [1, 5])
+    first = net.finalize().eval()
+    fxc.save(first, tmp_path / "body.fxc")
+    whole = Headed(first)
+    if trained:
+        both = fxc.compress(whole, x, keep_code=keep_code)
+        set_bits(both, "body.2.weight", [0, 3])
+        final: nn.Module = both.finalize().eval()
+    else:
+        with torch.no_grad():
+            whole.head.weight[:, [0, 3]] = 0
+        final = fxc.prune(whole, x, keep_code=keep_code).module.eval()
+    assert final.get_submodule("head").weight.shape == (2, 4)
+    size = fxc.save(final, tmp_path / "all.fxc")
+    original = Headed(fxc.load(tmp_path / "body.fxc", body()))
+    loaded = fxc.load(tmp_path / "all.fxc", original)
+    assert torch.equal(loaded(x), final(x))
+    grids = provenance_of(loaded)
+    assert grids is not None
+    assert {"body.0.weight", "body.2.weight"} <= grids.grids.keys()
+    assert fxc.save(loaded, tmp_path / "again.fxc") == size

@@ -1,6 +1,7 @@
 """Weight norm: the weight itself becomes the parameter, and the original's state_dict still loads."""
 
 import copy
+import pickle
 import re
 import warnings
 from collections.abc import Callable
@@ -305,3 +306,17 @@ def test_which_questions_are_refused() -> None:
         question = "whether it has " + ("a length" if form == "hook" else "parametrizations")
         with pytest.raises(UnsupportedModelError, match=r"Asks computes something else where the weights"):
             fxc.prune(Asks(norm, question), X)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_network_can_be_pickled(form: str) -> None:
+    """With weight norm it could not; without it nothing is left that stands in the way."""
+    net = fxc.compress(network(FORMS[form]), X)
+    final = net.finalize().eval()
+    for one in (net, final):
+        twin = pickle.loads(pickle.dumps(one))
+        assert torch.equal(twin(X), one(X))
+        twin.load_state_dict(copy.deepcopy(one.state_dict()))
+    old = network(by_hook).state_dict()
+    assert "0.weight_g" in old
+    pickle.loads(pickle.dumps(final)).load_state_dict(old)

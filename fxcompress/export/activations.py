@@ -56,12 +56,9 @@ class LayerWeight:
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
     def __init__(self, feeds: Iterable[Feed]) -> None:
         self._feeds: Iterator[Feed] = iter(feeds)
-        self.count = 0
 
     def get_next(self) -> Feed | None:
-        feed = next(self._feeds, None)
-        self.count += feed is not None
-        return feed
+        return next(self._feeds, None)
 
 
 def layer_weights(model: ModelProto, found: dict[str, Integers]) -> dict[str, LayerWeight]:
@@ -109,25 +106,28 @@ def quantize_activations(
         feeds: inputs, from which the range of each activation is taken.
 
     Raises:
-        ExportError: ONNX Runtime cannot do it, or there is no input.
+        ExportError: ONNX Runtime cannot do it.
     """
     excluded = [node.name for node in model.graph.node if set(floats) & set(node.input)]
     options = {"TensorQuantOverrides": {name: _override(each) for name, each in weights.items()}}
-    reader = _Reader(feeds)
     with tempfile.TemporaryDirectory() as folder, quiet():
         path = Path(folder, "quantized.onnx")
         try:
             quantize_static(
-                model, str(path), reader, quant_format=QuantFormat.QDQ, per_channel=True,
+                model, str(path), _Reader(feeds), quant_format=QuantFormat.QDQ, per_channel=True,
                 activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, nodes_to_exclude=excluded,
                 extra_options=options,
             )  # fmt: skip
         except FxCompressError:
             raise
         except Exception as error:
-            reason = first_line(error) if reader.count else "calibration holds no batch"
-            raise ExportError(f"activations cannot be quantized: {reason}") from error
+            raise ExportError(f"activations cannot be quantized: {first_line(error)}") from error
         return onnx.load(path)
+
+
+def has_integers(model: ModelProto) -> bool:
+    """Whether anything between the layers of a graph is rounded to integers."""
+    return any(node.op_type == "QuantizeLinear" for node in model.graph.node)
 
 
 def _override(weight: LayerWeight) -> list[dict[str, Any]]:

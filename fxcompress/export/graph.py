@@ -9,12 +9,14 @@ import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from types import NoneType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from fxcompress.errors import ExampleInputError, ExportError, MissingPackageError
 from fxcompress.export.packages import NEEDED
@@ -74,8 +76,18 @@ class ExportedGraph:
         return taken
 
     def feed(self, inputs: ExampleInputs) -> Feed:
-        """The same as a session takes it."""
-        return {name: tensor.numpy() for name, tensor in zip(self.names, _tensors(inputs), strict=True)}
+        """The same as a session takes it.
+
+        Raises:
+            ExportError: NumPy has no such numbers, and a session takes no others.
+        """
+        try:
+            return {name: tensor.numpy() for name, tensor in zip(self.names, _tensors(inputs), strict=True)}
+        except TypeError as error:
+            raise ExportError(
+                f"ONNX Runtime cannot be called with {inputs}: {error}; export a copy in 32-bit floats, "
+                "copy.deepcopy(module).float()"
+            ) from error
 
 
 def exported(net: nn.Module, inputs: ExampleInputs, dynamic_shapes: Any = None) -> ExportedGraph:  # noqa: ANN401
@@ -97,7 +109,7 @@ def exported(net: nn.Module, inputs: ExampleInputs, dynamic_shapes: Any = None) 
         model = _model(net, given, shapes)
     except Exception as error:
         if dynamic_shapes is not None:
-            raise ExportError(_refusal(net, error)) from error
+            raise ExportError(_refusal(net, given, error)) from error
     else:
         if dynamic_shapes is None:
             _name_batch(model)
@@ -105,11 +117,16 @@ def exported(net: nn.Module, inputs: ExampleInputs, dynamic_shapes: Any = None) 
     try:
         return ExportedGraph(_model(net, given, None), given)
     except Exception as error:
-        raise ExportError(_refusal(net, error)) from error
+        raise ExportError(_refusal(net, given, error)) from error
 
 
-def _refusal(net: nn.Module, error: Exception) -> str:
-    return f"torch.onnx cannot export this {type(net).__name__}: {first_line(error)}"
+def _refusal(net: nn.Module, inputs: ExampleInputs, error: Exception) -> str:
+    reason = f"torch.onnx cannot export this {type(net).__name__}: {first_line(error)}"
+    with torch.no_grad():
+        leaves = tree_leaves(net(*inputs.args, **inputs.kwargs))  # as torch finds them
+    others = dict.fromkeys(type(leaf).__name__ for leaf in leaves if not isinstance(leaf, Tensor | NoneType))
+    hint = f"\n  it returns {', '.join(others)} beside tensors, which a graph of ONNX does not"
+    return f"{reason}{hint if others else ''}"
 
 
 def first_line(error: Exception) -> str:
@@ -120,9 +137,12 @@ def first_line(error: Exception) -> str:
 
 
 def _model(net: nn.Module, inputs: ExampleInputs, shapes: Any) -> ModelProto:  # noqa: ANN401
+    args = inputs.args
+    if not inputs.kwargs and args and isinstance(args[-1], dict):
+        args = (*args, {})  # torch takes a dict in the last place for keyword arguments
     with quiet():
         program = torch.onnx.export(
-            net, inputs.args, kwargs=inputs.kwargs or None, dynamo=True, verbose=False, opset_version=OPSET,
+            net, args, kwargs=inputs.kwargs or None, dynamo=True, verbose=False, opset_version=OPSET,
             dynamic_shapes=shapes,
         )  # fmt: skip
     assert program is not None

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -22,6 +23,7 @@ from fxcompress.trace.inputs import ExampleInputs, recorded_inputs
 
 __all__ = ["OnnxExport", "export_onnx"]
 
+_LOG = logging.getLogger("fxcompress")
 _LARGEST = 2**31 - 1
 """Bytes of a protobuf."""
 _ALIKE = 1e-2
@@ -40,7 +42,7 @@ class OnnxExport:
         floats: why it does not, for each other weight that has a number format.
         inputs: the sizes of each input, by its name in the file; a text is the name of a size that is free.
         outputs: names of the outputs.
-        activations: whether layers compute in integers.
+        activations: whether layers compute in integers: with ``calibration``, where any of them can.
         difference: of the outputs from those of the network, relative to the largest entry, on the example inputs or on
             the first batch of the calibration.
     """
@@ -113,7 +115,7 @@ def export_onnx(
     ({'weight': (8,)}, True)
     """
     file = check_arguments("export_onnx(module, path)", path, module)
-    from fxcompress.export.activations import layer_weights, quantize_activations, stored_codes
+    from fxcompress.export.activations import has_integers, layer_weights, quantize_activations, stored_codes
     from fxcompress.export.graph import difference, exported, run, sizes
     from fxcompress.export.onnx_weights import constants_of, put_integers, strip
 
@@ -129,10 +131,19 @@ def export_onnx(
         layers = layer_weights(model, found)
         batches = map(graph.taken, _batches(calibration))
         seen = list(itertools.islice(batches, 1))
+        if not seen:
+            raise ExportError("activations cannot be quantized: calibration holds no batch")
         feeds = map(graph.feed, itertools.chain(seen, batches))
         model = quantize_activations(model, layers, found.keys() - layers.keys(), feeds)
         (probe,) = seen  # ranges were taken for inputs of their kind
         bits |= dict.fromkeys(stored_codes(model, layers), (8,))
+    in_integers = has_integers(model)
+    if calibration is not None and not in_integers:
+        _LOG.warning(
+            "fxcompress: no layer of %s computes in integers: ONNX Runtime has them for weights of 8 bits or fewer in "
+            "networks of 32-bit floats; the file is what it would be without calibration", type(module).__name__,
+        )  # fmt: skip
+        probe = graph.inputs
     held = constants_of(model).keys()
     bits |= put_integers(model, {name: each for name, each in found.items() if name in held})
     strip(model)
@@ -140,7 +151,7 @@ def export_onnx(
         raise ExportError(f"the graph takes {model.ByteSize():,} bytes; a single ONNX file holds {_LARGEST:,}")
     content = model.SerializeToString()
     off = difference(content, graph.feed(probe), run(net, probe))
-    if calibration is None and not off < _ALIKE:
+    if not in_integers and not off < _ALIKE:
         hint = "" if example_inputs is not None else "; pass example_inputs=, for inputs that are like real ones"
         raise ExportError(f"ONNX Runtime computes something else: outputs are off by {off:.1e} of the largest{hint}")
     stored = {weight: bits[name] for name, each in found.items() if name in bits for weight in each.weights}
@@ -149,7 +160,7 @@ def export_onnx(
         {name: stored[name] for name in weights.grids if name in stored},
         {name: _why(name, weights, found) for name in weights.grids if name not in stored},
         {each.name: sizes(each) for each in model.graph.input}, tuple(each.name for each in model.graph.output),
-        calibration is not None, off,
+        in_integers, off,
     )  # fmt: skip
 
 

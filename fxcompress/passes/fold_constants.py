@@ -24,9 +24,9 @@ from fxcompress.channels.constants import knowns_of, values_known
 from fxcompress.passes.base import Pass, PassResult, traced
 from fxcompress.passes.fold_plan import Fold, FoldPlan
 from fxcompress.passes.fold_sites import Foldable
-from fxcompress.passes.history import original_provenance
+from fxcompress.passes.history import history_of
 from fxcompress.passes.readers import add_biases, readers
-from fxcompress.provenance import attach, provenance_of
+from fxcompress.provenance import attach
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.skeleton import skeleton
 from fxcompress.trace.traced import TracedModule
@@ -85,7 +85,7 @@ def fold_constants(module: TracedModule, inputs: ExampleInputs, analysis: Analys
     with torch.no_grad():
         while True:
             analysis = analysis or analyse(module, inputs)
-            provenance = provenance_of(module) or original_provenance(module, inputs)
+            provenance = history_of(module, inputs)
             # After ``eval()`` some layers may still be in training, where the model or its user says so.
             evaluation = None if module.other_modes[False] or _trains_in_part(module) else False
             plan = FoldPlan(analysis, knowns_of(analysis, values_known, (evaluation, True)), provenance.grids)

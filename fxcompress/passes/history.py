@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fxcompress.passes.cutting import Cut
 from fxcompress.passes.prune_channels import Pruned
-from fxcompress.provenance import Grid, Provenance, attach, keeps_code, provenance_of
+from fxcompress.provenance import Grid, Provenance, attach, has_record, keeps_code, provenance_of
 from fxcompress.quantizer import channel_dims, is_grouped
 from fxcompress.trace.fingerprint import fingerprint
 from fxcompress.trace.inputs import ExampleInputs
@@ -24,16 +24,29 @@ def original_provenance(module: TracedModule, inputs: ExampleInputs) -> Provenan
     return Provenance(shapes, inputs=_described(inputs), graph=fingerprint(module))
 
 
+def history_of(module: TracedModule, inputs: ExampleInputs) -> Provenance:
+    """The provenance of a network with one graph; where it has none, the network as it is counts as the original.
+
+    So it does where modules inside of it are results of earlier runs, a backbone under a new head: what is cut out from
+    now on is not cut out of these alone. Their weights are on their grids all the same.
+    """
+    found = provenance_of(module)
+    if has_record(module) and found is not None:
+        return found
+    original = original_provenance(module, inputs)
+    return original if found is None else replace(original, grids=found.grids, weights=found.weights)
+
+
 def started(module: TracedModule, inputs: ExampleInputs, weights: int) -> Provenance:
     """The provenance of a network that starts to compress itself, with all that was cut out of it before."""
-    base = provenance_of(module) or original_provenance(module, inputs)
+    base = history_of(module, inputs)
     return replace(base, grids={}, weights=weights)
 
 
 def set_own_code(module: TracedModule, inputs: ExampleInputs, *, stays: bool) -> None:
     """Whether from now on nothing goes from a network that the code of its model stands in the way of; in place."""
     if stays != keeps_code(module):
-        attach(module, replace(provenance_of(module) or original_provenance(module, inputs), own_code=stays))
+        attach(module, replace(history_of(module, inputs), own_code=stays))
 
 
 def _described(inputs: ExampleInputs) -> tuple[tuple[str, tuple[int, ...], str], ...]:
@@ -50,7 +63,7 @@ def extended(before: TracedModule, pruned: Pruned) -> Provenance:
         before: the network as it was, with its provenance.
         pruned: what was done to it. Tensors that the original does not have (those of quantizers) are left out.
     """
-    base = provenance_of(before) or original_provenance(before, pruned.analysis.inputs)
+    base = history_of(before, pruned.analysis.inputs)
     cuts = {name: cut for name, cut in pruned.cuts.items() if name in base.shapes}
     kept = kept_after({name: dims for name, dims in base.kept.items() if name not in pruned.gone}, cuts)
     grids = {name: grid for name, grid in base.grids.items() if name not in pruned.gone}

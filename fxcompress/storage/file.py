@@ -47,6 +47,8 @@ __all__ = ["FORMAT", "SavedNetwork", "read", "save"]
 _Json = dict[str, Any]
 _USUAL = ["int8", "float32"]
 """Types of a weight's minimum and scales, where the index names no others."""
+_LARGEST = 2**63 - 1
+"""Of torch's sizes."""
 _WORTH_IT = 64
 """Bytes that whole numbers must save: their row of the index is longer."""
 _DAMAGE = (ArithmeticError, AttributeError, LookupError, RuntimeError, StorageError, TypeError, ValueError)
@@ -238,14 +240,14 @@ def _rebuild(reader: Reader, length: int) -> SavedNetwork:
     index = json.loads(zlib.decompress(reader.take("uint8", (length,)).numpy().tobytes()))
     masks = [_mask(reader, size) for size in index["m"]]
     rows: dict[str, _Json] = {row["n"]: row for row in index["t"]}
-    shapes = {name: tuple(row["s"]) for name, row in rows.items() if "s" in row}
+    shapes = {_text(name): _sizes(row["s"]) for name, row in rows.items() if "s" in row}
     kept = {name: {dim: masks[number] for dim, number in row["k"]} for name, row in rows.items() if "k" in row}
     tensors: dict[str, Tensor] = {}
     grids: dict[str, Grid] = {}
     for name, row in rows.items():
         if "d" not in row:
             continue
-        shape = tuple(row["f"]) if "f" in row else _cut_shape(shapes[name], kept.get(name, {}))
+        shape = _sizes(row["f"]) if "f" in row else _cut_shape(shapes[name], kept.get(name, {}))
         if "z" in row:
             tensors[name] = _read_whole(reader, row, shape)
         elif "g" in row:
@@ -256,27 +258,52 @@ def _rebuild(reader: Reader, length: int) -> SavedNetwork:
     tensors |= {name: tensors[row["a"]] for name, row in rows.items() if "a" in row}
     grids |= {name: grids[row["a"]] for name, row in rows.items() if row.get("a") in grids and row["g"]}
     pieces = {
-        path: PieceRecord(_pairs(cuts), weights, _inputs(inputs), _joins(joins), *graph)
+        path: PieceRecord(_pairs(cuts), _count(weights), _inputs(inputs), _joins(joins), *map(_text, graph))
         for path, (cuts, weights, inputs, joins, *graph) in index.get("p", {}).items()
     }
     provenance = Provenance(
-        shapes, kept, _pairs(index["c"]), grids, index["w"], _inputs(index.get("i", ())),
-        tuple(index.get("b", ())), _joins(index.get("j", ())), pieces, index.get("h", ""),
-        index.get("o", False),
+        shapes, kept, _pairs(index["c"]), grids, _count(index["w"]), _inputs(index.get("i", ())),
+        tuple(map(_text, index.get("b", ()))), _joins(index.get("j", ())), pieces, _text(index.get("h", "")),
+        bool(index.get("o", False)),
     )  # fmt: skip
     return SavedNetwork({name: tensors[name] for name in rows if name in tensors}, provenance)
 
 
 def _pairs(cuts: Iterable[list[str]]) -> Cuts:
-    return tuple((node, operand) for node, operand in cuts)
+    return tuple((_text(node), _text(operand)) for node, operand in cuts)
 
 
 def _inputs(rows: Iterable[list[Any]]) -> Inputs:
-    return tuple((name, tuple(shape), dtype) for name, shape, dtype in rows)
+    return tuple((_text(name), _sizes(shape), _type(dtype)) for name, shape, dtype in rows)
 
 
 def _joins(rows: Iterable[list[Any]]) -> tuple[Narrowing, ...]:
-    return tuple(Narrowing(*row) for row in rows)
+    return tuple(Narrowing(_text(place), _count(operand), _count(dim)) for place, operand, dim in rows)
+
+
+def _text(value: object) -> str:
+    """What an index holds where it has a name."""
+    if not isinstance(value, str):
+        raise StorageError(f"{value!r} is no name")
+    return value
+
+
+def _count(value: object) -> int:
+    """What an index holds where it has a number."""
+    if type(value) is not int or not 0 <= value <= _LARGEST:
+        raise StorageError(f"{value!r} is no size and no position")
+    return value
+
+
+def _type(name: object) -> str:
+    """What an index holds where it has the name of a dtype."""
+    if not isinstance(getattr(torch, _text(name), None), torch.dtype):
+        raise StorageError(f"{name!r} is no dtype")
+    return _text(name)
+
+
+def _sizes(shape: Iterable[object]) -> tuple[int, ...]:
+    return tuple(map(_count, shape))
 
 
 def _mask(reader: Reader, size: int) -> tuple[int, ...]:
@@ -287,7 +314,7 @@ def _mask(reader: Reader, size: int) -> tuple[int, ...]:
 def _read_whole(reader: Reader, row: _Json, shape: tuple[int, ...]) -> Tensor:
     smallest, width = row["z"]
     packed = reader.take("uint8", (packed_size(torch.tensor([width], device="cpu"), math.prod(shape)),))
-    return Whole(packed, smallest, width).decode(shape, getattr(torch, row["d"]))
+    return Whole(packed, smallest, width).decode(shape, getattr(torch, _type(row["d"])))
 
 
 def _read_coded(reader: Reader, row: _Json, shape: tuple[int, ...]) -> tuple[Tensor, Grid]:
@@ -301,4 +328,4 @@ def _read_coded(reader: Reader, row: _Json, shape: tuple[int, ...]) -> tuple[Ten
     coded = Coded(unpack(packed, minimum, widths, columns), scale)
     bits, exponent = coded.bits.double().tolist(), scale.double().log2().tolist()
     grid = Grid(tuple(bits), tuple(exponent), *layout)
-    return decode(coded, shape, getattr(torch, row["d"]), grid), grid
+    return decode(coded, shape, getattr(torch, _type(row["d"])), grid), grid

@@ -14,7 +14,7 @@ from fxcompress.trace.checkpoints import with_checkpoints
 from fxcompress.trace.chosen_forward import rebound
 from fxcompress.trace.names import any_names
 from fxcompress.trace.skeleton import skeleton
-from fxcompress.trace.traced import TracedModule, copy_graph
+from fxcompress.trace.traced import TracedModule, called_like, copy_graph
 from fxcompress.trace.weights.plain import pass_on_hooks
 
 _OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
@@ -61,7 +61,7 @@ def install(module: nn.Module, traced: TracedModule) -> None:
 
     members = {
         **methods,
-        "forward": closing(forward, traced.graph, traced.train_graph),
+        "forward": closing(called_like(forward, evaluate), traced.graph, traced.train_graph),
         "fxc_graphs": (traced.graph, traced.train_graph),
         "fxc_meta": dict(traced.meta),
         "mode_readers": traced.mode_readers,

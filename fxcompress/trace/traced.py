@@ -1,6 +1,7 @@
 """The GraphModule that the whole project works on."""
 
 import copy
+import inspect
 import warnings
 import weakref
 from collections.abc import Callable
@@ -108,7 +109,7 @@ class TracedModule(fx.GraphModule):
             def forward(self: TracedModule, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
                 return (train if self.reads_training() else evaluate)(self, *args, **kwargs)
 
-            type(self).forward = closing(forward, self.graph, self.train_graph)
+            type(self).forward = closing(called_like(forward, evaluate), self.graph, self.train_graph)
         return code
 
     @property
@@ -215,6 +216,16 @@ class _CompiledWhenAsked:
         assert module is not None
         module.recompile()
         return getattr(owner if instance is None else instance, "forward")  # noqa: B009 - another one than before
+
+
+def called_like(forward: Callable[..., Any], other: Callable[..., Any]) -> Callable[..., Any]:
+    """``forward``, which takes anything, with the names of the arguments of another one for those who ask.
+
+    Exporters do, and trainers that give a network the columns which it has names for. Nothing else of the other one is
+    taken over: whoever compiles from source must not find the code of a single mode.
+    """
+    forward.__signature__ = inspect.signature(other)  # type: ignore[attr-defined]
+    return forward
 
 
 def _is_transient(name: str) -> bool:

@@ -185,7 +185,18 @@ def _strip(module: nn.Module, own: list[_Computed]) -> None:
         module.__class__ = type(module).__bases__[0]
     for key in [key for key, hook in module._forward_pre_hooks.items() if is_weight_norm_hook(hook)]:
         del module._forward_pre_hooks[key]
+    for key in [key for key, hook in module._load_state_dict_pre_hooks.items() if _is_compat_hook(hook)]:
+        del module._load_state_dict_pre_hooks[key]
     for computed in own:
         module.__dict__.pop(computed.name, None)
         for part in "gv":
             module._parameters.pop(f"{computed.name}_{part}", None)
+
+
+def _is_compat_hook(hook: object) -> bool:
+    """Whether it is that of torch's weight norm for the names of old, which is a local function and cannot be pickled.
+
+    :class:`PlainWeight` knows these names.
+    """
+    name = getattr(getattr(hook, "hook", hook), "__qualname__", "")
+    return bool(name == "weight_norm.<locals>._weight_norm_compat_hook")

@@ -17,6 +17,9 @@ from torch import nn
 from fxcompress import ChannelGraph, FxCompressError
 from fxcompress.errors import TraceError, ValueReadError
 
+_DEMO_THREADS = 2
+"""As many as the results of docs/results/digits.md were measured with."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code.
@@ -66,6 +69,8 @@ def _demo(options: argparse.Namespace) -> None:
 
     if options.epochs is not None and options.epochs < 1:
         raise FxCompressError(f"--epochs {options.epochs} must be at least 1")
+    # More threads are of no use to so small a network, and those that wait for a busy core spin.
+    torch.set_num_threads(min(torch.get_num_threads(), _DEMO_THREADS))
     run(options.out, Recipe(epochs=options.epochs or Recipe().epochs, seed=options.seed))
 
 

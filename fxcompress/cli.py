@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import importlib
+import importlib.util
 import inspect
 import logging
 import sys
@@ -36,6 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _inspect(options)
     except (FxCompressError, KeyError, IndexError, OSError) as error:
         text = error.args[0] if isinstance(error, KeyError) else error
+        if "example_inputs" in str(text):
+            text = (
+                f"{text}\n  on the command line: --input 1,3,224,224 (or 1,16:int64), once for each argument of forward"
+            )
         sys.stderr.write(f"fxcompress: {text}\n")
         return 1
     return 0
@@ -123,6 +128,8 @@ def _input(text: str) -> torch.Tensor:
 def _model(name: str) -> nn.Module:
     """Build a model by name, with random weights."""
     place, _, what = name.rpartition(":")
+    if name.endswith(".py"):
+        raise FxCompressError(f"{name!r} names a file and no model in it; write {name}:name")
     if not place or not what:
         raise FxCompressError(
             f"{name!r} names no model; write torchvision:resnet18, package.module:name or file.py:name"
@@ -135,7 +142,8 @@ def _model(name: str) -> nn.Module:
         found = getattr(_module(place), what)
         built = found() if callable(found) and not isinstance(found, nn.Module) else found
     except (ImportError, AttributeError, TypeError) as error:
-        raise FxCompressError(f"cannot build {name}: {error}") from error
+        way = "; name it as a module of its package, package.module:name" if "relative import" in str(error) else ""
+        raise FxCompressError(f"cannot build {name}: {error}{way}") from error
     if not isinstance(built, nn.Module):
         call = "()" if callable(found) else ""
         raise FxCompressError(f"{name}{call} is a {type(built).__name__}, not a torch.nn.Module")
@@ -148,7 +156,25 @@ def _module(place: str) -> ModuleType:
     folder = str(file.parent.resolve()) if file.suffix == ".py" else str(Path.cwd())
     if folder not in sys.path:
         sys.path.insert(0, folder)
-    return importlib.import_module(file.stem if file.suffix == ".py" else place)
+    if file.suffix != ".py":
+        return importlib.import_module(place)
+    found = importlib.import_module(file.stem)
+    return found if _is_of(found, file) else _loaded(file)
+
+
+def _is_of(module: ModuleType, file: Path) -> bool:
+    return module.__spec__ is not None and module.__spec__.origin == str(file.resolve())
+
+
+def _loaded(file: Path) -> ModuleType:
+    """The module of a file whose name another one has, such as ``types.py``."""
+    name = f"{file.parent.resolve().name}_{file.stem}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _torchvision(name: str) -> nn.Module:

@@ -1,6 +1,7 @@
 """The GraphModule that the whole project works on."""
 
 import copy
+import inspect
 import warnings
 import weakref
 from collections.abc import Callable
@@ -108,6 +109,8 @@ class TracedModule(fx.GraphModule):
             def forward(self: TracedModule, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
                 return (train if self.reads_training() else evaluate)(self, *args, **kwargs)
 
+            # Both take the same; exporters, and loops that hand on batches, read the names of arguments here.
+            forward.__signature__ = inspect.signature(evaluate)  # type: ignore[attr-defined]
             type(self).forward = closing(forward, self.graph, self.train_graph)
         return code
 

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import importlib
+import importlib.util
 import inspect
 import logging
 import sys
@@ -16,6 +17,9 @@ from torch import nn
 
 from fxcompress import ChannelGraph, FxCompressError
 from fxcompress.errors import TraceError, ValueReadError
+
+_DEMO_THREADS = 2
+"""As many as the results of docs/results/digits.md were measured with."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,6 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _inspect(options)
     except (FxCompressError, KeyError, IndexError, OSError) as error:
         text = error.args[0] if isinstance(error, KeyError) else error
+        if "example_inputs" in str(text):
+            text = (
+                f"{text}\n  on the command line: --input 1,3,224,224 (or 1,16:int64), once for each argument of forward"
+            )
         sys.stderr.write(f"fxcompress: {text}\n")
         return 1
     return 0
@@ -43,9 +51,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"fxcompress {metadata.version('fxcompress')}")
     commands = parser.add_subparsers(dest="command", required=True)
     demo = commands.add_parser("demo", help="train a small network that compresses itself, and report on it")
-    demo.add_argument("--out", default="out/demo", help="folder for the report, the pictures and the network")
+    demo.add_argument("--out", default="out/demo", help="folder for the report, the pictures and the network (default out/demo)")
     demo.add_argument("--seed", type=int, default=0, help="of weights and data order (default 0)")
-    demo.add_argument("--epochs", type=int, default=None, help="of each network; fewer are faster and worse")
+    demo.add_argument("--epochs", type=int, default=None, help="of each network (default 60); fewer are faster and worse")
     look = commands.add_parser("inspect", help="show which channels of a network hang together")
     look.add_argument(
         "model",
@@ -66,6 +74,8 @@ def _demo(options: argparse.Namespace) -> None:
 
     if options.epochs is not None and options.epochs < 1:
         raise FxCompressError(f"--epochs {options.epochs} must be at least 1")
+    # More threads are of no use to so small a network, and those that wait for a busy core spin.
+    torch.set_num_threads(min(torch.get_num_threads(), _DEMO_THREADS))
     run(options.out, Recipe(epochs=options.epochs or Recipe().epochs, seed=options.seed))
 
 
@@ -118,6 +128,8 @@ def _input(text: str) -> torch.Tensor:
 def _model(name: str) -> nn.Module:
     """Build a model by name, with random weights."""
     place, _, what = name.rpartition(":")
+    if name.endswith(".py"):
+        raise FxCompressError(f"{name!r} names a file and no model in it; write {name}:name")
     if not place or not what:
         raise FxCompressError(
             f"{name!r} names no model; write torchvision:resnet18, package.module:name or file.py:name"
@@ -130,7 +142,8 @@ def _model(name: str) -> nn.Module:
         found = getattr(_module(place), what)
         built = found() if callable(found) and not isinstance(found, nn.Module) else found
     except (ImportError, AttributeError, TypeError) as error:
-        raise FxCompressError(f"cannot build {name}: {error}") from error
+        way = "; name it as a module of its package, package.module:name" if "relative import" in str(error) else ""
+        raise FxCompressError(f"cannot build {name}: {error}{way}") from error
     if not isinstance(built, nn.Module):
         call = "()" if callable(found) else ""
         raise FxCompressError(f"{name}{call} is a {type(built).__name__}, not a torch.nn.Module")
@@ -143,7 +156,25 @@ def _module(place: str) -> ModuleType:
     folder = str(file.parent.resolve()) if file.suffix == ".py" else str(Path.cwd())
     if folder not in sys.path:
         sys.path.insert(0, folder)
-    return importlib.import_module(file.stem if file.suffix == ".py" else place)
+    if file.suffix != ".py":
+        return importlib.import_module(place)
+    found = importlib.import_module(file.stem)
+    return found if _is_of(found, file) else _loaded(file)
+
+
+def _is_of(module: ModuleType, file: Path) -> bool:
+    return module.__spec__ is not None and module.__spec__.origin == str(file.resolve())
+
+
+def _loaded(file: Path) -> ModuleType:
+    """The module of a file whose name another one has, such as ``types.py``."""
+    name = f"{file.parent.resolve().name}_{file.stem}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _torchvision(name: str) -> nn.Module:

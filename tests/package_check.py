@@ -29,6 +29,7 @@ NEED_AN_EXTRA = {
     "fxcompress.adapters.lightning": "lightning",
     "fxcompress.export.activations": "onnx",
     "fxcompress.export.graph": "onnx",
+    "fxcompress.export.onnx_names": "onnx",
     "fxcompress.export.onnx_weights": "onnx",
 }
 

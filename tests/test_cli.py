@@ -41,6 +41,7 @@ def test_explain(capsys: pytest.CaptureFixture[str]) -> None:
         (["inspect", "torchvision:quxquux"], "no model 'quxquux'; see torchvision.models.list_models()"),
         (["inspect", "nowhere/nets.py:Net"], "there is no file nowhere/nets.py"),
         (["inspect", "tests.nets:__name__"], "tests.nets:__name__ is a str, not a torch.nn.Module"),
+        (["inspect", "tests/nets.py"], "names a file and no model in it; write tests/nets.py:name"),
         (["inspect", "nowhere:Net"], "cannot build nowhere:Net"),
         (["inspect", "tests.nets:batch"], "not a torch.nn.Module"),
         (["inspect", NET, "--input", "1,3,x"], "write it as 1,3,224,224"),
@@ -96,3 +97,22 @@ def test_a_model_of_ones_own(name: str, tmp_path: Path) -> None:
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert "Words on (2, 5) int64, (2, 5, 8) float32" in run.stdout
+
+
+def test_a_file_may_have_the_name_of_another_module(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("types.py", "test_cli.py"):
+        (tmp_path / name).write_text(OWN, "utf-8")
+        assert main(["inspect", f"{tmp_path}/{name}:Words", "--input", "2,5:int64", "--input", "2,5,8"]) == 0
+        assert "Words on (2, 5) int64, (2, 5, 8) float32" in capsys.readouterr().out
+
+
+def test_what_is_missing_is_told_as_the_command_takes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "two_inputs.py").write_text(OWN, "utf-8")
+    assert main(["inspect", f"{tmp_path}/two_inputs.py:Words"]) == 1
+    assert "--input 1,3,224,224 (or 1,16:int64), once for each argument of forward" in capsys.readouterr().err
+
+
+def test_a_file_in_a_package(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "relative_words.py").write_text("from .words import Words\n", "utf-8")
+    assert main(["inspect", f"{tmp_path}/relative_words.py:Words"]) == 1
+    assert "name it as a module of its package, package.module:name" in capsys.readouterr().err

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import fxcompress as fxc
+from fxcompress.channels.prepare import in_pieces_by_inputs
 from fxcompress.errors import ExampleInputError, PathError, TraceError
 from fxcompress.trace.guards import check, check_argument, shape_of
 from fxcompress.trace.inputs import ExampleInputs
@@ -485,6 +486,18 @@ def test_a_tensor_made_of_a_tensor_shares_its_memory(gradients: bool) -> None:  
 def test_without_inputs_the_error_asks_for_them() -> None:
     with pytest.raises(TraceError, match=r"or pass example_inputs: it is then traced by running it on them"):
         trace(Net(looped))
+
+
+def test_ways_out_of_an_error_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise TraceError("torch.fx cannot trace Net: its forward is wrapped by a decorator")
+
+    monkeypatch.setattr("fxcompress.trace.tracer._trace_symbolically", refuse)
+    with pytest.raises(TraceError) as caught:
+        trace(Net(looped))
+    _, way, pieces = str(in_pieces_by_inputs(caught.value)).splitlines()
+    assert way == "  pass example_inputs: it is then traced by running it on them"
+    assert pieces.startswith("  where it has no graph even then, those of its modules that have one are taken")
 
 
 def dead(model: Net) -> Net:

@@ -1,5 +1,7 @@
 """The demo from the command line, on two epochs: everything is written, and says what it should."""
 
+import contextlib
+import io
 import json
 import re
 from pathlib import Path
@@ -15,8 +17,24 @@ from fxcompress.demo.digits import Batches, DigitsNet, load_digits, warp
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo")
-    assert main(["demo", "--out", str(folder), "--epochs", "2"]) == 0
+    threads, printed = torch.get_num_threads(), io.StringIO()
+    torch.set_num_threads(4)
+    try:
+        with contextlib.redirect_stdout(printed):
+            assert main(["demo", "--out", str(folder), "--epochs", "2"]) == 0
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    (folder / "printed.txt").write_text(printed.getvalue(), "utf-8")
     return folder
+
+
+def test_a_log_says_what_is_done(out: Path) -> None:
+    lines = (out / "printed.txt").read_text("utf-8").splitlines()
+    assert lines[:2] == [
+        "training the float baseline: 2 epochs", "training the network that compresses itself: 2 epochs",
+    ]  # fmt: skip
+    assert "wrote report.html" in lines[-1]
 
 
 def test_report_json(out: Path) -> None:

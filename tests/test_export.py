@@ -512,3 +512,31 @@ def test_any_other_constant_stays(seed: int) -> None:
     one = weight.copy()
     one[2, 3] += np.float32(0.01)
     assert known.of("other", one) is None
+
+
+class Heads(nn.Module):
+    """Has names for what it returns, and other graphs in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.first, self.second = nn.Linear(6, 16), nn.Linear(16, 4), nn.Linear(16, 2)
+
+    def forward(self, x: Tensor, *, scale: Tensor) -> dict[str, Tensor]:
+        y = self.body(x).relu() * scale
+        if self.training:
+            y = y + torch.randn_like(y)
+        return {"linear": self.first(y), "second": self.second(y)}  # "linear" is what torch calls the first layer's
+
+
+def test_inputs_and_outputs_have_the_names_of_the_model(tmp_path: Path) -> None:
+    inputs = {"x": torch.randn(4, 6), "scale": torch.ones(4, 1)}
+    final = fxc.compress(Heads(), inputs).finalize().eval()
+    written = fxc.export_onnx(final, tmp_path / "net.onnx")
+    assert written.inputs == {"x": ("batch", 6), "scale": ("batch", 1)}
+    assert written.outputs == ("linear", "second")
+    held = runtime.InferenceSession(str(tmp_path / "net.onnx"))
+    x, scale = torch.randn(7, 6), torch.rand(7, 1)
+    found = held.run(["second", "linear"], {"x": x.numpy(), "scale": scale.numpy()})
+    expected = final(x, scale=scale)
+    torch.testing.assert_close(torch.from_numpy(found[0]), expected["second"])
+    torch.testing.assert_close(torch.from_numpy(found[1]), expected["linear"])

@@ -136,6 +136,19 @@ def test_find_takes_whole_numbers_of_all_kinds(channel: Any) -> None:  # noqa: A
     assert graph_of(Chain()).find("0", channel).producers == (("0.weight", 3),)
 
 
+def test_the_only_channel_of_a_layer_stays() -> None:
+    graph = graph_of(nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 1, 1)))
+    with pytest.raises(IndexError, match=r"channel 0 of 2\.weight is the only one, so it stays"):
+        graph.explain("2", 0)
+
+
+def test_what_is_not_listed_is_counted() -> None:
+    first, *table = str(graph_of(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)))).splitlines()[1:]
+    listed = [int(line.split()[0]) for line in table if line.split() and line.split()[0].isdigit()]
+    assert sum(listed) == int(first.split()[0])
+    assert "not listed, as no layer makes or reads them: positions of kernels" in table[-1]
+
+
 def test_find_knows_transposed_convolutions() -> None:
     graph = graph_of(nn.Sequential(nn.Conv2d(3, 6, 1), nn.ConvTranspose2d(6, 4, 2), nn.Conv2d(4, 2, 1)))
     assert graph.find("1", 3).producers == (("1.weight", 3),)

@@ -3,6 +3,7 @@
 import copy
 import functools
 import importlib.util
+import inspect
 import operator
 import pickle
 from collections.abc import Callable
@@ -34,6 +35,13 @@ class Modes(nn.Module):
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         x = F.dropout(self.body(x).mean((2, 3)), 0.5, self.training)
         return (self.head(x), self.aux(x)) if self.training else self.head(x)
+
+
+def test_a_network_with_a_graph_for_each_mode_names_its_arguments() -> None:
+    for model in (Modes(), fxc.compress(Modes(), torch.randn(2, 3, 4, 4))):
+        traced = trace(model) if isinstance(model, Modes) else model
+        assert len(traced.graphs) == 2
+        assert list(inspect.signature(traced.forward).parameters) == ["x"]
 
 
 class Defaults(nn.Module):

@@ -1,8 +1,8 @@
-"""Parameters that ``net.prune(optimizer)`` cuts, and that another optimizer may hold."""
+"""Parameters that no optimizer trains: those that ``net.prune(optimizer)`` cuts, or all of a network."""
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import fxcompress as fxc
 from fxcompress.training.compressed import CompressedModule
@@ -117,3 +117,70 @@ def test_a_step_that_was_skipped_for_its_gradients_decides_nothing(caplog: pytes
     net.get_parameter("2.weight").grad = None
     trained(net)
     assert "nothing trains it" in caplog.text
+
+
+def fresh() -> tuple[nn.Module, CompressedModule]:
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+    return model, fxc.compress(model, torch.randn(4, 6))
+
+
+def test_an_optimizer_of_the_model_is_noticed(caplog: pytest.LogCaptureFixture) -> None:
+    model, net = fresh()
+    optimizer = torch.optim.Adam(model.parameters())
+    for _ in range(10):
+        trained(net, optimizer)
+    assert not caplog.text  # a gradient scaler may skip so many
+    trained(net, optimizer)
+    assert "nothing has changed a parameter of Sequential" in caplog.text
+    assert "build the optimizer from net.param_groups()" in caplog.text
+    caplog.clear()
+    for _ in range(20):
+        trained(net, optimizer)
+    assert not caplog.text
+
+
+def test_it_is_noticed_in_pieces(caplog: pytest.LogCaptureFixture) -> None:
+    class Chooses(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.body(x)
+            return self.head(y) if y.sum().item() > 1e9 else y  # type: ignore[no-any-return]
+
+    model = Chooses()
+    net = fxc.compress(model, torch.randn(4, 6))
+    caplog.clear()
+    for _ in range(12):
+        trained(net, torch.optim.SGD(model.parameters(), lr=0.1))
+    assert caplog.text.count("nothing has changed a parameter of Chooses") == 1
+    assert not any(name.startswith("_fxc_") for name in net.finalize().__dict__)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, ByData])
+@pytest.mark.parametrize("part", [slice(None), slice(1), slice(2, 3)])
+def test_an_optimizer_of_a_part_of_the_network_is_none_to_warn_of(
+    kind: type[torch.optim.Optimizer], part: slice, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, net = fresh()
+    if kind is ByData and part == slice(2, 3):
+        pytest.skip("nobody sees that bits change behind the back of autograd")
+    optimizer = kind(net.param_groups(1e-3)[part])  # type: ignore[call-arg]
+    for _ in range(20):
+        trained(net, optimizer)
+    assert not caplog.text
+
+
+def test_steps_that_are_skipped_decide_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    _, net = fresh()
+    for _ in range(20):
+        for parameter in net.parameters():
+            parameter.grad = torch.full_like(parameter, torch.inf)
+        net.step()
+    assert not caplog.text
+    trained(net, torch.optim.SGD(net.param_groups(1e-3)))
+    for _ in range(20):
+        net.zero_grad()
+        trained(net)
+    assert not caplog.text  # it has been trained, which is all that is asked

@@ -286,7 +286,7 @@ class ChannelGraph:
 
         Raises:
             KeyError: there is no such module or parameter.
-            IndexError: it has no such channel.
+            IndexError: it has no such channel, or only this one, which stays.
             TypeError: ``channel`` is no whole number.
         """
         try:
@@ -299,10 +299,20 @@ class ChannelGraph:
         )
         if tensor is None:
             raise KeyError(self._without_channels(name))
-        group = self._by_channel.get((tensor, self._row_dim(tensor), channel))
+        dim = self._row_dim(tensor)
+        group = self._by_channel.get((tensor, dim, channel))
         if group is None:
-            raise IndexError(f"{tensor} has no channel {channel}: its shape is {self._shape(tensor)}")
+            raise IndexError(self._without_group(tensor, dim, channel))
         return self.groups[group]
+
+    def _without_group(self, tensor: str, dim: int, channel: int) -> str:
+        """Why a channel is in no group, in words."""
+        shape = self._shape(tensor)
+        if len(shape) <= dim or not 0 <= channel < shape[dim]:
+            return f"{tensor} has no channel {channel}: its shape is {shape}"
+        if shape[dim] == 1:
+            return f"channel {channel} of {tensor} is the only one, so it stays: the shape is {shape}"
+        return f"channel {channel} of {tensor} stays: it hangs on what cannot change, such as an input of the network"
 
     def _without_channels(self, name: str) -> str:
         """Why a name stands for no channels, in words."""
@@ -362,14 +372,20 @@ class ChannelGraph:
             "",
         ]
         rows = [("groups", "parameters", "made by", "read by", "kept by")]
+        rest = 0
         for bundle in self.bundles:
-            if bundle.producers or bundle.consumers or (bundle.removable and bundle.parameters):
+            if not (bundle.producers or bundle.consumers or (bundle.removable and bundle.parameters)):
+                rest += len(bundle.groups)
+            else:
                 kept = "-" if bundle.removable else _shortened(bundle.reasons) or "no parameter makes it"
                 numbers = f"{len(bundle.groups):,}", f"{bundle.parameters:,}"
                 made = _names(bundle.producers) if not bundle.tensors else f"held by {_names(bundle.tensors)}"
                 rows.append((*numbers, made, _names(bundle.consumers), kept))
         wide = [max(len(row[column]) for row in rows) for column in (2, 3)]
         lines += [f"{row[0]:>7} {row[1]:>12}  {row[2]:<{wide[0]}}  {row[3]:<{wide[1]}}  {row[4]}" for row in rows]
+        if rest:
+            what = "no layer makes or reads them: positions of kernels, rows of tables, norms of inputs"
+            lines.append(f"{rest:>7,} {'':>12}  not listed, as {what}")
         lines += map(str, self.uncovered)
         return "\n".join(lines)
 

@@ -90,6 +90,8 @@ def _traced_on(model: nn.Module, guess: ExampleInputs, why: TraceError, *, plain
 def in_pieces_by_inputs(error: FxCompressError) -> FxCompressError:
     """What :func:`prepare` has raised for a model without inputs, with the way that there is besides."""
     hint = "with example_inputs, on which it runs, those modules of it that have a graph are taken, each on its own"
+    if str(error).endswith("it is then traced by running it on them"):
+        hint = "where it has no graph even then, those of its modules that have one are taken, each on its own"
     return type(error)(f"{error}\n  {hint}")
 
 

@@ -91,10 +91,13 @@ def compare(recipe: Recipe, data: Digits, out: Path, console: Console) -> tuple[
     loss = nn.CrossEntropyLoss(label_smoothing=recipe.smoothing)
     torch.manual_seed(recipe.seed)
     model = DigitsNet()
+    _say(console, f"training the float baseline: {recipe.epochs} epochs")
     baseline, history = _baseline(recipe, data, model, loss, console)
     middle = time.perf_counter()
+    _say(console, f"training the network that compresses itself: {recipe.epochs} epochs")
     result = _compressed(recipe, data, model, baseline, console)
     trained = time.perf_counter()
+    _say(console, "measuring both")
     one, many = data.test_x[:1], data.test_x[:64]
     compressed = Network(
         data.accuracy(result.module),
@@ -118,6 +121,12 @@ def compare(recipe: Recipe, data: Digits, out: Path, console: Console) -> tuple[
         {"command": f"fxcompress demo --seed {recipe.seed} --epochs {recipe.epochs}", **_settings(recipe)},
     )  # fmt: skip
     return comparison, result
+
+
+def _say(console: Console, line: str) -> None:
+    """A line for logs and pipes, which have no progress bars: some minutes are long without a word."""
+    if not console.is_terminal:
+        console.print(line)
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
@@ -177,7 +186,8 @@ def run(out: str | Path, recipe: Recipe) -> dict[str, Any]:
     write_html(comparison, pictures, folder / "report.html", NOTE)
     console.print(table(comparison))
     console.print(
-        f"{comparison.seconds['total']:.0f} s; wrote report.html, report.json, pictures and net.fxc to {folder}"
+        f"{comparison.seconds['total']:.0f} s; wrote report.html, report.json, pictures and net.fxc to {folder}",
+        soft_wrap=True,
     )
     sys.stdout.flush()
     return report

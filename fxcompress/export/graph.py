@@ -5,7 +5,6 @@ import inspect
 import io
 import itertools
 import logging
-import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -19,13 +18,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from fxcompress.errors import ExampleInputError, ExportError, MissingPackageError
+from fxcompress.export.onnx_names import name_batch, name_outputs
 from fxcompress.export.packages import NEEDED
 from fxcompress.trace import trees
 from fxcompress.trace.inputs import ExampleInputs
 
 try:
     import onnxscript  # noqa: F401 - torch's exporter needs it
-    from onnx import ModelProto, ValueInfoProto
+    from onnx import ModelProto
     from onnxruntime import InferenceSession, SessionOptions
 except ImportError as error:
     raise MissingPackageError(NEEDED) from error
@@ -112,7 +112,7 @@ def exported(net: nn.Module, inputs: ExampleInputs, dynamic_shapes: Any = None) 
             raise ExportError(_refusal(net, given, error)) from error
     else:
         if dynamic_shapes is None:
-            _name_batch(model)
+            name_batch(model)
         return ExportedGraph(model, given)
     try:
         return ExportedGraph(_model(net, given, None), given)
@@ -146,17 +146,10 @@ def _model(net: nn.Module, inputs: ExampleInputs, shapes: Any) -> ModelProto:  #
             dynamic_shapes=shapes,
         )  # fmt: skip
     assert program is not None
-    return program.model_proto
-
-
-def _name_batch(model: ModelProto) -> None:
-    """Call the one size that is free in all inputs ``batch``, in place of a number of torch's."""
-    first = {size for each in model.graph.input for size in sizes(each) if isinstance(size, str)}
-    if len(first) == 1:
-        (symbol,) = first
-        for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
-            for dim in (dim for dim in value.type.tensor_type.shape.dim if dim.dim_param):
-                dim.dim_param = re.sub(rf"\b{re.escape(symbol)}\b", "batch", dim.dim_param)
+    model = program.model_proto
+    with torch.no_grad():
+        name_outputs(model, net(*inputs.args, **inputs.kwargs))
+    return model
 
 
 @contextlib.contextmanager
@@ -273,8 +266,3 @@ def _off(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float:
     a, b = found.astype(np.float64), expected.astype(np.float64)
     a, b = np.where(np.isnan(a) & np.isnan(b), 0, a), np.where(np.isnan(a) & np.isnan(b), 0, b)
     return float(np.abs(a - b).max() / (np.abs(b).max() or 1))
-
-
-def sizes(value: ValueInfoProto) -> tuple[int | str, ...]:
-    """The shape of an input; a text is the name of a size that is free."""
-    return tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim)

@@ -116,7 +116,8 @@ def export_onnx(
     """
     file = check_arguments("export_onnx(module, path)", path, module)
     from fxcompress.export.activations import has_integers, layer_weights, quantize_activations, stored_codes
-    from fxcompress.export.graph import difference, exported, run, sizes
+    from fxcompress.export.graph import difference, exported, run
+    from fxcompress.export.onnx_names import sizes
     from fxcompress.export.onnx_weights import constants_of, put_integers, strip
 
     provenance = _provenance(module)

@@ -88,7 +88,8 @@ def _trace(model: nn.Module, inputs: ExampleInputs | None) -> TracedModule:
         traced = _checked(model, inputs, partial(_trace_symbolically, model, inputs))
     except TraceError as error:
         if inputs is None:
-            raise TraceError(f"{error}\n  or pass example_inputs: it is then traced by running it on them") from error
+            way = "or pass" if "\n" in str(error) else "pass"  # other ways stand on lines of their own
+            raise TraceError(f"{error}\n  {way} example_inputs: it is then traced by running it on them") from error
         return _trace_by_running(model, inputs, error)
     if inputs is None or not _hides_parameters(traced):
         return traced

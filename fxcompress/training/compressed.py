@@ -25,7 +25,7 @@ from fxcompress.trace.weights.opened import was_opened
 from fxcompress.training.altered import check_hooks, unhooked
 from fxcompress.training.census import free_entries
 from fxcompress.training.distributed import refuse_sharded
-from fxcompress.training.left_behind import warn_of_left_behind
+from fxcompress.training.left_behind import note_unchanged, warn_of_left_behind, warn_of_untrained
 from fxcompress.training.liveness import Liveness
 from fxcompress.training.network import Settings
 from fxcompress.training.plain_copy import plain_copy
@@ -109,7 +109,9 @@ class CompressedModule(SizedModule):
         what is dead.
         """
         warn_of_left_behind(self)
+        warn_of_untrained(self)
         self.liveness.step()
+        note_unchanged(self)
 
     def prune(
         self, optimizer: Optimizer | Sequence[Optimizer] | None = None, *, averages: Iterable[nn.Module] = ()

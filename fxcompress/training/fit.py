@@ -75,8 +75,9 @@ class FitResult:
         seconds = sum(record.seconds for record in self.history)
         parameters = sum(p.numel() for p in self.module.parameters())
         trained, stored = self.net.fractional_size(), self.net.stored_size()
+        epochs = "1 epoch" if len(self.history) == 1 else f"{len(self.history)} epochs"
         lines = [
-            f"FitResult after {len(self.history)} epochs, {seconds:.0f} s of training",
+            f"FitResult after {epochs}, {seconds:.0f} s of training",
             *map(str, self.history[-1:]),
             f"weights: {trained:.2%} of their bits as trained, {stored:.2%} as stored",
             f"multiply-adds of quantized layers, whatever the bits: {self.macs_left():.1%}",
@@ -311,7 +312,10 @@ def gamma_of(
     if not required and gamma is None and target_size is None:
         return ConstantGamma(0.0)
     if (gamma is None) == (target_size is None):
-        raise ValueError("pass either gamma= (the weight of the size in the loss) or target_size= (share of the bits)")
+        others = "; for speed alone, target_macs= or target_latency=" if gamma is None else ""
+        raise ValueError(
+            f"pass either gamma= (the weight of the size in the loss) or target_size= (share of the bits){others}"
+        )
     if target_size is not None:
         return TargetSize(target_size, arrival=EARLY) if fine_tune else TargetSize(target_size)
     if callable(gamma):

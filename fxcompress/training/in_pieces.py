@@ -17,7 +17,7 @@ from fxcompress.trace.modes import ordinary
 from fxcompress.training.altered import unhooked
 from fxcompress.training.compressed import CompressedModule
 from fxcompress.training.distributed import refuse_sharded
-from fxcompress.training.left_behind import warn_of_left_behind
+from fxcompress.training.left_behind import note_unchanged, warn_of_left_behind, warn_of_untrained
 from fxcompress.training.network import Settings, SizedNetwork
 from fxcompress.training.piece import become_plain
 from fxcompress.training.removal import remove_dead
@@ -93,8 +93,10 @@ class CompressedPieces(SizedNetwork):
     def step(self) -> None:
         """To be called after each ``optimizer.step()``; see :meth:`CompressedModule.step`."""
         warn_of_left_behind(self)
+        warn_of_untrained(self)
         for piece in self.pieces.values():
-            piece.step()
+            piece.liveness.step()
+        note_unchanged(self)
 
     def prune(
         self, optimizer: Optimizer | Sequence[Optimizer] | None = None, *, averages: Iterable[nn.Module] = ()
@@ -147,7 +149,8 @@ class CompressedPieces(SizedNetwork):
             become_plain(target, piece.finalize(prune=prune, fold=fold, narrow=narrow))
         plain: nn.Module = own
         plain.__class__ = self.fxc_own  # type: ignore[assignment]
-        for name in ("settings", "outside", "fxc_paths", "_fxc_joined"):
+        noted = [name for name in plain.__dict__ if name.startswith("_fxc_")]
+        for name in ("settings", "outside", "fxc_paths", *noted):
             plain.__dict__.pop(name, None)
         return plain
 

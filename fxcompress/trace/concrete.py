@@ -40,6 +40,7 @@ from fxcompress.trace.state import State, carries_over, same_randomness
 from fxcompress.trace.state import unset as forget
 from fxcompress.trace.traced import lint
 from fxcompress.trace.trees import replace
+from fxcompress.trace.uncompiled import uncompiled
 from fxcompress.trace.watch import IsLeaf, watch
 from fxcompress.trace.weights.flat import renew_weights
 from fxcompress.trace.writer import Writer
@@ -138,6 +139,7 @@ def _repeats(run: "_Run", second: "_Run", inputs: ExampleInputs) -> bool:
         return False
 
 
+@uncompiled()
 def check_runs(root: nn.Module, inputs: ExampleInputs) -> None:
     """Raise when the model does not run on the inputs at all, so that tracing is not to blame.
 
@@ -153,6 +155,7 @@ def check_runs(root: nn.Module, inputs: ExampleInputs) -> None:
         ) from error
 
 
+@uncompiled()
 def runs(root: nn.Module, inputs: ExampleInputs, *, training: bool = False) -> bool:
     """Whether a copy of the model runs on the values of the inputs."""
     given = inputs.converted(lambda tensor: tensor.detach().clone())

@@ -138,6 +138,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
     if a.shape != b.shape or a.dtype != b.dtype or a.layout is not b.layout:
         return False
     a, b = (tensor if tensor.layout is torch.strided else tensor.to_dense() for tensor in (a, b))
+    a, b = (torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor for tensor in (a, b))
     if not a.is_floating_point() or not a.numel():
         return bool(torch.equal(a, b))
     if not torch.equal(a.isnan(), b.isnan()):

@@ -108,11 +108,13 @@ class Recorder(TorchFunctionMode):
             with self:
                 return others()
         target = target_of(func, args, kwargs)
-        given = target.args
-        if given and not torch.is_grad_enabled() and _writes(getattr(func, "__name__", "")):
+        given, named = target.args, target.kwargs
+        if not torch.is_grad_enabled() and named.get("out") is not None:
+            given, named = rebuild(self._unwatched, given), rebuild(self._unwatched, named)
+        elif given and not torch.is_grad_enabled() and _writes(getattr(func, "__name__", "")):
             given = (rebuild(self._unwatched, given[0]), *given[1:])
         try:
-            return self.call((target.op, target.target), given, target.kwargs, func, args, kwargs)
+            return self.call((target.op, target.target), given, named, func, args, kwargs)
         except _ValuesError as error:
             entries = self._entries(args, error) if func is Tensor.__getitem__ else None
             if entries is None:

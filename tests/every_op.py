@@ -68,13 +68,21 @@ class Between(nn.Module):
             tensors are buffers of it.
         read: the dim along which layers read the results, the last one where there are not so many. They read what is
             dense and of floats; what else there is comes out as it is.
+        filled: the code fills tensors with numbers, in the place of buffers.
     """
 
     def __init__(
-        self, call: Callable[..., Any], leaves: Sequence[Any], tree: TreeSpec, places: dict[int, int], read: int
+        self,
+        call: Callable[..., Any],
+        leaves: Sequence[Any],
+        tree: TreeSpec,
+        places: dict[int, int],
+        read: int,
+        *,
+        filled: bool = False,
     ) -> None:
         super().__init__()
-        self.call, self.tree = call, tree
+        self.call, self.tree, self.filled = call, tree, filled
         self.leaves = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         self.made, self.read = nn.ModuleDict(), nn.ModuleDict()
         for place, leaf in enumerate(leaves):
@@ -93,7 +101,7 @@ class Between(nn.Module):
         for (place, layer), x in zip(self.made.items(), inputs, strict=True):
             leaves[int(place)] = layer(x)
         for name, buffer in self.named_buffers(recurse=False):
-            leaves[int(name.removeprefix("operand"))] = buffer
+            leaves[int(name.removeprefix("operand"))] = filled_like(buffer) if self.filled else buffer
         args, kwargs = tree_unflatten(leaves, self.tree)
         return tree_flatten(self.call(*args, **kwargs))[0]
 
@@ -103,6 +111,11 @@ class Between(nn.Module):
         for number, layer in self.read.items():
             results[int(number)] = layer(results[int(number)])
         return results
+
+
+def filled_like(tensor: Tensor) -> Tensor:
+    """A tensor that the code makes of nothing: three quarters, or integers that are zero."""
+    return torch.full(tuple(tensor.shape), 0.75 if tensor.is_floating_point() else 0, dtype=tensor.dtype)
 
 
 def _can_be_read(result: Tensor) -> bool:
@@ -118,13 +131,14 @@ class Case:
     inputs: tuple[Tensor, ...]
 
 
-def cases(name: str, count: int, seed: int) -> Iterator[Case]:
+def cases(name: str, count: int, seed: int, *, filled: bool = False) -> Iterator[Case]:
     """Networks around an operation on some of the arguments that torch tries it with.
 
     Args:
         name: one of :data:`OPERATIONS`.
         count: how many at most.
         seed: which arguments, which of them layers make, along which dims these work.
+        filled: see :class:`Between`.
     """
     generator = random.Random(f"{name} {seed}")
     operation = OPERATIONS[name]
@@ -140,7 +154,7 @@ def cases(name: str, count: int, seed: int) -> Iterator[Case]:
         others = {p: d for p, d in found if d == dim and p != place and generator.random() < 0.3}
         places = dict(sorted({place: dim, **others}.items()))
         try:
-            net = Between(operation.op, leaves, tree, places, generator.choice([dim, dim, 0, 1]))
+            net = Between(operation.op, leaves, tree, places, generator.choice([dim, dim, 0, 1]), filled=filled)
         except RuntimeError:  # it wants a constant there, or what a transposed tensor is not
             continue
         yield Case(net.eval(), tuple(leaves[place].detach().clone() for place in places))

@@ -109,3 +109,45 @@ def test_they_train_their_bits(name: str) -> None:
             assert difference(before, net.train()(x)) <= 1e-9
             assert float(net.size("eq4").detach()) <= size * (1 + 1e-9)  # what goes together may take more with it
     assert difference(net.eval()(x), net.finalize()(x)) <= 1e-9
+
+
+class Local(nn.Module):
+    """Heads that look at the two words before: heads and words are a batch for torch, and so are the samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.last = nn.Linear(4, H * K), nn.Linear(4, H * K), nn.Linear(H * 3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k = (layer(x).unflatten(-1, (H, K)).transpose(1, 2) for layer in (self.query, self.key))
+        windows = nn.functional.pad(k, (0, 0, 2, 0)).unfold(2, 3, 1)
+        return self.last(torch.einsum("bhtd,bhtdw->bthw", q, windows).flatten(2))  # type: ignore[no-any-return]
+
+
+class Read(nn.Module):
+    """The state of each channel, read out as each sample says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.last = nn.Linear(4, D), nn.Linear(4, K), nn.Linear(D, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        k, steps = self.key(x), []
+        for step, weight in zip(self.query(x).unbind(1), k.unbind(1), strict=False):
+            steps.append(torch.einsum("bdn,bn->bd", step.unsqueeze(-1) * k.mean(1, keepdim=True), weight))
+        return self.last(torch.stack(steps, 1))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize(("kind", "left"), [(Local, H * (K - 1)), (Read, D - 2)])
+def test_a_batch_of_one_sample_is_a_batch(kind: type[Local | Read], left: int, samples: int) -> None:
+    torch.manual_seed(0)
+    net, x = kind(), torch.randn(samples, T, 4)
+    with torch.no_grad():
+        for parameter in net.query.parameters():
+            parameter[0], parameter[K] = 0, 0
+    pruned = fxc.prune(net, x).module
+    assert len(pruned.get_parameter("query.weight")) == left
+    for count in (1, 2, 3):
+        other = torch.randn(count, T, 4)
+        assert difference(net(other), pruned(other)) <= 1e-12

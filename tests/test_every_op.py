@@ -79,8 +79,19 @@ NAMES = sorted(n for n in OPERATIONS if n.split()[0] not in RANDOM and not n.sta
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", NAMES)
 def test_removal_is_exact_around_it(name: str) -> None:
+    check_removal(name)
+
+
+@pytest.mark.sampled(9)
+@pytest.mark.parametrize("name", NAMES)
+def test_removal_is_exact_where_the_code_makes_what_it_takes_besides(name: str) -> None:
+    check_removal(name, filled=True)
+
+
+def check_removal(name: str, *, filled: bool = False) -> None:
+    """Prune networks around an operation, and compare."""
     choice = random.Random(name)
-    for case in cases(name, count=1, seed=0):
+    for case in cases(name, count=1, seed=0, filled=filled):
         make_dead(case, choice.choice(WAYS), torch.Generator().manual_seed(0))
         fold = choice.random() < 0.5
         with torch.no_grad():

@@ -103,6 +103,11 @@ OPS: dict[str, Op] = {
         h.unsqueeze(2).repeat(1, 1, h.shape[0], 1, 1).reshape(h.shape[0], -1, *h.shape[2:])[:, -C:]
     ),
     "a list of as many as samples": lambda m, h: channels_last(torch.cat([h] * h.shape[0], 1)[:, -C:]),
+    "a stack of as many as samples": lambda m, h: channels_last(
+        torch.stack([h] * h.shape[0], 2).flatten(1, 2)[:, 1 : 1 + C]
+    ),
+    "a stack of the samples": lambda m, h: torch.stack(h.unbind(0), -1).flatten(2).flatten(1)[:, 2 : 2 + C],
+    "other entries of two": lambda m, h: channels_last(torch.stack([h, h.exp()], 2).flatten(1, 2)[:, 1 : 1 + C]),
     "twice": lambda m, h: channels_last(repeated(h, 2)[:, 1 : 1 + C]),
     "a variance with more taken off": lambda m, h: h.flatten(2).var(2, correction=2),
 }
@@ -163,6 +168,9 @@ STAY_DEAD: dict[str, Op] = {
     "four pixels for each": lambda m, h: (
         F.pixel_unshuffle(h, 2).unflatten(1, (C, 4)).mean(2) + F.max_pool2d(h, 2)
     ).permute(0, 2, 3, 1),
+    "one of two, in turn": lambda m, h: channels_last(torch.stack([h, h.tanh()], 2).flatten(1, 2)[:, 1::2]),
+    "one of three, in turn": lambda m, h: torch.stack([h, h, h.sin()], -1).mean((2, 3)).flatten(1)[:, 2::3],
+    "the second of three": lambda m, h: channels_last(torch.stack([h, h.tanh(), h], 1).flatten(1, 2)[:, C:-C]),
     "a token in front": lambda m, h: torch.cat([h.flatten(2).mT[:, :1] * 0, channels_last(h)], 1)[:, 0],
 }
 

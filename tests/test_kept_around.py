@@ -1,11 +1,19 @@
 """Models that change something around them, past their plain attributes: never wrong without a word."""
 
+import functools
 import itertools
+import os
+import threading
+from array import array
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
+from enum import Enum
 from functools import partial
-from typing import Any
+from types import MappingProxyType, ModuleType
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import pytest
 import torch
@@ -49,6 +57,12 @@ class SlottedData:
     """A dataclass with slots."""
 
     count: int = 0
+
+
+class Named(NamedTuple):
+    """Holds something for good, which may be another thing in itself."""
+
+    items: list[int]
 
 
 NESTED = Nested()
@@ -148,6 +162,134 @@ def no_layer(net: Any, h: Tensor) -> Any:  # noqa: ANN401
         h = net.act(h)
         del net.act
     return h
+
+
+class Table(dict[str, int]):
+    """Keeps a count in itself, and one in an attribute."""
+
+    def __missing__(self, key: str) -> int:
+        return 0
+
+
+class Row(list[int]):
+    """As Table."""
+
+
+class Helper(nn.Module):
+    """A module that is none of the model's."""
+
+    count = 0
+
+    def forward(self) -> int:
+        self.count += 1
+        return self.count
+
+
+class Colour(Enum):
+    """Has a member that anyone can hang something on."""
+
+    RED = 1
+
+    @property
+    def step(self) -> int:
+        self.count: int = getattr(self, "count", 0) + 1
+        return self.count
+
+
+THREAD, VARIABLE, ARRAY, BYTES = threading.local(), ContextVar("count", default=0), array("i", [0]), bytearray(1)
+TABLE, ROW, WEAK, HELPER = Table(), Row(), WeakKeyDictionary[Any, int](), Helper()
+NAMED, PROXY, METHOD = Named([0]), MappingProxyType({"count": [0]}), Slots().step
+AROUND = ModuleType("around")
+AROUND.table, AROUND.slots, AROUND.kind = {"count": 0}, Slots(), type("Kind", (), {"count": 0})  # type: ignore[attr-defined]
+
+
+@functools.cache
+def only_one() -> Slots:
+    return Slots()
+
+
+@functools.lru_cache
+def only_list() -> list[int]:
+    return []
+
+
+only_one()
+only_list()
+
+
+def by_thread() -> int:
+    THREAD.count = getattr(THREAD, "count", 0) + 1
+    return THREAD.count  # type: ignore[no-any-return]
+
+
+def by_variable() -> int:
+    VARIABLE.set(VARIABLE.get() + 1)
+    return VARIABLE.get()
+
+
+def by_environment() -> int:
+    os.environ["FXC_COUNT"] = str(int(os.environ.get("FXC_COUNT", "0")) + 1)
+    return int(os.environ["FXC_COUNT"])
+
+
+def by_item(table: Any, key: object = "count") -> int:  # noqa: ANN401
+    table[key] = table[key] + 1
+    return int(table[key])
+
+
+def by_weak() -> int:
+    WEAK[Slots] = WEAK.get(Slots, 0) + 1
+    return WEAK[Slots]
+
+
+def by_length(items: list[int]) -> int:
+    items.append(1)
+    return len(items)
+
+
+def by_kind_in_module() -> int:
+    AROUND.kind.count += 1
+    return AROUND.kind.count  # type: ignore[no-any-return]
+
+
+def by_name() -> int:
+    globals()["COUNTED"] = globals()["COUNTED"] + 1
+    return COUNTED
+
+
+COUNTED = 0
+STEPS: dict[str, Callable[[], int]] = {
+    "thread": by_thread,
+    "variable of a context": by_variable,
+    "environment": by_environment,
+    "array": lambda: by_item(ARRAY, 0),
+    "bytes": lambda: by_item(BYTES, 0),
+    "kind of dict": lambda: by_item(TABLE),
+    "kind of list": lambda: by_length(ROW),
+    "weak dict": by_weak,
+    "module of nobody": lambda: HELPER(),  # noqa: PLW0108 - seen by its name
+    "member of an enum": lambda: Colour.RED.step,
+    "named tuple": lambda: by_item(NAMED.items, 0),
+    "read-only dict": lambda: by_item(PROXY["count"], 0),
+    "bound method": lambda: METHOD(),  # noqa: PLW0108
+    "table in a module": lambda: by_item(AROUND.table),
+    "object in a module": lambda: int(AROUND.slots.step()),
+    "class in a module": by_kind_in_module,
+    "what a cache returns": lambda: only_one().step(),
+    "what a bounded cache returns": lambda: by_length(only_list()),
+    "global by its name": by_name,
+}
+
+
+@pytest.mark.parametrize("looks", [False, True])
+@pytest.mark.parametrize("name", STEPS)
+def test_a_count_is_refused_and_put_back_wherever_it_is(name: str, *, looks: bool) -> None:
+    step = STEPS[name]
+    before = step()
+    net = made_dead(Net(lambda _, h: h * step(), looks=looks))
+    with pytest.raises(TraceError, match=r"while it runs, and the next run may read it"):
+        fxc.prune(net, X)
+    assert step() == before + 1
 
 
 HARMFUL: dict[str, Callable[[], Callable[[Any, Tensor], Any]]] = {

@@ -134,9 +134,23 @@ class Doubled(Base):
         return self.third(self.second(h.relu()))  # type: ignore[no-any-return]
 
 
+class Assigns(Base):
+    """Replaces buffers while training, reads them before and after, and keeps one for the backward pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x) * (1 + self.mean)
+        if self.training:
+            self.mean, old = 0.9 * self.mean + 0.1 * h.detach().mean(0), self.mean
+            self.last = (self.mean - old).abs()
+        with torch.no_grad():
+            buffer = torch.empty_like(h)
+            torch.mul(h, self.mean, out=buffer)
+        return self.third(self.second(h - self.last) + buffer)  # type: ignore[no-any-return]
+
+
 @pytest.mark.parametrize("outer", [True, False])
 @pytest.mark.parametrize(
-    "kind", [Frozen, Decorated, Averages, Stopped, Straight, StraightByRunning, Follows, Masked, Doubled]
+    "kind", [Frozen, Decorated, Averages, Stopped, Straight, StraightByRunning, Follows, Masked, Doubled, Assigns]
 )
 def test_gradients_flow_where_they_did(kind: type[nn.Module], *, outer: bool) -> None:
     torch.manual_seed(0)
@@ -184,16 +198,36 @@ def test_distributions_are_traced_without_their_checks() -> None:
     assert torch.distributions.Distribution._validate_args == checks
 
 
-class Assigns(Base):
+class AssignsGradients(Base):
     def forward(self, x: Tensor) -> Tensor:
-        self.mean = self.mean + 1
-        return self.third(self.first(x).relu())  # type: ignore[no-any-return]
+        h = self.first(x)
+        self.mean = self.mean + h.mean(0)
+        return self.third(h)  # type: ignore[no-any-return]
 
 
-def test_a_buffer_that_is_replaced_is_refused() -> None:
-    model = Assigns().double()
+class Swaps(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        self.mean, self.last = self.last, self.mean + 1
+        return self.third(self.first(x) + self.last)  # type: ignore[no-any-return]
+
+
+class ReturnsTheOld(Base):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        old, self.mean = self.mean, self.mean + 1
+        return self.third(self.first(x)), old[:3]
+
+
+class Grows(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        self.mean = torch.cat([self.mean, self.mean])
+        return self.third(self.first(x))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("kind", [AssignsGradients, Swaps, ReturnsTheOld, Grows])
+def test_a_buffer_is_replaced_by_what_nobody_else_has(kind: type[Base]) -> None:
+    model = kind().double()
     before = model.mean
-    with pytest.raises(TraceError, match=r"the buffer 'mean', .* write to it in place"):
+    with pytest.raises(TraceError, match="it sets its attribute mean while it runs, and the next run may read it"):
         fxc.prune(model, X)
     assert model.mean is before
 

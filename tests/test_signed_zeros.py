@@ -76,6 +76,11 @@ OF_COMPLEX: dict[str, Op] = {
     "sqrt": lambda a, b: torch.complex(a, b).sqrt().real,
     "phase": lambda a, b: torch.polar(torch.ones_like(a), torch.complex(a, b).angle()).real,
     "one": lambda a, b: torch.copysign(torch.ones_like(a), a) - 1,
+    "bits": lambda a, b: a.view(torch.int64).to(a.dtype) * 1e-18,
+    "bits there and back": lambda a, b: (a.view(torch.int64) & -2).view(torch.float64),
+    "halves of bits": lambda a, b: a.view(torch.int32)[..., 1::2].to(a.dtype) * 1e-9,
+    "pairs": lambda a, b: torch.stack([a, b], -1).view(torch.complex128).squeeze(-1).angle(),
+    "no other type": lambda a, b: a.view(a.dtype) * b,
     "lengths": lambda a, b: torch.exp(-1 / a.clamp_max(0)),
 }
 

@@ -64,6 +64,11 @@ def _slice_scattered(
     return whole
 
 
+def _stacked(run: Dispatcher, tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """``stack`` with a dim of its own from the start; torch puts channels behind each other, and parts them again."""
+    return torch.cat([tensor.unsqueeze(dim) for tensor in tensors], dim)
+
+
 def _unsqueezed(tensor: Tensor, dims: Sequence[int]) -> Tensor:
     for dim in sorted(dims):
         tensor = tensor.unsqueeze(dim)
@@ -76,6 +81,7 @@ COMPOSED: dict[Any, Callable[..., Any]] = {
     torch.ops.aten._trilinear.default: _trilinear,  # noqa: SLF001
     torch.ops.aten._sparse_addmm.default: _sparse_product,  # noqa: SLF001
     torch.ops.aten.slice_scatter.default: _slice_scattered,
+    torch.ops.aten.stack.default: _stacked,
 }
 """From the op to a function of whoever runs ops on labels, and the arguments of the op."""
 

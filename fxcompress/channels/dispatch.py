@@ -22,7 +22,7 @@ from fxcompress.channels.rules import rule_of
 from fxcompress.channels.rules.contraction import CONTRACTIONS
 from fxcompress.channels.rules.extremes import in_extremes
 from fxcompress.channels.rules.indexing import INDEX
-from fxcompress.channels.rules.movement import CAT
+from fxcompress.channels.rules.movement import CAT, RETYPED
 from fxcompress.channels.rules.norms import BATCH_NORM
 from fxcompress.channels.rules.places import ANYWHERE, floats, moving_dims
 from fxcompress.channels.rules.pointwise import CHOICE, OPAQUE_VALUES, OVERWRITTEN, POINTWISE
@@ -517,7 +517,7 @@ def _with_defaults(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 
 def _rule(func: Any) -> OpClass | None:  # noqa: ANN401
-    rule = rule_of(func)
+    rule = RETYPED if func is torch.ops.aten.view.dtype else rule_of(func)
     if rule is None and torch.Tag.pointwise in func.tags:
         return OPAQUE_VALUES if torch.Tag.nondeterministic_seeded in func.tags else POINTWISE
     return rule

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from fxcompress.channels.size_reads import read_of
@@ -52,7 +53,7 @@ def given_sizes(
 
     if name in {"view_as", "reshape_as"} and isinstance(node.args[1], fx.Node):
         return _sizes_of(results[node.args[1].name], slice(None), free)
-    if name not in {"view", "reshape"} or node.kwargs:
+    if name not in {"view", "reshape"} or node.kwargs or isinstance(node.args[1], torch.dtype):
         return []
     return list(_each(node.args[1:], results, same, free))
 

@@ -257,6 +257,7 @@ class Interpreter:
         sizes = node, self.trail.values, self._numbers.is_fixed, self.dispatch.places.free
         self.dispatch.places.given = given_sizes(*sizes)
         self.dispatch.places.repeated = repeated_dims(*sizes)
+        self.dispatch.places.lists = bool(node.args) and isinstance(node.args[0], tuple | list)
         source = args[0] if args else None
         rank = source.ndim if isinstance(source, LabelTensor) else 0
         self.dispatch.places.flattens = flattened(node, callee, rank)

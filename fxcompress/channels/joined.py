@@ -19,7 +19,7 @@ from fxcompress.channels.given_sizes import GivenSize
 from fxcompress.channels.layers import along, blocks, support
 from fxcompress.channels.rules.contraction import CONVOLUTION, site_of
 from fxcompress.channels.rules.indexing import INDEX, indexed_dims
-from fxcompress.channels.rules.movement import PERMUTE, RESHAPE
+from fxcompress.channels.rules.movement import CAT, PERMUTE, RESHAPE
 from fxcompress.channels.rules.pointwise import SAME, unexpanded
 from fxcompress.channels.rules.reductions import SOFTMAX, reduced_dims
 from fxcompress.channels.rules.registry import OpClass
@@ -58,6 +58,7 @@ class Joined:
         given: what it is given as the size of each dim of its result.
         repeated: of each of its last dims, whether the node that runs repeats one entry as often for all inputs.
         flattens: the dims that it makes one of; None where it is no such node.
+        lists: whether it is given a list of tensors, as many as stand in the graph.
     """
 
     def __init__(self, made: AbstractSet[int]) -> None:
@@ -69,6 +70,7 @@ class Joined:
         self.given: Sequence[GivenSize] = ()
         self.repeated: Sequence[bool] = ()
         self.flattens: range | None = None
+        self.lists = False
 
     def free(self, value: Value) -> list[bool]:
         """Of each dim of a value, whether its size may be another one for other inputs."""
@@ -129,7 +131,10 @@ class Joined:
                 ones = made if moving else made | self._ones_in(out, moved)
                 self._note(out, joins | self._joins_in(out, moved), ones)
                 parts = self._repeats(call, out)
-                if self._parts and (op in _IN_PLACE or op.name.startswith(_POINTWISE)):
+                if op is CAT and self.lists:
+                    parts |= self._stacked(call, out)
+                stays = op in _IN_PLACE or op.name.startswith(_POINTWISE) or op_name(call) in REDUCE
+                if self._parts and stays:
                     parts |= self._parts_in(out, moved)
                 self._note_parts(out, parts)
         return NONE
@@ -160,6 +165,11 @@ class Joined:
             return set()
         ones = {d + out.rank - source.rank for d in self._ones.get(source.key, NONE)}
         return {d for d in ones if out.rank - d <= len(self.repeated) and self.repeated[d - out.rank]}
+
+    def _stacked(self, call: Call, out: Value) -> set[int]:
+        """The dim along which tensors are put behind each other, where each has as many entries for all inputs."""
+        dim, tensors = call.arg(1, "dim", 0) % out.rank, call.args[0]
+        return {dim} if all(isinstance(t, Value) and self._is_fixed(t, dim) for t in tensors) else set()
 
     def _parts_in(self, out: Value, moved: list[tuple[Value, Places | None]]) -> set[int]:
         """Where such dims are in a result; as wide as there, as what is broadcast has one entry."""

@@ -33,6 +33,7 @@ from fxcompress.trace.modes import AS_IT_IS, Precision
 from fxcompress.trace.objects import objects_in
 from fxcompress.trace.places import place_of
 from fxcompress.trace.recorder import Recorder
+from fxcompress.trace.replaced_buffers import Replaced
 from fxcompress.trace.same_graph import same_graph
 from fxcompress.trace.seen import own_buffers
 from fxcompress.trace.skeleton import skeleton
@@ -40,6 +41,7 @@ from fxcompress.trace.state import State, carries_over, same_randomness
 from fxcompress.trace.state import unset as forget
 from fxcompress.trace.traced import lint
 from fxcompress.trace.trees import replace
+from fxcompress.trace.uncompiled import uncompiled
 from fxcompress.trace.watch import IsLeaf, watch
 from fxcompress.trace.weights.flat import renew_weights
 from fxcompress.trace.writer import Writer
@@ -138,6 +140,7 @@ def _repeats(run: "_Run", second: "_Run", inputs: ExampleInputs) -> bool:
         return False
 
 
+@uncompiled()
 def check_runs(root: nn.Module, inputs: ExampleInputs) -> None:
     """Raise when the model does not run on the inputs at all, so that tracing is not to blame.
 
@@ -153,6 +156,7 @@ def check_runs(root: nn.Module, inputs: ExampleInputs) -> None:
         ) from error
 
 
+@uncompiled()
 def runs(root: nn.Module, inputs: ExampleInputs, *, training: bool = False) -> bool:
     """Whether a copy of the model runs on the values of the inputs."""
     given = inputs.converted(lambda tensor: tensor.detach().clone())
@@ -226,11 +230,12 @@ class _Run:
             with self.recorder.pause():
                 fakes = replace(self.fakes.from_tensor, (inputs.args, inputs.kwargs))
             given = Arguments(signature, ExampleInputs(*fakes), self.writer, self.recorder)
-            state, memory = State(self.model), Memory(self.model)
+            state, memory, buffers = State(self.model), Memory(self.model), Replaced(self.model)
             held = objects_in([*given.args, given.kwargs, *(vars(module) for module in self.model.modules())])
             watched = watch(self.recorder, self.model, self.is_leaf, self.readers, open_wrapped=self.open_wrapped)
             with watched, switches().run(training=self.training):
                 result = self.model(*given.args, **given.kwargs)
+            buffers.write(self.writer, [fakes, result])
             changed, contents = state.changed(), memory.changed()
             self.kept |= contents.keys() - changed  # the contents of lists, dicts and objects
             refuse_layers_set(contents, self.writer.graph)

@@ -1,16 +1,26 @@
 """What is in the containers and objects that code may put something into: to see that it has, and to undo it."""
 
+import functools
+import gc
+import operator
+import os
 import pickle
 import random
+import threading
+from array import array
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import partial
-from types import SimpleNamespace
+from enum import Enum
+from functools import _lru_cache_wrapper, partial
+from types import BuiltinMethodType, MappingProxyType, MethodType, MethodWrapperType, SimpleNamespace
 from typing import Any
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import numpy as np
 import torch
+from torch import nn
 
 from fxcompress.trace.objects import attributes_of
 
@@ -75,6 +85,8 @@ def is_simple(value: object) -> bool:
 def _kind_of(value: object) -> Kind | None:
     own = type(value)
     found = _CONTAINERS.get(own) or next((kind for classes, kind in _OTHERS if isinstance(value, classes)), None)
+    if found is None and isinstance(value, _BASES):
+        return _derived(next(base for base in _BASES if isinstance(value, base)))
     if found is None and _is_copied_by_attributes(own):
         return _OBJECT if attributes_of(value) is not None else _SLOTS if _slots(own) else None
     return found
@@ -96,6 +108,33 @@ def _write_slots(value: object, copy: dict[str, Any]) -> None:
     for name, item in copy.items():
         if getattr(value, name, None) is not item:
             setattr(value, name, item)
+
+
+@functools.cache
+def _derived(base: Any) -> Kind:  # noqa: ANN401 - one of _BASES
+    """Of classes derived from a container: what is in it, by its own methods, as those of the class may do anything."""
+    kind = _CONTAINERS[base]
+
+    def read(value: Any) -> Any:  # noqa: ANN401
+        items = base.items(value) if issubclass(base, dict) else base.__iter__(value)
+        return (dict if issubclass(base, dict) else kind.read)(items), dict(getattr(value, "__dict__", {}))
+
+    def write(value: Any, copy: Any) -> None:  # noqa: ANN401
+        items, attributes = copy
+        base.clear(value)
+        for key, item in items.items() if issubclass(base, dict) else ():
+            base.__setitem__(value, key, item)
+        if not issubclass(base, dict):
+            (base.update if base is set else base.extend)(value, items)
+        if attributes or getattr(value, "__dict__", {}):
+            _refill(vars(value), attributes)
+
+    return Kind(
+        read,
+        lambda a, b: kind.same(a[0], b[0]) and _same_tables(a[1], b[1]),
+        write,
+        lambda copy: [*kind.inside(copy[0]), *copy[1].values()],
+    )
 
 
 def _is_copied_by_attributes(kind: type) -> bool:
@@ -131,6 +170,26 @@ def _state_of_numpy(generator: np.random.Generator, state: dict[str, Any]) -> No
     generator.bit_generator.state = state
 
 
+def _set_table(table: Any, copy: dict[str, str]) -> None:  # noqa: ANN401 - os.environ, which all of the process reads
+    for key in table.keys() - copy.keys():
+        del table[key]
+    table.update({key: item for key, item in copy.items() if table.get(key) != item})
+
+
+def _cached(function: Any) -> list[Any]:  # noqa: ANN401 - with a cache
+    """What a function with a cache has returned, and has been given; the cache itself must be left alone."""
+    found = [item for item in gc.get_referents(function) if item is not vars(function)]
+    tables = [item for item in found if type(item) is dict]
+    if function.cache_parameters()["maxsize"] is None:
+        return [value for table in tables for value in table.values()]
+    links = [id(table) for table in tables if all(type(link).__name__ == "_lru_list_elem" for link in table.values())]
+    return [item for item in found if id(item) not in links]
+
+
+def _leave(_value: object, _copy: object) -> None:
+    """Write nothing."""
+
+
 _ROW = Kind(list, _same_rows, _refill, list)
 _TABLE = Kind(dict, _same_tables, _refill, lambda table: table.values())
 _SET = Kind(set, set.__eq__, _refill)
@@ -148,7 +207,21 @@ _CONTAINERS: dict[type, Kind] = {
     SimpleNamespace: _OBJECT,
     partial: _PARTIAL,
 }
-_OTHERS: list[tuple[type, Kind]] = [
+_BASES = (OrderedDict, dict, list, deque, set)
+_OTHERS: list[tuple[Any, Kind]] = [
+    (threading.local | Enum | nn.Module, _OBJECT),
+    (type(os.environ), Kind(dict, _same_tables, _set_table, lambda table: table.values())),
+    (WeakKeyDictionary | WeakValueDictionary, _TABLE),
+    (ContextVar, Kind(lambda variable: [variable.get(None)], _same_rows, lambda v, copy: v.set(copy[0]), list)),
+    (
+        bytearray | array,
+        Kind(lambda value: value[:], operator.eq, lambda value, copy: operator.setitem(value, slice(None), copy)),
+    ),
+    # These hold the same things for good, which may be others in themselves.
+    (MappingProxyType, Kind(dict, _same_tables, _leave, dict.values)),
+    (tuple, Kind(list, _same_rows, _leave, list)),
+    (MethodType | MethodWrapperType | BuiltinMethodType, Kind(lambda m: [m.__self__], _same_rows, _leave, list)),
+    (_lru_cache_wrapper, Kind(_cached, lambda _a, _b: True, _leave, list)),
     (np.ndarray, Kind(np.copy, _same_arrays, np.copyto)),
     (np.random.Generator, Kind(lambda generator: generator.bit_generator.state, _same_states, _state_of_numpy)),
     (

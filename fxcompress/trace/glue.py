@@ -86,14 +86,15 @@ def with_called(functions: Iterable[FunctionType], *, wrappers: bool = False) ->
             continue
         found.add(function)
         cells = [cell.cell_contents for cell in function.__closure__ or () if is_full(cell)]
-        named = [*_globals(function.__code__, function.__globals__), *cells]
+        named = [*(value for _, value in loaded_by(function.__code__, function.__globals__)), *cells]
         own = (f for f in named if isinstance(f, FunctionType) and _package(f) == _package(function))
         left += [each for f in own for each in opened(f)]
     return frozenset(found)
 
 
 def _inner(function: FunctionType) -> list[FunctionType]:
-    return [inspect.unwrap(function)]
+    found = inspect.unwrap(function)
+    return [found] if isinstance(found, FunctionType) else []  # torch.compile wraps functions of C as well
 
 
 def _layers(function: FunctionType) -> list[FunctionType]:
@@ -101,7 +102,8 @@ def _layers(function: FunctionType) -> list[FunctionType]:
     found = [function]
     while isinstance(inner := getattr(found[-1], "__wrapped__", None), FunctionType):
         found.append(inner)
-    return [each for each in found if each is found[-1] or _home(each) not in {"torch", *sys.stdlib_module_names}]
+    inner = None if hasattr(found[-1], "__wrapped__") else found[-1]  # it may wrap a function of C
+    return [each for each in found if each is inner or _home(each) not in {"torch", *sys.stdlib_module_names}]
 
 
 def _home(function: FunctionType) -> str:
@@ -109,34 +111,36 @@ def _home(function: FunctionType) -> str:
     return str(function.__globals__.get("__name__")).partition(".")[0]
 
 
-def _globals(code: CodeType, space: dict[str, Any]) -> Iterator[Any]:
+def loaded_by(code: CodeType, space: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """What code loads by the name of a global, and what it reads off a module that it has loaded: ``helpers.f``.
 
-    A name that it reads off anything else, as ``self.f``, is none of a global, although there may be one of that name.
+    With each goes the name under which it stands in the code. A name that it reads off anything else, as ``self.f``, is
+    none of a global, although there may be one of that name.
     """
     steps = _steps(code)
-    loaded: list[Any] = []
+    loaded: list[tuple[str, Any]] = []
     for i, step in enumerate(steps):
         if step.opname in _OF_GLOBALS:
-            found = space.get(str(step.argval))
+            name = str(step.argval)
+            found = space.get(name)
             for after in steps[i + 1 :]:
                 if not isinstance(found, ModuleType) or after.opname not in _OF_OBJECTS:
                     break
-                loaded.append(found)
-                found = vars(found).get(str(after.argval))
-            loaded.append(found)
+                loaded.append((name, found))
+                name, found = f"{name}.{after.argval}", vars(found).get(str(after.argval))
+            loaded.append((name, found))
     yield from loaded
     strings = list(_strings(code))
     yield from (
-        vars(module)[name]
-        for module in loaded
+        (f"{owner}.{name}", vars(module)[name])
+        for owner, module in loaded
         if isinstance(module, ModuleType)
         for name in strings
         if name in vars(module)
     )
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from _globals(constant, space)
+            yield from loaded_by(constant, space)
 
 
 def _package(function: FunctionType) -> str:

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxcompress.trace.trees import tensors_in
@@ -31,6 +32,8 @@ class OpWatch(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401
         kwargs = kwargs or {}
+        if isinstance(func, HigherOrderOperator):  # torch.cond: its functions write to nothing
+            return func(*args, **kwargs)
         self.before(func, args, kwargs)
         result = func(*args, **kwargs)
         self.made |= _memory_in(result) - _memory_in([args, kwargs])  # else it is a view, or what was written to

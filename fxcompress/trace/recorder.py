@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -95,9 +96,7 @@ class Recorder(TorchFunctionMode):
         answer = self._answer(func, args, kwargs)
         if answer is not None:
             return answer[0]
-        if func in _REFUSED and not _holds_values(args[0]):
-            what, instead = _REFUSED[func]
-            raise TraceError(f"it {what}{place()}, which a graph cannot do\n  {instead}")
+        _refuse(func, args)
         if getattr(func, "__name__", "") == "__set__" and func.__self__ is _REQUIRES_GRAD:
             return self._seen(Tensor.requires_grad_, args, {})
         if getattr(func, "__name__", "") == "__set__" and func.__self__ is _DATA and self._set_data(*args):
@@ -109,11 +108,13 @@ class Recorder(TorchFunctionMode):
             with self:
                 return others()
         target = target_of(func, args, kwargs)
-        given = target.args
-        if given and not torch.is_grad_enabled() and _writes(getattr(func, "__name__", "")):
+        given, named = target.args, target.kwargs
+        if not torch.is_grad_enabled() and named.get("out") is not None:
+            given, named = rebuild(self._unwatched, given), rebuild(self._unwatched, named)
+        elif given and not torch.is_grad_enabled() and _writes(getattr(func, "__name__", "")):
             given = (rebuild(self._unwatched, given[0]), *given[1:])
         try:
-            return self.call((target.op, target.target), given, target.kwargs, func, args, kwargs)
+            return self.call((target.op, target.target), given, named, func, args, kwargs)
         except _ValuesError as error:
             entries = self._entries(args, error) if func is Tensor.__getitem__ else None
             if entries is None:
@@ -397,6 +398,18 @@ _ARITHMETIC = {
 def _size(recorder: Recorder, tensor: Tensor, dim: int | None = None) -> Any:  # noqa: ANN401
     shape = recorder.shape(tensor)
     return shape if dim is None else shape[dim]
+
+
+def _refuse(func: Any, args: tuple[Any, ...]) -> None:  # noqa: ANN401 - whatever a mode is shown
+    """Refuse what runs functions of the model, and what gives values to code that torch does not see."""
+    if isinstance(func, HigherOrderOperator):
+        raise TraceError(
+            f"it calls torch.{func.name()}{place()}, which runs functions as the values of tensors say\n"
+            "  keep both ways in tensors (torch.where in place of torch.cond), or take this out of the model"
+        )
+    if func in _REFUSED and not _holds_values(args[0]):
+        what, instead = _REFUSED[func]
+        raise TraceError(f"it {what}{place()}, which a graph cannot do\n  {instead}")
 
 
 def _new_full(tensor: Tensor, size: Any, fill_value: Tensor, **options: Any) -> Tensor:  # noqa: ANN401

@@ -17,7 +17,9 @@ from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.places import place_of
 from fxcompress.trace.skeleton import own_tensors, skeleton
 from fxcompress.trace.state import same_randomness
+from fxcompress.trace.surroundings import restored_around
 from fxcompress.trace.trees import fields_of, replace
+from fxcompress.trace.uncompiled import uncompiled
 
 _HARMLESS = {"device", "dtype", "requires_grad", "is_cuda", "is_leaf", "grad_fn", "layout"}
 """Properties of a parameter that say nothing of its values or sizes."""
@@ -92,9 +94,10 @@ def _elements(tree: object) -> int:
     return sum(found)
 
 
+@uncompiled()
 def _run(model: nn.Module, inputs: ExampleInputs, seen: Seen) -> None:
     args, kwargs = replace(lambda t: t.detach().clone(), (inputs.args, inputs.kwargs))
-    with same_randomness(allowed=True), torch.no_grad(), _watched(model, seen):
+    with same_randomness(allowed=True), torch.no_grad(), restored_around(model), _watched(model, seen):
         model(*args, **kwargs)
     seen.hooked |= {path for path, module in model.named_modules(remove_duplicate=False) if hooks_of(module)}
 

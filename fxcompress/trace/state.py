@@ -164,6 +164,8 @@ def unchanged_buffers(model: nn.Module) -> Iterator[list[torch.Tensor]]:
 class Undone(OpWatch):
     """Undoes, at its end, what code writes to tensors that were there before: a global one, one in a closure."""
 
+    supports_higher_order_operators = True
+
     def __init__(self) -> None:
         super().__init__()
         self._before: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}

@@ -6,16 +6,19 @@ all models does no harm, a count of calls does, if something is computed from it
 
 import dis
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any
 
 from torch import Tensor, nn
 
 from fxcompress.trace.contents import Content, is_simple
-from fxcompress.trace.glue import code_around, is_full, methods
+from fxcompress.trace.glue import code_around, is_full, loaded_by, methods
 from fxcompress.trace.walk import modules_in
 
 _MISSING = object()
+_BY_STRING = frozenset({"setattr", "globals", "vars", "__dict__"})
 _DEPTH = 3
 """How far to look into what holds something that holds something: a registry of the whole library may be a global."""
 
@@ -28,12 +31,17 @@ class Surroundings:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        functions = code_around(modules_in(model), wrappers=True)
+        own = modules_in(model)
+        functions = code_around(own, wrappers=True)
+        self._own = {id(module) for module in own}
         self._places: list[tuple[Any, str, object]] = []
         self._cells: list[tuple[str, CellType, object]] = []
         self._held: dict[int, tuple[str, Content]] = {}
-        stored = {name for f in functions for name in _named(f.__code__, "STORE_ATTR")}
-        kinds = {base for module in modules_in(model) for base in type(module).__mro__}
+        self._seen: dict[int, object] = {}
+        stored = {name for f in functions for name in _stored(f.__code__)}
+        kinds = {base for module in own for base in type(module).__mro__}
+        spaces = {id(f.__globals__): f.__globals__ for f in functions}
+        self._places += [(space, name, space[name]) for space in spaces.values() for name in stored & space.keys()]
         for function in functions:
             self._look_at(function, stored, kinds)
         for kind in kinds:
@@ -51,11 +59,12 @@ class Surroundings:
                 self._cells.append((name, cell, cell.cell_contents))
                 self._hold(name, cell.cell_contents)
         self._places += [(space, name, space.get(name, _MISSING)) for name in _named(code, "STORE_GLOBAL")]
-        for name in _named(code, "LOAD_GLOBAL"):
-            value = space.get(name)
-            self._hold(name, value)
-            if isinstance(value, type | ModuleType) and value not in kinds:
-                self._look_into(value, name, stored)
+        for name, value in loaded_by(code, space):
+            if id(value) not in self._seen:
+                self._seen[id(value)] = value
+                self._hold(name, value)
+                if isinstance(value, type | ModuleType) and value not in kinds and not _is_class_of_torch(value):
+                    self._look_into(value, name, stored)
 
     def _look_into(self, owner: type | ModuleType, name: str, stored: set[str]) -> None:
         """Note what hangs on a class or a module under names that code sets on anything, and the tables of a class."""
@@ -71,7 +80,7 @@ class Surroundings:
         for _ in range(_DEPTH):
             deeper: list[object] = []
             for each in level:
-                known = isinstance(each, nn.Module | Tensor | type | ModuleType) or id(each) in self._held
+                known = isinstance(each, Tensor | type | ModuleType) or id(each) in self._own or id(each) in self._held
                 content = None if known else Content.of(each)
                 if content is not None:
                     self._held[id(each)] = name, content
@@ -96,6 +105,29 @@ class Surroundings:
         for _, content in self._held.values():
             if not content.is_there():
                 content.put_back()
+
+
+@contextmanager
+def restored_around(model: nn.Module) -> Iterator[None]:
+    """Put back afterwards what the code of a model changes past its modules."""
+    around = Surroundings(model)
+    try:
+        yield
+    finally:
+        around.restore()
+
+
+def _is_class_of_torch(value: object) -> bool:
+    return isinstance(value, type) and value.__module__.partition(".")[0] == "torch"
+
+
+@functools.lru_cache(maxsize=8192)
+def _stored(code: CodeType) -> frozenset[str]:
+    """The names of attributes that code sets; all that it has in strings, where it may set them by these."""
+    inside = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    by_string = not _BY_STRING.isdisjoint(code.co_names)
+    strings = [value for value in code.co_consts if isinstance(value, str) and value.isidentifier() and by_string]
+    return _named(code, "STORE_ATTR").union(strings, *map(_stored, inside))
 
 
 @functools.lru_cache(maxsize=8192)

@@ -39,9 +39,10 @@ from fxcompress.trace.scripted import opened_scripts
 from fxcompress.trace.skeleton import skeleton
 from fxcompress.trace.state import same_randomness, unchanged_buffers
 from fxcompress.trace.support import check_supported
-from fxcompress.trace.surroundings import Surroundings
+from fxcompress.trace.surroundings import Surroundings, restored_around
 from fxcompress.trace.symbolic import Tracer, symbolic_graph
 from fxcompress.trace.traced import TracedModule
+from fxcompress.trace.uncompiled import uncompiled
 from fxcompress.trace.variances import call_variances
 from fxcompress.trace.verify import computes_the_same
 from fxcompress.trace.walk import modules_in
@@ -100,6 +101,7 @@ def _trace(model: nn.Module, inputs: ExampleInputs | None) -> TracedModule:
         return traced
 
 
+@uncompiled()
 def _checked(model: nn.Module, inputs: ExampleInputs | None, make: Callable[[set[str]], TracedModule]) -> TracedModule:
     """What ``make`` returns; compared with the model where its code does what nobody can see while it is traced.
 
@@ -252,7 +254,8 @@ def _trace_by_running(model: nn.Module, inputs: ExampleInputs, why: TraceError) 
     try:
         return _checked(model, inputs, lambda kept: _traced(model, partial(by_running, keep_sizes=False, kept=kept)))
     except TraceError:
-        check_runs(skeleton(model), inputs)
+        with restored_around(model):
+            check_runs(skeleton(model), inputs)
         raise TraceError(f"{why}\nNor can it be traced by running it on the example inputs: {first}") from first
 
 

@@ -12,6 +12,7 @@ from fxcompress.trace.own_modes import forget_runs
 from fxcompress.trace.skeleton import own_tensors, skeleton
 from fxcompress.trace.state import same_randomness
 from fxcompress.trace.trees import tensors_in
+from fxcompress.trace.uncompiled import uncompiled
 from fxcompress.trace.weights.flat import renew_weights
 
 _NEAR = {torch.float64: 1e-9, torch.float32: 1e-3}
@@ -30,6 +31,7 @@ def computes_the_same(model: nn.Module, traced: nn.Module, inputs: ExampleInputs
     return agree(stirred(model, copies), stirred(traced, copies), inputs)
 
 
+@uncompiled()
 def agree(model: nn.Module, other: nn.Module, inputs: ExampleInputs, modes: tuple[bool, ...] = (False, True)) -> bool:
     """Whether copies of both return the same in three calls, in evaluation and in training; neither is touched.
 
@@ -136,6 +138,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
     if a.shape != b.shape or a.dtype != b.dtype or a.layout is not b.layout:
         return False
     a, b = (tensor if tensor.layout is torch.strided else tensor.to_dense() for tensor in (a, b))
+    a, b = (torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor for tensor in (a, b))
     if not a.is_floating_point() or not a.numel():
         return bool(torch.equal(a, b))
     if not torch.equal(a.isnan(), b.isnan()):

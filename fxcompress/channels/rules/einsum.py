@@ -83,7 +83,8 @@ def einsum_of(meta: dict[str, Any], *args: Any) -> Tensor:  # noqa: ANN401 - the
         made = [index for index in both if index in {*result, *chain(*rest)}] if rest else result
         terms = _Terms(own, other, made, [index for index in both if index not in made])
         if position not in choices:
-            choices[position] = any(_lays_together(*group) for group in _groups(terms, (x, y)))
+            together = any(_lays_together(*group) for group in _groups(terms, (x, y)))
+            choices[position] = together or _mixes_one_sample(terms, x, y)
         apart = choices[position] or _sums_one(terms, x)
         x, own = (_product_and_sum if apart else _contracted)(terms, x, y), made
     return x
@@ -92,6 +93,18 @@ def einsum_of(meta: dict[str, Any], *args: Any) -> Tensor:  # noqa: ANN401 - the
 def _sums_one(terms: _Terms, x: Tensor) -> bool:
     """Whether a dim of one entry is summed: torch leaves the sum out, and nothing says that the dim is gone."""
     return any(x.shape[terms.left.index(index)] == 1 for index in terms.summed if index in terms.left)
+
+
+def _mixes_one_sample(terms: _Terms, x: Tensor, y: Tensor) -> bool:
+    """Whether both have a batch of one entry, and the dims beside it do not stay as they are without it.
+
+    torch leaves such a dim out of the batch: ``einsum("bhtd,bhtdw->bhtw", q, k)`` makes one dim of heads and words
+    then, ``einsum("bdn,bn->bd", x, y)`` one of channels and samples.
+    """
+    batch = [index for index in terms.left if index in terms.right and index in terms.result]
+    ones = [i for i in batch if x.shape[terms.left.index(i)] == 1 == y.shape[terms.right.index(i)]]
+    alone = [[index for index in own if index in terms.result and index not in batch] for own in terms[:2]]
+    return bool(ones) and (len(batch) - len(ones) > 1 or (len(batch) == len(ones) and not all(alone)))
 
 
 def _product_and_sum(terms: _Terms, x: Tensor, y: Tensor) -> Tensor:

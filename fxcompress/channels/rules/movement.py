@@ -119,6 +119,22 @@ def _reshape_constants(step: Step, known: Known) -> list[Tensor]:
     return [reshape(bits, source.shape, step.outputs[0].shape).view(torch.float64)]
 
 
+def _retyped_labels(call: Call, space: Space) -> tuple[Layers, ...]:
+    """The same for numbers of as many bytes; others lie in one dim with their neighbours."""
+    source: Value = call.args[0]
+    if call.metas[0].shape == source.shape:
+        return (source.layers,)
+    for layer in source.layers:
+        space.pin(layer, "crossing", "its numbers are seen as ones of fewer or of more bytes")
+    return ((),)
+
+
+def _retyped_constants(step: Step, known: Known) -> list[Tensor]:
+    source: Value = step.call.args[0]
+    same = step.outputs[0].meta.dtype is source.meta.dtype
+    return [known.of(source)] if same else nothing_known(step, known)
+
+
 def _cat_labels(call: Call, space: Space) -> tuple[Layers, ...]:
     parts = _parts(call.args[0], call.metas[0])
     rank = call.metas[0].ndim
@@ -302,6 +318,8 @@ PERMUTE = register(
     OpClass("permute", _same_shape_labels, _same_shape_constants),
     ["permute", "transpose", "t", "flip", "roll", "movedim", "numpy_T"],
 )
+RETYPED = OpClass("other type", _retyped_labels, _retyped_constants)
+"""``h.view(torch.int64)``, an overload of ``view``: of bits nothing is known, as those of zero say its sign."""
 CAT = register(OpClass("cat", _cat_labels, _cat_constants), ["cat", "concat"])
 PAD = register(OpClass("pad", _pad_labels, _pad_constants), ["constant_pad_nd"])
 EMBEDDING_BAG = register(

@@ -56,6 +56,8 @@ def _as_complex_constants(step: Step, known: Known) -> list[Tensor]:
 
 def _joined_constants(step: Step, known: Known) -> list[Tensor]:
     """Zero where both parts are; of a length and an angle, where the length is."""
+    if not all(isinstance(part, Value) for part in step.call.args):  # one is a tensor that the code has made
+        return nothing_known(step, known)
     parts = [known.of(value) for value in step.call.args]
     if step.call.func.overloadpacket is torch.ops.aten.polar:
         return [_zeros(parts[0])]

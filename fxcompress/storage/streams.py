@@ -67,16 +67,18 @@ class Reader:
         for name, stream in streams.items():  # the checksum is that of bytes, whatever the header says that they are
             if dtype_name(stream.dtype) != _PARTS.get(name, name):
                 raise StorageError(f"the {name} stream holds {dtype_name(stream.dtype)}")
-        complexes = {name: getattr(torch, name) for name in streams if name in _PARTS}
-        self._rest = {name: s.view(complexes.get(name, s.dtype)) for name, s in streams.items()}
+        self._rest = dict(streams)
 
     def take(self, dtype: str, shape: tuple[int, ...]) -> Tensor:
         """The next tensor of a stream, with memory of its own."""
-        stream, count = self._rest[dtype], math.prod(shape)
+        stream, count = self._rest[dtype], math.prod(shape) * (2 if dtype in _PARTS else 1)
         if count > len(stream):
             raise StorageError(f"the {dtype} stream ends early")
         self._rest[dtype] = stream[count:]
-        return stream[:count].clone().reshape(shape)
+        # Pairs are copied as such: in the file they lie where real numbers may, and torch moves complex ones by kernels
+        # that take them to lie where memory of its own does.
+        own = stream[:count].clone()
+        return (own.view(getattr(torch, dtype)) if dtype in _PARTS else own).reshape(shape)
 
     def check_finished(self) -> None:
         """Raise StorageError where something has not been taken."""

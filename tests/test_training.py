@@ -107,6 +107,44 @@ def test_the_same_under_great_pressure(seed: int) -> None:
     same_networks(never, often, 1e-6, tensors=False)
 
 
+class Depthwise(nn.Module):
+    """Two groups of the depthwise convolution stay, whichever they are, when all of its channels have died."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3)
+        self.wide, self.norm = nn.Conv2d(6, 12, 1, bias=False), nn.BatchNorm2d(12)
+        self.deep = nn.Conv2d(12, 12, 3, padding=1, groups=12, bias=False)
+        self.narrow, self.fc = nn.Conv2d(12, 6, 1), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        x = x + self.narrow(F.relu(self.deep(F.relu(self.norm(self.wide(x))))))
+        return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def test_the_size_does_not_depend_on_which_channels_stand_for_a_layer() -> None:
+    """Those that were left by an earlier removal, or others: nothing needs them, so neither have bits."""
+    torch.manual_seed(0)
+    never = fxc.compress(Depthwise().double(), torch.zeros(2, 3, 10, 10, dtype=torch.float64))
+    with torch.no_grad():
+        quantizer(never, "deep.weight").bits.copy_(torch.arange(1.0, 13.0))
+    often = copy.deepcopy(never)
+    sizes: list[list[float]] = [[], []]
+    first = [0, 1, 2, 3, 4, 6, 7, 8, 10, 11]
+    for dying in ((first, first), ([5, 9], [0, 1])):  # by their places in each network
+        for net, rows, found in zip((never, often), dying, sizes, strict=True):
+            set_bits(net, "wide.weight", rows)
+            with torch.no_grad():
+                net.get_parameter("norm.bias")[rows] = 0.0
+            net.step()
+            found += [net.size(objective).item() for objective in ("eq4", "eq5", "macs", "activations")]
+        assert often.prune().modified == (len(dying[0]) > 2)
+    torch.testing.assert_close(*map(torch.tensor, sizes))
+    x, _ = batch(size=4)
+    torch.testing.assert_close(never(x), often(x))
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_goes_on_as_if_nothing_had_happened(name: str) -> None:
     never = compressed()

@@ -24,8 +24,8 @@ class Plan:
     Attributes:
         alive: bool (atoms,), False for what goes.
         kept: for components that were asked for and stay, the reason; by the component's root atom.
-        spare: roots of those that nothing needs: they stay as slices are to keep as many entries as others, and others
-            of the same slice would do as well.
+        spare: roots of those that nothing needs: they stay as something is to keep a channel, or as many as another
+            has, and others would do as well.
     """
 
     alive: np.ndarray
@@ -107,7 +107,7 @@ class _Fixpoint:
             self._begin_again(start, alone)
         roots = np.flatnonzero(self.why >= 0).tolist()
         kept = dict(zip(roots, map(self.reasons.__getitem__, self.why[roots].tolist()), strict=True))
-        return Plan(~self.dead, kept, tuple(r for r, reason in kept.items() if reason is RAGGED and unforced[r]))
+        return Plan(~self.dead, kept, tuple(root for root in kept if unforced[root]))
 
     def _choose(self) -> None:
         """Put back some entries where there would be none, or as many as others have, and what these need."""

@@ -1,5 +1,6 @@
 """``fxcompress.load``: a file and a freshly built original give the compressed network back."""
 
+import contextlib
 import os
 import warnings
 from typing import Any
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.prepare import prepare, prepare_pieces
-from fxcompress.errors import ExampleInputError, StorageError, TraceError
+from fxcompress.errors import ExampleInputError, FxCompressError, StorageError, TraceError
 from fxcompress.passes.own_code import shell_of, with_own_code
 from fxcompress.passes.readers import add_biases
 from fxcompress.passes.recut import ShapeError, recut
@@ -133,7 +134,12 @@ def _in_pieces(
             raise TraceError("it is not saved as a piece")
 
     why = TraceError(f"no piece of {path} was found in the model; pass the example inputs that it was made with")
-    _, analyses = prepare_pieces(model, ExampleInputs.of(example_inputs), why, check=check, layers=1, plain=plain)
+    try:
+        _, analyses = prepare_pieces(model, ExampleInputs.of(example_inputs), why, check=check, layers=1, plain=plain)
+    except TraceError:
+        analyses = _alone(model, provenance, plain=plain)
+        if wanted - analyses.keys():
+            raise
     missing = wanted - analyses.keys()
     if missing:
         raise StorageError(
@@ -146,6 +152,18 @@ def _in_pieces(
             _check_shapes(analysis.module, provenance.of_piece(name), path)
         install(result.get_submodule(name), _cut(analysis, provenance.of_piece(name), path))
     return result, all(_is_known(analysis, provenance.of_piece(name)) for name, analysis in analyses.items())
+
+
+def _alone(model: nn.Module, provenance: Provenance, *, plain: bool) -> dict[str, Analysis]:
+    """The pieces that have, each on its own, the graphs which they had: networks that were results on their own."""
+    found = {}
+    for path, piece in provenance.pieces.items():
+        with contextlib.suppress(AttributeError, FxCompressError):
+            part = model.get_submodule(path)
+            analysis = prepare(part, recorded_inputs(piece.inputs, part), plain=plain)
+            if piece.inputs and piece.graph == fingerprint(analysis.module):
+                found[path] = analysis
+    return found
 
 
 def _is_known(analysis: Analysis, provenance: Provenance) -> bool:

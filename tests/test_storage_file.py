@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,12 +15,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, fx, nn
 
 import fxcompress as fxc
-from fxcompress.errors import StorageError
+from fxcompress.errors import StorageError, TraceError
 from fxcompress.provenance import Grid, Provenance, attach, provenance_of
 from fxcompress.quantizer import Quantizer
 from fxcompress.storage.file import FORMAT, read, save
 from fxcompress.storage.states import write_states
 from fxcompress.storage.streams import checksum
+from tests.deployed import Modes
 from tests.nets import set_bits
 
 pytestmark = pytest.mark.cpu
@@ -490,3 +492,36 @@ def test_a_result_under_a_new_head_is_a_part_of_another_original(
     assert grids is not None
     assert {"body.0.weight", "body.2.weight"} <= grids.grids.keys()
     assert fxc.save(loaded, tmp_path / "again.fxc") == size
+
+
+def in_a_row(net: Any, x: torch.Tensor) -> torch.Tensor:  # noqa: ANN401 - a module with these attributes
+    return net.last(net.between(net.first(x)))  # type: ignore[no-any-return]
+
+
+class Both(nn.Module):
+    """Two networks one after the other; no piece is found in it, as code outside has names that their layers have."""
+
+    def __init__(self, first: nn.Module, last: nn.Module) -> None:
+        super().__init__()
+        self.first, self.last, self.between = first, last, nn.Linear(4, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return in_a_row(self, x)
+
+
+def test_results_inside_of_a_module_that_was_never_one(tmp_path: Path) -> None:
+    def result() -> nn.Module:
+        net = fxc.compress(Modes(), torch.randn(2, 8))
+        set_bits(net, "first.weight", [1, 5, 6])
+        return net.finalize().eval()
+
+    x = torch.randn(3, 8)
+    both = Both(result(), result()).eval()
+    fxc.save(both, tmp_path / "net.fxc")
+    loaded = fxc.load(tmp_path / "net.fxc", Both(Modes(), Modes()), x)
+    assert torch.equal(loaded(x), both(x))
+    assert loaded.get_submodule("last.first").weight.shape == (13, 8)
+    other = Modes()
+    other.forward = lambda x: other.last(other.first(x).tanh())  # type: ignore[method-assign]
+    with pytest.raises(TraceError, match=r"no piece of .* was found in the model"):
+        fxc.load(tmp_path / "net.fxc", Both(Modes(), other), x)

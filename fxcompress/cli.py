@@ -51,9 +51,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"fxcompress {metadata.version('fxcompress')}")
     commands = parser.add_subparsers(dest="command", required=True)
     demo = commands.add_parser("demo", help="train a small network that compresses itself, and report on it")
-    demo.add_argument("--out", default="out/demo", help="folder for the report, the pictures and the network (default out/demo)")
+    demo.add_argument(
+        "--out", default="out/demo", help="folder for the report, the pictures and the network (default out/demo)"
+    )
     demo.add_argument("--seed", type=int, default=0, help="of weights and data order (default 0)")
-    demo.add_argument("--epochs", type=int, default=None, help="of each network (default 60); fewer are faster and worse")
+    demo.add_argument(
+        "--epochs", type=int, default=None, help="of each network (default 60); fewer are faster and worse"
+    )
     look = commands.add_parser("inspect", help="show which channels of a network hang together")
     look.add_argument(
         "model",

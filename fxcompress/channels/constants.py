@@ -109,6 +109,24 @@ def propagate(trail: Trail, maps: dict[int, Tensor], *, training: bool | None) -
     return known
 
 
+class Propagation:
+    """:func:`propagate` over one tape, again and again: only rules that would be told something else are asked anew."""
+
+    def __init__(self, trail: Trail, *, training: bool | None) -> None:
+        self.trail = trail
+        self.training = training
+        self._maps: dict[int, Tensor] = {}
+        self._answers: list[Answer] = []
+
+    def run(self, maps: dict[int, Tensor]) -> Known:
+        """What is known where ``maps`` is known at the start."""
+        last = self._maps
+        self._maps = {key: last[key] if _same(map_, last.get(key)) else map_ for key, map_ in maps.items()}
+        known = Known(dict(self._maps), training=self.training)
+        self._answers = _propagate(self.trail, known, self._answers)
+        return known
+
+
 @without_collections
 def _propagate(trail: Trail, known: Known, earlier: list[Answer]) -> list[Answer]:
     """Enter in ``known`` what is known of each value.
@@ -116,7 +134,7 @@ def _propagate(trail: Trail, known: Known, earlier: list[Answer]) -> list[Answer
     Args:
         trail: the interpretation of one graph.
         known: at the start.
-        earlier: for each step what was found in another mode, or nothing.
+        earlier: for each step what was found in another mode, or in another run; or nothing.
 
     Returns:
         for each step what was found.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fxcompress.channels.analysis import Analysis, analyse
-from fxcompress.channels.constants import propagate
+from fxcompress.channels.constants import Propagation, propagate
 from fxcompress.channels.interpret import Trail
 from fxcompress.channels.plan import Plan, make_plan
 from fxcompress.channels.rules.recurrent import STATE, kind_of_cell
@@ -70,6 +70,11 @@ class Census:
 
     def _take(self) -> None:
         self.analysis = analyse(self.view, self.inputs)
+        self._runs = {
+            (mode, training): Propagation(trail, training=training)
+            for mode, trail in self.analysis.trails.items()
+            for training in (True, False)
+        }
         quantizers = {n: m for n, m in self.view.named_modules() if isinstance(m, Quantizer)}
         read = {name for trail in self.analysis.trails.values() for name in trail.parameters}
         names = [f"{name}.bits" for name in quantizers if f"{name}.bits" in read]
@@ -123,7 +128,11 @@ class Census:
 
     def known(self, zeros: Zeros) -> dict[str, list[Known]]:
         """What follows in each graph from some bits and biases being zero, with batch norm as in training."""
-        return {mode: [propagate(t, seeds(t, zeros), training=True)] for mode, t in self.analysis.trails.items()}
+        return {mode: [self._known(mode, zeros, training=True)] for mode in self.analysis.trails}
+
+    def _known(self, mode: str, zeros: Zeros, *, training: bool) -> Known:
+        """The same in one graph; most of it is as it was a few steps ago."""
+        return self._runs[mode, training].run(seeds(self.analysis.trails[mode], zeros))
 
     def before_biases(self, knowns: dict[str, list[Known]]) -> Zeros:
         """For each bias, where all that it is added to is zero: only there may it shrink."""
@@ -202,8 +211,8 @@ class Census:
         while True:
             knowns = self.known(zeros)
             if False in self.modes(knowns, reset):
-                for mode, trail in self.analysis.trails.items():
-                    knowns[mode].append(propagate(trail, seeds(trail, zeros | reset), training=False))
+                for mode, found in knowns.items():
+                    found.append(self._known(mode, zeros | reset, training=False))
             branches = [] if keeps_code(self.view) else dead_branches(self.analysis, knowns, held=True)
             if not branches:
                 return knowns
@@ -233,8 +242,8 @@ class Census:
             biases = more
         reset = {mean: zero for (mean, _), zero in self.statistics(knowns).items()}
         if False in self.modes(knowns, reset):
-            for mode, trail in self.analysis.trails.items():
-                knowns[mode].append(propagate(trail, seeds(trail, bits | biases | reset), training=False))
+            for mode, found in knowns.items():
+                found.append(self._known(mode, bits | biases | reset, training=False))
         going: np.ndarray = rows & ~self.rows_alive(self.plan(knowns))
         return going
 

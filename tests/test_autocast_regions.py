@@ -255,6 +255,23 @@ def test_another_path_under_autocast_is_refused() -> None:
         inside(X)
 
 
+class Infers(Net):
+    def middle(self, h: Tensor) -> Tensor:
+        return super().middle(h + 1 if torch.is_inference_mode_enabled() else h)
+
+
+def test_another_path_in_inference_mode_is_refused() -> None:
+    model = Infers().eval()
+    pruned = fxc.prune(model, X).module
+    assert torch.equal(pruned(X), model(X))
+    with torch.inference_mode():
+        again = fxc.prune(model, X).module
+        for each in (pruned, again):
+            with pytest.raises(PathError, match=r"(?s)inference mode is on: .*test_autocast_regions.*torch\.no_grad"):
+                each(X)
+    assert torch.equal(again(X), model(X))
+
+
 class Switches(Net):
     def middle(self, h: Tensor) -> Tensor:
         torch.set_autocast_enabled("cpu", True)

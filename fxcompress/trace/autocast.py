@@ -75,11 +75,20 @@ def exit_autocast(region: Any) -> None:  # noqa: ANN401
     region.__exit__(None, None, None)
 
 
+INFERRING = "inference mode"
+
+
 @fx.wrap
 def autocast_is_on(device: torch.device | str) -> bool:
     """Whether autocast is on for the ops of a device, which the code has asked."""
     kind = device if isinstance(device, str) else device.type
     return kind != "meta" and torch.is_autocast_enabled(kind)
+
+
+@fx.wrap
+def inference_mode() -> str:
+    """Whether inference mode is on, which the code has asked; in words, as other modes are not."""
+    return INFERRING if torch.is_inference_mode_enabled() else "no inference mode"
 
 
 def switches_autocast(node: fx.Node) -> bool:

@@ -9,7 +9,7 @@ from unittest.mock import patch
 import torch
 
 from fxcompress.errors import TraceError
-from fxcompress.trace.autocast import enter_autocast, exit_autocast
+from fxcompress.trace.autocast import autocast_is_on, enter_autocast, exit_autocast, inference_mode
 from fxcompress.trace.places import place
 from fxcompress.trace.questions import is_users
 
@@ -17,6 +17,7 @@ _ENTER: Final[Callable[..., Any]] = torch.autocast.__enter__
 _EXIT: Final[Callable[..., Any]] = torch.autocast.__exit__
 _INIT: Final[Callable[..., None]] = torch.autocast.__init__
 _IS_ENABLED: Final = torch.is_autocast_enabled
+_IS_INFERRING: Final = torch.is_inference_mode_enabled
 
 
 def _mode() -> tuple[bool, bool]:
@@ -30,14 +31,14 @@ class Regions:
     Args:
         record: writes a call of a function into the graph, and returns what stands for its result there.
         device: what stands in the graph for a type of devices.
-        ask: told of a question whether autocast is on, with the answer.
+        ask: told of a question whether autocast or inference mode is on, a function and its arguments, with the answer.
     """
 
     def __init__(
         self,
         record: Callable[[Callable[..., Any], tuple[Any, ...]], Any],
         device: Callable[[str], object],
-        ask: Callable[[object, bool], None],
+        ask: Callable[[Callable[..., object], tuple[object, ...], object], None],
     ) -> None:
         self._record, self._device, self._ask = record, device, ask
         self._mode = _mode()
@@ -72,13 +73,20 @@ class Regions:
             known = _IS_ENABLED(device_type)
             inside = any(region.device == device_type for region, _ in self._inside)
             if not (paused() or inside) and is_users(sys._getframe(1)):  # noqa: SLF001
-                self._ask(self._device(device_type), known)
+                self._ask(autocast_is_on, (self._device(device_type),), known)
+            return known
+
+        def is_inferring() -> bool:
+            known = _IS_INFERRING()
+            if not paused() and is_users(sys._getframe(1)):  # noqa: SLF001
+                self._ask(inference_mode, (), inference_mode())
             return known
 
         with ExitStack() as stack:
             for name, member in {"__init__": _begun, "__enter__": entered, "__exit__": left}.items():
                 stack.enter_context(patch.object(torch.autocast, name, member))
             stack.enter_context(patch.object(torch, "is_autocast_enabled", is_on))
+            stack.enter_context(patch.object(torch, "is_inference_mode_enabled", is_inferring))
             yield
 
     def _enter(self, region: Any) -> None:  # noqa: ANN401

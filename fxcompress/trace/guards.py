@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from torch.fx.node import has_side_effect
 
 from fxcompress.errors import PathError
-from fxcompress.trace.autocast import autocast_is_on
+from fxcompress.trace.autocast import INFERRING, autocast_is_on, inference_mode
 from fxcompress.trace.own_number import OwnNumber
 
 _PLAIN = (
@@ -38,6 +38,11 @@ def check(decision: object, outcome: object, sizes: tuple[object, ...], where: s
     if isinstance(decision, Tensor):  # as sizes are while torch.jit.trace or the old exporter of torch.onnx look on
         decision = decision.item()
     if decision != outcome:
+        if decision == INFERRING:
+            raise PathError(
+                f"inference mode is on: the code of the network asks for that{where}, and was traced outside of it\n"
+                "  run it under torch.no_grad() instead"
+            )
         if not sizes:
             raise PathError(
                 f"autocast is {'on' if decision else 'off'}, and was {'on' if outcome else 'off'} when the network was "
@@ -161,8 +166,10 @@ def asks_for_autocast(node: fx.Node) -> bool:
 
 
 def asks_for_mode(node: fx.Node) -> bool:
-    """Whether a node checks what does not depend on the input: whether there are gradients, or autocast."""
-    return asks_for_gradients(node) or asks_for_autocast(node)
+    """Whether a node checks what does not depend on the input: are there gradients, is there autocast, and the like."""
+    decision = node.args[0] if node.target is check else None
+    inferring = isinstance(decision, fx.Node) and decision.target is inference_mode
+    return inferring or asks_for_gradients(node) or asks_for_autocast(node)
 
 
 def asserts_values(node: fx.Node, args: tuple[Any, ...]) -> bool:

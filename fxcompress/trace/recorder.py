@@ -20,7 +20,6 @@ from torch.overrides import TorchFunctionMode
 
 from fxcompress.errors import TraceError
 from fxcompress.trace.asserts import is_only_compared, outcome_that_goes_on, tell_of_left_out
-from fxcompress.trace.autocast import autocast_is_on
 from fxcompress.trace.autocast_watch import Regions
 from fxcompress.trace.calls import property_of, target_of
 from fxcompress.trace.functional_attention import ATTENTION, can_be_opened, multi_head_attention
@@ -287,8 +286,8 @@ class Recorder(TorchFunctionMode):
         known = self._devices.get(kind)
         return kind if known is None else self.writer.written(known)
 
-    def _asked(self, device: object, answer: bool) -> None:  # noqa: FBT001
-        self.writer.decide(self.writer.recipe(autocast_is_on, (device,)), answer)
+    def _asked(self, question: Callable[..., Any], args: tuple[Any, ...], answer: object) -> None:
+        self.writer.decide(self.writer.recipe(question, args), answer)
 
     def _returned(self, value: Any, node: fx.Node) -> Any:  # noqa: ANN401
         """What a node returned, each part bound to the node that makes it."""

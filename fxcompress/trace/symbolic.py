@@ -221,7 +221,9 @@ class Tracer(fx.Tracer):
         return made
 
     def _asked(self, *_question: object) -> NoReturn:
-        raise TraceError(f"it asks whether autocast is on{place()}, which may be so in one call and not in the next")
+        raise TraceError(
+            f"it asks whether autocast or inference mode is on{place()}, which may be so now and not in the next call"
+        )
 
     def _read(self, argument: Any) -> Any:  # noqa: ANN401
         if not isinstance(argument, fx.Proxy):

@@ -236,6 +236,18 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(
     assert_same(net, before)
 
 
+def test_weights_without_their_formats_are_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    net, whole = fresh(), shrunk().state_dict()
+    weights = {name: value for name, value in net.state_dict().items() if "_quantizer." not in name}
+    bits = {name: value for name, value in net.state_dict().items() if "_quantizer." in name}
+    net.load_state_dict(whole, strict=False)
+    fresh().load_state_dict(bits, strict=False)
+    assert not caplog.records
+    fresh().load_state_dict(weights, strict=False)
+    assert "block1.conv1.weight" in caplog.text
+    assert "load it into the model, before compress()" in caplog.text
+
+
 def test_what_is_gone_does_not_come_back() -> None:
     net, state = shrunk(), fresh().state_dict()
     before = copy.deepcopy(net)

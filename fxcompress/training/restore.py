@@ -1,5 +1,6 @@
 """Before a state_dict is loaded: how the network must be cut first, and whether all of it fits then."""
 
+import logging
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -20,9 +21,11 @@ from fxcompress.training.record import decode
 from fxcompress.training.sized import LIVENESS, SizedModule
 from fxcompress.training.takeover import take_over
 
+_LOG = logging.getLogger("fxcompress")
 RECORD = "_extra_state"
 """The key of the record in a state_dict, as torch names it."""
-
+_BITS = "_quantizer.bits"
+"""What the name of a weight's bits has more than that of the weight."""
 _SHOWN = 5
 
 
@@ -153,6 +156,13 @@ def _check_state(net: nn.Module, plan: Recut | None, state: Mapping[str, Any], *
         if RECORD not in state:
             remedy = f"; it has no {RECORD}, which tells what was cut: save net.state_dict() whole"
         raise CheckpointError(f"the state_dict does not fit {kind}: {listed(wrong)}{remedy}")
+    weights = [name.removesuffix(_BITS) for name in own.keys() - given.keys() if name.endswith(_BITS)]
+    alone = [name for name in weights if name in given]
+    if alone:
+        _LOG.warning(
+            "fxcompress: the state_dict has weights of %s, and not their bits and exponents: they are rounded on grids "
+            "that were chosen for others: %s\n  load it into the model, before compress()", kind, listed(alone),
+        )  # fmt: skip
 
 
 def _expected(module: nn.Module, gone: Collection[str]) -> dict[str, tuple[int, ...]]:

@@ -1,6 +1,7 @@
 """Tracing with symbols, by torch.fx: right for inputs of any size, where the model takes no decision on them."""
 
 import inspect
+import linecache
 import operator
 import sys
 from collections import OrderedDict
@@ -8,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from functools import partial
+from traceback import walk_tb
 from typing import Any, NoReturn
 
 import numpy as np
@@ -432,12 +434,17 @@ def _trace_message(root: nn.Module, error: Exception) -> str:
     kind = type(root).__name__
     if "co_varnames" in str(error):  # how torch.fx fails to call it
         return f"torch.fx cannot trace {kind}: its forward is wrapped by a decorator, which takes any arguments"
-    frames = inspect.getinnerframes(error.__traceback__) if error.__traceback__ else []
-    user = [f for f in frames if runs_user_code(f.frame)]
-    where = f" at {short(user[-1].filename)}:{user[-1].lineno}" if user else ""
-    line = f"\n    {user[-1].code_context[0].strip()}" if user and user[-1].code_context else ""
+    where = ""
+    user = [(frame, number) for frame, number in walk_tb(error.__traceback__) if runs_user_code(frame)]
+    if user:
+        frame, number = user[-1]
+        file = frame.f_code.co_filename
+        # There is none where torch.fx has patched the code of a function with *args; so inspect would fail.
+        number = number or frame.f_code.co_firstlineno
+        line = linecache.getline(file, number, frame.f_globals).strip()
+        where = f" at {short(file)}:{number}" + (f"\n    {line}" if line else "")
     return (
-        f"torch.fx cannot trace {kind}: {error}{where}{line}\n"
+        f"torch.fx cannot trace {kind}: {error}{where}\n"
         "  control flow that depends on values or shapes cannot become a graph: move it into a function marked with "
         "torch.fx.wrap, or out of the model"
     )

@@ -110,7 +110,7 @@ def evenly(net: nn.Module, x: Tensor, target: float, loader: Any, loss: Any, epo
     compressed = fxc.compress(net.eval(), x[:2], bits=32 * target)
     for name, parameter in compressed.named_parameters():
         if name.endswith(".bits"):
-            parameter.requires_grad_(requires_grad=False)
+            parameter.requires_grad_(False)
     return fxc.fit(
         compressed, loader, loss, teacher=net, epochs=epochs, gamma=0.0, fine_tune=True, lr=1e-3, progress=False,
     ).module  # fmt: skip

@@ -40,20 +40,18 @@ class Replaced:
         replaced = [(m, key, old) for m, key, old in self._before if m._buffers.get(key) is not old]
         if not replaced:
             return
-        held = [memory for tensor in (*tensors_in(seen), *self._held()) for memory in memory_of(tensor)]
+        held = {memory for tensor in (*tensors_in(seen), *self._held()) for memory in memory_of(tensor)}
+        buffers = {memory for _, _, buffer in self._before for memory in memory_of(buffer)}
         for module, key, old in replaced:
-            new, shared = (
-                module._buffers.get(key),
-                {*held, *(m for _, _, other in self._before for m in memory_of(other))},
-            )
+            new = module._buffers.get(key)
             same = new is not None and (new.shape, new.dtype, new.device) == (old.shape, old.dtype, old.device)
             if new is None or not same or new.requires_grad or not writer.knows(new):
                 continue
-            if not shared.isdisjoint(memory_of(new)) or not set(held).isdisjoint(memory_of(old)):
+            if not (held | buffers).isdisjoint(memory_of(new)) or not held.isdisjoint(memory_of(old)):
                 continue
             _put(writer, old, new)
             module._buffers[key] = old
-            held += memory_of(new)  # of another buffer with the same tensor nothing is known
+            held.update(memory_of(new))  # of another buffer with the same tensor nothing is known
 
     def _held(self) -> Iterator[Tensor]:
         """The tensors that are on modules past their buffers, and the parameters."""

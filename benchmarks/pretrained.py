@@ -5,6 +5,7 @@ The data folder holds ``load.py`` and ``models.py`` with pretrained networks (se
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +19,7 @@ import fxcompress as fxc
 from benchmarks.data import Cropped, cifar10, folder, module
 from benchmarks.record import Claim, Column, Record, Table, write
 from benchmarks.resnet9 import accuracy
+from fxcompress.report.measure import sizes
 from fxcompress.training.fit import FitResult
 
 Measure = Callable[[nn.Module], float]
@@ -33,6 +35,8 @@ TUNED = (
     Column("target", "target", ".0%"),
     Column("bits", "bits left", ".2%"),
     Column("weights", "weights left", ".1%"),
+    Column("file", "file, of 32 bits a weight", ".2%"),
+    Column("file_evenly", "file, same bits everywhere", ".2%"),
     Column("before", "float accuracy", ".1%"),
     Column("at_once", "same bits everywhere, untrained", ".1%"),
     Column("evenly", "same bits everywhere, trained", ".1%"),
@@ -42,7 +46,7 @@ TUNED = (
     Column("others_after", "accuracy, 10,000 others", ".1%"),
 )
 TOLD = (
-    *TUNED[:3],
+    *TUNED[:5],
     Column("before", "float, nats a token", ".3f"),
     Column("at_once", "same bits everywhere, untrained", ".3f"),
     Column("evenly", "same bits everywhere, trained", ".3f"),
@@ -77,6 +81,12 @@ def compare(name: str, net: nn.Module, x: Tensor, y: Tensor) -> dict[str, Any]:
         "after": measured[1], "change": measured[1] - measured[0],
         "agree": float((found[0].argmax(1) == found[1].argmax(1)).float().mean()),
     }  # fmt: skip
+
+
+def file_share(final: nn.Module) -> float:
+    """The bytes of a finalized network's file over those of the original's weights as floats."""
+    with tempfile.TemporaryDirectory() as place:
+        return sizes(final, fxc.save(final, Path(place) / "net.fxc")).file
 
 
 def at_once(net: nn.Module, x: Tensor, target: float, measure: Measure) -> float:
@@ -134,7 +144,8 @@ def tune(net: nn.Module, root: Path, target: float, epochs: int) -> dict[str, An
             for data, kind in (((x, y), ""), (others, "others_"))
             for name, module in ((f"{kind}before", net), (f"{kind}evenly", same), (f"{kind}after", result.module))
         }
-    return {"target": target, "bits": last.size, "weights": last.weights, "at_once": rounded, **found}
+    files = {"file": file_share(result.module), "file_evenly": file_share(same)}
+    return {"target": target, "bits": last.size, "weights": last.weights, **files, "at_once": rounded, **found}
 
 
 @torch.no_grad()
@@ -163,11 +174,12 @@ def tell(net: nn.Module, tokens: Tensor, target: float, epochs: int) -> dict[str
         validate=lambda found: nats(found, test), progress=False, on_epoch=lambda r: print(r, flush=True),
     )  # fmt: skip
     last = result.history[-1]
+    same = evenly(net, test[:, :-1], target, loader, as_told, epochs)
     return {
-        "target": target, "bits": last.size, "weights": last.weights, "before": nats(net, test),
+        "target": target, "bits": last.size, "weights": last.weights,
+        "file": file_share(result.module), "file_evenly": file_share(same), "before": nats(net, test),
         "at_once": at_once(net, test[:, :-1], target, lambda found: nats(found, test)),
-        "evenly": nats(evenly(net, test[:, :-1], target, loader, as_told, epochs), test),
-        "after": nats(result.module, test),
+        "evenly": nats(same, test), "after": nats(result.module, test),
     }  # fmt: skip
 
 

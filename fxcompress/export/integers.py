@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fxcompress.provenance import Grid
 from fxcompress.quantizer import from_rows, rows
-from fxcompress.storage.packing import Coded, encode
+from fxcompress.storage.codes import Coded, encode
 
 Array = npt.NDArray[Any]
 

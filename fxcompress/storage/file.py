@@ -2,12 +2,13 @@
 
 The file is a safetensors file of one stream for each dtype: all tensors of that dtype, flat, one after the other. What
 lies where follows from an index, JSON packed by zlib, at the start of the uint8 stream. Few entries and a packed index
-keep the header from dominating a small network's file. After the index the streams hold, in this order:
+keep the header from dominating a small network's file. After the index come all small whole numbers, those of the same
+width deflated together (``packing``). They and the streams hold, in this order:
 
-    uint8               a bit mask of the indices that stayed, once for each different cut
+    packed              a bit mask of the indices that stayed, once for each different cut
     for each tensor     as it is: its values, in the stream of its dtype
-                        on its grid: widths (uint8), minimum (smallest integer type), scales (float32), codes (uint8)
-                        whole numbers: offsets from the smallest (uint8), where that takes less
+                        on its grid: widths, minima and codes of the channels (packed), scales (float32)
+                        whole numbers: packed, where that takes less
 """
 
 import dataclasses
@@ -21,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -30,7 +30,8 @@ from fxcompress.progress import progress, stage
 from fxcompress.provenance import Cuts, Grid, Inputs, Narrowing, PieceRecord, Provenance, provenance_of
 from fxcompress.quantizer import Quantizer, channels_of
 from fxcompress.storage.arguments import check_arguments
-from fxcompress.storage.packing import Coded, Whole, decode, encode, encode_whole, pack, packed_size, unpack
+from fxcompress.storage.codes import Coded, decode, encode, encode_whole
+from fxcompress.storage.packing import Packer, Unpacker
 from fxcompress.storage.streams import (
     FORMAT,
     Reader,
@@ -49,6 +50,8 @@ _USUAL = ["int8", "float32"]
 """Types of a weight's minimum and scales, where the index names no others."""
 _LARGEST = 2**63 - 1
 """Of torch's sizes."""
+_ONE_BIT = torch.ones(1, dtype=torch.uint8, device="cpu")
+"""The width of a mask."""
 _WORTH_IT = 64
 """Bytes that whole numbers must save: their row of the index is longer."""
 _DAMAGE = (ArithmeticError, AttributeError, LookupError, RuntimeError, StorageError, TypeError, ValueError)
@@ -113,8 +116,10 @@ def save(module: nn.Module, path: str | os.PathLike[str]) -> int:
     writer = Writer()
     with progress(f"saving {type(module).__name__}"):
         state = {name: _storable(name, value) for name, value in module.state_dict().items()}
-        index = _describe(state, provenance, writer)
-        streams, length = writer.finish(json.dumps(index, separators=(",", ":")))
+        packer = Packer()
+        index = _describe(state, provenance, writer, packer)
+        packed, index["q"] = packer.finish()
+        streams, length = writer.finish(json.dumps(index, separators=(",", ":")), packed)
         stage("write")
         return write_streams(file, streams, f"{FORMAT} {length} {checksum(streams)}")
 
@@ -159,14 +164,14 @@ def _cut_shape(shape: tuple[int, ...], kept: dict[int, tuple[int, ...]]) -> tupl
     return tuple(len(kept.get(dim, range(size))) for dim, size in enumerate(shape))
 
 
-def _describe(state: dict[str, Tensor], provenance: Provenance, writer: Writer) -> _Json:
-    """Hand all tensors to the writer, and return the index, from which :func:`_rebuild` finds them again."""
+def _describe(state: dict[str, Tensor], provenance: Provenance, writer: Writer, packer: Packer) -> _Json:
+    """Hand all tensors to writer and packer, and return the index, from which :func:`_rebuild` finds them again."""
     masks: dict[tuple[int, tuple[int, ...]], int] = {}
     rows = [_origin(name, provenance, masks) for name in {**state, **provenance.shapes}]
     for size, indices in masks:
-        mask = np.zeros(size, np.uint8)
-        mask[list(indices)] = 1
-        writer.put(torch.from_numpy(np.packbits(mask)))
+        mask = torch.zeros(1, size, dtype=torch.uint8, device="cpu")
+        mask[0, list(indices)] = 1
+        packer.put(mask, _ONE_BIT, repeat=True)
     owner = _owners(state, provenance.grids)
     for done, row in enumerate(rows):
         stage("pack", done, len(rows))
@@ -174,7 +179,7 @@ def _describe(state: dict[str, Tensor], provenance: Provenance, writer: Writer) 
         if name not in state:
             continue
         if owner[name] == name:
-            row.update(_content(name, state[name], provenance, writer))
+            row.update(_content(name, state[name], provenance, writer, packer))
         else:
             row.update(a=owner[name], g=int(name in provenance.grids))
     masked = [size for size, _ in masks]
@@ -209,8 +214,8 @@ def _origin(name: str, provenance: Provenance, masks: dict[tuple[int, tuple[int,
     return row
 
 
-def _content(name: str, tensor: Tensor, provenance: Provenance, writer: Writer) -> _Json:
-    """Write a tensor. In its row: d its dtype, f its shape if that does not follow, g and x how codes are laid.
+def _content(name: str, tensor: Tensor, provenance: Provenance, writer: Writer, packer: Packer) -> _Json:
+    """Write or pack a tensor. In its row: d its dtype, f its shape if that does not follow, g and x how codes are laid.
 
     And z the smallest and the width of whole numbers.
     """
@@ -223,14 +228,16 @@ def _content(name: str, tensor: Tensor, provenance: Provenance, writer: Writer) 
     coded = encode(tensor, grid) if grid else None
     if grid is None or coded is None:
         whole = encode_whole(tensor) if tensor.nbytes > _WORTH_IT else None
-        if whole is None or tensor.nbytes - whole.packed.nbytes < _WORTH_IT:
+        if whole is None or tensor.nbytes - whole.width * tensor.numel() / 8 < _WORTH_IT:
             writer.put(tensor)
             return row
-        writer.put(whole.packed)
+        packer.put(whole.numbers[None], torch.tensor([whole.width], device="cpu"), repeat=True)
         return row | {"z": [whole.smallest, whole.width]}
     minimum, widths = coded.minimum, coded.widths
-    for part in (widths, minimum, coded.scale, pack(coded.codes, minimum, widths)):
-        writer.put(part)
+    for table in (widths, minimum):
+        packer.put(table[None], torch.tensor([8 * table.itemsize], device="cpu"), repeat=True)
+    packer.put(coded.codes, widths)
+    writer.put(coded.scale)
     types = [dtype_name(minimum.dtype), dtype_name(coded.scale.dtype)]
     layout = [grid.channel_dim, grid.groups, *grid.batch_dims]
     return row | {"g": layout} | ({} if types == _USUAL else {"x": types})
@@ -238,7 +245,9 @@ def _content(name: str, tensor: Tensor, provenance: Provenance, writer: Writer) 
 
 def _rebuild(reader: Reader, length: int) -> SavedNetwork:
     index = json.loads(zlib.decompress(reader.take("uint8", (length,)).numpy().tobytes()))
-    masks = [_mask(reader, size) for size in index["m"]]
+    table = [_sizes(row) for row in index["q"]]
+    packed = Unpacker(reader.take("uint8", (sum(size for _, _, *lengths in table for size in lengths),)), table)
+    masks = [_mask(packed, size) for size in index["m"]]
     rows: dict[str, _Json] = {row["n"]: row for row in index["t"]}
     shapes = {_text(name): _sizes(row["s"]) for name, row in rows.items() if "s" in row}
     kept = {name: {dim: masks[number] for dim, number in row["k"]} for name, row in rows.items() if "k" in row}
@@ -249,12 +258,13 @@ def _rebuild(reader: Reader, length: int) -> SavedNetwork:
             continue
         shape = _sizes(row["f"]) if "f" in row else _cut_shape(shapes[name], kept.get(name, {}))
         if "z" in row:
-            tensors[name] = _read_whole(reader, row, shape)
+            tensors[name] = _read_whole(packed, row, shape)
         elif "g" in row:
-            tensors[name], grids[name] = _read_coded(reader, row, shape)
+            tensors[name], grids[name] = _read_coded(reader, packed, row, shape)
         else:
             tensors[name] = reader.take(row["d"], shape)
     reader.check_finished()
+    packed.check_finished()
     tensors |= {name: tensors[row["a"]] for name, row in rows.items() if "a" in row}
     grids |= {name: grids[row["a"]] for name, row in rows.items() if row.get("a") in grids and row["g"]}
     pieces = {
@@ -306,26 +316,32 @@ def _sizes(shape: Iterable[object]) -> tuple[int, ...]:
     return tuple(map(_count, shape))
 
 
-def _mask(reader: Reader, size: int) -> tuple[int, ...]:
-    mask = np.unpackbits(reader.take("uint8", (-(-size // 8),)).numpy(), count=size)
-    return tuple(int(i) for i in mask.nonzero()[0])
+def _mask(packed: Unpacker, size: int) -> tuple[int, ...]:
+    mask = packed.take(torch.zeros(1, device="cpu"), _ONE_BIT, size, repeat=True)
+    return tuple(mask[0].nonzero()[:, 0].tolist())
 
 
-def _read_whole(reader: Reader, row: _Json, shape: tuple[int, ...]) -> Tensor:
-    smallest, width = row["z"]
-    packed = reader.take("uint8", (packed_size(torch.tensor([width], device="cpu"), math.prod(shape)),))
-    return Whole(packed, smallest, width).decode(shape, getattr(torch, _type(row["d"])))
+def _read_whole(packed: Unpacker, row: _Json, shape: tuple[int, ...]) -> Tensor:
+    smallest, width = torch.tensor(row["z"], device="cpu")[:, None]
+    numbers = packed.take(smallest, width, math.prod(shape), repeat=True)
+    return numbers.reshape(shape).to(getattr(torch, _type(row["d"])))
 
 
-def _read_coded(reader: Reader, row: _Json, shape: tuple[int, ...]) -> tuple[Tensor, Grid]:
+def _read_table(packed: Unpacker, dtype: torch.dtype, channels: int) -> Tensor:
+    about = torch.iinfo(dtype)
+    smallest, width = torch.tensor([[about.min], [about.bits]], device="cpu")
+    return packed.take(smallest, width, channels, repeat=True)[0]
+
+
+def _read_coded(reader: Reader, packed: Unpacker, row: _Json, shape: tuple[int, ...]) -> tuple[Tensor, Grid]:
     (channel_dim, groups, *batch), (minimum_type, scale_type) = row["g"], row.get("x", _USUAL)
     layout = channel_dim, groups, tuple(batch)
     channels = channels_of(shape, *layout)
     columns = math.prod(shape) // channels
-    widths = reader.take("uint8", (channels,))
-    minimum, scale = reader.take(minimum_type, (channels,)), reader.take(scale_type, (channels,))
-    packed = reader.take("uint8", (packed_size(widths, columns),))
-    coded = Coded(unpack(packed, minimum, widths, columns), scale)
-    bits, exponent = coded.bits.double().tolist(), scale.double().log2().tolist()
+    widths = _read_table(packed, torch.uint8, channels)
+    minimum = _read_table(packed, getattr(torch, _type(minimum_type)), channels)
+    codes = packed.take(minimum, widths, columns)
+    coded = Coded(codes, reader.take(scale_type, (channels,)))
+    bits, exponent = coded.bits.double().tolist(), coded.scale.double().log2().tolist()
     grid = Grid(tuple(bits), tuple(exponent), *layout)
     return decode(coded, shape, getattr(torch, _type(row["d"])), grid), grid

@@ -1,11 +1,15 @@
-"""Integer codes of quantized weights, at exactly the bits that each channel needs.
+"""Whole numbers of a few bits each, packed into bytes and deflated, those of the same width together.
 
-Letters: K channels, M weights of one channel.
+Most weights on a grid lie near zero, so the codes of a channel hold less than their bits. The bytes of all channels of
+the same width share Huffman codes (RFC 1951, by zlib), as in S. Han et al., *Deep Compression* (arXiv 1510.00149,
+section 4). Numbers of up to four bits share a byte with neighbours, so that a frequent one may take less than a bit.
+
+Letters: K channels, M numbers of one channel.
 """
 
-import math
+import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,251 +17,206 @@ import torch
 from torch import Tensor
 
 from fxcompress.errors import StorageError
-from fxcompress.provenance import Grid
-from fxcompress.quantizer import from_rows, rows
 
-__all__ = ["Coded", "Whole", "decode", "encode", "encode_whole", "pack", "packed_size", "unpack"]
+__all__ = ["Packer", "Unpacker"]
 
 _MAX_WIDTH = 32
-_BLOCK = 1 << 18
-"""Codes that are taken apart to bits at a time: a bit takes a byte meanwhile."""
-_LARGEST_CODE = 2**30
-_INTEGERS = frozenset({torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64})
-_FLOATS = frozenset({torch.bfloat16, torch.float16, torch.float32, torch.float64})
-_SAMPLE = 64
-"""Values at the start of a tensor that tell most of those that are not whole."""
-_NEIGHBOURS = 8
-"""How many floats to either side of 2^exponent the scale may lie: in float64, log2 and exp2 lose that much."""
+_BLOCK = 1 << 20
+"""Numbers that are packed at a time: they take eight bytes each meanwhile."""
+_RAW = -15
+"""zlib's name for a stream without header and checksum: the file has one of its own."""
+
+_Integers = npt.NDArray[np.int64]
+_Octets = npt.NDArray[np.uint8]
+Row = tuple[int, ...]
+"""Of an index: the width of some numbers, whether they repeat, and the bytes that each of their octets takes."""
 
 
-def packed_size(widths: Tensor, columns: int) -> int:
-    """Bytes that :func:`pack` makes of channels of ``columns`` codes each, at ``widths`` (K,) bits a code.
+class _Kind(NamedTuple):
+    """Numbers that are deflated together.
 
-    >>> packed_size(torch.tensor([3, 0, 2]), 5)
-    4
+    Attributes:
+        width: bits of each of them.
+        repeat: whether a run of them is likely to come again, as in tables of indices, and should be looked for. In
+            weights, what comes again does so by chance, and to point at it takes more than to write it.
     """
-    return -(-int(widths.sum(dtype=torch.int64)) * columns // 8)
+
+    width: int
+    repeat: bool
+
+    @property
+    def octets(self) -> int:
+        """Bytes of each number; each is a stream of its own, as high and low ones are not alike."""
+        return -(-self.width // 8)
+
+    @property
+    def shared(self) -> int:
+        """Numbers in a byte."""
+        return max(1, 8 // self.width)
+
+    @property
+    def places(self) -> _Octets:
+        """The lowest bit of each number in a byte."""
+        return np.arange(self.shared, dtype=np.uint8) * np.uint8(8 // self.shared)
 
 
-def pack(codes: Tensor, lo: Tensor, widths: Tensor) -> Tensor:
-    """Pack each channel's codes as unsigned offsets from ``lo``, in ``widths`` bits each, without gaps between them.
+class Packer:
+    """Collects numbers, and deflates them as they come.
 
-    Channels lie in the order of their widths, those of width 0 take no space, and the last byte is filled up with
-    zeros. Within a code the lowest bit comes first.
+    >>> packer = Packer()
+    >>> packer.put(torch.tensor([[-2, 1, 0], [5, 5, 5]]), torch.tensor([2, 0]))
+    >>> packed, table = packer.finish()
+    >>> Unpacker(packed, table).take(torch.tensor([-2, 5]), torch.tensor([2, 0]), 3).tolist()
+    [[-2, 1, 0], [5, 5, 5]]
+    """
+
+    def __init__(self) -> None:
+        self._packed: dict[_Kind, _Deflated] = {}
+
+    def put(self, numbers: Tensor, widths: Tensor, *, repeat: bool = False) -> None:
+        """Add channels of numbers. Of each number the lowest bits are kept, which tell it from others of its channel.
+
+        Args:
+            numbers: integers (K, M), on any device.
+            widths: bits of each channel, integers (K,) from 0 to 32; those of no bits take no space. The largest number
+                of a channel must be less than ``2**width`` above the smallest.
+            repeat: whether runs of them are likely to come again.
+
+        Raises:
+            StorageError: a width does not tell the numbers of its channel apart.
+        """
+        found = numbers.cpu().numpy()
+        for width, channels in _blocks(widths, numbers.shape[1]):
+            block = found[channels].astype(np.int64)
+            if block.size and ((block.max(1) - block.min(1)) >> width).any():
+                raise StorageError(f"{width} bits do not hold a channel's numbers; take the width from its own numbers")
+            if block.size and width:
+                kind = _Kind(width, repeat)
+                if kind not in self._packed:
+                    self._packed[kind] = _Deflated(kind)
+                self._packed[kind].put(block.reshape(-1))
+
+    def finish(self) -> tuple[Tensor, list[Row]]:
+        """All numbers, uint8 (bytes,) on the CPU, and what lies where in them."""
+        done = {kind: self._packed[kind].finish() for kind in sorted(self._packed)}
+        packed = bytearray().join(part for parts in done.values() for part in parts)
+        table = [(kind.width, int(kind.repeat), *map(len, parts)) for kind, parts in done.items()]
+        return torch.from_numpy(np.frombuffer(packed, np.uint8)), table
+
+
+class Unpacker:
+    """Takes numbers in the order in which :class:`Packer` got them.
 
     Args:
-        codes: integers (K, M).
-        lo: the smallest code of each channel, integers (K,).
-        widths: bits of each channel, 0 to 32, integers (K,).
-
-    Returns:
-        uint8 tensor of ``packed_size(widths, M)`` bytes, on the CPU.
+        packed: what its ``finish`` returned, uint8 (bytes,) on the CPU.
+        table: the same, from a file that may be damaged.
 
     Raises:
-        StorageError: a code lies outside of ``lo`` to ``lo + 2**width - 1``.
-
-    >>> codes = torch.tensor([[-2, 1, 0], [5, 5, 5]])
-    >>> packed = pack(codes, torch.tensor([-2, 5]), torch.tensor([2, 0]))
-    >>> packed.tolist(), unpack(packed, torch.tensor([-2, 5]), torch.tensor([2, 0]), 3).tolist()
-    ([44], [[-2, 1, 0], [5, 5, 5]])
+        StorageError: they do not fit each other.
+        zlib.error: what is packed is damaged.
     """
-    codes, least = codes.cpu(), lo.cpu().long()[:, None]
-    packed, rest = [np.zeros(0, np.uint8)], np.zeros(0, np.uint8)
-    for width, channels in _blocks(widths, codes.shape[1]):
-        offsets = (codes[channels].long() - least[channels]).numpy()
-        if ((offsets < 0) | (offsets >> width != 0)).any():
-            raise StorageError("a code does not fit its channel's width; take the width from the channel's own codes")
-        bits = np.concatenate([rest, _to_bits(offsets, width)])
-        whole = len(bits) // 8 * 8
-        packed.append(np.packbits(bits[:whole], bitorder="little"))
-        rest = bits[whole:]
-    return torch.from_numpy(np.concatenate([*packed, np.packbits(rest, bitorder="little")]))
+
+    def __init__(self, packed: Tensor, table: list[Row]) -> None:
+        content, self._left, start = packed.numpy(), dict[_Kind, _Octets](), 0
+        self._taken: dict[_Kind, int] = {}
+        for width, repeat, *lengths in table:
+            kind, octets = _Kind(width, bool(repeat)), []
+            for length in lengths:
+                octets.append(np.frombuffer(zlib.decompress(content[start : start + length].data, _RAW), np.uint8))
+                start += length
+            if not 0 < width <= _MAX_WIDTH or kind.octets != len(octets) or len({len(o) for o in octets}) != 1:
+                raise StorageError(f"numbers of {width} bits cannot lie in {[len(o) for o in octets]} bytes")
+            self._left[kind] = np.stack(octets, 1) if len(octets) > 1 else octets[0][:, None]
+            self._taken[kind] = 0
+        if start != len(content):
+            raise StorageError(f"{len(content)} bytes of packed numbers, where {start} are expected")
+
+    def take(self, smallest: Tensor, widths: Tensor, columns: int, *, repeat: bool = False) -> Tensor:
+        """The numbers (K, M) that ``put`` was given, as int64.
+
+        Args:
+            smallest: of each channel, integers (K,), or what is less by so little that ``2**width`` reaches.
+            widths: as given to ``put``.
+            columns: M.
+            repeat: as given to ``put``.
+
+        Raises:
+            StorageError: there are fewer numbers left.
+        """
+        least = smallest.cpu().numpy().astype(np.int64)
+        numbers = np.empty((len(least), columns), np.int64)
+        for width, channels in _blocks(widths, columns):
+            low = least[channels, None]
+            if width:
+                fields = self._fields(_Kind(width, repeat), len(channels) * columns).reshape(len(channels), columns)
+                numbers[channels] = low + ((fields - low) & (2**width - 1))
+            else:
+                numbers[channels] = low
+        return torch.from_numpy(numbers)
+
+    def check_finished(self) -> None:
+        """Raise StorageError where numbers have not been taken."""
+        for kind, octets in self._left.items():
+            if -(-self._taken[kind] // kind.shared) != len(octets):
+                raise StorageError(f"numbers of {kind.width} bits are left over")
+
+    def _fields(self, kind: _Kind, count: int) -> _Integers:
+        start = self._taken.get(kind, 0)
+        stop = start + count
+        first, last = start // kind.shared, -(-stop // kind.shared)
+        if count and (kind not in self._left or last > len(self._left[kind])):
+            raise StorageError(f"the numbers of {kind.width} bits end early")
+        if not count:
+            return np.zeros(0, np.int64)
+        self._taken[kind] = stop
+        octets = self._left[kind][first:last]
+        if kind.octets > 1:
+            return np.asarray((octets.astype(np.int64) << (8 * np.arange(kind.octets))).sum(1))
+        fields = (octets >> kind.places) & np.uint8(2**kind.width - 1)
+        return fields.reshape(-1)[start - first * kind.shared :][:count].astype(np.int64)
 
 
-def unpack(packed: Tensor, lo: Tensor, widths: Tensor, columns: int) -> Tensor:
-    """The codes (K, M) that :func:`pack` was given, as int64; ``columns`` is M.
+class _Deflated:
+    """Numbers of one kind."""
 
-    Raises:
-        StorageError: ``packed`` has not the size that the widths ask for, or a width is above 32.
-    """
-    if packed.numel() != packed_size(widths, columns) or bool((widths > _MAX_WIDTH).any()):
-        raise StorageError(
-            f"{packed.numel()} bytes of codes, where {packed_size(widths, columns)} are expected, or a code of more "
-            f"than {_MAX_WIDTH} bits"
-        )
-    octets, least = packed.cpu().numpy(), lo.cpu().numpy().astype(np.int64)[:, None]
-    codes = np.empty((len(least), columns), np.int64)
-    start = 0
-    for width, channels in _blocks(widths, columns):
-        stop = start + width * len(channels) * columns
-        bits = np.unpackbits(octets[start // 8 : -(-stop // 8)], bitorder="little")[start % 8 :][: stop - start]
-        offsets = _from_bits(bits, width, len(channels) * columns)
-        codes[channels] = offsets.reshape(len(channels), columns) + least[channels]
-        start = stop
-    return torch.from_numpy(codes)
+    def __init__(self, kind: _Kind) -> None:
+        self._kind = kind
+        strategy = zlib.Z_DEFAULT_STRATEGY if kind.repeat else zlib.Z_RLE
+        self._streams = [zlib.compressobj(9, zlib.DEFLATED, _RAW, 9, strategy) for _ in range(kind.octets)]
+        self._parts: list[list[bytes]] = [[] for _ in range(kind.octets)]
+        self._rest = np.zeros(0, np.uint8)
+
+    def put(self, numbers: _Integers) -> None:
+        if self._kind.octets > 1:
+            for octet in range(self._kind.octets):
+                bits = min(8, self._kind.width - 8 * octet)
+                self._add(octet, (numbers >> (8 * octet) & (2**bits - 1)).astype(np.uint8))
+            return
+        fields = np.concatenate([self._rest, (numbers & (2**self._kind.width - 1)).astype(np.uint8)])
+        whole = len(fields) // self._kind.shared * self._kind.shared
+        self._share(fields[:whole])
+        self._rest = fields[whole:]
+
+    def finish(self) -> list[bytes]:
+        if len(self._rest):
+            self._share(np.concatenate([self._rest, np.zeros(self._kind.shared - len(self._rest), np.uint8)]))
+        return [b"".join([*parts, stream.flush()]) for parts, stream in zip(self._parts, self._streams, strict=True)]
+
+    def _share(self, fields: _Octets) -> None:
+        """Add numbers that fill bytes."""
+        self._add(0, np.bitwise_or.reduce(fields.reshape(-1, self._kind.shared) << self._kind.places, axis=1))
+
+    def _add(self, octet: int, octets: _Octets) -> None:
+        self._parts[octet].append(self._streams[octet].compress(octets.tobytes()))
 
 
-def _blocks(widths: Tensor, columns: int) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
-    """Channels in the order in which their codes lie, a few of the same width at a time, with that width."""
+def _blocks(widths: Tensor, columns: int) -> Iterator[tuple[int, _Integers]]:
+    """Channels of the same width, a few at a time, with that width: the narrow ones first."""
     width_of = widths.cpu().numpy().astype(np.int64)
     step = max(1, _BLOCK // max(columns, 1))
     for width in np.unique(width_of).tolist():
+        if width > _MAX_WIDTH:
+            raise StorageError(f"numbers of {width} bits, where {_MAX_WIDTH} are the most")
         channels = np.flatnonzero(width_of == width)
         for start in range(0, len(channels), step):
             yield width, channels[start : start + step]
-
-
-def _to_bits(offsets: npt.NDArray[np.int64], width: int) -> npt.NDArray[np.uint8]:
-    octets = max(1, -(-width // 8))
-    found = offsets.astype("<u4").reshape(-1, 1).view(np.uint8)[:, :octets]
-    return np.unpackbits(found.reshape(-1), bitorder="little").reshape(offsets.size, 8 * octets)[:, :width].reshape(-1)
-
-
-def _from_bits(bits: npt.NDArray[np.uint8], width: int, count: int) -> npt.NDArray[np.int64]:
-    octets = max(1, -(-width // 8))
-    whole = np.zeros((count, 8 * octets), np.uint8)
-    whole[:, :width] = bits.reshape(count, width)
-    found = np.zeros((count, 4), np.uint8)
-    found[:, :octets] = np.packbits(whole.reshape(-1), bitorder="little").reshape(count, octets)
-    return found.view("<u4").astype(np.int64)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Coded:
-    """A weight as integers: ``weight = code * scale``, bit for bit.
-
-    Attributes:
-        codes: integers (K, M), one row for each output channel; int32, or int64 where they have been read.
-        scale: float32 (K,); float64 where the weight was quantized in float64.
-    """
-
-    codes: Tensor
-    scale: Tensor
-
-    @property
-    def minimum(self) -> Tensor:
-        """The smallest code present in each channel, (K,), in the smallest integer type that holds them all."""
-        lowest = self.codes.amin(1)
-        for dtype in (torch.int8, torch.int16):
-            if bool((lowest.to(dtype) == lowest).all()):
-                return lowest.to(dtype)
-        return lowest.to(torch.int32)
-
-    @property
-    def widths(self) -> Tensor:
-        """Bits that hold all codes from the smallest to the largest one present, uint8 (K,)."""
-        span = self.codes.amax(1).long() - self.codes.amin(1).long()
-        return torch.bucketize(span + 1, 2 ** torch.arange(62, device="cpu")).to(torch.uint8)
-
-    @property
-    def bits(self) -> Tensor:
-        """The smallest whole bit depth whose range -2^(b-1) to 2^(b-1) - 1 holds the codes present, int64 (K,)."""
-        smallest, largest = self.codes.amin(1).long(), self.codes.amax(1).long()
-        signed = torch.bucketize(torch.maximum(largest, ~smallest) + 1, 2 ** torch.arange(62, device="cpu")) + 1
-        return torch.where((smallest == 0) & (largest == 0), 0, signed)
-
-
-def encode(weight: Tensor, grid: Grid) -> Coded | None:
-    """Find the codes of a weight that lies on ``grid``; None if it does not, say because somebody edited it.
-
-    The scales are not simply 2^exponent: devices differ in the last bits of ``exp2``, so the neighbours of that number
-    are tried too. ``decode`` then gives the weight back bit for bit, except that -0.0 becomes 0.0.
-    """
-    if weight.numel() == 0 or not weight.is_floating_point():
-        return None
-    matrix = rows(weight.detach().cpu(), grid.channel_dim, grid.groups, grid.batch_dims)
-    scale = _fitting_scale(matrix, grid.exponent) if len(grid.exponent) == len(matrix) else None
-    # In the order of channels, whose codes are looked at one after the other: those of a table are columns.
-    return None if scale is None else Coded(_round(matrix, scale).to(torch.int32).contiguous(), scale)
-
-
-def decode(coded: Coded, shape: tuple[int, ...], dtype: torch.dtype, grid: Grid) -> Tensor:
-    """The weight that :func:`encode` was given; of ``grid`` only the layout is read, no bits and exponents."""
-    matrix = _on_grid(coded.codes, coded.scale, dtype)
-    return from_rows(matrix, shape, grid.channel_dim, grid.groups, grid.batch_dims)
-
-
-def _round(matrix: Tensor, scale: Tensor) -> Tensor:
-    work = torch.promote_types(matrix.dtype, scale.dtype)
-    return (matrix.to(work) / scale.to(work)[:, None]).round()
-
-
-def _on_grid(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    work = torch.promote_types(dtype, scale.dtype)
-    return (codes.to(work) * scale.to(work)[:, None]).to(dtype)
-
-
-def _fits(matrix: Tensor, scale: Tensor) -> Tensor:
-    """Which channels (K,) are integers of a storable size times ``scale``, exactly."""
-    codes = _round(matrix, scale)
-    return ((codes.abs() <= _LARGEST_CODE) & (_on_grid(codes, scale, matrix.dtype) == matrix)).all(1)
-
-
-def _candidates(exponent: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
-    """Scales (K,) that some device may have computed from ``exponent``, likely ones first."""
-    yield torch.exp2(exponent).to(dtype)
-    yield torch.exp2(exponent.to(dtype))
-    below = above = torch.exp2(exponent).to(dtype)
-    for _ in range(_NEIGHBOURS):
-        below, above = below.nextafter(below.new_zeros(())), above.nextafter(above.new_tensor(torch.inf))
-        yield below
-        yield above
-
-
-def _fitting_scale(matrix: Tensor, exponents: tuple[float, ...]) -> Tensor | None:
-    exponent = torch.tensor(exponents, dtype=torch.float64, device="cpu")
-    for dtype in (torch.float32, torch.float64):
-        found = torch.full_like(exponent, torch.nan, dtype=dtype)
-        for candidate in _candidates(exponent, dtype):
-            left = found.isnan()
-            found[left] = torch.where(_fits(matrix[left], candidate[left]), candidate[left], torch.nan)
-            if not found.isnan().any():
-                return found
-    return None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Whole:
-    """A tensor of whole numbers of a small range: a mask, or a table of indices.
-
-    Attributes:
-        packed: uint8 (bytes,), on the CPU.
-        smallest: of the numbers.
-        width: bits of each number, as an offset from the smallest.
-    """
-
-    packed: Tensor
-    smallest: int
-    width: int
-
-    def decode(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """The tensor that :func:`encode_whole` was given, bit for bit."""
-        smallest, width = torch.tensor([[self.smallest], [self.width]], device="cpu")
-        return unpack(self.packed, smallest, width, math.prod(shape)).reshape(shape).to(dtype)
-
-
-def encode_whole(tensor: Tensor) -> Whole | None:
-    """Pack a tensor that holds whole numbers alone, each in as many bits as their range needs; None for others.
-
-    >>> mask = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
-    >>> coded = encode_whole(mask)
-    >>> coded.width, coded.packed.tolist(), torch.equal(coded.decode((2, 2), torch.float32), mask)
-    (1, [13], True)
-    """
-    values = tensor.detach().reshape(-1)
-    if not values.numel() or not (_are_whole(values[:_SAMPLE]) and _are_whole(values)):
-        return None
-    codes = values.to(torch.int64)
-    smallest, span = int(codes.amin()), int(codes.amax() - codes.amin())
-    if max(abs(smallest), span) > _LARGEST_CODE:
-        return None
-    width = span.bit_length()
-    return Whole(pack(codes[None], codes.amin()[None], torch.tensor([width], device="cpu")), smallest, width)
-
-
-def _are_whole(values: Tensor) -> bool:
-    """Whether integers hold the values as they are: they have no negative zero, for one."""
-    if values.dtype not in _FLOATS:
-        return values.dtype in _INTEGERS
-    fits = (values.abs() <= _LARGEST_CODE) & (values == values.trunc()) & ~((values == 0) & values.signbit())
-    return bool(fits.all())

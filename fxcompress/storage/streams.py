@@ -13,8 +13,8 @@ from torch import Tensor
 from fxcompress.errors import StorageError
 from fxcompress.storage.atomic import write_atomically
 
-FORMAT = 1
-"""Version of the format that this release writes, and the newest that it reads."""
+FORMAT = 2
+"""Version of the format that this release writes and reads. Format 1 was of the time before the first release."""
 
 _KEY = "fxcompress"
 """The one key of the header's metadata: safetensors writes several in an order that changes from run to run."""
@@ -50,14 +50,17 @@ class Writer:
         """Add a tensor, on any device, of any shape."""
         self._parts[tensor.dtype].append(tensor.cpu().resolve_conj().resolve_neg().reshape(-1))
 
-    def finish(self, index: str) -> tuple[Streams, int]:
-        """The streams by the names of their dtypes, and the length of the index at the start of the first."""
-        packed = zlib.compress(index.encode(), 9)
-        self._parts[torch.uint8].insert(0, torch.frombuffer(bytearray(packed), dtype=torch.uint8))
+    def finish(self, index: str, packed: Tensor) -> tuple[Streams, int]:
+        """The streams by the names of their dtypes, and the length of the index.
+
+        The index is at the start of the uint8 stream, and after it ``packed``, uint8 (bytes,).
+        """
+        text = zlib.compress(index.encode(), 9)
+        self._parts[torch.uint8][:0] = [torch.frombuffer(bytearray(text), dtype=torch.uint8), packed]
         joined = {dtype: _joined(parts, dtype) for dtype, parts in self._parts.items()}
         # Complex numbers as pairs of real ones: safetensors does not know all kinds.
         streams = {dtype: torch.view_as_real(s).reshape(-1) if s.is_complex() else s for dtype, s in joined.items()}
-        return {dtype_name(dtype): stream for dtype, stream in streams.items()}, len(packed)
+        return {dtype_name(dtype): stream for dtype, stream in streams.items()}, len(text)
 
 
 class Reader:
@@ -133,8 +136,12 @@ def _check_format(path: Path, found: str) -> None:
         raise StorageError(f"{path} was not written by fxcompress; read it with what wrote it")
     if int(found) > FORMAT:
         raise StorageError(
-            f"{path} has format {found} and this fxcompress reads formats up to {FORMAT}; "
+            f"{path} has format {found} and this fxcompress reads format {FORMAT}; "
             "upgrade it: pip install --upgrade fxcompress"
+        )
+    if int(found) < FORMAT:
+        raise StorageError(
+            f"{path} has format {found}, of an fxcompress before the first release; save the network again"
         )
 
 

@@ -9,6 +9,7 @@ from fxcompress.fitting import fit
 from fxcompress.loading import load
 from fxcompress.objectives import LatencyTable
 from fxcompress.pruning import PruneResult, prune
+from fxcompress.report.summary import Summary, summary
 from fxcompress.searching import fit_to_accuracy
 from fxcompress.selecting import select_channels
 from fxcompress.storage.file import save
@@ -26,6 +27,7 @@ __all__ = [
     "OnnxExport",
     "PrunePolicy",
     "PruneResult",
+    "Summary",
     "compress",
     "cosine",
     "export_onnx",
@@ -37,4 +39,5 @@ __all__ = [
     "save",
     "save_checkpoint",
     "select_channels",
+    "summary",
 ]

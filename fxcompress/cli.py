@@ -15,7 +15,7 @@ from types import ModuleType
 import torch
 from torch import nn
 
-from fxcompress import ChannelGraph, FxCompressError
+from fxcompress import ChannelGraph, FxCompressError, summary
 from fxcompress.errors import TraceError, ValueReadError
 
 _DEMO_THREADS = 2
@@ -58,11 +58,13 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--epochs", type=int, default=None, help="of each network (default 60); fewer are faster and worse"
     )
-    look = commands.add_parser("inspect", help="show which channels of a network hang together")
+    look = commands.add_parser(
+        "inspect", help="show which channels of a network hang together, or what is in a file of fxcompress.save"
+    )
     look.add_argument(
         "model",
         help="torchvision:resnet18, or a module or what builds it (a class, a function without arguments): "
-        "package.module:name, or path/to/file.py:name",
+        "package.module:name, or path/to/file.py:name; or a file that fxcompress.save wrote",
     )
     look.add_argument(
         "--input", action="append", metavar="SHAPE", help="of the input, such as 1,3,224,224, or 1,16:int64 where it "
@@ -84,6 +86,11 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
+    if Path(options.model).is_file() and Path(options.model).suffix != ".py":
+        if options.input or options.explain or options.html:
+            raise FxCompressError("--input, --explain and --html are about models: a file holds no graph")
+        print(summary(options.model))
+        return
     inputs = None if options.input is None else tuple(_input(text) for text in options.input)
     graphs = _graphs(_model(options.model), inputs)
     if options.html:
@@ -136,7 +143,7 @@ def _model(name: str) -> nn.Module:
         raise FxCompressError(f"{name!r} names a file and no model in it; write {name}:name")
     if not place or not what:
         raise FxCompressError(
-            f"{name!r} names no model; write torchvision:resnet18, package.module:name or file.py:name"
+            f"{name!r} names no model and no file; write torchvision:resnet18, package.module:name or file.py:name"
         )
     if place == "torchvision":
         return _torchvision(what)

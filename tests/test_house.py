@@ -43,6 +43,7 @@ SIDEWAYS: dict[tuple[str, str], str] = {
     ("training", "objectives"): "a training loop adds the size to the loss",
     ("report", "objectives"): "a report states the sizes",
     ("report", "training"): "a report shows the history of a run",
+    ("report", "storage"): "a report tells of a file as of a network",
     ("cli", "demo"): "`fxcompress demo`",
     ("__main__", "cli"): "`python -m fxcompress`",
 }
@@ -57,6 +58,7 @@ PUBLIC = [
     "OnnxExport",
     "PrunePolicy",
     "PruneResult",
+    "Summary",
     "compress",
     "cosine",
     "export_onnx",
@@ -68,6 +70,7 @@ PUBLIC = [
     "save",
     "save_checkpoint",
     "select_channels",
+    "summary",
 ]
 # Spelled in two pieces, or this file would find itself.
 MACHINE_PATHS = ["/" + "work/", "/" + "root/"]

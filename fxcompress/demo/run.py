@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 import fxcompress as fxc
 from fxcompress.demo.digits import Batches, Digits, DigitsNet, load_digits
+from fxcompress.report.comparison import Comparison, Network, as_json
 from fxcompress.report.figures import draw_layers, draw_progress
 from fxcompress.report.html import write_html
 from fxcompress.report.layers import layer_widths
 from fxcompress.report.measure import Sizes, compare_latency, multiply_adds, quantized_weights, sizes
-from fxcompress.report.summary import Comparison, Network, as_json
 from fxcompress.report.table import table
 from fxcompress.training.fit import FitResult, train_plain
 from fxcompress.training.history import EpochRecord

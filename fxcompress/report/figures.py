@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fxcompress.errors import FxCompressError
+from fxcompress.report.comparison import Comparison, Network
 from fxcompress.report.layers import LayerWidth
-from fxcompress.report.summary import Comparison, Network
 
 _BITS, _WEIGHTS, _BASELINE, _INK = "#2457c5", "#d9660f", "#8a8f98", "#22262d"
 _STYLE = {

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
+from fxcompress.report.comparison import Comparison, rows, versions
 from fxcompress.report.layers import LayerWidth
-from fxcompress.report.summary import Comparison, rows, versions
 from fxcompress.report.table import HEADINGS
 
 _PAGE = """<!DOCTYPE html>

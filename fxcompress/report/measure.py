@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from fxcompress.provenance import Grid, provenance_of
 from fxcompress.quantizer import storage_bits
 
-_FLOAT_BITS = 32
-_CHANNEL_BITS = 40
+FLOAT_BITS = 32
+CHANNEL_BITS = 40
 """A bit depth in one byte and an exponent in four, for each channel that is left."""
 
 
@@ -47,7 +47,7 @@ def sizes(module: nn.Module, file_bytes: int) -> Sizes:
     provenance = provenance_of(module)
     if provenance is None or not provenance.weights:
         raise ValueError(f"{type(module).__name__} was never quantized, so it has no sizes; pass what finalize() gave")
-    original = _FLOAT_BITS * provenance.weights
+    original = FLOAT_BITS * provenance.weights
     fractional = stored = 0.0
     for name, grid in provenance.grids.items():
         bits, each = (
@@ -56,7 +56,7 @@ def sizes(module: nn.Module, file_bytes: int) -> Sizes:
         )
         whole = storage_bits(bits.float())
         fractional += float(bits.sum()) * each
-        stored += int(whole.sum()) * each + _CHANNEL_BITS * int((whole > 0).sum())
+        stored += int(whole.sum()) * each + CHANNEL_BITS * int((whole > 0).sum())
     return Sizes(fractional / original, stored / original, file_bytes * 8 / original)
 
 

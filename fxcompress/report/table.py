@@ -2,7 +2,7 @@
 
 from rich.table import Table
 
-from fxcompress.report.summary import Comparison, rows
+from fxcompress.report.comparison import Comparison, rows
 
 HEADINGS = ("", "baseline", "compressed", "compressed / baseline")
 

@@ -237,6 +237,9 @@ def test_layers_of_more_than_8_bits_stay_in_floats(tmp_path: Path) -> None:
     final = net.finalize()
     written = fxc.export_onnx(final, tmp_path / "net.onnx", x, calibration=[x])
     assert written.integers == {"0.weight": (16,), "2.weight": (8,)}
+    assert "computed in floats: 0.weight (its codes have more than 8 bits)" in str(written)
+    assert "2.weight" not in str(written)
+    assert "computed in floats" not in str(fxc.export_onnx(final, tmp_path / "plain.onnx", x))
     held = weights_in(tmp_path / "net.onnx")
     weight = final.get_parameter("0.weight").detach().numpy()
     assert any(np.array_equal(each, weight) or np.array_equal(each.T, weight) for each in held.values())

@@ -28,6 +28,8 @@ _LARGEST = 2**31 - 1
 """Bytes of a protobuf."""
 _ALIKE = 1e-2
 """How far outputs may be from those of the network where all is in floats, relative to the largest."""
+_BYTE = 8
+"""Bits of a code that layers multiply in integers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,8 @@ class OnnxExport:
             f"activations in {'8 bits' if self.activations else 'floats'}",
             f"outputs on {seen}: off by {self.difference:.1e} of the largest",
         ]
+        wide = [name for name, bits in self.integers.items() if max(bits) > _BYTE] if self.activations else []
+        lines += [f"  computed in floats: {name} (its codes have more than 8 bits)" for name in wide]
         return "\n".join(lines + [f"  in floats: {name} ({why})" for name, why in self.floats.items()])
 
 

@@ -7,6 +7,7 @@ from importlib import resources
 from typing import Any
 
 from fxcompress.channels.graph import Bundle, ChannelGraph
+from fxcompress.trace.walk import elements_in
 
 
 def page(graph: ChannelGraph) -> str:
@@ -23,7 +24,7 @@ def _title(graph: ChannelGraph) -> str:
 
 
 def _header(graph: ChannelGraph) -> str:
-    parameters = sum(p.numel() for p in graph.analysis.module.parameters())
+    parameters = elements_in(graph.analysis.module)
     removable = sum(group.removable for group in graph.groups)
     facts = {
         "input": str(graph.analysis.inputs),

@@ -52,7 +52,7 @@ from fxcompress.errors import ExampleInputError, FxCompressError
 from fxcompress.progress import stage
 from fxcompress.quantizer import Quantizer
 from fxcompress.trace.autocast import switches_autocast
-from fxcompress.trace.calls import function_name
+from fxcompress.trace.calls import ends_as_in_place, function_name
 from fxcompress.trace.described import place_of_node
 from fxcompress.trace.guards import asks_for_mode, asserts_values
 from fxcompress.trace.inputs import ExampleInputs
@@ -441,8 +441,7 @@ class Interpreter:
 
         Whoever reads the tensor later on then reads what was written to it.
         """
-        name = function_name(node)
-        writes = node.target is operator.setitem or (name.endswith("_") and not name.endswith("__"))
+        writes = node.target is operator.setitem or ends_as_in_place(function_name(node))
         if not writes or not args or not isinstance(node.args[0], fx.Node) or not find(LabelTensor, [args[1:], kwargs]):
             return args
         if not isinstance(args[0], Tensor) or isinstance(args[0], LabelTensor) or not args[0].is_floating_point():

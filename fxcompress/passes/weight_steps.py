@@ -20,6 +20,7 @@ from fxcompress.channels.rules.pointwise import ON_LABELS
 from fxcompress.channels.rules.registry import Known
 from fxcompress.channels.space import Space
 from fxcompress.channels.values import LabelTensor, Value
+from fxcompress.trace.calls import ends_as_in_place, function_name
 from fxcompress.trace.traced import TracedModule
 from fxcompress.trace.weights.programs import Program, computed
 from fxcompress.trace.weights.reads import weight_of
@@ -195,8 +196,8 @@ def _steps(graph: fx.Graph) -> set[fx.Node]:
 
 def writes(node: fx.Node) -> bool:
     """Whether a call writes to what it is given, by its name."""
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return name == "setitem" or (name.endswith("_") and not name.endswith("__"))
+    name = function_name(node)
+    return name == "setitem" or ends_as_in_place(name)
 
 
 def _arguments(node: fx.Node) -> list[object]:

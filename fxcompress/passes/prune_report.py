@@ -8,6 +8,7 @@ from torch import nn
 
 from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.coverage import Uncovered, uncovered
+from fxcompress.channels.groups import NO_MAKER
 from fxcompress.channels.plan import Plan
 from fxcompress.channels.rules.contraction import may_read, pattern_of
 from fxcompress.channels.rules.registry import Known
@@ -280,7 +281,7 @@ class WhyKept:
         root = int(self.analysis.component[atom])
         if self.analysis.pinned[atom]:
             pin = int(self._pin[root])
-            return "no parameter makes it" if pin < 0 else self._text(self.analysis.space.pins[pin][1])
+            return NO_MAKER if pin < 0 else self._text(self.analysis.space.pins[pin][1])
         place = int(self._place[root])
         if place >= 0:
             return self._text(_value(*self._places[place], int(self._entry[root])))

@@ -97,6 +97,11 @@ class Trail:
     unknown: dict[str, list[str]] = field(default_factory=dict)
     fixed: frozenset[str] = frozenset()
 
+    @property
+    def names(self) -> dict[int, str]:
+        """The names of :attr:`parameters`, by the keys of their Values."""
+        return {value.key: name for name, value in self.parameters.items()}
+
 
 def fresh_atoms(module: TracedModule, space: Space) -> Atoms:
     """Atoms for each dim of size > 1 of each floating parameter, buffer and mask, by name; once for a shared tensor.

@@ -22,7 +22,7 @@ from fxcompress.channels.space import Space
 from fxcompress.channels.values import LabelTensor, Value
 from fxcompress.trace.calls import ends_as_in_place, function_name
 from fxcompress.trace.traced import TracedModule
-from fxcompress.trace.weights.programs import Program, computed
+from fxcompress.trace.weights.programs import Program, computed, held_in
 from fxcompress.trace.weights.reads import weight_of
 
 KINDS = {"dtype", "device", "shape", "ndim", "layout", "is_cuda"}
@@ -70,8 +70,7 @@ class WeightSteps:
     """
 
     def __init__(self, module: TracedModule, graph: fx.Graph) -> None:
-        held = {node: _tensor(module, node) for node in graph.find_nodes(op="get_attr")}
-        self._held = {node: tensor for node, tensor in held.items() if tensor is not None}
+        self._held = held_in(module, graph)
         self._steps = _steps(graph)
         self._found: dict[fx.Node, tuple[str, tuple[int, ...]] | None] = {}
 
@@ -176,12 +175,6 @@ class _OnLabels(fx.Interpreter):
 
 def _zero(rank: int) -> Tensor:
     return torch.zeros((1,) * rank, dtype=torch.float64, device="cpu")
-
-
-def _tensor(module: TracedModule, node: fx.Node) -> Tensor | None:
-    owner, _, leaf = str(node.target).rpartition(".")
-    found = getattr(module.get_submodule(owner), leaf, None)
-    return found if isinstance(found, Tensor) else None
 
 
 def _steps(graph: fx.Graph) -> set[fx.Node]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fxcompress.channels.computed_numbers import Computed, is_written
 from fxcompress.channels.layers import Layers, crosses, pad_rank, slices, support
-from fxcompress.channels.rules.registry import Known, OpClass, nothing_known, register
+from fxcompress.channels.rules.registry import Known, OpClass, nothing_known, register, zero_where
 from fxcompress.channels.space import Space
 from fxcompress.channels.values import Call, LabelTensor, Step, Value, find, leaves, replace
 
@@ -230,7 +230,7 @@ def _divide(step: Step, known: Known) -> list[Tensor]:
     (result,) = run_known(step, known)
     above, below = step.call.args[:2]
     if isinstance(above, Value) and isinstance(below, Computed):
-        return [torch.where(known.of(above) == 0, 0.0, torch.nan).double()]
+        return [zero_where(known.of(above) == 0)]
     if isinstance(above, Value) and _is_number(below):
         return [torch.where(known.of(above) == 0, 0.0, result)]
     if not isinstance(above, Value) or not isinstance(below, Value) or step.call.kwargs.get("rounding_mode"):
@@ -317,9 +317,8 @@ def _choose(step: Step, known: Known) -> list[Tensor]:
 
 
 def _is_mask(leaf: object) -> bool:
-    return (leaf.meta if isinstance(leaf, Value) else getattr(leaf, "dtype", None)) is not None and (
-        leaf.meta.dtype if isinstance(leaf, Value) else leaf.dtype  # type: ignore[attr-defined]
-    ) == torch.bool
+    dtype = leaf.meta.dtype if isinstance(leaf, Value) else getattr(leaf, "dtype", None)
+    return dtype is torch.bool
 
 
 def _choice(leaf: object, known: Known) -> Tensor | None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fxcompress.channels.layers import Layers, support
-from fxcompress.channels.rules.registry import Known, OpClass, nothing_known, register
+from fxcompress.channels.rules.registry import Known, OpClass, nothing_known, register, zero_where
 from fxcompress.channels.space import Space
 from fxcompress.channels.values import Call, Step, Value
 
@@ -98,8 +98,7 @@ def _product_constants(step: Step, known: Known) -> list[Tensor]:
 
 
 def _zeros(channels: Tensor, dims: frozenset[int]) -> Tensor:
-    zero = (channels == 0).all(dim=list(dims), keepdim=True)
-    return torch.where(zero, 0.0, torch.nan).to(torch.float64)
+    return zero_where((channels == 0).all(dim=list(dims), keepdim=True))
 
 
 def _spread_constants(step: Step, known: Known) -> list[Tensor]:

@@ -113,6 +113,11 @@ def _unknown(rank: int) -> Tensor:
     return torch.full((1,) * rank, torch.nan, dtype=torch.float64, device="cpu")
 
 
+def zero_where(zero: Tensor) -> Tensor:
+    """A map that knows of zeros and of nothing else."""
+    return torch.where(zero, 0.0, torch.nan).double()
+
+
 def nothing_known(step: Step, known: Known) -> list[Tensor]:
     """The constant rule of ops through which nothing is known."""
     return [unknown(value) for value in step.outputs]

@@ -8,7 +8,7 @@ from torch import Tensor
 from fxcompress.channels.layers import Layers, support, vector
 from fxcompress.channels.rules.pointwise import Operand, couple_aligned
 from fxcompress.channels.rules.reductions import pass_others
-from fxcompress.channels.rules.registry import ConstantRule, Known, OpClass, nothing_known, register
+from fxcompress.channels.rules.registry import ConstantRule, Known, OpClass, nothing_known, register, zero_where
 from fxcompress.channels.space import Space
 from fxcompress.channels.values import Call, Step, Value
 
@@ -109,7 +109,7 @@ def _fold_constants(step: Step, known: Known) -> list[Tensor]:
     zero = (known.of(source) == 0).all(dim + 1, keepdim=True)
     if zero.shape[dim] > 1:
         zero = zero.unflatten(dim, (out.shape[dim], -1)).all(dim + 1)
-    return [torch.where(zero.unsqueeze(-1), 0.0, torch.nan).double()]
+    return [zero_where(zero.unsqueeze(-1))]
 
 
 register(OpClass("fold", _fold_labels, _fold_constants), ["col2im"])

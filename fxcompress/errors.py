@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from typing import Any
 
 __all__ = [
-    "AnalysisError",
     "AverageError",
     "CheckpointError",
     "DistributedError",
@@ -19,7 +18,6 @@ __all__ = [
     "MissingPackageError",
     "OptimizerError",
     "PathError",
-    "RewriteError",
     "StorageError",
     "TraceError",
     "UnsupportedModelError",
@@ -50,14 +48,6 @@ class UnsupportedModelError(FxCompressError):
 
 class ValueReadError(UnsupportedModelError):
     """A node of the graph reads a number out of a tensor, and what comes after may depend on it."""
-
-
-class AnalysisError(FxCompressError):
-    """The channel analysis met something that contradicts itself: a bug in a rule, never the user's fault."""
-
-
-class RewriteError(FxCompressError):
-    """A rewrite failed its check and was abandoned; the module is as it was."""
 
 
 class MissingPackageError(FxCompressError, ImportError):

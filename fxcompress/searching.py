@@ -15,6 +15,7 @@ from fxcompress.fitting import compressed_for, fit
 from fxcompress.objectives import LatencyTable
 from fxcompress.storage.file import save
 from fxcompress.storage.states import check_place
+from fxcompress.trace.walk import elements_in
 from fxcompress.training.aims import By, Goal
 from fxcompress.training.batches import check_callable
 from fxcompress.training.bracket import CLOSE, Bracket
@@ -89,7 +90,7 @@ class AccuracyResult:
     rounds: list[Round] = field(default_factory=list)
 
     def __repr__(self) -> str:
-        parameters = sum(p.numel() for p in self.module.parameters())
+        parameters = elements_in(self.module)
         best = "the smallest that is good enough" if self.kept else "none is good enough, the best"
         metric = shown(self.metric, self.rounds[0].metric_name if self.rounds else "metric")
         counted = self.rounds[0].counted if self.rounds else "bits"

@@ -14,8 +14,8 @@ from torch.optim import Adam, Optimizer
 import fxcompress as fxc
 from fxcompress.errors import OptimizerError
 from fxcompress.training.handover import hand_over
-from fxcompress.training.optimizer import slice_parameter
 from tests.nets import Pick, ResidualNet, batch, kill, set_bits
+from tests.replacements import slice_parameter
 
 Prune = Callable[[], object]
 CONV = "block1.conv1.weight"

@@ -1,6 +1,7 @@
 """The rules of the house: which layer imports which, what is public, what no file may contain."""
 
 import ast
+import functools
 import importlib
 import os
 import re
@@ -77,10 +78,16 @@ MACHINE_PATHS = ["/" + "work/", "/" + "root/"]
 NOT_OURS = {".git", ".hypothesis", ".mypy_cache", ".pytest_cache", ".ruff_cache", "__pycache__", "build", "dist", "out"}
 
 
+@functools.cache
 def modules() -> dict[str, Path]:
     """The path of every module of the package by its dotted name; a package is ``fxcompress.x.__init__``."""
     paths = sorted(PACKAGE.rglob("*.py"))
     return {".".join(("fxcompress", *path.relative_to(PACKAGE).with_suffix("").parts)): path for path in paths}
+
+
+@functools.lru_cache(maxsize=512)
+def parsed(source: str) -> ast.Module:
+    return ast.parse(source)
 
 
 def imports(name: str, source: str) -> Iterator[tuple[int, str]]:
@@ -88,7 +95,7 @@ def imports(name: str, source: str) -> Iterator[tuple[int, str]]:
 
     ``from a import b`` gives ``a.b``, which is right whether b is a module or not: only the first two parts count.
     """
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parsed(source)):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -205,7 +212,7 @@ def test_no_file_names_a_path_of_somebodys_machine(needle: str) -> None:
 
 def undocumented(name: str, source: str) -> list[str]:
     """The module, its public functions, its public classes: those that lack a docstring."""
-    tree = ast.parse(source)
+    tree = parsed(source)
     found = [] if ast.get_docstring(tree) else [name]
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -243,13 +250,14 @@ FACTORIES = frozenset(
 
 def without_device(source: str) -> list[str]:
     """The tensors that code makes wherever the caller's default device happens to be."""
-    calls = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call))
-    named = ((call, ast.unparse(call.func).removeprefix("torch.")) for call in calls)
-    of_torch = ((call, name) for call, name in named if ast.unparse(call.func).startswith("torch."))
+    calls = (node for node in ast.walk(parsed(source)) if isinstance(node, ast.Call))
     return [
         ast.unparse(call)
-        for call, name in of_torch
-        if name in FACTORIES and not any(keyword.arg == "device" for keyword in call.keywords)
+        for call in calls
+        if isinstance(call.func, ast.Attribute)
+        and call.func.attr in FACTORIES
+        and ast.unparse(call.func.value) == "torch"
+        and not any(keyword.arg == "device" for keyword in call.keywords)
     ]
 
 

@@ -13,13 +13,8 @@ from torch import Tensor, nn, optim
 from torch.optim import lr_scheduler
 
 from fxcompress.errors import OptimizerError
-from fxcompress.training.optimizer import (
-    Replacement,
-    check_optimizer,
-    prepare_resize,
-    resize_optimizer,
-    slice_parameter,
-)
+from fxcompress.training.optimizer import Replacement, check_optimizer, kept_entries, prepare_resize
+from tests.replacements import resize_optimizer, slice_parameter
 
 Factory = Callable[[Iterable[Any]], optim.Optimizer]
 
@@ -470,36 +465,17 @@ def test_optimizer_of_another_network_is_refused() -> None:
     check_optimizer(one, [*net.parameters(), *before.parameters()])
 
 
-def test_slice_takes_the_gradient_and_the_attributes_along() -> None:
-    old = nn.Parameter(torch.randn(4, 3), requires_grad=True)
-    old.grad = torch.randn(4, 3)
-    old.no_decay = True  # type: ignore[attr-defined]
-    new = slice_parameter(old, {0: torch.tensor([1, 3])}).new
-    assert new is not None
-    assert new.grad is not None
-    assert torch.equal(new, old[[1, 3]])
-    assert torch.equal(new.grad, old.grad[[1, 3]])
-    assert new.no_decay is True  # type: ignore[attr-defined]
-    frozen = slice_parameter(nn.Parameter(torch.ones(2), requires_grad=False), {0: torch.tensor([0])}).new
-    assert frozen is not None
-    assert not frozen.requires_grad
-    assert frozen.grad is None
-
-
 @pytest.mark.parametrize(
     ("shape", "layout"), [((6, 4, 3, 3), torch.channels_last), ((6, 4, 2, 2, 2), torch.channels_last_3d)]
 )
-def test_slice_keeps_the_memory_layout(shape: tuple[int, ...], layout: torch.memory_format) -> None:
+def test_what_is_kept_has_the_memory_layout_of_the_whole(shape: tuple[int, ...], layout: torch.memory_format) -> None:
     for memory_format in (layout, torch.contiguous_format):
-        old = nn.Parameter(torch.randn(shape).to(memory_format=memory_format))
-        new = slice_parameter(old, {0: torch.tensor([0, 1, 2]), 1: torch.tensor([1, 3])}).new
-        assert new is not None
-        assert new.is_contiguous(memory_format=memory_format)
-        assert torch.equal(new, old[:3, [1, 3]])
+        whole = torch.randn(shape).to(memory_format=memory_format)
+        kept = kept_entries(whole, {0: torch.tensor([0, 1, 2]), 1: torch.tensor([1, 3])})
+        assert kept.is_contiguous(memory_format=memory_format)
+        assert torch.equal(kept, whole[:3, [1, 3]])
 
 
-def test_slice_owns_its_memory() -> None:
-    old = nn.Parameter(torch.ones(3))
-    new = slice_parameter(old, {}).new
-    assert new is not None
-    assert new.data_ptr() != old.data_ptr()
+def test_what_is_kept_owns_its_memory() -> None:
+    whole = torch.ones(3)
+    assert kept_entries(whole, {}).data_ptr() != whole.data_ptr()

@@ -16,14 +16,15 @@ from fxcompress.training.aims import Aims
 from fxcompress.training.compressed import CompressedModule
 from fxcompress.training.controller import ConstantGamma, Gamma, gamma_now, own_gamma
 from fxcompress.training.distributed import wrappers_of
+from fxcompress.training.fit import gamma_of
 from fxcompress.training.held import stepping
 from fxcompress.training.in_pieces import CompressedPieces
 from fxcompress.training.optimizer import check_optimizers
 from fxcompress.training.parallel import Processes
-from fxcompress.training.policy import PrunePolicy
+from fxcompress.training.policy import PrunePolicy, prune_policy
 from fxcompress.training.selection import Selection
 from fxcompress.training.suited import what_is_mixed, what_lacks
-from fxcompress.training.target import begin_selection
+from fxcompress.training.target import begin_selection, tell_of_selection, tell_of_target
 
 _REMEDY = "build one optimizer for it after compress(): torch.optim.Adam(net.param_groups(lr=1e-3))"
 
@@ -202,6 +203,62 @@ class Lead:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what :meth:`state_dict` gave, at the next :meth:`start`."""
         self._stored = state
+
+
+class SelfCompressing:
+    """What the callbacks of all loops hold and do.
+
+    Attributes:
+        pressure: on the bits.
+        lead: to a share of the multiply-adds or of the latency.
+        removals: when to remove, and what went.
+    """
+
+    pressure: Pressure
+    lead: Lead
+    removals: Removals
+    _hooks: list[RemovableHandle]
+
+    def _aim(
+        self,
+        target_size: float | None,
+        gamma: float | Gamma | None,
+        aims: Aims,
+        *,
+        fine_tune: bool,
+        prune: bool | int | PrunePolicy,
+    ) -> None:
+        """Take in what the user asked for; the arguments are those of the callbacks."""
+        self.pressure = Pressure(gamma_of(gamma, target_size, fine_tune=fine_tune, required=not aims))
+        self.lead, self.removals, self._hooks = Lead(aims), Removals(prune_policy(prune)), []
+
+    @property
+    def reports(self) -> list[PruneReport]:
+        """What each removal took out."""
+        return self.removals.reports
+
+    def _begin(self) -> None:
+        """Forget an earlier training."""
+        for part in (self.pressure, self.removals, self.lead):
+            part.begin()
+
+    def _metrics(self, net: CompressedModule) -> dict[str, float]:
+        """What there is to log."""
+        return metrics(net, self.pressure.last) | self.lead.metrics()
+
+    def _end(self, net: CompressedModule, optimizer: Optimizer, *, tells: bool) -> None:
+        """Remove what is dead, tell of targets that were missed, and leave the optimizer alone again."""
+        share_buffers(net)
+        self.removals.make(net, optimizer, last=True)
+        if tells:
+            tell_of_target(net, self.pressure.gamma)
+            tell_of_selection(self.lead.selection)
+        self._release()
+
+    def _release(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
 
 
 def metrics(net: CompressedModule, gamma: float) -> dict[str, float]:

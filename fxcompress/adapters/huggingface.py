@@ -4,29 +4,17 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
-from fxcompress.adapters.core import (
-    Lead,
-    Pressure,
-    Removals,
-    compressed,
-    metrics,
-    optimizer_of,
-    share_buffers,
-    step_after,
-)
+from fxcompress.adapters.core import SelfCompressing, compressed, optimizer_of, step_after
 from fxcompress.errors import MissingPackageError, UnsupportedModelError
 from fxcompress.objectives import LatencyTable
-from fxcompress.passes.prune_report import PruneReport
 from fxcompress.training.aims import Aims
 from fxcompress.training.compressed import CompressedModule
 from fxcompress.training.controller import Gamma
-from fxcompress.training.fit import gamma_of
 from fxcompress.training.held import stepping
-from fxcompress.training.policy import PrunePolicy, prune_policy
+from fxcompress.training.policy import PrunePolicy
 from fxcompress.training.suited import check_objective
-from fxcompress.training.target import check_target, tell_of_selection, tell_of_target
+from fxcompress.training.target import check_target
 
 try:
     import accelerate  # noqa: F401 - the Trainer cannot do without, and says so later and less clearly
@@ -78,7 +66,7 @@ class TrainerModel(nn.Module):
         return state
 
 
-class SelfCompressionCallback(TrainerCallback, ExportableState):
+class SelfCompressionCallback(SelfCompressing, TrainerCallback, ExportableState):
     """Lets the network of a :class:`TrainerModel` compress itself, in the Trainer's own loop.
 
     For each optimizer step, after gradients were accumulated, unscaled and clipped, the gradient of
@@ -125,9 +113,7 @@ class SelfCompressionCallback(TrainerCallback, ExportableState):
                 "off; what gamma has adapted is taken up without it"
             )
         aims = Aims(target_macs, target_latency, latency_table)
-        self.pressure = Pressure(gamma_of(gamma, target_size, fine_tune=fine_tune, required=not aims))
-        self.lead = Lead(aims)
-        self.removals = Removals(prune_policy(prune))
+        self._aim(target_size, gamma, aims, fine_tune=fine_tune, prune=prune)
         self._arguments = {
             "target_size": target_size,
             "gamma": _FUNCTION if callable(gamma) else gamma,
@@ -136,17 +122,11 @@ class SelfCompressionCallback(TrainerCallback, ExportableState):
             "fine_tune": fine_tune,
             "prune": True if isinstance(prune, PrunePolicy) else prune,  # what it holds is an attribute
         }
-        self._hooks: list[RemovableHandle] = []
 
     def state(self) -> dict[str, Any]:
         """What the Trainer writes into its checkpoints; taken up when a training is resumed."""
         attributes = {"adapted": self.adapted, "removal": self.removal, "chosen": self.chosen}
         return {"args": self._arguments, "attributes": attributes}
-
-    @property
-    def reports(self) -> list[PruneReport]:
-        """What each removal took out."""
-        return self.removals.reports
 
     @property
     def adapted(self) -> dict[str, Any]:
@@ -241,9 +221,7 @@ class SelfCompressionCallback(TrainerCallback, ExportableState):
         check_objective(net)
         net.refresh()  # with several processes, it has taken over the tensors of the first by now
         if not state.global_step:
-            self.pressure.begin()
-            self.removals.begin()
-            self.lead.begin()
+            self._begin()
             check_target(net, self.pressure.gamma)
         stored = (state.stateful_callbacks or {}).get(type(self).__name__)
         if state.global_step > 0 and isinstance(stored, dict):
@@ -283,7 +261,7 @@ class SelfCompressionCallback(TrainerCallback, ExportableState):
         """Add the sizes to what is logged of the training."""
         logs = kwargs.get("logs")
         if logs is not None and "loss" in logs:
-            more = metrics(_network(kwargs["model"]), self.pressure.last) | self.lead.metrics()
+            more = self._metrics(_network(kwargs["model"]))
             logs.update(more)
             state.log_history[-1].update(more)
 
@@ -295,18 +273,8 @@ class SelfCompressionCallback(TrainerCallback, ExportableState):
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
         """Remove what is dead, and leave the optimizer alone again."""
-        net = _network(kwargs["model"])
-        share_buffers(net)
-        self.removals.make(net, _unwrapped(kwargs["optimizer"]), last=True)
-        if state.is_world_process_zero:
-            tell_of_target(net, self.pressure.gamma)
-            tell_of_selection(self.lead.selection)
-        self._release()
-
-    def _release(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
+        tells = state.is_world_process_zero
+        self._end(_network(kwargs["model"]), _unwrapped(kwargs["optimizer"]), tells=tells)
 
 
 def _network(model: nn.Module) -> CompressedModule:

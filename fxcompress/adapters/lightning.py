@@ -5,29 +5,17 @@ from operator import attrgetter
 from typing import Any
 
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
-from fxcompress.adapters.core import (
-    Lead,
-    Pressure,
-    Removals,
-    compressed,
-    metrics,
-    optimizer_of,
-    share_buffers,
-    step_after,
-)
+from fxcompress.adapters.core import SelfCompressing, compressed, optimizer_of, step_after
 from fxcompress.errors import MissingPackageError, UnsupportedModelError
 from fxcompress.objectives import LatencyTable
-from fxcompress.passes.prune_report import PruneReport
 from fxcompress.training.aims import Aims
 from fxcompress.training.compressed import CompressedModule
 from fxcompress.training.controller import Gamma
-from fxcompress.training.fit import gamma_of
 from fxcompress.training.held import stepping
-from fxcompress.training.policy import PrunePolicy, prune_policy
+from fxcompress.training.policy import PrunePolicy
 from fxcompress.training.suited import check_objective
-from fxcompress.training.target import check_target, tell_of_selection, tell_of_target
+from fxcompress.training.target import check_target
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -40,7 +28,7 @@ _PROGRESS_BAR = ("size/fractional",)
 _AVERAGING = frozenset({"StochasticWeightAveraging", "WeightAveraging"})  # by name: the latter is not in all releases
 
 
-class SelfCompression(Callback):
+class SelfCompression(SelfCompressing, Callback):
     """Lets a network inside a LightningModule compress itself; ``training_step`` stays as it is.
 
     The module makes its network by :func:`fxcompress.compress` in ``__init__``, and its optimizer from the network's
@@ -92,26 +80,18 @@ class SelfCompression(Callback):
         prune: bool | int | PrunePolicy = True,
     ) -> None:
         aims = Aims(target_macs, target_latency, latency_table)
-        self.pressure = Pressure(gamma_of(gamma, target_size, fine_tune=fine_tune, required=not aims))
-        self.lead = Lead(aims)
+        self._aim(target_size, gamma, aims, fine_tune=fine_tune, prune=prune)
         self.net = net
-        self.removals = Removals(prune_policy(prune))
         self.done = 0
         self._total = math.inf
         self._noted = 0
         self._prefix = ""
         self._optimizer: Optimizer | None = None
-        self._hooks: list[RemovableHandle] = []
 
     @property
     def state_key(self) -> str:
         """Of each network its own, where a callback for each of several is given."""
         return str(super().state_key) if self.net == "net" else str(self._generate_state_key(net=self.net))
-
-    @property
-    def reports(self) -> list[PruneReport]:
-        """What each removal took out."""
-        return self.removals.reports
 
     def state_dict(self) -> dict[str, Any]:
         """How far the training is, what gamma has adapted and when to remove, for a checkpoint."""
@@ -142,9 +122,7 @@ class SelfCompression(Callback):
             )
         if not trainer.global_step:  # a training of its own, unless a checkpoint is loaded after this
             self.done = 0
-            self.pressure.begin()
-            self.removals.begin()
-            self.lead.begin()
+            self._begin()
 
     def _network(self, pl_module: LightningModule) -> CompressedModule:
         where = f"{type(pl_module).__name__}.{self.net}"
@@ -230,7 +208,8 @@ class SelfCompression(Callback):
         before, self._noted = self._noted, self.done
         if self.done == before:
             return
-        self._remove(pl_module)
+        assert self._optimizer is not None
+        self.removals.make(self._network(pl_module), self._optimizer)
         every = trainer.log_every_n_steps
         if every and self.done // every > before // every:
             self._log(pl_module, on_step=True)
@@ -239,31 +218,16 @@ class SelfCompression(Callback):
         """Log."""
         self._log(pl_module, on_step=False)
 
-    def _remove(self, pl_module: LightningModule, *, last: bool = False) -> None:
-        assert self._optimizer is not None
-        self.removals.make(self._network(pl_module), self._optimizer, last=last)
-
     def _log(self, pl_module: LightningModule, *, on_step: bool) -> None:
-        found = metrics(self._network(pl_module), self.pressure.last) | self.lead.metrics()
-        for name, value in found.items():
+        for name, value in self._metrics(self._network(pl_module)).items():
             bar = name in _PROGRESS_BAR
             pl_module.log(self._prefix + name, value, on_step=on_step, on_epoch=not on_step, prog_bar=bar)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove what is dead, and leave the optimizer alone again."""
-        net = self._network(pl_module)
-        share_buffers(net)
-        self._remove(pl_module, last=True)
-        if trainer.is_global_zero:
-            tell_of_target(net, self.pressure.gamma)
-            tell_of_selection(self.lead.selection)
-        self._release()
+        assert self._optimizer is not None
+        self._end(self._network(pl_module), self._optimizer, tells=trainer.is_global_zero)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """The same when the training breaks off."""
         self._release()
-
-    def _release(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []

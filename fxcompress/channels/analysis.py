@@ -184,7 +184,7 @@ class Analysis:
         others = {sites.weight_name for sites in self.sites} | {table.weight_name for table in self.tables}
         found: dict[tuple[str, str], PlainAtoms] = {}
         for mode, trail in self.trails.items():
-            names = {value.key: name for name, value in trail.parameters.items()}
+            names = trail.names
             for step in trail.tape:
                 name = names.get(step.call.args[0].key, "") if step.op is QUANTIZE else ""
                 if name and name not in others and (mode, name) not in found:

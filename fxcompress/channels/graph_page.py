@@ -6,10 +6,11 @@ from html import escape
 from importlib import resources
 from typing import Any
 
-from fxcompress.channels.graph import Bundle, ChannelGraph
+from fxcompress.channels.groups import Bundle, Groups
+from fxcompress.trace.walk import elements_in
 
 
-def page(graph: ChannelGraph) -> str:
+def page(graph: Groups) -> str:
     """The whole page. Names come from the model, so they are escaped, in HTML and in the data for the script."""
     template = resources.files("fxcompress.channels").joinpath("graph_page.html").read_text("utf-8")
     data = json.dumps(_data(graph), separators=(",", ":")).replace("<", "\\u003c")  # so that nothing ends the script
@@ -18,12 +19,12 @@ def page(graph: ChannelGraph) -> str:
     return "".join((head.replace("TITLE", escape(_title(graph))), _header(graph), body, data, script))
 
 
-def _title(graph: ChannelGraph) -> str:
+def _title(graph: Groups) -> str:
     return f"Channels of {type(graph.analysis.module).__name__}"
 
 
-def _header(graph: ChannelGraph) -> str:
-    parameters = sum(p.numel() for p in graph.analysis.module.parameters())
+def _header(graph: Groups) -> str:
+    parameters = elements_in(graph.analysis.module)
     removable = sum(group.removable for group in graph.groups)
     facts = {
         "input": str(graph.analysis.inputs),
@@ -38,7 +39,7 @@ def _header(graph: ChannelGraph) -> str:
     return f"<h1>{escape(_title(graph))}</h1>\n<dl>{items}</dl>\n{unknown}"
 
 
-def _data(graph: ChannelGraph) -> dict[str, Any]:
+def _data(graph: Groups) -> dict[str, Any]:
     """What the script draws: layers in the order in which the network runs them, and bundles that point at them."""
     used = [name for bundle in graph.bundles for name in (*bundle.producers, *bundle.consumers)]
     order = dict.fromkeys(maker.weight_name for maker in graph.analysis.makers)
@@ -51,10 +52,9 @@ def _data(graph: ChannelGraph) -> dict[str, Any]:
     return {"layers": layers, "bundles": [_bundle(graph, bundle, position) for bundle in graph.bundles]}
 
 
-def _bundle(graph: ChannelGraph, bundle: Bundle, position: dict[str, int]) -> dict[str, Any]:
+def _bundle(graph: Groups, bundle: Bundle, position: dict[str, int]) -> dict[str, Any]:
     members = dict.fromkeys(name for i in bundle.groups for name, _, _ in graph.groups[i].members)
     others = [name for name in members if name not in {*bundle.producers, *bundle.consumers}]
-    kept = [] if bundle.removable else list(bundle.reasons) or ["no parameter makes it"]
     return {
         "groups": len(bundle.groups),
         "range": _ranges(bundle.groups),
@@ -62,7 +62,7 @@ def _bundle(graph: ChannelGraph, bundle: Bundle, position: dict[str, int]) -> di
         "made": [position[name] for name in bundle.producers],
         "read": [position[name] for name in bundle.consumers],
         "with": others,
-        "kept": kept,
+        "kept": bundle.kept_by,
     }
 
 

@@ -52,7 +52,7 @@ from fxcompress.errors import ExampleInputError, FxCompressError
 from fxcompress.progress import stage
 from fxcompress.quantizer import Quantizer
 from fxcompress.trace.autocast import switches_autocast
-from fxcompress.trace.calls import function_name
+from fxcompress.trace.calls import ends_as_in_place, function_name
 from fxcompress.trace.described import place_of_node
 from fxcompress.trace.guards import asks_for_mode, asserts_values
 from fxcompress.trace.inputs import ExampleInputs
@@ -96,6 +96,11 @@ class Trail:
     storages: dict[str, frozenset[int]] = field(default_factory=dict)
     unknown: dict[str, list[str]] = field(default_factory=dict)
     fixed: frozenset[str] = frozenset()
+
+    @property
+    def names(self) -> dict[int, str]:
+        """The names of :attr:`parameters`, by the keys of their Values."""
+        return {value.key: name for name, value in self.parameters.items()}
 
 
 def fresh_atoms(module: TracedModule, space: Space) -> Atoms:
@@ -247,48 +252,58 @@ class Interpreter:
         """Run a call node on its evaluated arguments."""
         if asks_for_mode(node) or switches_autocast(node) or asserts_values(node, args):
             return None  # labels have no such things: this is the path that was traced
-        callee = self._modules.get(str(node.target)) if node.op == "call_module" else node.target
+        layer = self._modules.get(str(node.target)) if node.op == "call_module" else None
+        callee = node.target if node.op != "call_module" else layer
+        self._tell(node, callee, args)
+        try:
+            if node.op == "call_module":
+                return self._call_layer(str(node.target), args, kwargs)
+            return self._call_function(node, callee, args, kwargs)
+        except FxCompressError:
+            raise
+        except Exception as error:
+            raise ExampleInputError(_run_message(node, layer, args, kwargs, error)) from error
+
+    def _tell(self, node: fx.Node, callee: object, args: tuple[Any, ...]) -> None:
+        """Tell the dispatcher what a node is given that follows the sizes of the inputs, and what its sizes are."""
         self.dispatch.numbers = self._numbers.met(node, self.env, callee)
         self.dispatch.sized = any(map(self._is_sized, node.all_input_nodes))
         self.dispatch.placed, self.dispatch.picked = False, frozenset()
         beside = put_beside(node)
         self.dispatch.beside = None if beside is None or math.isnan(beside) else beside
-        self.dispatch.places.written = written_sizes(node)
-        sizes = node, self.trail.values, self._numbers.is_fixed, self.dispatch.places.free
-        self.dispatch.places.given = given_sizes(*sizes)
-        self.dispatch.places.repeated = repeated_dims(*sizes)
-        self.dispatch.places.lists = bool(node.args) and isinstance(node.args[0], tuple | list)
+        places, sizes = (
+            self.dispatch.places,
+            (node, self.trail.values, self._numbers.is_fixed, self.dispatch.places.free),
+        )
+        places.written, places.given, places.repeated = written_sizes(node), given_sizes(*sizes), repeated_dims(*sizes)
+        places.lists = bool(node.args) and isinstance(node.args[0], tuple | list)
         source = args[0] if args else None
-        rank = source.ndim if isinstance(source, LabelTensor) else 0
-        self.dispatch.places.flattens = flattened(node, callee, rank)
-        try:
-            if node.op == "call_module":
-                module = self._submodule(str(node.target))
-                if isinstance(module, Quantizer):
-                    return self._quantize(str(node.target), module, args[0])
-                known = aten_call(module, args, kwargs, partial(self._own, str(node.target), module))
-                if known is not None:
-                    func, given = known
-                    return self._noisy(module, args[0] if func is None else self.dispatch.first(func, args[0], *given))
-                args, kwargs = self._given(module, args, kwargs)
-                with whole(module), in_pieces(module):
-                    return self._noisy(module, self._shadow(str(node.target), module)(*args, **kwargs))
-            if isinstance(node.target, type) or node.target is restored:  # in which nothing finds its tensors again
-                self._pin_output([args, kwargs])
-            args = self._adopted(node, args, kwargs)
-            if args and isinstance(args[0], LabelTensor):
-                self.dispatch.picked = picked_by(node, args[0].ndim)
-            args = self._placed(node, args, callee)
-            if node.op == "call_method":
-                return self._filled(node, getattr(args[0], str(node.target))(*args[1:], **kwargs))
-            args, kwargs = self._given(node.target, args, kwargs)
-            with whole(node.target), in_pieces(node.target):
-                return self._filled(node, self._function(node)(*args, **kwargs))
-        except FxCompressError:
-            raise
-        except Exception as error:
-            layer = self._modules.get(str(node.target)) if node.op == "call_module" else None
-            raise ExampleInputError(_run_message(node, layer, args, kwargs, error)) from error
+        places.flattens = flattened(node, callee, source.ndim if isinstance(source, LabelTensor) else 0)
+
+    def _call_layer(self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+        module = self._submodule(path)
+        if isinstance(module, Quantizer):
+            return self._quantize(path, module, args[0])
+        known = aten_call(module, args, kwargs, partial(self._own, path, module))
+        if known is not None:
+            func, given = known
+            return self._noisy(module, args[0] if func is None else self.dispatch.first(func, args[0], *given))
+        args, kwargs = self._given(module, args, kwargs)
+        with whole(module), in_pieces(module):
+            return self._noisy(module, self._shadow(path, module)(*args, **kwargs))
+
+    def _call_function(self, node: fx.Node, callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+        if isinstance(callee, type) or callee is restored:  # in which nothing finds its tensors again
+            self._pin_output([args, kwargs])
+        args = self._adopted(node, args, kwargs)
+        if args and isinstance(args[0], LabelTensor):
+            self.dispatch.picked = picked_by(node, args[0].ndim)
+        args = self._placed(node, args, callee)
+        if node.op == "call_method":
+            return self._filled(node, getattr(args[0], str(callee))(*args[1:], **kwargs))
+        args, kwargs = self._given(callee, args, kwargs)
+        with whole(callee), in_pieces(callee):
+            return self._filled(node, self._function(node)(*args, **kwargs))
 
     def _is_sized(self, node: fx.Node) -> bool:
         """Whether a node is an index without labels that other inputs make another one."""
@@ -441,8 +456,7 @@ class Interpreter:
 
         Whoever reads the tensor later on then reads what was written to it.
         """
-        name = function_name(node)
-        writes = node.target is operator.setitem or (name.endswith("_") and not name.endswith("__"))
+        writes = node.target is operator.setitem or ends_as_in_place(function_name(node))
         if not writes or not args or not isinstance(node.args[0], fx.Node) or not find(LabelTensor, [args[1:], kwargs]):
             return args
         if not isinstance(args[0], Tensor) or isinstance(args[0], LabelTensor) or not args[0].is_floating_point():

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fxcompress.channels.rules.indexing import equal_along
-from fxcompress.channels.rules.registry import Known, unknown
+from fxcompress.channels.rules.registry import Known, equal_along, unknown
 from fxcompress.channels.values import Step, Value
 
 

@@ -12,10 +12,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from fxcompress.channels.layers import Layers, support
-from fxcompress.channels.recurrent import Emitter
 from fxcompress.channels.rules.registry import Known, OpClass, nothing_known
 from fxcompress.channels.space import Space
-from fxcompress.channels.values import Call, LabelTensor, Step
+from fxcompress.channels.values import Call, Dispatcher, LabelTensor, Step
 
 _aten = torch.ops.aten
 
@@ -30,18 +29,18 @@ def with_lengths(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[A
     return ((args[0], lengths, *args[2:]), kwargs) if len(args) > 1 else (args, kwargs | {"lengths": lengths})
 
 
-def _pack(run: Emitter, source: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Tensor]:  # noqa: FBT001 - the signature of ATen
+def _pack(run: Dispatcher, source: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Tensor]:  # noqa: FBT001 - the signature of ATen
     steps, sizes = _aten._pack_padded_sequence(torch.zeros(*source.shape[:2], 1, device="cpu"), lengths, batch_first)
     return _moved(run, source, (steps.shape[0], *source.shape[2:]), 0.0), sizes
 
 
-def _unpack(run: Emitter, source: Tensor, sizes: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+def _unpack(run: Dispatcher, source: Tensor, sizes: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
     _, padding, _ = rest
     padded, lengths = _aten._pad_packed_sequence(torch.zeros(source.shape[0], 1, device="cpu"), sizes, *rest)
     return _moved(run, source, (*padded.shape[:2], *source.shape[1:]), padding), lengths
 
 
-def _moved(run: Emitter, source: Tensor, shape: tuple[int, ...], padding: float) -> Tensor:
+def _moved(run: Dispatcher, source: Tensor, shape: tuple[int, ...], padding: float) -> Tensor:
     if not isinstance(source, LabelTensor):
         return source.new_zeros(shape)
     return run.emit(REPACK, pack_padded_sequence, (source.fxc_value, padding), shape, source)

@@ -6,7 +6,7 @@ for sequences of any length.
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,26 +25,12 @@ from fxcompress.channels.rules.recurrent import (
     Weights,
     tie_units,
 )
-from fxcompress.channels.rules.registry import OpClass
-from fxcompress.channels.space import Space
-from fxcompress.channels.values import LabelTensor, Value, replace
+from fxcompress.channels.values import Dispatcher, LabelTensor, Value, replace
 
 _FUNCTIONS = frozenset(
     getattr(torch, name)
     for name in ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
 ) | {pad_packed_sequence}
-
-
-class Emitter(Protocol):
-    """Whoever puts steps on a tape."""
-
-    space: Space
-
-    def emit(
-        self, op: OpClass, func: object, args: tuple[Any, ...], shape: tuple[int, ...], like: Tensor
-    ) -> LabelTensor:
-        """Put a step with one output on the tape, and return the output."""
-        ...
 
 
 def is_recurrent(callee: object) -> bool:
@@ -70,7 +56,7 @@ class _Stack:
         biases: how many of these are biases, 0 or 2.
     """
 
-    def __init__(self, run: Emitter, kind: Kind, weights: Sequence[Tensor], per: int, biases: int) -> None:
+    def __init__(self, run: Dispatcher, kind: Kind, weights: Sequence[Tensor], per: int, biases: int) -> None:
         self.run, self.kind, self.biases = run, kind, biases
         self.parts = [weights[i : i + per] for i in range(0, len(weights), per)]
         self.hidden: list[Tensor] = []
@@ -138,7 +124,7 @@ def as_given(run: Callable[[Tensor], LabelTensor], tree: Any) -> Any:  # noqa: A
 
 
 def _layers(kind: Kind) -> Callable[..., tuple[Tensor, ...]]:
-    def run(to: Emitter, source: Tensor, states: Any, weights: Sequence[Tensor], *rest: Any) -> tuple[Tensor, ...]:  # noqa: ANN401 - the signature of ATen
+    def run(to: Dispatcher, source: Tensor, states: Any, weights: Sequence[Tensor], *rest: Any) -> tuple[Tensor, ...]:  # noqa: ANN401 - the signature of ATen
         """What ``aten.lstm.input`` and its like return: all hidden states, the last ones, perhaps the last cells."""
         biased, layers, _dropout, _train, bidirectional, batch_first = rest
         directions = 1 + bidirectional
@@ -151,7 +137,7 @@ def _layers(kind: Kind) -> Callable[..., tuple[Tensor, ...]]:
 
 
 def _products(
-    run: Emitter, kind: Kind, source: Tensor, hidden: Tensor, weights: tuple[Tensor, ...]
+    run: Dispatcher, kind: Kind, source: Tensor, hidden: Tensor, weights: tuple[Tensor, ...]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Both products of a cell, and its hidden state."""
     ih, hh, *biases = weights
@@ -161,13 +147,13 @@ def _products(
     return F.linear(source, ih, first), F.linear(hidden, hh, second), hidden
 
 
-def _given_or_zero(run: Emitter, kind: Kind, state: Tensor, recurrent: Tensor) -> Tensor:
+def _given_or_zero(run: Dispatcher, kind: Kind, state: Tensor, recurrent: Tensor) -> Tensor:
     if isinstance(state, LabelTensor):
         return state
     return run.emit(NONE_GIVEN, kind.module, (_value(recurrent),), tuple(state.shape), recurrent)
 
 
-def _lstm_cell(run: Emitter, source: Tensor, states: Sequence[Tensor], *weights: Tensor) -> tuple[Tensor, Tensor]:
+def _lstm_cell(run: Dispatcher, source: Tensor, states: Sequence[Tensor], *weights: Tensor) -> tuple[Tensor, Tensor]:
     cell = _given_or_zero(run, LSTM, states[1], weights[1])
     left, right, _ = _products(run, LSTM, source, states[0], weights)
     i, f, g, o = (left + right).chunk(4, 1)
@@ -175,7 +161,7 @@ def _lstm_cell(run: Emitter, source: Tensor, states: Sequence[Tensor], *weights:
     return o.sigmoid() * cell.tanh(), cell
 
 
-def _gru_cell(run: Emitter, source: Tensor, hidden: Tensor, *weights: Tensor) -> Tensor:
+def _gru_cell(run: Dispatcher, source: Tensor, hidden: Tensor, *weights: Tensor) -> Tensor:
     left, right, hidden = _products(run, GRU, source, hidden, weights)
     (a, b, c), (d, e, f) = left.chunk(3, 1), right.chunk(3, 1)
     new, keep = (c + (a + d).sigmoid() * f).tanh(), (b + e).sigmoid()
@@ -183,7 +169,7 @@ def _gru_cell(run: Emitter, source: Tensor, hidden: Tensor, *weights: Tensor) ->
 
 
 def _rnn_cell(activation: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
-    def run(to: Emitter, source: Tensor, hidden: Tensor, *weights: Tensor) -> Tensor:
+    def run(to: Dispatcher, source: Tensor, hidden: Tensor, *weights: Tensor) -> Tensor:
         left, right, _ = _products(to, RNN, source, hidden, weights)
         return activation(left + right)
 
@@ -192,7 +178,7 @@ def _rnn_cell(activation: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
 
 def _packed(kind: Kind) -> Callable[..., tuple[Tensor, ...]]:
     def run(
-        to: Emitter,
+        to: Dispatcher,
         source: Tensor,
         sizes: Tensor,
         states: Any,  # noqa: ANN401 - a tensor, or hidden and cell state

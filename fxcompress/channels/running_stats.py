@@ -30,7 +30,7 @@ def read_by_others(analysis: Analysis) -> list[str]:
         for name, steps in _moved(trail):
             moved.add(id(analysis.atoms[name]))
             own |= steps
-    names = {value.key: name for trail in trails for name, value in trail.parameters.items()}
+    names = {key: name for trail in trails for key, name in trail.names.items()}
     read = {
         id(analysis.atoms[names[value.key]])
         for trail in trails
@@ -50,8 +50,7 @@ def _reads_buffers(analysis: Analysis, graph: fx.Graph) -> bool:
 def _moved(trail: Trail) -> Iterator[tuple[str, set[int]]]:
     """The tensors that norms move, each with the steps by which a norm gets at it, itself among them."""
     makers = {value.key: step for step in trail.tape for value in step.outputs}
-    names = {value.key: name for name, value in trail.parameters.items()}
-    readers = dict[int, list[Step]]()
+    names, readers = trail.names, dict[int, list[Step]]()
     for step in trail.tape:
         for value in find(Value, (step.call.args, step.call.kwargs)):
             readers.setdefault(value.key, []).append(step)

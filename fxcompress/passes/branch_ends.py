@@ -102,7 +102,7 @@ def _read_on(analysis: Analysis, branches: Sequence[Dropped], gone: dict[str, se
     sums = {(branch.mode, branch.node.name) for branch in branches}
     found = set[int]()
     for mode, trail in analysis.trails.items():
-        names = {value.key: name for name, value in trail.parameters.items() if name in trained}
+        names = {key: name for key, name in trail.names.items() if name in trained}
         read = [trail.args[b.node.name][b.kept] for b in branches if b.mode == mode]
         read += [
             (step.call.args, step.call.kwargs)

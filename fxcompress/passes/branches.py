@@ -22,11 +22,11 @@ from fxcompress.channels.interpret import Trail
 from fxcompress.channels.plan import make_plan
 from fxcompress.channels.rules.registry import Known
 from fxcompress.passes.branch_ends import Dropped, that_end
-from fxcompress.passes.broadcasts import DIFFERENCES, SUMS, has_shape_of_sum
+from fxcompress.passes.broadcasts import DIFFERENCES, IN_PLACE, SUMS, has_shape_of_sum
 from fxcompress.passes.join import Join, join_at
 from fxcompress.quantizer import Quantizer
 from fxcompress.trace.autocast import switches_autocast
-from fxcompress.trace.calls import IN_PLACE_OPERATORS, function_name
+from fxcompress.trace.calls import IN_PLACE_OPERATORS, ends_as_in_place, function_name
 from fxcompress.trace.guards import is_check
 from fxcompress.trace.traced import TracedModule
 
@@ -38,7 +38,6 @@ behind it another node stands for it.
 """
 
 _WRITING = {"setitem", "_assert", *(function.__name__ for function in IN_PLACE_OPERATORS)}
-_IN_PLACE_SUMS = {operator.iadd, operator.isub, "add_", "sub_"}
 _FRESH = {operator.add, operator.sub, operator.mul, torch.add, torch.sub, torch.mul, torch.cat, "add", "sub", "mul"}
 
 
@@ -154,7 +153,7 @@ def _without_sums(analysis: Analysis, mode: str, known: Known) -> Known:
 
 def written_operand_is_read(node: fx.Node, trail: Trail) -> bool:
     """Whether an in-place sum writes its result to memory that is read later by other names."""
-    if node.target not in _IN_PLACE_SUMS:
+    if node.target not in IN_PLACE:
         return False
     nodes = list(node.graph.nodes)
     position = {other: i for i, other in enumerate(nodes)}
@@ -166,7 +165,7 @@ def written_operand_is_read(node: fx.Node, trail: Trail) -> bool:
 def _replace(module: nn.Module, graph: fx.Graph, node: fx.Node, operand: fx.Node) -> None:
     """Let ``operand`` take the place of ``node``; a copy of it where something may write to what others read."""
     stand_in = operand
-    in_its_memory = node.target in _IN_PLACE_SUMS and node.args[0] is operand
+    in_its_memory = node.target in IN_PLACE and node.args[0] is operand
     safe = in_its_memory or (len(operand.users) == 1 and _is_fresh(module, operand))
     if not safe and any(_in_place(module, other) for other in graph.nodes):
         with graph.inserting_before(node):
@@ -203,8 +202,8 @@ def _in_place(module: nn.Module, node: fx.Node) -> bool:
     if node.op == "call_module":
         return bool(getattr(module.get_submodule(str(node.target)), "inplace", False))
     name = function_name(node)
-    writes = name.endswith("_") and not name.endswith("__")
-    return writes or name in _WRITING or bool(node.kwargs.get("inplace") or node.kwargs.get("out") is not None)
+    writes = ends_as_in_place(name) or name in _WRITING
+    return writes or bool(node.kwargs.get("inplace") or node.kwargs.get("out") is not None)
 
 
 def _used_modules(module: TracedModule) -> set[str]:

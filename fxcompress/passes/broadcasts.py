@@ -18,6 +18,8 @@ from fxcompress.trace.other_shapes import Shapes, shapes_elsewhere
 
 SUMS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 DIFFERENCES = {operator.sub, operator.isub, torch.sub, "sub", "sub_"}
+IN_PLACE = {operator.iadd, operator.isub, "add_", "sub_"}
+"""Those among both that write to their first operand."""
 _KEY = "fxcompress_narrower"
 
 

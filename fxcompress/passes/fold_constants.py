@@ -72,19 +72,18 @@ class FoldConstants(Pass):
         return PassResult(folded.module, modified=True)
 
 
-def fold_constants(module: TracedModule, inputs: ExampleInputs, analysis: Analysis | None = None) -> Folded:
+def fold_constants(module: TracedModule, inputs: ExampleInputs) -> Folded:
     """Fold until nothing is left to fold: what was folded may make the next layer constant. ``module`` stays as it is.
 
     Args:
         module: a traced network.
         inputs: that it runs on.
-        analysis: of ``module``, when there is one already.
     """
     channels: dict[str, int] = {}
     biases: list[str] = []
     with torch.no_grad():
         while True:
-            analysis = analysis or analyse(module, inputs)
+            analysis = analyse(module, inputs)
             provenance = history_of(module, inputs)
             # After ``eval()`` some layers may still be in training, where the model or its user says so.
             evaluation = None if module.other_modes[False] or _trains_in_part(module) else False
@@ -99,7 +98,7 @@ def fold_constants(module: TracedModule, inputs: ExampleInputs, analysis: Analys
             biases += done.biases
             if done.biases:
                 attach(done.module, replace(provenance, biases=(*provenance.biases, *done.biases)))
-            module, analysis = done.module, None
+            module = done.module
 
 
 def _trains_in_part(module: nn.Module) -> bool:

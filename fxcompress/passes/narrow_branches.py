@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from fxcompress.channels.analysis import Analysis, analyse
+from fxcompress.channels.analysis import analyse
 from fxcompress.channels.constants import knowns_of, values_known
 from fxcompress.channels.survivors import kept_masks, kept_shape
 from fxcompress.channels.values import Value, find
@@ -120,9 +120,7 @@ class NarrowBranches(Pass):
         return PassResult(removal.module, modified=True)
 
 
-def narrow_branches(
-    module: TracedModule, inputs: ExampleInputs, *, measure: bool = False, analysis: Analysis | None = None
-) -> Narrowed:
+def narrow_branches(module: TracedModule, inputs: ExampleInputs, *, measure: bool = False) -> Narrowed:
     """Narrow the paths into sums that are zero in some channels, always; ``module`` stays as it is.
 
     Args:
@@ -130,15 +128,14 @@ def narrow_branches(
             :func:`fxcompress.passes.prune_channels.prune_channels`.
         inputs: that it runs on; with ``measure`` their values are used.
         measure: narrow only what pays.
-        analysis: of ``module``, when there is one already.
     """
     with torch.no_grad():
-        analysis = analysis or analyse(module, inputs)
+        analysis = analyse(module, inputs)
         options, wide = find_paths(analysis, knowns_of(analysis, values_known))
         search = _Search(module, inputs, options, wide)
         removal = search.settle()
         if measure and removal is not None:
-            removal = search.drop_what_does_not_pay(analysis, removal)
+            removal = search.drop_what_does_not_pay(removal)
     if removal is None:
         return Narrowed(None, (), tuple(search.left_wide()))
     provenance = extended(module, removal)
@@ -207,16 +204,11 @@ class _Search:
         del self.options[path.place][0]
         self.wide[path] = reason
 
-    def drop_what_does_not_pay(self, analysis: Analysis, removal: Pruned) -> Pruned | None:
-        """The network with only those paths narrowed that make it faster.
-
-        Args:
-            analysis: of the network as it is.
-            removal: with all paths narrowed.
-        """
+    def drop_what_does_not_pay(self, removal: Pruned) -> Pruned | None:
+        """The network with only those paths narrowed that make it faster, where ``removal`` has narrowed all."""
         groups = {p.place: set(_smaller(removal, p)) for p in self.paths if p.mode == "eval"}
         try:
-            self.measured = speedups(self.module, removal.module, analysis.inputs, groups)
+            self.measured = speedups(self.module, removal.module, self.inputs, groups)
         except Exception as error:  # noqa: BLE001 - whatever stops a network from running, it stays as it is
             slow = dict.fromkeys(self.paths, f"it could not be measured: {error}")
         else:

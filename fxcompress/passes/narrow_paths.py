@@ -1,6 +1,5 @@
 """Paths into a sum that could be narrower than the sum: which of their channels are zero where the sum is alive."""
 
-import operator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,12 +13,10 @@ from fxcompress.channels.layers import support
 from fxcompress.channels.rules.registry import Known
 from fxcompress.channels.values import Value
 from fxcompress.passes.branches import written_operand_is_read
-from fxcompress.passes.broadcasts import DIFFERENCES, SUMS
+from fxcompress.passes.broadcasts import DIFFERENCES, IN_PLACE, SUMS
 from fxcompress.passes.join import Join, join_at
 from fxcompress.trace.described import OP_KEY, place_of_node
 from fxcompress.trace.traced import TracedModule
-
-_IN_PLACE = {operator.iadd, operator.isub, "add_", "sub_"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +136,7 @@ def _refusal(trail: Trail, module: nn.Module, node: fx.Node, path: NarrowPath) -
         return "all of it is zero, and it is left for another reason"
     if join_at(module, node) is not None:
         return ""
-    if node.target in _IN_PLACE and (written_operand_is_read(node, trail) or _outlives(node, trail)):
+    if node.target in IN_PLACE and (written_operand_is_read(node, trail) or _outlives(node, trail)):
         return "the sum is written to memory that something else reads"
     part, full = (trail.args[node.name][i] for i in (path.operand, 1 - path.operand))
     return _difference(part, full, trail.values[node.name], path.dim)

@@ -65,7 +65,7 @@ def speedups(
         seconds in ``wide`` by seconds in ``narrow``, the least of a few runs, for each group.
     """
     runs = [_Timed(wide), _Timed(narrow)]
-    arguments = _arguments(wide.graph, inputs)
+    arguments = inputs.in_order(wide.graph)
     start = time.perf_counter()
     with torch.no_grad(), torch.random.fork_rng():
         for done in range(_ROUNDS + 1):
@@ -85,10 +85,3 @@ def speedups(
 def _copies(arguments: list[Any]) -> Any:  # noqa: ANN401 - a list as it was given
     """A network may write to what it is given."""
     return replace(lambda tensor: tensor.detach().clone(), Tensor, arguments)
-
-
-def _arguments(graph: fx.Graph, inputs: ExampleInputs) -> list[Any]:
-    """The value of each placeholder, in their order."""
-    bound = inputs.bind(graph)
-    nodes = graph.find_nodes(op="placeholder")
-    return [bound[str(n.target)] if str(n.target) in bound else n.args[0] for n in nodes]

@@ -19,6 +19,7 @@ from fxcompress.passes.shrink import Narrow, shrink
 from fxcompress.trace.graph_forward import install
 from fxcompress.trace.pieces import Piece, Pieces
 from fxcompress.trace.skeleton import skeleton
+from fxcompress.trace.walk import elements_in
 
 _P = TypeVar("_P", NarrowedPath, WidePath)
 _T = TypeVar("_T")
@@ -59,7 +60,7 @@ def prune_pieces(
     for path, pruned in removals.items():
         if any(removal.modified for removal in pruned):
             install(module.get_submodule(path), pruned[-1].module)
-    sizes = (_size(pieces.model), _size(module))
+    sizes = elements_in(pieces.model), elements_in(module)
     report = joined_report(reports, sizes, pieces.outside[""], pieces.parameters_outside())
     return PrunedPieces(module, removals, report)
 
@@ -120,7 +121,3 @@ def _prefixed(reports: dict[str, PruneReport], of: Callable[[PruneReport], dict[
 
 def _named(reports: dict[str, PruneReport], of: Callable[[PruneReport], tuple[str, ...]]) -> tuple[str, ...]:
     return tuple(f"{path}.{name}" for path, report in reports.items() for name in of(report))
-
-
-def _size(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())

@@ -11,13 +11,13 @@ made. Behind an exponential or a softmax it would be any, and those stay floats.
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.carried import Held, carried
+from fxcompress.channels.dim_places import op_name
 from fxcompress.channels.factories import SPREAD
 from fxcompress.channels.interpret import Trail
 from fxcompress.channels.layers import along
@@ -178,7 +178,7 @@ def _follow(trail: Trail, start: Value, own: _Own, readings: _Readings) -> None:
         _note_batches(step, read, own, readings)
         if _moves(step) or (is_fixed and not _is_input(step, read)):
             made.update(outputs)
-            if (_name(step.call.func) in _ADDS and len(values) > 1) or added.intersection(v.key for v in read):
+            if (op_name(step.call) in _ADDS and len(values) > 1) or added.intersection(v.key for v in read):
                 added.update(outputs)
 
 
@@ -202,7 +202,7 @@ def _note_batches(step: Step, read: list[Value], own: _Own, readings: _Readings)
 
 def _is_linear(step: Step, read: list[Value]) -> bool:
     """Whether a step makes something linear of what it reads."""
-    name = _name(step.call.func)
+    name = op_name(step.call)
     if len(read) > 1 and not _moves(step) and name not in _BOTH:
         return False  # it may be a product with itself
     if step.op in CONTRACTIONS or step.op is BATCHED:
@@ -285,7 +285,3 @@ def _layout(analysis: Analysis, name: str, readings: _Readings) -> Layout | None
 
 def _moves(step: Step) -> bool:
     return step.op is SPREAD or step.op.name in _MOVES or (step.op is SUM and is_sum(step))
-
-
-def _name(func: Any) -> str:  # noqa: ANN401
-    return getattr(getattr(func, "overloadpacket", None), "__name__", "")

@@ -8,6 +8,7 @@ from torch import nn
 
 from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.coverage import Uncovered, uncovered
+from fxcompress.channels.groups import NO_MAKER
 from fxcompress.channels.plan import Plan
 from fxcompress.channels.rules.contraction import may_read, pattern_of
 from fxcompress.channels.rules.registry import Known
@@ -17,6 +18,7 @@ from fxcompress.passes.fold_constants import Folded
 from fxcompress.passes.narrow_branches import Narrowed, NarrowedPath, WidePath
 from fxcompress.passes.prune_channels import Pruned
 from fxcompress.trace.described import Place
+from fxcompress.trace.walk import elements_in
 
 _SHOWN = 12
 
@@ -207,7 +209,7 @@ def make_report(
         removed=_shapes(removals),
         branches=tuple(place for removal in removals for place, _ in removal.branches),
         gone=tuple(name for removal in removals for name in removal.gone),
-        parameters=(_size(before), _size(last.module)),
+        parameters=(elements_in(before), elements_in(last.module)),
         places={place: where for removal in removals for place, where in removal.places.items()},
         kept=tuple(_kept(last, within)) if explain else (),
         uncovered=uncovered(last.analysis),
@@ -229,10 +231,6 @@ def _shapes(removals: tuple[Pruned, ...]) -> dict[str, tuple[tuple[int, ...], tu
             first = found.get(name, (tuple(cut.old.shape),))[0]
             found[name] = (first, tuple(cut.new.shape))
     return found
-
-
-def _size(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
 
 
 def _kept(pruned: Pruned, within: str) -> list[KeptChannel]:
@@ -283,7 +281,7 @@ class WhyKept:
         root = int(self.analysis.component[atom])
         if self.analysis.pinned[atom]:
             pin = int(self._pin[root])
-            return "no parameter makes it" if pin < 0 else self._text(self.analysis.space.pins[pin][1])
+            return NO_MAKER if pin < 0 else self._text(self.analysis.space.pins[pin][1])
         place = int(self._place[root])
         if place >= 0:
             return self._text(_value(*self._places[place], int(self._entry[root])))

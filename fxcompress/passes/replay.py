@@ -121,16 +121,8 @@ class Replay(Interpreter):
         known = None if kwargs or node.op == "call_method" else self.commuting.result(node, module, args)
         if known is not None:
             return known
-        marks = len(self.dispatch.tape), len(self.space.edges), len(self.space.slots)
-        try:
-            result, why = self._run(node, args, kwargs), ""
-        except ExampleInputError as caught:
-            result, why = None, self._failure(node, caught)
-        why = why or self._disagreement(node, result, marks[0])
-        if not why:
-            return result
-        del self.dispatch.tape[marks[0] :], self.space.edges[marks[1] :], self.space.slots[marks[2] :]
-        return self._patch(node, why)
+        result, why = self._tried(node, args, kwargs)
+        return self._patch(node, why) if why else result
 
     def made_layers(self, node: fx.Node, meta: Tensor, dims: list[int]) -> Layers:
         """What is left of the labels of a tensor that a node makes, where its sizes agree with that."""
@@ -158,6 +150,19 @@ class Replay(Interpreter):
         found = [x for x in self.left.layers(original) if x.shape == layer.shape]
         flat = found[0].reshape(-1) if found else torch.zeros(layer.numel(), dtype=torch.int64, device="cpu")
         return torch.cat([flat[:before], flat[flat.numel() - behind :]])
+
+    def _tried(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, str]:
+        """What a node returns, and why that is not what is left of its result; nothing has happened then."""
+        logs: tuple[list[Any], ...] = (self.dispatch.tape, self.space.edges, self.space.slots)
+        marks = [len(log) for log in logs]
+        try:
+            result = self._run(node, args, kwargs)
+            why = self._disagreement(node, result, marks[0])
+        except ExampleInputError as caught:
+            result, why = None, self._failure(node, caught)
+        for log, mark in zip(logs, marks, strict=True) if why else ():
+            del log[mark:]
+        return result, why
 
     def _run(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         """Run a node. Where one entry is all that is left of a dim, it has no label any more."""
@@ -191,11 +196,7 @@ class Replay(Interpreter):
         if self.changes is None and ONLY_STOPS in node.meta and not of_network:
             node.args = (outcome, outcome, (), place)
             return node.args
-        if (
-            self.changes is not None
-            and decision == outcome
-            and all(map(self._is_of_network, find(fx.Node, node.args[2])))
-        ):
+        if self.changes is not None and decision == outcome and of_network:
             return args
         self._note_change(node, None, self._met(node))
         if self.changes is None and self._is_frozen(node):
@@ -224,19 +225,12 @@ class Replay(Interpreter):
         old = Proposal(node.target, node.args, dict(node.kwargs))
         met = self._met(node) if self.changes is not None else _NONE
         for proposal in self._proposals(node):
-            marks = len(self.dispatch.tape), len(self.space.edges), len(self.space.slots)
             _set(node, proposal)
-            try:
-                args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.env.__getitem__)
-                result = self._run(node, args, kwargs)
-                why = self._disagreement(node, result, marks[0])
-            except ExampleInputError as caught:
-                why = self._failure(node, caught)
+            result, why = self._tried(node, *fx.node.map_arg((node.args, node.kwargs), self.env.__getitem__))
             if not why:
                 if not _is_of_layer(self.module, node):
                     self._note_change(node, old.args if node.target is old.target else None, met)
                 return result
-            del self.dispatch.tape[marks[0] :], self.space.edges[marks[1] :], self.space.slots[marks[2] :]
         _set(node, old)
         raise self._mismatch(node, why)
 

@@ -12,6 +12,7 @@ from fxcompress.passes.prune_channels import Pruned, prune_channels
 from fxcompress.provenance import attach
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.traced import TracedModule
+from fxcompress.trace.walk import elements_in
 
 Narrow = bool | Literal["measure"]
 """Whether paths into sums are narrowed: none, all that can be, or those that make the network faster."""
@@ -81,7 +82,7 @@ def shrink(
     if folded is not None and folded.channels:
         left = held_after(held, first.cuts)
         second = prune_channels(folded.module, inputs, analysis=folded.analysis, held=left)
-        if second.modified and _elements(second.module) <= _elements(first.module):
+        if second.modified and elements_in(second.module) <= elements_in(first.module):
             attach(second.module, extended(folded.module, second))
             removals.append(second)
         else:  # with a new bias a layer may take another path, which cannot be rewritten
@@ -91,7 +92,3 @@ def shrink(
     if narrowed is not None and narrowed.removal is not None:
         removals.append(narrowed.removal)
     return Shrunk(tuple(removals), folded, narrowed)
-
-
-def _elements(module: TracedModule) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())

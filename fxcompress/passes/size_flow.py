@@ -28,7 +28,7 @@ from fxcompress.channels.rules.pointwise import SAME
 from fxcompress.channels.size_reads import counted_by, read_of
 from fxcompress.channels.survivors import has_own_labels
 from fxcompress.channels.values import LabelTensor, Step, Value, find, leaves
-from fxcompress.trace.calls import IN_PLACE_OPERATORS
+from fxcompress.trace.calls import IN_PLACE_OPERATORS, ends_as_in_place, function_name
 from fxcompress.trace.checkpoints import MARK
 from fxcompress.trace.guards import check, check_argument, shape_of
 
@@ -220,8 +220,8 @@ class SizeFlow:
 
     def _again(self, node: fx.Node, user: fx.Node) -> Any:  # noqa: ANN401 - an argument of a node
         """A node once more, with arguments as they were; a number where these are numbers."""
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        written = node.target in _IN_PLACE or (name.endswith("_") and not name.endswith("__")) or "out" in node.kwargs
+        name = function_name(node)
+        written = node.target in _IN_PLACE or ends_as_in_place(name) or "out" in node.kwargs
         plain = node.op in {"call_function", "call_method"} and not node.is_impure()
         if (
             written
@@ -308,17 +308,16 @@ _SIZES_AT = {
 
 def _size_arguments(node: fx.Node) -> list[fx.Node]:
     """The nodes among the arguments of ``node`` that are there as sizes or places."""
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    kind = kind_of(node)
+    name, kind = function_name(node), kind_of(node)
     if kind:
         start = SIZES[kind]
         stop = start + 1 if "full" in kind else len(node.args)
         return _nodes([node.args[start:stop], node.kwargs.get("size")])
     if node.op == "call_module":  # of the layers of torch, those that undo a pooling or a convolution take one
         return _nodes(node.kwargs.get("output_size"))
-    if node.op != "call_function" or str(name) not in _SIZE_ARGUMENTS:
+    if node.op != "call_function" or name not in _SIZE_ARGUMENTS:
         return []
-    position, key = _SIZE_ARGUMENTS[str(name)]
+    position, key = _SIZE_ARGUMENTS[name]
     return _nodes([node.args[position : position + 1], node.kwargs.get(key)])
 
 

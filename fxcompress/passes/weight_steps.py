@@ -20,8 +20,9 @@ from fxcompress.channels.rules.pointwise import ON_LABELS
 from fxcompress.channels.rules.registry import Known
 from fxcompress.channels.space import Space
 from fxcompress.channels.values import LabelTensor, Value
+from fxcompress.trace.calls import ends_as_in_place, function_name
 from fxcompress.trace.traced import TracedModule
-from fxcompress.trace.weights.programs import Program, computed
+from fxcompress.trace.weights.programs import Program, computed, held_in
 from fxcompress.trace.weights.reads import weight_of
 
 KINDS = {"dtype", "device", "shape", "ndim", "layout", "is_cuda"}
@@ -69,8 +70,7 @@ class WeightSteps:
     """
 
     def __init__(self, module: TracedModule, graph: fx.Graph) -> None:
-        held = {node: _tensor(module, node) for node in graph.find_nodes(op="get_attr")}
-        self._held = {node: tensor for node, tensor in held.items() if tensor is not None}
+        self._held = held_in(module, graph)
         self._steps = _steps(graph)
         self._found: dict[fx.Node, tuple[str, tuple[int, ...]] | None] = {}
 
@@ -177,12 +177,6 @@ def _zero(rank: int) -> Tensor:
     return torch.zeros((1,) * rank, dtype=torch.float64, device="cpu")
 
 
-def _tensor(module: TracedModule, node: fx.Node) -> Tensor | None:
-    owner, _, leaf = str(node.target).rpartition(".")
-    found = getattr(module.get_submodule(owner), leaf, None)
-    return found if isinstance(found, Tensor) else None
-
-
 def _steps(graph: fx.Graph) -> set[fx.Node]:
     """The calls of functions and methods that no input and no layer takes part in, and that write to nothing."""
     found: set[fx.Node] = set()
@@ -195,8 +189,8 @@ def _steps(graph: fx.Graph) -> set[fx.Node]:
 
 def writes(node: fx.Node) -> bool:
     """Whether a call writes to what it is given, by its name."""
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return name == "setitem" or (name.endswith("_") and not name.endswith("__"))
+    name = function_name(node)
+    return name == "setitem" or ends_as_in_place(name)
 
 
 def _arguments(node: fx.Node) -> list[object]:

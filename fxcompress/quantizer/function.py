@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from fxcompress.quantizer.arithmetic import EAGER, FUSED, RANGE_BITS, Kernels, clip_range, limits_of, wide
 
-__all__ = ["quantize", "quantize_by", "quantize_reference", "quantize_rows"]
+__all__ = ["quantize", "quantize_by", "quantize_reference"]
 
 
 _TWICE = (
@@ -144,23 +144,21 @@ def quantize_by(
     keep_range: bool,
     rows: bool,
 ) -> Tensor:
-    """:func:`quantize`, or :func:`quantize_rows`, by kernels of one's own where no compiler sees the call."""
+    """:func:`quantize` by kernels of one's own where no compiler sees the call.
+
+    With ``rows``, ``x`` is (O, ...) and each entry of its dim 0 has a format: ``bits`` and ``exponent`` are (O,).
+
+    >>> bits, exponent = torch.tensor([3.0, 2.0]), torch.zeros(2)
+    >>> quantize_by(EAGER, torch.tensor([[0.6, 9.0], [0.6, 9.0]]), bits, exponent, keep_range=False, rows=True)
+    tensor([[1., 3.],
+            [1., 1.]])
+    """
     result: Tensor
     if _is_fused(x):
         result = _QuantizeFused.apply(x, bits, exponent, keep_range, rows)
     else:
         result = _Quantize.apply(x, bits, exponent, keep_range, rows, kernels)
     return result
-
-
-def quantize_rows(x: Tensor, bits: Tensor, exponent: Tensor, *, keep_range: bool = False) -> Tensor:
-    """:func:`quantize` with a format for each entry of dim 0: ``x`` is (O, ...), ``bits`` and ``exponent`` are (O,).
-
-    >>> quantize_rows(torch.tensor([[0.6, 9.0], [0.6, 9.0]]), torch.tensor([3.0, 2.0]), torch.zeros(2))
-    tensor([[1., 3.],
-            [1., 1.]])
-    """
-    return quantize_by(EAGER, x, bits, exponent, keep_range=keep_range, rows=True)
 
 
 def quantize(x: Tensor, bits: Tensor, exponent: Tensor, *, keep_range: bool = False) -> Tensor:

@@ -21,6 +21,7 @@ from fxcompress.errors import TraceError
 from fxcompress.trace.op_watch import OpWatch
 from fxcompress.trace.places import place
 from fxcompress.trace.sizes import Number
+from fxcompress.trace.trees import holds
 
 _OTHERS = frozenset({"torch", "fxcompress", "numpy", "sympy", "networkx"}) | frozenset(sys.stdlib_module_names) - {
     "__main__"
@@ -72,10 +73,10 @@ class _Call:
         @wraps(self.cached.__wrapped__)
         def called(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as of the user's function
             with _Draws(self.cached.__name__):
-                if _holds((args, kwargs), Number):
+                if holds((args, kwargs), Number):
                     return self.cached.__wrapped__(*args, **kwargs)
                 result = self.cached(*args, **kwargs)
-            self.keeps |= _holds((args, kwargs, result), Number | FakeTensor)
+            self.keeps |= holds((args, kwargs, result), Number | FakeTensor)
             return result
 
         for name in ("cache_info", "cache_clear", "cache_parameters"):
@@ -136,12 +137,3 @@ _known: WeakKeyDictionary[ModuleType, tuple[int, list[tuple[Any, str]]]] = WeakK
 def _is_cached(value: object) -> bool:
     function = value.__func__ if isinstance(value, staticmethod | classmethod) else value
     return type(function) is _lru_cache_wrapper
-
-
-def _holds(value: Any, kinds: Any) -> bool:  # noqa: ANN401 - anything
-    """Whether a value is of some kinds, or a container of such values."""
-    if isinstance(value, dict):
-        return any(_holds(item, kinds) for pair in value.items() for item in pair)
-    if isinstance(value, tuple | list | set | frozenset):
-        return any(_holds(item, kinds) for item in value)
-    return isinstance(value, kinds)

@@ -16,6 +16,7 @@ from torch._subclasses import FakeTensor
 
 from fxcompress.trace.glue import code_around, is_full, names_in
 from fxcompress.trace.sizes import Number
+from fxcompress.trace.trees import holds
 
 
 @contextmanager
@@ -33,15 +34,16 @@ def clean_caches(model: nn.Module) -> Iterator[None]:
             if function.cache_info().misses != misses:
                 function.cache_clear()
         for table, before in tables:
-            if _is_foreign(table):
+            if holds(table, _OF_TRACES):
                 table.clear()
                 table.update(before) if isinstance(table, dict) else table.extend(before)
         for space, name, value in names:
-            if _is_foreign(space.get(name)):
+            if holds(space.get(name), _OF_TRACES):
                 space.pop(name) if value is _MISSING else space.update({name: value})
 
 
 _MISSING = object()
+_OF_TRACES = FakeTensor | fx.Proxy | Number
 
 
 def _named(functions: frozenset[FunctionType]) -> Iterator[Any]:
@@ -71,12 +73,3 @@ def _of_modules(model: nn.Module) -> Iterator[Any]:
 def _set(code: CodeType) -> frozenset[str]:
     """The globals that code sets."""
     return frozenset(str(step.argval) for step in dis.get_instructions(code) if step.opname == "STORE_GLOBAL")
-
-
-def _is_foreign(value: Any) -> bool:  # noqa: ANN401
-    """Whether a value belongs to a trace, or holds one that does."""
-    if isinstance(value, dict):
-        return any(map(_is_foreign, value)) or any(map(_is_foreign, value.values()))
-    if isinstance(value, list | tuple):
-        return any(map(_is_foreign, value))
-    return isinstance(value, FakeTensor | fx.Proxy | Number)

@@ -40,6 +40,11 @@ def function_name(node: fx.Node) -> str:
     return node.target if isinstance(node.target, str) else str(getattr(node.target, "__name__", ""))
 
 
+def ends_as_in_place(name: str) -> bool:
+    """Whether a function or method of this name writes to what it is given: ``add_``, and not ``__add__``."""
+    return name.endswith("_") and not name.endswith("__")
+
+
 def put_first(graph: fx.Graph) -> None:
     """Let functions of torch take their first argument by its place: rules look for it there, not under its name."""
     for node in graph.nodes:

@@ -8,6 +8,7 @@ the graph, and each decision on them becomes a check in it (guards.py).
 
 import inspect
 import operator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -47,41 +48,42 @@ from fxcompress.trace.weights.flat import renew_weights
 from fxcompress.trace.writer import Writer
 
 
-def run_model(
-    root: nn.Module,
-    readers: set[int],
-    *,
-    training: bool,
-    inputs: ExampleInputs,
-    is_leaf: IsLeaf,
-    keep_sizes: bool,
-    kept: set[str],
-    open_wrapped: bool = False,
-    gradients: bool | None = None,
-    precision: Precision = AS_IT_IS,
-) -> fx.Graph:
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a model runs to be traced.
+
+    Attributes:
+        training: the mode to run in.
+        is_leaf: which modules become one node.
+        keep_sizes: see :class:`fxcompress.trace.recorder.Recorder`.
+        open_wrapped: look into functions marked by torch.fx.wrap.
+        gradients: whether all parameters require gradients, or none; None leaves them as they are.
+        precision: to run in.
+    """
+
+    training: bool
+    is_leaf: IsLeaf
+    keep_sizes: bool
+    open_wrapped: bool = False
+    gradients: bool | None = None
+    precision: Precision = AS_IT_IS
+
+
+def run_model(root: nn.Module, inputs: ExampleInputs, way: Way, readers: set[int], kept: set[str]) -> fx.Graph:
     """The graph that running ``root`` on the inputs leaves. ``root`` itself does not run: a copy on fake tensors does.
 
     Args:
         root: a skeleton of the model; tensors that are neither inputs nor attributes become attributes of it.
-        readers: ids of the modules of ``root`` whose code reads ``self.training`` are added.
-        training: the mode to run in.
         inputs: only their shapes and types count.
-        is_leaf: which modules become one node.
-        keep_sizes: see :class:`fxcompress.trace.recorder.Recorder`.
+        way: how it runs.
+        readers: ids of the modules of ``root`` whose code reads ``self.training`` are added.
         kept: filled with the attributes that the run sets; those that it seems to set before it reads them.
-        open_wrapped: look into functions marked by torch.fx.wrap.
-        gradients: whether all parameters require gradients, or none; None leaves them as they are.
-        precision: to run in.
 
     Raises:
         TraceError: the run fails, or does what no graph can do.
     """
-    new = partial(
-        _Run, root, is_leaf, readers, training=training, keep_sizes=keep_sizes, open_wrapped=open_wrapped,
-        gradients=gradients, precision=precision,
-    )  # fmt: skip
-    inputs = inputs.converted(_leaf).converted(precision.cast)
+    new = partial(_Run, root, way, readers)
+    inputs = inputs.converted(_leaf).converted(way.precision.cast)
     run = new()
     changed = _go(run, inputs)
     if changed:
@@ -149,7 +151,7 @@ def check_runs(root: nn.Module, inputs: ExampleInputs) -> None:
     Raises:
         ExampleInputError: saying how it fails.
     """
-    error = _Run(root, lambda *_: True, set(), training=False, keep_sizes=False).fails(inputs)
+    error = _Run(root, Way(False, lambda *_: True, keep_sizes=False), set()).fails(inputs)
     if error is not None and not runs(root, inputs):
         raise ExampleInputError(
             f"the model does not run on the example inputs {inputs}: {type(error).__name__}: {error}{place_of(error)}"
@@ -187,31 +189,13 @@ def _go(run: "_Run", inputs: ExampleInputs) -> frozenset[str]:
 class _Run:
     """One run of a model."""
 
-    def __init__(
-        self,
-        root: nn.Module,
-        is_leaf: IsLeaf,
-        readers: set[int],
-        *,
-        training: bool,
-        keep_sizes: bool,
-        open_wrapped: bool = False,
-        gradients: bool | None = None,
-        precision: Precision = AS_IT_IS,
-        unset: frozenset[str] = frozenset(),
-    ) -> None:
-        self.root = root
-        self.is_leaf = is_leaf
-        self.readers = readers
-        self.open_wrapped = open_wrapped
-        self.gradients = gradients
+    def __init__(self, root: nn.Module, way: Way, readers: set[int], unset: frozenset[str] = frozenset()) -> None:
+        self.root, self.way, self.readers = root, way, readers
         self.kept: set[str] = set()
-        self.training = training
-        self.model = skeleton(root).train(training)
+        self.model = skeleton(root).train(way.training)
         self.writer = Writer(self._constant)
-        self.precision = precision
-        with precision.around():
-            self.recorder = Recorder(self.writer, keep_sizes=keep_sizes)
+        with way.precision.around():
+            self.recorder = Recorder(self.writer, keep_sizes=way.keep_sizes)
         self.fakes = Fakes(self.recorder)
         self._known: dict[int, Tensor] = {}
         with self.recorder.pause():
@@ -225,15 +209,16 @@ class _Run:
 
     def go(self, inputs: ExampleInputs) -> frozenset[str]:
         """Write the graph; names of the attributes that the run has set."""
-        with quiet(), self.fakes, torch.enable_grad(), self.precision.around():
+        way = self.way
+        with quiet(), self.fakes, torch.enable_grad(), way.precision.around():
             signature = inspect.signature(self.model.forward)
             with self.recorder.pause():
                 fakes = replace(self.fakes.from_tensor, (inputs.args, inputs.kwargs))
             given = Arguments(signature, ExampleInputs(*fakes), self.writer, self.recorder)
             state, memory, buffers = State(self.model), Memory(self.model), Replaced(self.model)
             held = objects_in([*given.args, given.kwargs, *(vars(module) for module in self.model.modules())])
-            watched = watch(self.recorder, self.model, self.is_leaf, self.readers, open_wrapped=self.open_wrapped)
-            with watched, switches().run(training=self.training):
+            watched = watch(self.recorder, self.model, way.is_leaf, self.readers, open_wrapped=way.open_wrapped)
+            with watched, switches().run(training=way.training):
                 result = self.model(*given.args, **given.kwargs)
             buffers.write(self.writer, [fakes, result])
             changed, contents = state.changed(), memory.changed()
@@ -252,7 +237,7 @@ class _Run:
         try:
             with (
                 quiet(), self.fakes, self.recorder.pause(), same_randomness(allowed=True), without_caches(),
-                self.precision.around(),
+                self.way.precision.around(),
             ):  # fmt: skip
                 args, kwargs = replace(self.fakes.from_tensor, (inputs.args, inputs.kwargs))
                 self.model(*args, **kwargs)
@@ -271,8 +256,8 @@ class _Run:
                     if isinstance(tensor, Tensor):
                         table[name] = self._fake_of(tensor, cast=table is not module.__dict__)
                         self.writer.name(table[name], f"{prefix}{name}")
-                        if self.gradients is not None and isinstance(tensor, nn.Parameter):
-                            table[name].requires_grad_(self.gradients and tensor.is_floating_point())
+                        if self.way.gradients is not None and isinstance(tensor, nn.Parameter):
+                            table[name].requires_grad_(self.way.gradients and tensor.is_floating_point())
             renew_weights(module)
 
     def _fake_of(self, tensor: Tensor, *, cast: bool) -> Tensor:
@@ -280,7 +265,7 @@ class _Run:
         if id(tensor) not in self._known:
             fake = self.fakes.from_tensor(_leaf(tensor))
             with self.fakes:
-                self._known[id(tensor)] = self.precision.cast(fake) if cast else fake
+                self._known[id(tensor)] = self.way.precision.cast(fake) if cast else fake
         return self._known[id(tensor)]
 
     def _constant(self, tensor: Tensor) -> str:

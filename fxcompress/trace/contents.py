@@ -77,9 +77,10 @@ class Content:
         self.kind.write(self.value, self.copy)
 
 
-def is_simple(value: object) -> bool:
-    """Whether a value is a number or text, which are the same where they are equal."""
-    return isinstance(value, bool | int | float | str)
+def is_same(now: object, before: object) -> bool:
+    """Whether something is the very same object as before, or an equal number or text."""
+    simple = isinstance(now, bool | int | float | str) and type(now) is type(before)
+    return now is before or (simple and now == before)
 
 
 def _kind_of(value: object) -> Kind | None:
@@ -144,9 +145,7 @@ def _is_copied_by_attributes(kind: type) -> bool:
 
 
 def _same_rows(a: list[Any], b: list[Any]) -> bool:
-    return len(a) == len(b) and all(
-        x is y or (is_simple(x) and type(x) is type(y) and x == y) for x, y in zip(a, b, strict=True)
-    )
+    return len(a) == len(b) and all(map(is_same, a, b))
 
 
 def _same_tables(a: dict[Any, Any], b: dict[Any, Any]) -> bool:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fxcompress.trace import lowering  # whose marked functions torch.fx looks up there
+from fxcompress.trace.lowering import attend, check_hint, thirds
 
 
 def can_be_opened(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -51,31 +51,19 @@ def multi_head_attention(  # noqa: PLR0913, PLR0917 - the signature of torch
     Raises:
         ValueError: the hint ``is_causal`` comes without its mask.
     """
-    if is_causal is True and attn_mask is None:
-        raise ValueError("is_causal is a hint about attn_mask, which is missing")  # as torch does
+    check_hint(attn_mask, is_causal=is_causal)
     n = embed_dim_to_check
     matrices: tuple[Any, ...] = (q_proj_weight, k_proj_weight, v_proj_weight)
     if not use_separate_proj_weight:
         assert in_proj_weight is not None
-        matrices = (in_proj_weight[:n], in_proj_weight[n : 2 * n], in_proj_weight[2 * n :])
-    b = in_proj_bias
-    biases = (None, None, None) if b is None else (b[:n], b[n : 2 * n], b[2 * n :])
+        matrices = thirds(in_proj_weight, n)
+    biases = (None, None, None) if in_proj_bias is None else thirds(in_proj_bias, n)
     inputs = (query.unflatten(-1, (n,)), key, value)  # torch compares this size with the number that it is told
     given = zip(inputs, matrices, biases, strict=True)
     heads = (num_heads, n // num_heads)
     q, k, v = (F.linear(x, w, c).unflatten(-1, heads).movedim(0, -2) for x, w, c in given)
-    mask = (
-        None if attn_mask is None and key_padding_mask is None else lowering.merge_masks(q, attn_mask, key_padding_mask)
-    )
-    rate, scale, weights = dropout_p if training else 0.0, (n // num_heads) ** -0.5, None
-    if need_weights:
-        logits = (q * scale) @ k.transpose(-2, -1)
-        attention = F.softmax(logits if mask is None else logits + mask, -1)
-        attention = F.dropout(attention, rate) if rate else attention
-        y = attention @ v
-        weights = lowering.average_heads(attention) if average_attn_weights else attention
-    else:
-        y = F.scaled_dot_product_attention(q, k, v, mask, rate, scale=scale)
+    masks, rate, scale = (attn_mask, key_padding_mask), dropout_p if training else 0.0, (n // num_heads) ** -0.5
+    y, weights = attend(q, k, v, masks, rate, scale, need_weights=need_weights, average=average_attn_weights)
     return F.linear(y.movedim(-2, 0).flatten(-2), out_proj_weight, out_proj_bias), weights
 
 

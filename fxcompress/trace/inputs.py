@@ -115,6 +115,11 @@ class ExampleInputs:
             )
         return defaults | values
 
+    def in_order(self, graph: fx.Graph) -> list[Any]:
+        """The value of each placeholder of ``graph``, in their order, as :meth:`bind` finds it."""
+        bound = self.bind(graph)
+        return [bound[str(node.target)] for node in graph.find_nodes(op="placeholder")]
+
     def __str__(self) -> str:
         parts = [_show(v) for v in self.args] + [f"{k}={_show(v)}" for k, v in self.kwargs.items()]
         return ", ".join(parts) + (" (inferred)" if self.inferred else "")

@@ -59,22 +59,11 @@ class LoweredAttention(Lowered, nn.MultiheadAttention):
         average_attn_weights: bool = True,  # noqa: FBT001, FBT002
         is_causal: bool = False,  # noqa: FBT001, FBT002 - a hint; the mask says it as well
     ) -> tuple[Tensor, Tensor | None]:
-        if is_causal is True and attn_mask is None:
-            raise ValueError("is_causal is a hint about attn_mask, which is missing")  # as torch does
+        check_hint(attn_mask, is_causal=is_causal)
         q, k, v = (self._heads(x) for x in self._project(query, key, value))
-        mask = None
-        if attn_mask is not None or key_padding_mask is not None:
-            mask = merge_masks(q, attn_mask, key_padding_mask)
         rate = self.dropout if self.dropout and self.training else 0.0
-        scale, weights = self.head_dim**-0.5, None
-        if need_weights:
-            logits = (q * scale) @ k.transpose(-2, -1)
-            attention = F.softmax(logits if mask is None else logits + mask, -1)
-            attention = F.dropout(attention, rate) if rate else attention
-            y = attention @ v
-            weights = average_heads(attention) if average_attn_weights else attention
-        else:
-            y = F.scaled_dot_product_attention(q, k, v, mask, rate, scale=scale)
+        masks, scale = (attn_mask, key_padding_mask), self.head_dim**-0.5
+        y, weights = attend(q, k, v, masks, rate, scale, need_weights=need_weights, average=average_attn_weights)
         y = y.transpose(-3, -2) if self.batch_first else y.movedim(-2, 0)
         return self.out_proj(y.flatten(-2)), weights
 
@@ -86,17 +75,64 @@ class LoweredAttention(Lowered, nn.MultiheadAttention):
             whole = F.linear(query, self.in_proj_weight, bias).chunk(3, -1)
             return whole[0], whole[1], whole[2]  # torch.fx takes a frame apart to unpack
         if self._qkv_same_embed_dim:
-            weight = self.in_proj_weight
-            matrices: tuple[Any, ...] = (weight[:n], weight[n : 2 * n], weight[2 * n :])
+            matrices = thirds(self.in_proj_weight, n)
         else:
             matrices = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
-        biases = (None, None, None) if bias is None else (bias[:n], bias[n : 2 * n], bias[2 * n :])
+        biases = (None, None, None) if bias is None else thirds(bias, n)
         return tuple(F.linear(x, w, b) for x, w, b in zip((query, key, value), matrices, biases, strict=True))
 
     def _heads(self, x: Tensor) -> Tensor:
         """(..., heads, tokens, dims)."""
         x = x.unflatten(-1, (self.num_heads, -1))
         return x.transpose(-3, -2) if self.batch_first else x.movedim(0, -2)
+
+
+def check_hint(attn_mask: Tensor | None, *, is_causal: bool) -> None:
+    """Check that the hint ``is_causal`` comes with its mask, as torch does.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if is_causal is True and attn_mask is None:
+        raise ValueError("is_causal is a hint about attn_mask, which is missing")
+
+
+def thirds(packed: Tensor, size: int) -> tuple[Any, ...]:
+    """What is packed for queries, keys and values, ``size`` rows for each of the first two."""
+    return packed[:size], packed[size : 2 * size], packed[2 * size :]
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    masks: tuple[Tensor | None, Tensor | None],
+    rate: float,
+    scale: float,
+    *,
+    need_weights: bool,
+    average: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """What the heads of an attention return, (..., heads, L, dims), and its weights, where they are needed.
+
+    Args:
+        q: (..., heads, L, dims).
+        k: (..., heads, S, dims).
+        v: the same.
+        masks: see :func:`merge_masks`.
+        rate: of dropout.
+        scale: of the products.
+        need_weights: whether the weights are asked for.
+        average: over the heads.
+    """
+    mask = None if masks[0] is None and masks[1] is None else merge_masks(q, *masks)
+    if not need_weights:
+        return F.scaled_dot_product_attention(q, k, v, mask, rate, scale=scale), None
+    logits = (q * scale) @ k.transpose(-2, -1)
+    attention = F.softmax(logits if mask is None else logits + mask, -1)
+    attention = F.dropout(attention, rate) if rate else attention
+    y = attention @ v
+    return y, average_heads(attention) if average else attention
 
 
 @fx.wrap

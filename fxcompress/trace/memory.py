@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from torch import fx, nn
 
 from fxcompress.errors import TraceError
-from fxcompress.trace.contents import Content, is_simple
+from fxcompress.trace.contents import Content, is_same
 
 _OWN = frozenset(vars(nn.Module()))
 _OF_TRACER = "_tensor_constant"  # under names that begin so, torch.fx keeps tensors that code makes of nothing
@@ -53,8 +53,7 @@ class Memory:
         for path, table, before in self._before:
             for key in _plain({**before, **table}):
                 value, now = before.get(key), table.get(key)
-                same = now is value or (is_simple(now) and type(now) is type(value) and now == value)
-                if key not in before or not same or (others and self._leads_to(value, others)):
+                if key not in before or not is_same(now, value) or (others and self._leads_to(value, others)):
                     found[f"{path}.{key}".lstrip(".")] = value
         return found
 

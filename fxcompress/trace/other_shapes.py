@@ -59,8 +59,7 @@ class _Runner:
         device = torch.device("meta") if self._without else nullcontext()
         try:
             with device, torch.no_grad(), same_randomness(allowed=True):
-                bound = (inputs.converted(empty) if self._without else inputs).bind(self._graph)
-                run.run(*(bound.get(str(node.target)) for node in self._graph.find_nodes(op="placeholder")))
+                run.run(*(inputs.converted(empty) if self._without else inputs).in_order(self._graph))
         except Exception:  # noqa: BLE001 - inputs that do not fit: any failure is what was asked for
             return None
         return run.found

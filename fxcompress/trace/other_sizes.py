@@ -222,8 +222,7 @@ class _Probe:
         run = _Run(self._meta.train(mode == "train"), self._traced.graphs[mode])
         try:
             with torch.device("meta"), torch.no_grad(), same_randomness(allowed=True):
-                bound = inputs.converted(empty).bind(run.graph)
-                run.run(*(bound.get(str(node.target)) for node in run.graph.find_nodes(op="placeholder")))
+                run.run(*inputs.converted(empty).in_order(run.graph))
         except PathError:
             return run.at if run.at is not None and _on_sizes(run.at) else False
         except Exception:  # noqa: BLE001 - inputs that do not fit: any failure is what was asked for

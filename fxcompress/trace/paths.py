@@ -11,38 +11,27 @@ precisions.py.
 
 import operator
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from fxcompress.errors import TraceError
 from fxcompress.trace.cached_calls import without_caches
-from fxcompress.trace.concrete import run_model
+from fxcompress.trace.concrete import Way, run_model
 from fxcompress.trace.conversions import kept_conversions
 from fxcompress.trace.guards import asks_for_gradients, check
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.precisions import Recording, decisions_of, hold_in_other_precisions
 from fxcompress.trace.same_path import joined
 from fxcompress.trace.trees import tensors_in
-from fxcompress.trace.watch import IsLeaf
 
 _Run = Callable[[set[int], set[str]], fx.Graph]
 """Runs the model; told where to note the modules that read their mode, and the attributes that the run sets."""
 
 
-def run_paths(
-    root: nn.Module,
-    readers: set[int],
-    *,
-    training: bool,
-    inputs: ExampleInputs,
-    is_leaf: IsLeaf,
-    keep_sizes: bool,
-    kept: set[str],
-    open_wrapped: bool = False,
-) -> fx.Graph:
+def run_paths(root: nn.Module, inputs: ExampleInputs, way: Way, readers: set[int], kept: set[str]) -> fx.Graph:
     """The graph of :func:`run_model`, without those checks on batches, gradients and autocast that it can spare.
 
     The arguments are those of :func:`run_model`.
@@ -50,20 +39,20 @@ def run_paths(
     Raises:
         TraceError: as there.
     """
-    run = partial(run_model, root, training=training, is_leaf=is_leaf, keep_sizes=keep_sizes, open_wrapped=open_wrapped)
     recordings: dict[fx.Graph, Recording] = {}
 
-    def record(more: set[int], changed: set[str], **options: Any) -> fx.Graph:  # noqa: ANN401
-        graph = run(more, kept=changed, **options)
-        recordings[graph] = Recording(partial(run, **options), decisions_of(graph))
+    def record(given: ExampleInputs, own: Way, more: set[int], changed: set[str]) -> fx.Graph:
+        graph = run_model(root, given, own, more, changed)
+        recordings[graph] = Recording(partial(run_model, root, given), own, decisions_of(graph))
         return graph
 
     def for_batches(more: set[int], changed: set[str], gradients: bool | None = None) -> fx.Graph:  # noqa: FBT001
-        graph = record(more, changed, inputs=inputs, gradients=gradients)
-        other = _another_batch(inputs) if keep_sizes and any(map(_compares, _checks(graph))) else None
+        own = replace(way, gradients=gradients)
+        graph = record(inputs, own, more, changed)
+        other = _another_batch(inputs) if way.keep_sizes and any(map(_compares, _checks(graph))) else None
         if other is None:
             return graph
-        return _for_both(graph, partial(record, inputs=other, gradients=gradients), root, more, changed)
+        return _for_both(graph, partial(record, other, own), root, more, changed)
 
     before = set(vars(root))
     with without_caches(), kept_conversions(root):
@@ -71,8 +60,8 @@ def run_paths(
         asked = next((node.args[1] for node in _checks(graph) if asks_for_gradients(node)), None)
         if asked is not None:
             graph = _for_both(graph, partial(for_batches, gradients=not asked), root, readers, kept)
-            if asked is not training and any(map(asks_for_gradients, _checks(graph))):
-                graph = _with_gradients_of_mode(graph, for_batches, readers, kept, training=training)
+            if asked is not way.training and any(map(asks_for_gradients, _checks(graph))):
+                graph = _with_gradients_of_mode(graph, for_batches, readers, kept, training=way.training)
         hold_in_other_precisions(graph, recordings[graph], root, readers, kept)
     used = {str(node.target) for node in graph.find_nodes(op="get_attr")}
     for name in vars(root).keys() - before - used:  # constants of a run that is not kept

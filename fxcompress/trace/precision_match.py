@@ -1,7 +1,6 @@
 """Two graphs of one model, recorded in two precisions, op by op: where they differ by what a dtype says."""
 
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,8 +8,8 @@ import torch
 from torch import fx, nn
 
 from fxcompress.trace.autocast import enter_autocast, exit_autocast
-from fxcompress.trace.guards import check, check_argument
-from fxcompress.trace.same_path import is_number, same_constant
+from fxcompress.trace.guards import check
+from fxcompress.trace.same_path import is_number, same_constant, steps_of
 
 _LIMITS = ("min", "max", "eps", "tiny")
 Key = tuple[fx.Node, tuple[Any, ...]]
@@ -65,8 +64,8 @@ def matched(graph: fx.Graph, other: fx.Graph, root: nn.Module, found: list[Match
     Returns:
         None where ``graph`` cannot be made to stand for all of them.
     """
-    match, theirs = Match(switches=switches), deque(_steps(other))
-    for node in _steps(graph):
+    match, theirs = Match(switches=switches), deque(steps_of(other))
+    for node in steps_of(graph):
         while theirs and not _alike(node, theirs[0], match, root):
             more = theirs.popleft()
             if not (_is_off(more) or _is_idle(more, graph, match)):
@@ -135,11 +134,6 @@ def _matched_dtypes(graph: fx.Graph, other: fx.Graph, match: Match) -> bool:
 def dtype_checks(graph: fx.Graph) -> list[fx.Node]:
     """The checks of dtypes, in the order of the graph."""
     return [node for node in graph.find_nodes(op="call_function", target=check) if asks_for_dtype(node)]
-
-
-def _steps(graph: fx.Graph) -> Iterator[fx.Node]:
-    """All nodes but numbers and checks."""
-    return (n for n in graph.nodes if n.target not in {check, check_argument} and not is_number(n))
 
 
 def _is_off(node: fx.Node) -> bool:

@@ -12,7 +12,7 @@ only where it is on: the graph has them always. A check that is left asks that a
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import fx, nn
 
 from fxcompress.errors import TraceError
 from fxcompress.trace.autocast import autocast_is_on
+from fxcompress.trace.concrete import Way
 from fxcompress.trace.guards import asks_for_autocast, check, check_dtypes, limit_of
 from fxcompress.trace.modes import Precision
 from fxcompress.trace.precision_match import (
@@ -41,11 +42,13 @@ class Recording:
     """How a graph was recorded.
 
     Attributes:
-        again: records it again, in another precision; takes what :func:`fxcompress.trace.concrete.run_model` does.
+        again: records it again, in another way: :func:`fxcompress.trace.concrete.run_model` on the same inputs.
+        way: in which it was recorded.
         decisions: that its run has taken, see :func:`decisions_of`.
     """
 
-    again: Callable[..., fx.Graph]
+    again: Callable[[Way, set[int], set[str]], fx.Graph]
+    way: Way
     decisions: list[tuple[object, ...]]
 
 
@@ -76,7 +79,7 @@ def hold_in_other_precisions(
             continue
         more, changed = set(readers), set(kept)
         try:
-            other = recording.again(more, kept=changed, precision=precision)
+            other = recording.again(replace(recording.way, precision=precision), more, changed)
         except TraceError:
             continue
         if decisions_of(other) != recording.decisions:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fxcompress.trace.autocast import autocast_is_on
+from fxcompress.trace.calls import ends_as_in_place, function_name
 from fxcompress.trace.guards import check, check_argument, shape_of
 from fxcompress.trace.sizes import FUNCTIONS
 
@@ -128,7 +129,7 @@ class _Match:
 
     def decisions(self) -> list[fx.Node]:
         """The checks of ``long`` that come out in the other way in ``short``; none where it does not stand for both."""
-        steps, others = _steps(self.short), list[fx.Node]()
+        steps, others = steps_of(self.short), list[fx.Node]()
         following = next(steps, None)
         for node in self.long.nodes:
             if node.target is check:
@@ -236,8 +237,7 @@ class _Match:
         given = self.same.get(source) if isinstance(source, fx.Node) else None
         if given is None or node.kwargs or (node.op != "call_method" and node.target not in _SHAPING):
             return None
-        name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
-        sizes = _flat(node.args[1:])
+        name, sizes = function_name(node), _flat(node.args[1:])
         if name in {"expand", "broadcast_to", "view", "reshape"}:
             return given if self._is_shape(source, sizes) else None
         whole = len(sizes) in {_rank(given, self.root), _rank(source, self.root)}
@@ -270,15 +270,15 @@ def _made_of(number: fx.Node, nodes: set[fx.Node]) -> bool:
     return is_number(number) and bool(inputs) and all(n in nodes or _made_of(n, nodes) for n in inputs)
 
 
-def _steps(graph: fx.Graph) -> Iterator[fx.Node]:
-    """All nodes but numbers and checks."""
+def steps_of(graph: fx.Graph) -> Iterator[fx.Node]:
+    """All nodes of a recorded graph but numbers and checks."""
     return (n for n in graph.nodes if n.target not in {check, check_argument} and not is_number(n))
 
 
 def writes(node: fx.Node) -> bool:
     """Whether a node writes to a tensor in place."""
     name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
-    return node.target in {operator.setitem, *_IN_PLACE} or (name.endswith("_") and not name.endswith("__"))
+    return node.target in {operator.setitem, *_IN_PLACE} or ends_as_in_place(name)
 
 
 def _flat(args: tuple[Any, ...]) -> tuple[Any, ...]:

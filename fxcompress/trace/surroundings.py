@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fxcompress.trace.contents import Content, is_simple
+from fxcompress.trace.contents import Content, is_same
 from fxcompress.trace.glue import code_around, is_full, loaded_by, methods
 from fxcompress.trace.walk import modules_in
 
@@ -90,15 +90,15 @@ class Surroundings:
     def changed(self) -> set[str]:
         """The names of what is something else now."""
         return {
-            *(name for owner, name, value in self._places if not _same(_now(owner, name), value)),
-            *(name for name, cell, value in self._cells if not _same(cell.cell_contents, value)),
+            *(name for owner, name, value in self._places if not is_same(_now(owner, name), value)),
+            *(name for name, cell, value in self._cells if not is_same(cell.cell_contents, value)),
             *(name for name, content in self._held.values() if not content.is_there()),
         }
 
     def restore(self) -> None:
         """Put back what was there."""
         for owner, name, value in self._places:
-            if not _same(_now(owner, name), value):
+            if not is_same(_now(owner, name), value):
                 _put(owner, name, value)
         for _, cell, value in self._cells:
             cell.cell_contents = value
@@ -135,10 +135,6 @@ def _named(code: CodeType, opname: str) -> frozenset[str]:
     """What instructions of a kind name in code, and in the functions inside of it."""
     own = {str(step.argval) for step in dis.get_instructions(code) if step.opname == opname}
     return frozenset(own.union(*(_named(c, opname) for c in code.co_consts if isinstance(c, CodeType))))
-
-
-def _same(now: object, value: object) -> bool:
-    return now is value or (is_simple(now) and type(now) is type(value) and now == value)
 
 
 def _now(owner: Any, name: str) -> object:  # noqa: ANN401 - globals, a class or a module

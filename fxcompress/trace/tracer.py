@@ -21,7 +21,7 @@ from fxcompress.provenance import attach, has_record, provenance_of
 from fxcompress.trace.caches import clean_caches
 from fxcompress.trace.calls import put_first
 from fxcompress.trace.checkpoints import copy_marks, marked_checkpoints
-from fxcompress.trace.concrete import check_runs
+from fxcompress.trace.concrete import Way, check_runs
 from fxcompress.trace.extremes import call_extremes
 from fxcompress.trace.guards import asks_for_gradients
 from fxcompress.trace.heap import without_collections
@@ -95,8 +95,8 @@ def _trace(model: nn.Module, inputs: ExampleInputs | None) -> TracedModule:
     if inputs is None or not _hides_parameters(traced):
         return traced
     try:
-        run = partial(_by_running(inputs), keep_sizes=True, open_wrapped=True)
-        return _checked(model, inputs, lambda kept: _traced(model, partial(run, kept=kept)))
+        run = partial(_by_running, inputs, keep_sizes=True, open_wrapped=True)
+        return _checked(model, inputs, lambda kept: _traced(model, run(kept)))
     except TraceError:
         return traced
 
@@ -222,7 +222,7 @@ def trace_path(model: nn.Module, inputs: ExampleInputs, *, training: bool = True
     _refuse_names(model)
 
     def make(kept: set[str], *, open_wrapped: bool = False) -> TracedModule:
-        run = partial(_by_running(inputs), keep_sizes=True, open_wrapped=open_wrapped, kept=kept)
+        run = _by_running(inputs, kept, keep_sizes=True, open_wrapped=open_wrapped)
         return _traced(model, run if training else partial(_in_evaluation, run))
 
     traced = _checked(model, inputs, make)
@@ -246,24 +246,31 @@ def _with_record(traced: TracedModule, model: nn.Module, *, plain: bool) -> Trac
 
 
 def _trace_by_running(model: nn.Module, inputs: ExampleInputs, why: TraceError) -> TracedModule:
-    by_running = _by_running(inputs)
+    def make(kept: set[str], *, keep_sizes: bool) -> TracedModule:
+        return _traced(model, _by_running(inputs, kept, keep_sizes=keep_sizes))
+
     try:
-        return _checked(model, inputs, lambda kept: _traced(model, partial(by_running, keep_sizes=True, kept=kept)))
+        return _checked(model, inputs, partial(make, keep_sizes=True))
     except TraceError as error:
         first = error
     try:
-        return _checked(model, inputs, lambda kept: _traced(model, partial(by_running, keep_sizes=False, kept=kept)))
+        return _checked(model, inputs, partial(make, keep_sizes=False))
     except TraceError:
         with restored_around(model):
             check_runs(skeleton(model), inputs)
         raise TraceError(f"{why}\nNor can it be traced by running it on the example inputs: {first}") from first
 
 
-def _by_running(inputs: ExampleInputs) -> "partial[fx.Graph]":
-    is_leaf = Tracer().is_leaf_module
-    return partial(
-        run_paths, inputs=inputs, is_leaf=lambda module, path: is_leaf(module, path) and not hooks_of(module)
-    )
+def _by_running(inputs: ExampleInputs, kept: set[str], *, keep_sizes: bool, open_wrapped: bool = False) -> GraphOf:
+    torchs = Tracer().is_leaf_module
+
+    def is_leaf(module: nn.Module, path: str) -> bool:
+        return torchs(module, path) and not hooks_of(module)
+
+    def graph_of(root: nn.Module, readers: set[int], *, training: bool) -> fx.Graph:
+        return run_paths(root, inputs, Way(training, is_leaf, keep_sizes, open_wrapped), readers, kept)
+
+    return graph_of
 
 
 def _traced(model: nn.Module, graph_of: GraphOf) -> TracedModule:
@@ -274,27 +281,23 @@ def _traced(model: nn.Module, graph_of: GraphOf) -> TracedModule:
     lower(root)
     modes = [(module, module.training) for module in modules_in(root)]
     train_graph = None
+
+    def graph_in(*, training: bool) -> fx.Graph:
+        graph = graph_of(root, readers, training=training)
+        for tidy in (sweep, put_first, call_variances, call_extremes, _share_annotations):
+            tidy(graph)
+        return graph
+
     outside = (
         clean_caches(model), same_randomness(), marked_checkpoints(), _unchecked_distributions(), _no_hooks_on_saved(),
     )  # fmt: skip
     with ExitStack() as stack, watched_switches() as switched, _reads_of_mode() as readers:
         for context in outside:
             stack.enter_context(context)
-        graph = graph_of(root, readers, training=False)
-        sweep(graph)
-        put_first(graph)
-        call_variances(graph)
-        call_extremes(graph)
+        graph = graph_in(training=False)
         asked = any(map(asks_for_gradients, graph.nodes))
         if readers or asked or switched.found or any(_knows_its_mode(module) for module, _ in modes):
-            train_graph = graph_of(root, readers, training=True)
-            sweep(train_graph)
-            put_first(train_graph)
-            call_variances(train_graph)
-            call_extremes(train_graph)
-    for each in (graph, train_graph):
-        if each is not None:
-            _share_annotations(each)
+            train_graph = graph_in(training=True)
     for module, training in modes:
         module.training = training
     remove_hooks(root)  # what they do is in the graph

@@ -39,6 +39,15 @@ def replace(function: Callable[[Tensor], Any], tree: Any) -> Any:  # noqa: ANN40
     return rebuild(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, tree)
 
 
+def holds(value: Any, kinds: Any) -> bool:  # noqa: ANN401 - anything
+    """Whether a value is of some kinds, or a container of such values, as keys of dicts too."""
+    if isinstance(value, dict):
+        return any(holds(item, kinds) for pair in value.items() for item in pair)
+    if isinstance(value, tuple | list | set | frozenset):
+        return any(holds(item, kinds) for item in value)
+    return isinstance(value, kinds)
+
+
 def fields_of(tree: object) -> tuple[type, tuple[Any, ...], dict[str, Any]] | None:
     """How to build a dataclass or a dict of a kind of its own again: class, args and kwargs; None for anything else."""
     if isinstance(tree, defaultdict):

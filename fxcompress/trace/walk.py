@@ -16,6 +16,11 @@ def modules_in(root: nn.Module) -> list[nn.Module]:
     return list(found.values())
 
 
+def elements_in(root: nn.Module) -> int:
+    """How many entries the parameters of a model have, those that have several names once."""
+    return sum(parameter.numel() for parameter in root.parameters())
+
+
 def named_modules_in(root: nn.Module) -> dict[str, nn.Module]:
     """What ``dict(root.named_modules(remove_duplicate=False))`` is: each module under all of its names."""
     found: dict[str, nn.Module] = {}

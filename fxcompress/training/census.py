@@ -283,7 +283,7 @@ def free_entries(analysis: Analysis) -> Zeros:
         if isinstance(owner, nn.RNNCellBase):
             result[name] &= kind_of_cell(owner).is_candidate(parameter.numel())
     for trail in analysis.trails.values():
-        names = {value.key: name for name, value in trail.parameters.items()}
+        names = trail.names
         for step in (step for step in trail.tape if step.op is STATE):
             kind, *_, weights = step.call.args
             for bias in {names.get(bias.key, "") for bias in weights.biases} & set(result):

@@ -14,6 +14,7 @@ from fxcompress.passes.prune_report import PruneReport
 from fxcompress.passes.shrink import Narrow
 from fxcompress.passes.unquantized import Unquantized, is_weight
 from fxcompress.trace.modes import ordinary
+from fxcompress.trace.walk import elements_in
 from fxcompress.training.altered import unhooked
 from fxcompress.training.compressed import CompressedModule
 from fxcompress.training.distributed import refuse_sharded
@@ -105,7 +106,7 @@ class CompressedPieces(SizedNetwork):
         return remove_dead(self, self.pieces, optimizer, averages, self._report)
 
     def _report(self, reports: dict[str, PruneReport]) -> PruneReport:
-        before = sum(p.numel() for p in self.parameters())
+        before = elements_in(self)
         lost = sum(report.parameters[0] - report.parameters[1] for report in reports.values())
         return joined_report(reports, (before, before - lost), self.outside.why, self.outside.parameters)
 

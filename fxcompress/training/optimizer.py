@@ -24,8 +24,6 @@ __all__ = [
     "check_optimizers",
     "kept_entries",
     "prepare_resize",
-    "resize_optimizer",
-    "slice_parameter",
 ]
 
 
@@ -42,28 +40,6 @@ class Replacement:
     old: nn.Parameter
     new: nn.Parameter | None
     indices: Mapping[int, Tensor] = field(default_factory=dict)
-
-
-def slice_parameter(old: nn.Parameter, indices: Mapping[int, Tensor]) -> Replacement:
-    """Make the parameter that keeps ``indices`` of ``old``, its gradient included; ``old`` is left alone.
-
-    ``requires_grad``, attributes set on the parameter and a channels-last layout carry over; hooks do not.
-
-    Args:
-        old: parameter of any shape, dtype and device.
-        indices: for each dim to cut, the indices that stay, int64 (kept,).
-
-    >>> weight = nn.Parameter(torch.arange(6.0).reshape(3, 2))
-    >>> slice_parameter(weight, {0: torch.tensor([0, 2])}).new
-    Parameter containing:
-    tensor([[0., 1.],
-            [4., 5.]], requires_grad=True)
-    """
-    new = nn.Parameter(kept_entries(old.detach(), indices), requires_grad=old.requires_grad)
-    new.__dict__.update(old.__dict__)
-    if old.grad is not None:
-        new.grad = kept_entries(old.grad.detach(), indices)
-    return Replacement(old, new, dict(indices))
 
 
 def kept_entries(tensor: Tensor, indices: Mapping[int, Tensor]) -> Tensor:
@@ -166,10 +142,35 @@ class PreparedResize:
 
 
 def prepare_resize(optimizer: Optimizer, replacements: Iterable[Replacement]) -> PreparedResize:
-    """Work out :func:`resize_optimizer` and change nothing yet.
+    """Work out how to put new parameters in the place of old ones, and the optimizer's state cut to their shapes.
+
+    State tensors shaped like their parameter, or like it with some dims at size 1, keep the same indices as the
+    parameter; Adafactor's factors are scaled as well (:mod:`fxcompress.training.factored`). Scalars, step counts and
+    everything else that is no tensor move along as they are, and containers are searched. So does the state of an
+    optimizer that this one holds, as SAM and Lookahead do. Groups, also those left empty, hyperparameters and hooks
+    stay, so schedulers and gradient scalers go on. Parameters that the optimizer does not hold are passed over.
+
+        param_groups[0]["params"] = [conv.weight (8, 3, 3, 3)]               [conv.weight (7, 3, 3, 3)]
+        state[conv.weight] = {step: 10, exp_avg: (8, 3, 3, 3), ...}    ->    {step: 10, exp_avg: (7, 3, 3, 3), ...}
+
+    Args:
+        optimizer: any torch optimizer whose state belongs to one parameter each; not LBFGS once it has made a step.
+        replacements: one for each changed parameter.
+
+    Returns:
+        the change, which is yet to be made.
 
     Raises:
-        OptimizerError: as there.
+        OptimizerError: some state cannot be cut, a new parameter has not the shape that its indices ask for, or a
+            parameter is replaced twice.
+
+    >>> net = nn.Linear(2, 3)
+    >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    >>> net(torch.ones(1, 2)).sum().backward(); optimizer.step()
+    >>> change = Replacement(net.weight, nn.Parameter(net.weight[[0, 2]].detach()), {0: torch.tensor([0, 2])})
+    >>> prepare_resize(optimizer, [change]).commit()
+    >>> optimizer.state[change.new]["momentum_buffer"].shape
+    torch.Size([2, 2])
     """
     of = _by_parameter(replacements)
     outer, *held = (_prepare(one, of) for one in with_held(optimizer))
@@ -193,37 +194,6 @@ def _prepare(optimizer: Optimizer, of: Mapping[Any, Replacement]) -> PreparedRes
     return PreparedResize(optimizer, tuple(_cut_group(group, of) for group in optimizer.param_groups), state)
 
 
-def resize_optimizer(optimizer: Optimizer, replacements: Iterable[Replacement]) -> None:
-    """Put new parameters in the place of old ones, and cut the optimizer's state to their shapes.
-
-    State tensors shaped like their parameter, or like it with some dims at size 1, keep the same indices as the
-    parameter; Adafactor's factors are scaled as well (:mod:`fxcompress.training.factored`). Scalars, step counts and
-    everything else that is no tensor move along as they are, and containers are searched. So does the state of an
-    optimizer that this one holds, as SAM and Lookahead do. Groups, also those left empty, hyperparameters and hooks
-    stay, so schedulers and gradient scalers go on. Parameters that the optimizer does not hold are passed over.
-
-        param_groups[0]["params"] = [conv.weight (8, 3, 3, 3)]               [conv.weight (7, 3, 3, 3)]
-        state[conv.weight] = {step: 10, exp_avg: (8, 3, 3, 3), ...}    ->    {step: 10, exp_avg: (7, 3, 3, 3), ...}
-
-    Args:
-        optimizer: any torch optimizer whose state belongs to one parameter each; not LBFGS once it has made a step.
-        replacements: one for each changed parameter.
-
-    Raises:
-        OptimizerError: some state cannot be cut, a new parameter has not the shape that its indices ask for, or a
-            parameter is replaced twice. The optimizer is then unchanged.
-
-    >>> net = nn.Linear(2, 3)
-    >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
-    >>> net(torch.ones(1, 2)).sum().backward(); optimizer.step()
-    >>> change = slice_parameter(net.weight, {0: torch.tensor([0, 2])})
-    >>> resize_optimizer(optimizer, [change])
-    >>> optimizer.state[change.new]["momentum_buffer"].shape
-    torch.Size([2, 2])
-    """
-    prepare_resize(optimizer, replacements).commit()
-
-
 def _by_parameter(replacements: Iterable[Replacement]) -> dict[Any, Replacement]:
     of: dict[Any, Replacement] = {}
     for change in replacements:
@@ -234,7 +204,7 @@ def _by_parameter(replacements: Iterable[Replacement]) -> dict[Any, Replacement]
         if new is not None and tuple(new.shape) != expected:
             raise OptimizerError(
                 f"a parameter of shape {tuple(old.shape)} is replaced by one of shape {tuple(new.shape)}, but its "
-                f"indices keep {expected}; make the replacement with slice_parameter()"
+                f"indices keep {expected}"
             )
         of[old] = change
     return of

@@ -144,10 +144,8 @@ def _check_state(net: nn.Module, plan: Recut | None, state: Mapping[str, Any], *
     kind = type(net).__name__
     given = {name: value for name, value in state.items() if name != RECORD}
     if strict:
-        for what, names in (("lacks", own.keys() - given.keys()), ("has too much:", given.keys() - own.keys())):
-            if names:
-                plain = "" if RECORD in state else "; one without quantizers goes into the model, before compress()"
-                raise CheckpointError(f"the state_dict does not fit {kind}: it {what} {listed(names)}{plain}")
+        plain = "" if RECORD in state else "; one without quantizers goes into the model, before compress()"
+        check_names(own, given, kind, plain)
     shapes = [(n, tuple(value.shape), own[n]) for n, value in given.items() if n in own and torch.is_tensor(value)]
     wrong = [f"{name} is {found}, not {expected}" for name, found, expected in shapes if found != expected]
     if wrong:
@@ -179,6 +177,17 @@ def _expected(module: nn.Module, gone: Collection[str]) -> dict[str, tuple[int, 
         elif name != RECORD:
             expected[name] = tuple(value.shape) if torch.is_tensor(value) else ()
     return expected
+
+
+def check_names(own: Mapping[str, object], given: Mapping[str, object], kind: str, remedy: str = "") -> None:
+    """Check that a state_dict has the names that a network has, and no others.
+
+    Raises:
+        CheckpointError: it has not.
+    """
+    for what, names in (("lacks", own.keys() - given.keys()), ("has too much:", given.keys() - own.keys())):
+        if names:
+            raise CheckpointError(f"the state_dict does not fit {kind}: it {what} {listed(names)}{remedy}")
 
 
 def listed(names: Iterable[str]) -> str:

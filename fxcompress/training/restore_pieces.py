@@ -10,7 +10,7 @@ from torch import nn
 from fxcompress.errors import CheckpointError
 from fxcompress.trace.weights.plain import plain_state
 from fxcompress.training.compressed import CompressedModule
-from fxcompress.training.restore import Recut, check_state, listed
+from fxcompress.training.restore import Recut, check_names, check_state, listed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,9 +71,7 @@ def _check_rest(net: nn.Module, paths: tuple[str, ...], rest: Mapping[str, Any],
     expected = {name: value for name, value in net.state_dict(keep_vars=True).items() if not name.startswith(inside)}
     kind = type(net).__name__
     if strict:
-        for what, names in (("lacks", expected.keys() - rest.keys()), ("has too much:", rest.keys() - expected.keys())):
-            if names:
-                raise CheckpointError(f"the state_dict does not fit {kind}: it {what} {listed(names)}")
+        check_names(expected, rest, kind)
     wrong = [
         f"{name} is {tuple(rest[name].shape)}, not {tuple(value.shape)}"
         for name, value in expected.items()

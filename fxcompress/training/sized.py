@@ -32,10 +32,8 @@ class SizedModule(SizedNetwork, TracedModule):
     def refresh(self) -> None:
         """Find anew what is dead, for when tensors were set from outside, by a broadcast for instance."""
         self.fxc_forget()
-        flags = self.get_submodule(LIVENESS)
-        assert isinstance(flags, Liveness)
         for name, quantizer in self._quantizers().items():
-            flags.keep_last(f"{name}.bits", quantizer.bits)
+            self.fxc_flags.keep_last(f"{name}.bits", quantizer.bits)
 
     def fxc_forget(self) -> None:
         """Find anew what is dead when it is asked for, after a removal; training goes on as if there had been none."""
@@ -48,9 +46,7 @@ class SizedModule(SizedNetwork, TracedModule):
         Args:
             shrink: what each step is to take off them at least.
         """
-        flags = self.get_submodule(LIVENESS)
-        assert isinstance(flags, Liveness)
-        flags.noted.clear()
+        self.fxc_flags.noted.clear()
         if self.settings.shrink < shrink:
             self.settings.least_shrink = shrink
             self.fxc_forget()
@@ -59,18 +55,23 @@ class SizedModule(SizedNetwork, TracedModule):
         return {name: module for name, module in self.named_modules() if isinstance(module, Quantizer)}
 
     @property
+    def fxc_flags(self) -> Liveness:
+        """What is remembered from step to step."""
+        flags = self.get_submodule(LIVENESS)
+        assert isinstance(flags, Liveness)
+        return flags
+
+    @property
     def liveness(self) -> LivenessUpdate:
         """What is dead, and what follows from it."""
         update = self.__dict__.get(_UPDATE)
         if update is None:
             refuse_sharded(self)
             check_parameters(self, self._quantizers())
-            flags = self.get_submodule(LIVENESS)
-            assert isinstance(flags, Liveness)
             settings = self.settings
             with torch.inference_mode(mode=False):
                 update = LivenessUpdate(
-                    self, flags, settings.inputs, settings.shrink, settings.deaths,
+                    self, self.fxc_flags, settings.inputs, settings.shrink, settings.deaths,
                     keep_range=settings.keep_range,
                 )  # fmt: skip
             self.__dict__[_UPDATE] = update

@@ -4,7 +4,6 @@ from torch import fx, nn
 
 from fxcompress.passes.prune_channels import Pruned
 from fxcompress.provenance import Provenance, attach
-from fxcompress.training.liveness import Liveness
 from fxcompress.training.sized import LIVENESS, SizedModule
 
 
@@ -17,12 +16,10 @@ def take_over(net: SizedModule, pruned: Pruned, provenance: Provenance) -> None:
         provenance: of that.
     """
     attach(net, provenance)
-    flags = net.get_submodule(LIVENESS)
-    assert isinstance(flags, Liveness)
     for name, cut in pruned.cuts.items():
-        flags.keep(name, next(iter(cut.indices.values()), None))  # what has flags is cut along one dim
+        net.fxc_flags.keep(name, next(iter(cut.indices.values()), None))  # what has flags is cut along one dim
     for name in pruned.gone:
-        flags.keep(name, None)
+        net.fxc_flags.keep(name, None)
     new = dict(pruned.module.named_modules(remove_duplicate=False))  # a module may have two names
     del new[LIVENESS]
     _transplant(net, new)

@@ -71,7 +71,7 @@ class _Reader:
 
     def __init__(self, mode: str, trail: Trail) -> None:
         self.mode = mode
-        self.names = {value.key: name for name, value in trail.parameters.items()}
+        self.names = trail.names
         self.tiles: dict[int, int] = {}
         self.made = {output.key: step for step in trail.tape for output in step.outputs}
 

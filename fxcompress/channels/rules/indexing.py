@@ -16,7 +16,7 @@ from fxcompress.channels.layers import Layers, compress, move, support
 from fxcompress.channels.rules.movement import moved_constants, moved_labels, settle
 from fxcompress.channels.rules.pointwise import Operand, couple_aligned, unexpanded
 from fxcompress.channels.rules.reductions import pass_others
-from fxcompress.channels.rules.registry import Known, OpClass, nothing_known, register
+from fxcompress.channels.rules.registry import Known, OpClass, equal_along, nothing_known, register
 from fxcompress.channels.space import Space
 from fxcompress.channels.values import Call, Step, Value, find, replace
 
@@ -103,16 +103,6 @@ def _index_constants(step: Step, known: Known) -> list[Tensor]:
         return moved_constants(step, known)
     equal = equal_along(known.of(call.args[0]), indexed_dims(call))
     return [out.view(torch.float64) for out in _at_first(call, equal.view(torch.int64))]
-
-
-def equal_along(channels: Tensor, dims: frozenset[int]) -> Tensor:
-    """What every entry along ``dims`` is; NaN where they differ. float64 on the CPU, size 1 along ``dims``."""
-    channels = channels.double()
-    for dim in dims:
-        first = channels.narrow(dim, 0, 1)
-        same = (channels == first).all(dim, keepdim=True)
-        channels = torch.where(same, first, torch.nan)
-    return channels
 
 
 # Along one dim: gather and scatter, whose index has as many dims as the tensor.

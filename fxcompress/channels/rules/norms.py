@@ -112,4 +112,4 @@ def _group_constants(step: Step, known: Known) -> list[Tensor]:
 
 
 _GROUP_NORM = torch.ops.aten.native_group_norm.default
-GROUP_NORM = register(OpClass("group norm", _group_labels, _group_constants), ["native_group_norm"])
+register(OpClass("group norm", _group_labels, _group_constants), ["native_group_norm"])

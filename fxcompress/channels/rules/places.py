@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, fx
 
 from fxcompress.channels.layers import Layers, along
-from fxcompress.channels.rules.indexing import equal_along, hold_along
-from fxcompress.channels.rules.registry import Known, OpClass
+from fxcompress.channels.rules.indexing import hold_along
+from fxcompress.channels.rules.registry import Known, OpClass, equal_along
 from fxcompress.channels.space import Space
 from fxcompress.channels.survivors import has_own_labels
 from fxcompress.channels.values import Call, Met, Step, Value, leaves

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fxcompress.channels.computed_numbers import Computed, is_written
 from fxcompress.channels.layers import Layers, crosses, pad_rank, slices, support
-from fxcompress.channels.rules.registry import Known, OpClass, nothing_known, register
+from fxcompress.channels.rules.registry import Known, OpClass, equal_along, nothing_known, register, zero_where
 from fxcompress.channels.space import Space
 from fxcompress.channels.values import Call, LabelTensor, Step, Value, find, leaves, replace
 
@@ -230,7 +230,7 @@ def _divide(step: Step, known: Known) -> list[Tensor]:
     (result,) = run_known(step, known)
     above, below = step.call.args[:2]
     if isinstance(above, Value) and isinstance(below, Computed):
-        return [torch.where(known.of(above) == 0, 0.0, torch.nan).double()]
+        return [zero_where(known.of(above) == 0)]
     if isinstance(above, Value) and _is_number(below):
         return [torch.where(known.of(above) == 0, 0.0, result)]
     if not isinstance(above, Value) or not isinstance(below, Value) or step.call.kwargs.get("rounding_mode"):
@@ -317,9 +317,8 @@ def _choose(step: Step, known: Known) -> list[Tensor]:
 
 
 def _is_mask(leaf: object) -> bool:
-    return (leaf.meta if isinstance(leaf, Value) else getattr(leaf, "dtype", None)) is not None and (
-        leaf.meta.dtype if isinstance(leaf, Value) else leaf.dtype  # type: ignore[attr-defined]
-    ) == torch.bool
+    dtype = leaf.meta.dtype if isinstance(leaf, Value) else getattr(leaf, "dtype", None)
+    return dtype is torch.bool
 
 
 def _choice(leaf: object, known: Known) -> Tensor | None:
@@ -336,13 +335,11 @@ def _overwritten(step: Step, known: Known) -> list[Tensor]:
     if not number.numel():
         return [before]
     places = _places(whole, part)
-    for d in (d for d in range(part.rank) if d not in places):
-        first = number.narrow(d, 0, 1)
-        number = torch.where((number == first).all(d, keepdim=True), first, torch.nan)
+    rest = [d for d in range(part.rank) if d not in places]
+    number = equal_along(number, rest)
     there = torch.ones((1,) * whole.rank, dtype=torch.bool, device="cpu")
     order = sorted(places, key=lambda d: places[d][0])
     sizes = {places[d][0]: number.shape[d] for d in order}
-    rest = [d for d in range(part.rank) if d not in places]
     after = number.permute([*order, *rest]).reshape([sizes.get(d, 1) for d in range(whole.rank)])
     for dim, positions in places.values():
         if after.shape[dim] > 1:
@@ -394,7 +391,7 @@ CHOICE = register(OpClass("choice", _labels, _choose), ["where", "masked_fill"])
 
 # Elementwise, but without the pointwise tag.
 register(POINTWISE, ["hardswish", "hardsigmoid", "fill", "full_like"])
-FILLED = register(OpClass("pointwise, filled", _labels, _filled), list(_FILLS))
+register(OpClass("pointwise, filled", _labels, _filled), list(_FILLS))
 register(OpClass("copy", _labels, _copied), ["copy"])
 register(OpClass("dropout", _labels, _dropped), ["native_dropout"])
 # Elementwise, but what they return where an operand is unknown need not be unknown, or is random.

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from fxcompress.channels.layers import Layers, vector
 from fxcompress.channels.rules.contraction import take
-from fxcompress.channels.rules.registry import Known, OpClass
+from fxcompress.channels.rules.registry import Known, OpClass, zero_where
 from fxcompress.channels.space import Space
 from fxcompress.channels.values import Call, Step, Value
 from fxcompress.quantizer import channel_dims
@@ -57,7 +57,7 @@ def _constants(step: Step, known: Known) -> list[Tensor]:
     else:
         dims = channel_dims(channel_dim, batch_dims)
         shape = [n if d in dims and zero.numel() > 1 else 1 for d, n in enumerate(weight.shape)]
-    return [torch.where(zero, 0.0, torch.nan).to(torch.float64).reshape(shape)]
+    return [zero_where(zero).reshape(shape)]
 
 
 QUANTIZE = OpClass("quantize", _labels, _constants)

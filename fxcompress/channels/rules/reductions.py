@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fxcompress.channels.layers import Layers, support
-from fxcompress.channels.rules.registry import Known, OpClass, nothing_known, register
+from fxcompress.channels.rules.registry import Known, OpClass, equal_along, nothing_known, register, zero_where
 from fxcompress.channels.space import Space
 from fxcompress.channels.values import Call, Step, Value
 
@@ -78,12 +78,9 @@ def _pick_constants(step: Step, known: Known) -> list[Tensor]:
 
 def _kept_constants(step: Step, known: Known) -> list[Tensor]:
     """Equal entries in another order, or the largest so far, are what they were; where they stood is unknown."""
-    channels = known.of(step.call.args[0]).double()
     if not step.outputs[0].meta.is_floating_point():
         return nothing_known(step, known)
-    for dim in _one(step.call):
-        first = channels.narrow(dim, 0, 1)
-        channels = torch.where((channels == first).all(dim, keepdim=True), first, torch.nan)
+    channels = equal_along(known.of(step.call.args[0]), _one(step.call))
     return [channels, *nothing_known(step, known)[1:]]
 
 
@@ -98,8 +95,7 @@ def _product_constants(step: Step, known: Known) -> list[Tensor]:
 
 
 def _zeros(channels: Tensor, dims: frozenset[int]) -> Tensor:
-    zero = (channels == 0).all(dim=list(dims), keepdim=True)
-    return torch.where(zero, 0.0, torch.nan).to(torch.float64)
+    return zero_where((channels == 0).all(dim=list(dims), keepdim=True))
 
 
 def _spread_constants(step: Step, known: Known) -> list[Tensor]:

@@ -1,12 +1,11 @@
 """Ops that sample an image at computed places: grids of points, regions of interest, deformable convolutions."""
 
-import torch
 from torch import Tensor
 
 from fxcompress.channels.layers import Layers, support
 from fxcompress.channels.rules.contraction import DEFORMED
 from fxcompress.channels.rules.reductions import pass_others
-from fxcompress.channels.rules.registry import Known, OpClass, nothing_known, register
+from fxcompress.channels.rules.registry import Known, OpClass, nothing_known, register, zero_where
 from fxcompress.channels.space import Space
 from fxcompress.channels.values import Call, Step, Value
 
@@ -28,7 +27,7 @@ def _constants(step: Step, known: Known) -> list[Tensor]:
     channels = known.of(source) if isinstance(source, Value) else None
     if channels is None or any(n > 1 for d, n in enumerate(channels.shape) if d != 1):
         return nothing_known(step, known)
-    return [torch.where(channels == 0, 0.0, torch.nan).double(), *nothing_known(step, known)[1:]]
+    return [zero_where(channels == 0), *nothing_known(step, known)[1:]]
 
 
 def _grid_labels(call: Call, space: Space) -> tuple[Layers, ...]:
@@ -47,7 +46,7 @@ def _grid_constants(step: Step, known: Known) -> list[Tensor]:
     if not isinstance(source, Value):
         return nothing_known(step, known)
     zero = (known.of(source) == 0).all(dim=sorted(_but_channels(source)), keepdim=True)
-    return [torch.where(zero, 0.0, torch.nan).double()]
+    return [zero_where(zero)]
 
 
 def _but_channels(source: Value) -> frozenset[int]:

@@ -113,6 +113,21 @@ def _unknown(rank: int) -> Tensor:
     return torch.full((1,) * rank, torch.nan, dtype=torch.float64, device="cpu")
 
 
+def zero_where(zero: Tensor) -> Tensor:
+    """A map that knows of zeros and of nothing else."""
+    return torch.where(zero, 0.0, torch.nan).double()
+
+
+def equal_along(channels: Tensor, dims: Iterable[int]) -> Tensor:
+    """What every entry along ``dims`` is; NaN where they differ. float64 on the CPU, size 1 along ``dims``."""
+    channels = channels.double()
+    for dim in dims:
+        if channels.shape[dim] != 1:
+            first = channels.narrow(dim, 0, 1)
+            channels = torch.where((channels == first).all(dim, keepdim=True), first, torch.nan)
+    return channels
+
+
 def nothing_known(step: Step, known: Known) -> list[Tensor]:
     """The constant rule of ops through which nothing is known."""
     return [unknown(value) for value in step.outputs]

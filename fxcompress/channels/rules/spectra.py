@@ -6,7 +6,7 @@ from torch import Tensor
 from fxcompress.channels.layers import Layers, pad_rank, support
 from fxcompress.channels.rules.pointwise import POINTWISE
 from fxcompress.channels.rules.reductions import pass_others
-from fxcompress.channels.rules.registry import Known, OpClass, nothing_known, register
+from fxcompress.channels.rules.registry import Known, OpClass, nothing_known, register, zero_where
 from fxcompress.channels.space import Space
 from fxcompress.channels.values import Call, Step, Value
 
@@ -29,7 +29,7 @@ def _transform_constants(step: Step, known: Known) -> list[Tensor]:
 
 def _zeros(channels: Tensor) -> Tensor:
     """What is left when only zeros are followed: a map holds one number where a complex entry has two."""
-    return torch.where(channels == 0, 0.0, torch.nan).double()
+    return zero_where(channels == 0)
 
 
 def _as_real_labels(call: Call, space: Space) -> tuple[Layers, ...]:

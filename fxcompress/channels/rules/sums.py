@@ -15,7 +15,7 @@ from fxcompress.channels.layers import Layers, slices, support
 from fxcompress.channels.rules.group_sums import GROUP_SUM, fits, group_norm_as_sums, summed_in_groups
 from fxcompress.channels.rules.pointwise import MULTIPLY
 from fxcompress.channels.rules.reductions import mean_constants, reduce_labels, reduced_dims, squeeze
-from fxcompress.channels.rules.registry import Known, OpClass, register
+from fxcompress.channels.rules.registry import Known, OpClass, register, zero_where
 from fxcompress.channels.rules.variances import IN_SUMS, takes
 from fxcompress.channels.space import Space
 from fxcompress.channels.values import Call, LabelTensor, Step, Value
@@ -71,7 +71,7 @@ def _constants(step: Step, known: Known) -> list[Tensor]:
     zero = known.of(step.call.args[0]) == 0
     dims = reduced_dims(step.call)
     zero = zero.all(dim=list(dims), keepdim=True) if dims else zero
-    return [squeeze(torch.where(zero, 0.0, torch.nan).to(torch.float64), dims, out.rank)]
+    return [squeeze(zero_where(zero), dims, out.rank)]
 
 
 def _extreme_constants(step: Step, known: Known) -> list[Tensor]:

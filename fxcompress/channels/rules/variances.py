@@ -1,6 +1,6 @@
 """Variances and standard deviations as sums over as many entries as there were; those that are gone are zero."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -48,9 +48,8 @@ def mean_square_of(
 
     Each of these is as far from the mean as the mean is from zero. On labels it is a :func:`variance`.
     """
-    dims, there = tuple(sorted(reduced(dims, x.ndim))), 1
-    for d in dims:
-        there *= x.shape[d]
+    dims = tuple(sorted(reduced(dims, x.ndim)))
+    there = _entries(x, dims)
     count = there if count is None else count
     if isinstance(x, LabelTensor):
         return variance(x, dims, count, 0, keepdim)[0]
@@ -66,10 +65,15 @@ ON_LABELS: dict[object, Callable[..., Any]] = {mean_square: mean_square_of}
 
 def takes(x: Tensor, dim: object, correction: float | None) -> bool:
     """Whether there is a variance: more entries than the correction takes off."""
+    return x.ndim > 0 and _entries(x, reduced(dim, x.ndim)) > (1 if correction is None else correction)
+
+
+def _entries(x: Tensor, dims: Iterable[int]) -> int:
+    """How many entries lie along these dims together."""
     count = 1
-    for d in reduced(dim, x.ndim):
+    for d in dims:
         count *= x.shape[d]
-    return x.ndim > 0 and count > (1 if correction is None else correction)
+    return count
 
 
 def _as_sums(results: Callable[[Tensor, Tensor], Any]) -> Callable[..., Any]:
@@ -82,10 +86,8 @@ def _as_sums(results: Callable[[Tensor, Tensor], Any]) -> Callable[..., Any]:
         correction: float | None = None,
         keepdim: bool = False,
     ) -> Any:  # noqa: ANN401 - one tensor or two
-        dims, count = tuple(sorted(reduced(dim, x.ndim))), 1
-        for d in dims:
-            count *= x.shape[d]
-        return results(*variance(x, dims, count, 1 if correction is None else correction, keepdim))
+        dims = tuple(sorted(reduced(dim, x.ndim)))
+        return results(*variance(x, dims, _entries(x, dims), 1 if correction is None else correction, keepdim))
 
     return run
 

@@ -8,7 +8,15 @@ from torch import Tensor
 from fxcompress.channels.layers import Layers, support, vector
 from fxcompress.channels.rules.pointwise import Operand, couple_aligned
 from fxcompress.channels.rules.reductions import pass_others
-from fxcompress.channels.rules.registry import ConstantRule, Known, OpClass, nothing_known, register
+from fxcompress.channels.rules.registry import (
+    ConstantRule,
+    Known,
+    OpClass,
+    equal_along,
+    nothing_known,
+    register,
+    zero_where,
+)
 from fxcompress.channels.space import Space
 from fxcompress.channels.values import Call, Step, Value
 
@@ -35,12 +43,7 @@ def _constants(spatial: int) -> ConstantRule:
 
 def _everywhere(found: Tensor, spatial: int) -> Tensor:
     """A map without its last dims: what is the same along all of them."""
-    if all(n == 1 for n in found.shape[found.ndim - spatial :]):
-        return found
-    first, dims = found, tuple(range(found.ndim - spatial, found.ndim))
-    for d in dims:
-        first = first.narrow(d, 0, 1)
-    return torch.where((found == first).all(dims, keepdim=True), first, torch.nan)
+    return equal_along(found, range(found.ndim - spatial, found.ndim))
 
 
 def _counts_padding(call: Call) -> bool:
@@ -109,7 +112,7 @@ def _fold_constants(step: Step, known: Known) -> list[Tensor]:
     zero = (known.of(source) == 0).all(dim + 1, keepdim=True)
     if zero.shape[dim] > 1:
         zero = zero.unflatten(dim, (out.shape[dim], -1)).all(dim + 1)
-    return [torch.where(zero.unsqueeze(-1), 0.0, torch.nan).double()]
+    return [zero_where(zero.unsqueeze(-1))]
 
 
 register(OpClass("fold", _fold_labels, _fold_constants), ["col2im"])

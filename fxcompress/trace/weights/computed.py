@@ -16,7 +16,6 @@ the original loads all the same.
 import itertools
 import operator
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +25,7 @@ from torch import Tensor, fx, nn
 from fxcompress.trace.guards import is_check
 from fxcompress.trace.traced import TracedModule, lint
 from fxcompress.trace.weights.plain import Plain, plain_weights
-from fxcompress.trace.weights.programs import Computed, Program, computed, fixed_value, may_matter, mixes
+from fxcompress.trace.weights.programs import Computed, Program, computed, fixed_value, held_in, may_matter, mixes
 from fxcompress.trace.weights.reads import weight_of
 
 _OF_NUMBERS = frozenset(
@@ -104,7 +103,7 @@ def sources(module: nn.Module) -> tuple[str, ...]:
 
 def make_computed_plain(module: TracedModule) -> None:
     """Replace each such weight of a traced network that shares the tensors of its original, in place."""
-    held = {node: tensor for graph in module.graphs.values() for node, tensor in _held(module, graph)}
+    held = {node: tensor for graph in module.graphs.values() for node, tensor in held_in(module, graph).items()}
     found: dict[str, list[Computed]] = defaultdict(list)
     for root in _roots(module, held):
         one = computed(root, held)
@@ -124,14 +123,6 @@ def make_computed_plain(module: TracedModule) -> None:
         lint(graph)
     if module.is_compiled:
         module.recompile()
-
-
-def _held(module: TracedModule, graph: fx.Graph) -> Iterator[tuple[fx.Node, Tensor]]:
-    for node in graph.find_nodes(op="get_attr"):
-        owner, _, leaf = str(node.target).rpartition(".")
-        value = getattr(module.get_submodule(owner), leaf, None)
-        if isinstance(value, Tensor):
-            yield node, value
 
 
 def _roots(module: TracedModule, held: dict[fx.Node, Tensor]) -> list[fx.Node]:

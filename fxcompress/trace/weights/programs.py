@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxcompress.trace.modes import without_gradient
+from fxcompress.trace.op_watch import OpWatch
 from fxcompress.trace.pickling import pack, unpack
 from fxcompress.trace.state import same_randomness
 from fxcompress.trace.traced import copy_graph
@@ -65,12 +65,23 @@ class Computed:
     key: str
 
 
+def held_in(module: nn.Module, graph: fx.Graph) -> dict[fx.Node, Tensor]:
+    """Each node that stands for a tensor of a network, with the tensor."""
+    found = {}
+    for node in graph.find_nodes(op="get_attr"):
+        owner, _, leaf = str(node.target).rpartition(".")
+        value = getattr(module.get_submodule(owner), leaf, None)
+        if isinstance(value, Tensor):
+            found[node] = value
+    return found
+
+
 def computed(root: fx.Node, held: Mapping[fx.Node, Tensor]) -> Computed | None:
     """How ``root`` is computed; None where anything but tensors of the network takes part.
 
     Args:
         root: the node of a weight.
-        held: each node that stands for a tensor of the network, with the tensor.
+        held: see :func:`held_in`.
     """
     behind = _behind(root, held)
     if behind is None:
@@ -109,7 +120,7 @@ class _NotFixedError(Exception):
     """What a program computes may be another value next time, or jumps."""
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(OpWatch):
     """Raises before a random number is drawn, or a value is rounded: that is to be done anew in each run.
 
     Attributes:
@@ -118,18 +129,16 @@ class _Watch(TorchDispatchMode):
 
     moves_only = True
 
-    def __torch_dispatch__(
-        self,
-        func: Any,  # noqa: ANN401
-        types: object,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401
+    def before(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ANN401 - an op
+        """Look at an op.
+
+        Raises:
+            _NotFixedError: it is one of those.
+        """
         name = func._schema.name.partition("::")[2].rstrip("_")
         if torch.Tag.nondeterministic_seeded in func.tags or name in _ROUNDING or "quantize" in name:
             raise _NotFixedError(name)
         self.moves_only &= func.is_view or torch.Tag.pointwise in func.tags or name in _MOVING
-        return func(*args, **(kwargs or {}))
 
 
 def may_matter(program: Program, tensors: Sequence[Tensor], elements: int) -> bool:
@@ -140,7 +149,7 @@ def may_matter(program: Program, tensors: Sequence[Tensor], elements: int) -> bo
         tensors: that it is made from.
         elements: that the weight may have.
     """
-    watch: Any = _Watch()  # type: ignore[no-untyped-call]
+    watch = _Watch()
     try:
         with torch.no_grad(), same_randomness(), watch:
             weight = program([tensor.to("meta") for tensor in tensors])
@@ -158,7 +167,7 @@ def fixed_value(program: Program, tensors: Sequence[Tensor]) -> nn.Parameter | N
     to a tensor of the network, or ends in another value the second time.
     """
     own = [tensor.detach().clone().requires_grad_(tensor.requires_grad) for tensor in tensors]
-    watch: Any = _Watch()  # type: ignore[no-untyped-call]
+    watch = _Watch()
     try:
         with torch.enable_grad(), same_randomness(), watch:
             weight, again = program(own), program(own)

@@ -24,7 +24,7 @@ from fxcompress.trace.graph_forward import install
 from fxcompress.trace.inputs import ExampleInputs, recorded_inputs
 from fxcompress.trace.modes import ordinary
 from fxcompress.trace.own_numbers import note_own_numbers
-from fxcompress.trace.skeleton import skeleton
+from fxcompress.trace.skeleton import skeleton, without_compiled
 from fxcompress.trace.traced import TracedModule
 from fxcompress.trace.weights.computed import SUFFIX
 from fxcompress.trace.weights.norm import with_plain_weights
@@ -59,6 +59,7 @@ def load(path: str | os.PathLike[str], model: nn.Module, example_inputs: Any = N
     True
     """
     check_arguments("load(path, model)", path, model)
+    model = without_compiled(model)
     with progress(f"loading a network into {type(model).__name__}"):
         result, known = _loaded(path, model, example_inputs)
     if not known:

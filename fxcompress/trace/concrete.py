@@ -97,6 +97,8 @@ def run_model(
                 kept |= changed
             elif not (_is_settled(run, changed) and _repeats(run, new(), inputs)):
                 raise carries_over(changed) from error
+            else:
+                kept |= {name for name in changed if type(run.attribute(name)) in _REFILLED}
         else:
             run = again
             kept |= changed
@@ -117,17 +119,16 @@ def _caches(run: "_Run", second: "_Run", changed: frozenset[str], inputs: Exampl
 
 
 def _is_settled(run: "_Run", changed: frozenset[str]) -> bool:
-    """Whether all that a run has set are flags and the like, and forward hooks; then the next one may set nothing."""
-    for name in changed:
-        found = run.attribute(name)
-        if name.rpartition(".")[2] not in TABLES and type(found) not in {
-            bool,
-            int,
-            str,
-            type(None),
-        }:  # a size has a type of its own
-            return False
-    return True
+    """Whether all that a run has set are flags and the like, forward hooks, and what each run may empty and fill.
+
+    Then the next one may set nothing.
+    """
+    plain = _REFILLED | {bool, int, str, type(None)}  # a size has a type of its own
+    return all(name.rpartition(".")[2] in TABLES or type(run.attribute(name)) in plain for name in changed)
+
+
+_REFILLED = frozenset({list, dict})
+"""Classes of what a run may leave as full as it finds it, with other tensors in it: features that hooks collect."""
 
 
 def _repeats(run: "_Run", second: "_Run", inputs: ExampleInputs) -> bool:
@@ -232,7 +233,10 @@ class _Run:
             given = Arguments(signature, ExampleInputs(*fakes), self.writer, self.recorder)
             state, memory, buffers = State(self.model), Memory(self.model), Replaced(self.model)
             held = objects_in([*given.args, given.kwargs, *(vars(module) for module in self.model.modules())])
-            watched = watch(self.recorder, self.model, self.is_leaf, self.readers, open_wrapped=self.open_wrapped)
+            watched = watch(
+                self.recorder, self.model, self.is_leaf, self.readers,
+                open_wrapped=self.open_wrapped, originals=self._known,
+            )  # fmt: skip
             with watched, switches().run(training=self.training):
                 result = self.model(*given.args, **given.kwargs)
             buffers.write(self.writer, [fakes, result])

@@ -8,6 +8,7 @@ the graph, and each decision on them becomes a check in it (guards.py).
 
 import inspect
 import operator
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -159,14 +160,13 @@ def check_runs(root: nn.Module, inputs: ExampleInputs) -> None:
 
 @uncompiled()
 def runs(root: nn.Module, inputs: ExampleInputs, *, training: bool = False) -> bool:
-    """Whether a copy of the model runs on the values of the inputs."""
-    given = inputs.converted(lambda tensor: tensor.detach().clone())
-    try:
-        with torch.no_grad(), same_randomness(allowed=True):
+    """Whether a copy of the model runs on the values of the inputs, with gradients at least."""
+    for gradients in (False, True):
+        given = inputs.converted(lambda tensor: tensor.detach().clone())
+        with suppress(Exception), torch.set_grad_enabled(gradients), same_randomness(allowed=True):
             own_buffers(root).train(training)(*given.args, **given.kwargs)
-    except Exception:  # noqa: BLE001 - any failure is what was asked for
-        return False
-    return True
+            return True
+    return False
 
 
 def _go(run: "_Run", inputs: ExampleInputs) -> frozenset[str]:

@@ -20,6 +20,7 @@ from fxcompress.channels.rules.pointwise import ON_LABELS
 from fxcompress.channels.rules.registry import Known
 from fxcompress.channels.space import Space
 from fxcompress.channels.values import LabelTensor, Value
+from fxcompress.trace.names import held
 from fxcompress.trace.traced import TracedModule
 from fxcompress.trace.weights.programs import Program, computed
 from fxcompress.trace.weights.reads import weight_of
@@ -178,8 +179,7 @@ def _zero(rank: int) -> Tensor:
 
 
 def _tensor(module: TracedModule, node: fx.Node) -> Tensor | None:
-    owner, _, leaf = str(node.target).rpartition(".")
-    found = getattr(module.get_submodule(owner), leaf, None)
+    found = held(module, str(node.target))
     return found if isinstance(found, Tensor) else None
 
 

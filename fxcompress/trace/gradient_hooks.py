@@ -1,6 +1,6 @@
-"""Hooks that code registers on the gradients of its tensors: they run in the backward pass, where they may do anything.
+"""Hooks that code registers on the gradients of its tensors: in the backward pass they may do anything.
 
-``retain_grad`` is no such hook: it keeps a gradient for whoever looks at the tensor later, and a graph keeps no tensors.
+``retain_grad`` is no such hook: it keeps a gradient for whoever looks at the tensor later, and a graph keeps none.
 """
 
 from torch import Tensor

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from fxcompress.trace import names
 from fxcompress.trace.guards import is_check
 from fxcompress.trace.traced import TracedModule, lint
 from fxcompress.trace.weights.plain import Plain, plain_weights
@@ -128,8 +129,7 @@ def make_computed_plain(module: TracedModule) -> None:
 
 def _held(module: TracedModule, graph: fx.Graph) -> Iterator[tuple[fx.Node, Tensor]]:
     for node in graph.find_nodes(op="get_attr"):
-        owner, _, leaf = str(node.target).rpartition(".")
-        value = getattr(module.get_submodule(owner), leaf, None)
+        value = names.held(module, str(node.target))
         if isinstance(value, Tensor):
             yield node, value
 

@@ -37,7 +37,7 @@ from fxcompress.trace.recorder import Recorder
 from fxcompress.trace.replaced_buffers import Replaced
 from fxcompress.trace.same_graph import same_graph
 from fxcompress.trace.seen import own_buffers
-from fxcompress.trace.skeleton import skeleton
+from fxcompress.trace.skeleton import leaf_of, skeleton
 from fxcompress.trace.state import State, carries_over, same_randomness
 from fxcompress.trace.state import unset as forget
 from fxcompress.trace.traced import lint
@@ -82,7 +82,7 @@ def run_model(
         _Run, root, is_leaf, readers, training=training, keep_sizes=keep_sizes, open_wrapped=open_wrapped,
         gradients=gradients, precision=precision,
     )  # fmt: skip
-    inputs = inputs.converted(_leaf).converted(precision.cast)
+    inputs = inputs.converted(leaf_of).converted(precision.cast)
     run = new()
     changed = _go(run, inputs)
     if changed:
@@ -282,7 +282,7 @@ class _Run:
     def _fake_of(self, tensor: Tensor, *, cast: bool) -> Tensor:
         """The fake of a tensor: the same one each time, as a tensor may have several names."""
         if id(tensor) not in self._known:
-            fake = self.fakes.from_tensor(_leaf(tensor))
+            fake = self.fakes.from_tensor(leaf_of(tensor))
             with self.fakes:
                 self._known[id(tensor)] = self.precision.cast(fake) if cast else fake
         return self._known[id(tensor)]
@@ -294,11 +294,6 @@ class _Run:
         name = known or next(n for i in range(len(taken) + 1) if not hasattr(self.root, n := f"_tensor_constant{i}"))
         taken[name] = tensor
         return name
-
-
-def _leaf(tensor: Tensor) -> Tensor:
-    """A tensor without a history, which no fake tensor has; inputs and the weight of a hook may have one."""
-    return tensor if tensor.is_leaf else tensor.detach().requires_grad_(tensor.requires_grad)
 
 
 def _tidy(graph: fx.Graph) -> None:

@@ -41,7 +41,7 @@ def skeleton(module: _M, *, compiled: bool = True) -> _M:
         UnsupportedModelError: something in the module refuses to be copied.
     """
     modules = modules_in(module)
-    memo: dict[Any, Any] = {id(tensor): tensor for tensor in _tensors(modules)}
+    memo: dict[Any, Any] = {id(tensor): leaf_of(tensor) for tensor in _tensors(modules)}
     if not compiled:
         memo[POSTPONE] = True
     try:
@@ -108,10 +108,12 @@ def _copied_table(table: dict[Any, Any], new: dict[Any, Any], memo: dict[Any, An
 
 def _copied(value: Any, memo: dict[Any, Any]) -> Any:  # noqa: ANN401 - whatever a module holds
     kind = type(value)
-    if kind is tuple and all(type(item) in _ATOMS for item in value):
-        return value
+    if kind is tuple and id(value) not in memo:
+        items = [item if type(item) in _ATOMS else _copied(item, memo) for item in value]
+        same = all(new is old for new, old in zip(items, value, strict=True))
+        return memo.setdefault(id(value), value if same else tuple(items))
     if isinstance(value, torch.Tensor) and not value.is_leaf:
-        return value  # kept from a run, and no tensor that copy.deepcopy copies
+        return memo.setdefault(id(value), leaf_of(value))
     if kind in COPIED and id(value) not in memo:
         return memo[OWN].copy(value, memo)
     if kind not in _CONTAINERS - {set} or id(value) in memo:
@@ -122,6 +124,11 @@ def _copied(value: Any, memo: dict[Any, Any]) -> Any:  # noqa: ANN401 - whatever
     memo[id(value)] = new = list[Any]()
     new += [item if type(item) in _ATOMS else _copied(item, memo) for item in value]
     return new
+
+
+def leaf_of(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor without its history: one that is kept from a run has one, which copy.deepcopy refuses to copy."""
+    return tensor if tensor.is_leaf else tensor.detach().requires_grad_(tensor.requires_grad)
 
 
 def _tensors(modules: list[nn.Module]) -> list[torch.Tensor]:

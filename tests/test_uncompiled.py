@@ -142,6 +142,10 @@ def test_a_compiled_model_is_the_model(tmp_path: Path) -> None:
         with torch.compiler.set_stance("force_eager"):
             assert difference(result(x), model(x)) < 1e-2
     assert str(fxc.ChannelGraph.of(whole, x)) == str(fxc.ChannelGraph.of(model, x))
+    with pytest.raises(
+        TypeError, match=r"what torch.compile returned.*save\(module, path\) with the.*\(module\._orig_mod\)"
+    ):
+        fxc.save(compiled(result), tmp_path / "net.fxc")
     fxc.save(result, tmp_path / "net.fxc")
     for target in (whole, model):
         assert torch.equal(fxc.load(tmp_path / "net.fxc", target)(x), result(x))

@@ -76,7 +76,7 @@ def open_hooks(root: nn.Module) -> None:
 def forget_computed(root: nn.Module) -> None:
     """Put nothing in the place of the weights that hooks in ``root``, a skeleton, have left from its last call."""
     for module, name, _ in _of_hooks(root):
-        module.__dict__[name] = torch.empty(0)
+        module.__dict__[name] = module.__dict__[name].new_empty(0)
 
 
 def renew_computed(root: nn.Module) -> None:

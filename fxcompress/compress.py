@@ -23,8 +23,8 @@ from fxcompress.quantizer import Quantizer
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.modes import ordinary
 from fxcompress.trace.own_numbers import note_own_numbers
-from fxcompress.trace.skeleton import own_tensors, skeleton
-from fxcompress.trace.support import check_supported
+from fxcompress.trace.skeleton import own_tensors, skeleton, without_compiled
+from fxcompress.trace.support import check_module, check_supported
 from fxcompress.trace.traced import TracedModule
 from fxcompress.trace.weights.computed import computed_weights
 from fxcompress.training.compressed import CompressedModule, new_compressed
@@ -98,6 +98,8 @@ def compress(
         raise ValueError(f"bias_shrink={bias_shrink} must be positive, or no biased channel could ever be removed")
     if not 0 < death_limit <= 1:
         raise ValueError(f"death_limit={death_limit} must be a share of the channels: above 0, at most 1")
+    check_module(model)
+    model = without_compiled(model)
     check_supported(model)
     if any(isinstance(module, Quantizer) for module in model.modules()):
         raise UnsupportedModelError(

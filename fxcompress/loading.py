@@ -19,12 +19,13 @@ from fxcompress.provenance import Provenance, attach
 from fxcompress.quantizer import Quantizer
 from fxcompress.storage.arguments import check_arguments
 from fxcompress.storage.file import SavedNetwork, read
+from fxcompress.storage.meta import with_values
 from fxcompress.trace.fingerprint import fingerprint
 from fxcompress.trace.graph_forward import install
 from fxcompress.trace.inputs import ExampleInputs, recorded_inputs
 from fxcompress.trace.modes import ordinary
 from fxcompress.trace.own_numbers import note_own_numbers
-from fxcompress.trace.skeleton import skeleton
+from fxcompress.trace.skeleton import skeleton, without_compiled
 from fxcompress.trace.traced import TracedModule
 from fxcompress.trace.weights.computed import SUFFIX
 from fxcompress.trace.weights.norm import with_plain_weights
@@ -37,7 +38,8 @@ def load(path: str | os.PathLike[str], model: nn.Module, example_inputs: Any = N
     Args:
         path: of a file that :func:`fxcompress.save` wrote.
         model: the original network, built by the same code as the one that was compressed; its values do not matter.
-            It is left as it is.
+            It is left as it is. It may be on the meta device (``with torch.device("meta"): ...``), if all that has
+            values there is in its state_dict; the network is on the CPU then.
         example_inputs: only where the saved network took inputs that are no tensors, or is in pieces.
 
     Returns:
@@ -59,6 +61,7 @@ def load(path: str | os.PathLike[str], model: nn.Module, example_inputs: Any = N
     True
     """
     check_arguments("load(path, model)", path, model)
+    model = without_compiled(model)
     with progress(f"loading a network into {type(model).__name__}"):
         result, known = _loaded(path, model, example_inputs)
     if not known:
@@ -75,7 +78,8 @@ def load(path: str | os.PathLike[str], model: nn.Module, example_inputs: Any = N
 def _loaded(path: str | os.PathLike[str], model: nn.Module, example_inputs: Any) -> tuple[nn.Module, bool]:  # noqa: ANN401
     """The network, and whether its graph is that of the network that was saved."""
     stage("read")
-    saved, model = read(path), with_plain_weights(model)
+    saved = read(path)
+    model = with_plain_weights(with_values(model, saved.tensors, path))
     provenance = saved.provenance
     plain = _has_computed_weights(model, provenance) and not provenance.own_code
     if not plain:

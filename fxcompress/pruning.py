@@ -20,7 +20,8 @@ from fxcompress.progress import progress
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.modes import ordinary
 from fxcompress.trace.own_numbers import note_own_numbers
-from fxcompress.trace.skeleton import own_tensors
+from fxcompress.trace.skeleton import own_tensors, without_compiled
+from fxcompress.trace.support import check_module
 from fxcompress.trace.weights.computed import computed_weights
 from fxcompress.trace.weights.norm import PlainWeight, has_weight_norm
 from fxcompress.trace.weights.plain import plain_weights
@@ -97,6 +98,8 @@ def prune(
     torch.Size([4, 7, 3, 3])
     """
     check_narrow(narrow, keep_code=keep_code)
+    check_module(model)
+    model = without_compiled(model)
     _check(model, optimizer, fold=fold, narrow=narrow, keep_code=keep_code)
     with progress(f"pruning {type(model).__name__}"):
         if isinstance(model, Compressed):

@@ -193,3 +193,56 @@ def test_a_module_that_is_hooked_into_is_no_piece() -> None:
         torch.testing.assert_close(result.module(X), net(X))
         torch.testing.assert_close(result.module(-X), net(-X))
     assert result.report.pieces == ("encoder.blocks.0", "encoder.blocks.1")
+
+
+class Refilled(nn.Module):
+    """Hooks collect what its layers return, in a container that stays: each run empties it first."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.last = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.way, self.found, self.named = way, list[Tensor](), dict[int, Tensor]()
+        for i, layer in enumerate((self.first, self.second)):
+            layer.register_forward_hook(self.keep if way != "lambda" else lambda *args, i=i: self.put(i, args[-1]))
+            with torch.no_grad():
+                layer.weight[:3], layer.bias[:3] = 0, 0
+
+    def keep(self, _: nn.Module, __: Any, output: Tensor) -> None:  # noqa: ANN401
+        self.found.append(output)
+
+    def put(self, i: int, output: Tensor) -> None:
+        self.named[i] = output
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.way == "never":
+            self.second(self.first(x).relu())
+            return self.last(self.found[0] + self.found[-1])  # type: ignore[no-any-return]
+        if self.way == "late":  # the first run finds nothing there
+            earlier = self.found[0] if self.found else 0.0
+            self.found.clear()
+            self.second(self.first(x).relu())
+            return self.last(self.found[-1] + earlier)  # type: ignore[no-any-return]
+        self.found.clear() if self.way == "clear" else self.found.__delitem__(slice(None))
+        self.named.clear()
+        self.second(self.first(x).relu())
+        both = self.named if self.way == "lambda" else self.found
+        return self.last(both[0] + both[1])  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("way", ["clear", "del", "lambda"])
+def test_containers_that_each_run_empties_and_fills(way: str) -> None:
+    net = Refilled(way).double().eval()
+    visit = Fingerprint(net)
+    small = fxc.prune(net, X.double()).module
+    visit.check()
+    assert net.found == []
+    assert small.get_parameter("second.weight").shape == (5, 5)
+    for x in (X.double(), -X[:2].double(), X[1:].double()):
+        torch.testing.assert_close(small(x), net(x))
+
+
+@pytest.mark.parametrize("way", ["never", "late"])
+def test_containers_that_hold_what_the_next_run_reads(way: str) -> None:
+    with pytest.raises(TraceError, match="sets its attribute found while it runs, and the next run may read it"):
+        fxc.prune(Refilled(way).double().eval(), X.double())

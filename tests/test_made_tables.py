@@ -1,5 +1,6 @@
 """Tables that a model makes when it first needs them: of sizes they may be made anew each time, of values not."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -183,3 +184,51 @@ def test_dict_that_is_filled_once() -> None:
 def test_dict_that_grows() -> None:
     with pytest.raises(TraceError, match="sets its attribute kept"):
         trace(Biased(lambda net: len(net.kept)).eval(), ExampleInputs.of(features()))
+
+
+class Rotary(nn.Module):
+    """Cosines and sines that are kept together: by cached_property, in a list or in a dict."""
+
+    rates: Tensor
+
+    def __init__(self, way: str, *, of_input: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last, self.way, self.of_input = nn.Linear(8, 12), nn.Linear(12, 4), way, of_input
+        self.register_buffer("rates", torch.arange(6.0))
+        self.kept: Any = None
+
+    @functools.cached_property
+    def tables(self) -> tuple[Tensor, Tensor]:
+        angles = torch.outer(torch.arange(16), self.rates)
+        return angles.cos(), angles.sin()
+
+    def made(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self.way == "property":
+            return self.tables
+        if self.kept is None or self.kept["length"] != x.shape[1]:
+            angles = torch.outer(torch.arange(x.shape[1]), self.rates) + (x.mean() if self.of_input else 0)
+            self.kept = {"tables": [angles.cos(), angles.sin()], "length": x.shape[1]}
+        return tuple(self.kept["tables"])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        cos, sin = (table[: x.shape[1]] for table in self.made(x))
+        a, b = x.chunk(2, -1)
+        result: Tensor = self.last(torch.cat([a * cos - b * sin, a * sin + b * cos], -1).relu())
+        return result
+
+
+@pytest.mark.parametrize("way", ["property", "dict"])
+def test_tables_in_containers(way: str) -> None:
+    net = Rotary(way).eval()
+    with torch.no_grad():
+        net.first.weight[[0, 6]], net.first.bias[[0, 6]] = 0, 0
+    visit = Fingerprint(net)
+    small = fxc.prune(net, features()).module
+    visit.check()
+    assert small.get_parameter("last.weight").shape == (4, 10)
+    for x in (features(), features(9), features(5), features(3)):
+        torch.testing.assert_close(small(x), net(x))
+    with pytest.raises(TraceError, match="sets its attribute kept while it runs"):
+        trace(Rotary("dict", of_input=True).eval(), ExampleInputs.of(features()))

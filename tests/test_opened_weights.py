@@ -150,14 +150,16 @@ def test_channels_go_and_the_weight_is_computed_as_before(how: str, kind: str) -
     assert torch.equal(again(x), pruned(x)) or "spectral" in how
 
 
+@pytest.mark.parametrize("keep_code", [False, True])
 @pytest.mark.parametrize("how", COMPUTED)
-def test_training_and_saving(how: str, tmp_path: object) -> None:
+def test_training_and_saving(how: str, tmp_path: object, *, keep_code: bool) -> None:
     net, x = build("conv2d", how)
+    net(x)  # what hooks keep has a gradient now
     if how in NO_QUANTIZER:
         with pytest.raises(UnsupportedModelError, match=r"computes a weight from it(?s:.*)remove_parametrizations"):
-            fxc.compress(net, x)
+            fxc.compress(net, x, keep_code=keep_code)
         return
-    compressed = fxc.compress(net, x)
+    compressed = fxc.compress(net, x, keep_code=keep_code)
     optimizer = torch.optim.Adam(compressed.param_groups(1e-3))
     for _ in range(3):
         (compressed(x).square().mean() + 0.1 * compressed.size()).backward()
@@ -178,6 +180,9 @@ def test_the_models_own_code_computes_it_too(how: str) -> None:
     own = fxc.prune(net, x, keep_code=True).module
     assert type(own) is Net
     assert sum(p.numel() for p in own.parameters()) < sum(p.numel() for p in net.parameters())
+    first = own.eval().get_submodule("first")
+    assert first.weight.shape == (5, 5)  # before the first call as well
+    own = copy.deepcopy(own)
     for mode in (True, False):
         assert difference(net.train(mode)(x), own.train(mode)(x)) <= TOLERANCE
 

@@ -524,3 +524,26 @@ def test_windows_know_a_channel_beside_others_that_vary(pool: nn.Module) -> None
     module = fxc.prune(net, x).module
     assert module.get_parameter("second.weight").shape[0] == 2
     torch.testing.assert_close(module(x), net(x), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("way", ["method", "function", "imaginary part"])
+def test_conjugates_that_are_resolved(way: str) -> None:
+    class Spectra(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.fft.rfft(self.first(x), dim=1).conj()
+            if way == "imaginary part":
+                return self.last(h.imag)  # type: ignore[no-any-return]
+            resolved = h.resolve_conj() if way == "method" else torch.resolve_conj(h)
+            return self.last(torch.view_as_real(resolved)[..., 1])  # type: ignore[no-any-return]
+
+    model, x = Spectra().double().eval(), torch.randn(2, 6, 8, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in model.first.parameters():
+            parameter[:3] = 0
+    small = fxc.prune(model, x).module
+    assert small.get_parameter("last.weight").shape == (3, 5)
+    assert difference(model(x), small(x)) <= 1e-12

@@ -1,6 +1,7 @@
-"""Models with functions that torch.compile has compiled, and with functions that torch runs by itself (torch.cond)."""
+"""Models with functions and modules that torch.compile has compiled, and with what torch runs (torch.cond)."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 import fxcompress as fxc
 from fxcompress.channels.prepare import prepare
 from fxcompress.errors import TraceError
-from tests.exactness import difference
+from tests.exactness import Fingerprint, difference
 
 X = torch.randn(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -64,6 +65,92 @@ def test_compiled_functions_are_traced_in_their_code(name: str, *, looks: bool) 
         assert difference(result(X[:3]), model(X[:3])) < 1e-12
 
 
+def compiled(module: nn.Module) -> Any:  # noqa: ANN401 - torch.compile is not typed for modules
+    return torch.compile(module, backend=refused, dynamic=True)
+
+
+class Part(nn.Module):
+    """A module that users compile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer, self.width = nn.Linear(6, 8), nn.Linear(8, 6), 6
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.outer(torch.relu(self.inner(x)))  # type: ignore[no-any-return]
+
+
+class WithParts(nn.Module):
+    """Holds modules that are compiled, each in another way, and reads through one of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = compiled(nn.Linear(6, 6))
+        self.body = compiled(Part())
+        self.blocks = nn.ModuleList([compiled(Part()), compiled(Part())])
+        self.tied, self.inplace, self.last = self.blocks[1], Part(), nn.Linear(6, 3)
+        self.inplace.compile(backend=refused)
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                if "inner" in name:
+                    parameter[:3] = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inplace(self.body(self.stem(x)).view(-1, self.body.width))
+        for block in self.blocks:
+            x = block(x)
+        return self.last(self.tied(x))  # type: ignore[no-any-return]
+
+
+class CompiledForward(WithParts):
+    """Compiles its own forward, as the instance is made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forward = torch.compile(self.forward, backend=refused)  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("kind", [WithParts, CompiledForward])
+@pytest.mark.parametrize("keep_code", [False, True])
+def test_compiled_modules_are_traced_in_their_code(kind: type[nn.Module], tmp_path: Path, *, keep_code: bool) -> None:
+    model = kind().double().eval()
+    visit = Fingerprint(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    result = fxc.prune(model, X, optimizer, keep_code=keep_code).module
+    visit.check()
+    assert result.state_dict().keys() == model.state_dict().keys()
+    for name in ("body._orig_mod", "blocks.0._orig_mod", "tied._orig_mod", "inplace"):
+        assert result.get_parameter(f"{name}.inner.weight").shape == (5, 6)
+    assert {id(p) for p in optimizer.param_groups[0]["params"]} == {id(p) for p in result.parameters()}
+    with torch.compiler.set_stance("force_eager"):
+        assert difference(result(X[:3]), model(X[:3])) < 1e-12
+    net = fxc.compress(model.float(), X.float(), keep_code=keep_code)
+    net.load_state_dict(model.state_dict(), strict=False)
+    final = net.finalize().eval()
+    fxc.save(final, tmp_path / "net.fxc")
+    assert torch.equal(fxc.load(tmp_path / "net.fxc", kind())(X.float()), final(X.float()))
+
+
+def test_a_compiled_model_is_the_model(tmp_path: Path) -> None:
+    model = WithParts().eval()
+    whole = compiled(model)
+    x = X.float()
+    for result in (fxc.prune(whole, x).module, fxc.compress(whole).finalize().eval()):
+        assert type(result).__name__ == "WithParts"
+        assert result.state_dict().keys() == model.state_dict().keys()
+        with torch.compiler.set_stance("force_eager"):
+            assert difference(result(x), model(x)) < 1e-2
+    assert str(fxc.ChannelGraph.of(whole, x)) == str(fxc.ChannelGraph.of(model, x))
+    with pytest.raises(
+        TypeError, match=r"what torch.compile returned.*save\(module, path\) with the.*\(module\._orig_mod\)"
+    ):
+        fxc.save(compiled(result), tmp_path / "net.fxc")
+    fxc.save(result, tmp_path / "net.fxc")
+    for target in (whole, model):
+        assert torch.equal(fxc.load(tmp_path / "net.fxc", target)(x), result(x))
+
+
 class Backbone(nn.Sequential):
     """Two layers."""
 
@@ -94,3 +181,30 @@ def test_a_choice_by_values_is_refused_and_its_parts_are_pruned() -> None:
     assert sum(p.numel() for p in result.parameters()) < sum(p.numel() for p in model.parameters())
     with torch.compiler.set_stance("force_eager"):  # or torch compiles for it
         assert difference(result(X), model(X)) < 1e-12
+
+
+class ConditionalParts(nn.Module):
+    """The same over a part that is compiled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.last = compiled(Part()), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.body(x)
+        return self.last(h if bool(h.sum() > 0) else -h)  # type: ignore[no-any-return]
+
+
+def test_compiled_pieces() -> None:
+    model = ConditionalParts().double().eval()
+    with torch.no_grad():
+        for parameter in model.body.inner.parameters():
+            parameter[:3] = 0
+    result = fxc.prune(model, X)
+    assert result.report.pieces == ("body._orig_mod",)
+    assert result.module.get_parameter("body._orig_mod.inner.weight").shape == (5, 6)
+    with torch.compiler.set_stance("force_eager"):
+        assert difference(result.module(X), model(X)) < 1e-12
+    net = fxc.compress(model, X)
+    net(X).sum().backward()
+    assert net.finalize().state_dict().keys() == model.state_dict().keys()

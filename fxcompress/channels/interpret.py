@@ -56,6 +56,7 @@ from fxcompress.trace.calls import ends_as_in_place, function_name
 from fxcompress.trace.described import place_of_node
 from fxcompress.trace.guards import asks_for_mode, asserts_values
 from fxcompress.trace.inputs import ExampleInputs
+from fxcompress.trace.names import held
 from fxcompress.trace.objects import restored
 from fxcompress.trace.skeleton import shallow
 from fxcompress.trace.traced import TracedModule
@@ -484,7 +485,7 @@ class Interpreter:
 
     def _attribute(self, target: str) -> Any:  # noqa: ANN401
         owner, _, name = target.rpartition(".")
-        value = getattr(self._submodule(owner), name)
+        value = held(self._submodule(owner), name)
         return self._labelled(target, value) if isinstance(value, torch.Tensor) else value
 
     def _submodule(self, path: str) -> nn.Module:

@@ -10,6 +10,7 @@ from fxcompress.progress import stage
 from fxcompress.trace.concrete import runs
 from fxcompress.trace.inputs import ExampleInputs, infer_inputs
 from fxcompress.trace.pieces import Pieces, find_pieces
+from fxcompress.trace.skeleton import without_compiled
 from fxcompress.trace.support import check_module, check_supported
 from fxcompress.trace.traced import TracedModule
 from fxcompress.trace.tracer import trace, trace_by_running
@@ -32,9 +33,10 @@ def prepare(model: nn.Module, example_inputs: object = None, *, plain: bool = Tr
         TraceError, UnsupportedModelError: the model cannot be traced, or computes something else without weight norm.
     """
     stage("trace")
+    check_module(model)
+    model = without_compiled(model)
     if example_inputs is not None:
         inputs = ExampleInputs.of(example_inputs)
-        check_module(model)
         if has_weight_norm(model):
             check_supported(model)  # before it is run
             check_plain_weights(model, inputs)
@@ -124,5 +126,5 @@ def prepare_pieces(
         check(path, traced)
         analyses[path] = analyse(traced, call)
 
-    found = find_pieces(model, inputs, why, accept, layers=layers, plain=plain)
+    found = find_pieces(without_compiled(model), inputs, why, accept, layers=layers, plain=plain)
     return found, {piece.path: analyses[piece.path] for piece in found.pieces}

@@ -137,10 +137,18 @@ def _once(func: Any, given: _Arguments) -> Any:  # noqa: ANN401
     return _run(func, given.args, given.kwargs)
 
 
+def _without_bits(tensor: Tensor) -> Tensor:
+    """A tensor that says of itself that it is conjugated or negated, as one that is so by its entries.
+
+    That is a matter of views, which labels know nothing of; so what would resolve it on them does not.
+    """
+    return tensor.resolve_conj().resolve_neg() if tensor.is_conj() or tensor.is_neg() else tensor
+
+
 def _run(func: Any, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
     args, kwargs = replace(_on_meta, (Value, Tensor), (args, kwargs))
     try:
-        return func(*args, **kwargs)
+        return replace(_without_bits, Tensor, func(*args, **kwargs))
     except NotImplementedError:  # torch has no meta kernel for it: its shapes are those of a run on zeros
         real = replace(lambda t: torch.zeros(t.shape, dtype=t.dtype, device="cpu"), Tensor, (args, kwargs))
         return replace(lambda t: t.to("meta"), Tensor, func(*real[0], **real[1]))

@@ -15,6 +15,7 @@ from fxcompress.passes.fold_sizes import sized_values
 from fxcompress.passes.readers import Reader, means_of, new_bias, reader_of, reads
 from fxcompress.provenance import keeps_code
 from fxcompress.trace.described import place_of_node
+from fxcompress.trace.names import held
 
 Knowns = dict[str, list[Known]]
 """For each graph what is known in evaluation, then what is known in training."""
@@ -168,8 +169,10 @@ class _Finder:
         return ""
 
     def _exists(self, name: str) -> bool:
-        owner, _, leaf = name.rpartition(".")
-        return getattr(self.analysis.module.get_submodule(owner), leaf, None) is not None
+        try:
+            return held(self.analysis.module, name) is not None
+        except AttributeError:
+            return False
 
 
 def constants_of(site: Site, known: Known) -> np.ndarray:

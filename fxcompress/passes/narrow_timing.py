@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from fxcompress.channels.values import find, replace
 from fxcompress.trace.autocast import closing
 from fxcompress.trace.inputs import ExampleInputs
+from fxcompress.trace.names import past_class
 from fxcompress.trace.traced import TracedModule
 
 _ROUNDS = 7
@@ -27,7 +28,8 @@ class _Timed(fx.Interpreter):
     """
 
     def __init__(self, module: TracedModule) -> None:
-        super().__init__(copy.deepcopy(module).eval())
+        own = copy.deepcopy(module).eval()
+        super().__init__(past_class(own), graph=own.graph)
         self.seconds: dict[str, float] = {}
 
     def run(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - as torch.fx has it

@@ -34,6 +34,7 @@ from fxcompress.trace.traced import TracedModule
 from fxcompress.trace.tracer import trace
 from fxcompress.trace.verify import computes_the_same
 from fxcompress.trace.weights.norm import with_plain_weights
+from fxcompress.trace.weights.opened import forget_computed, renew_computed
 
 _HINT = "leave out keep_code, and the result is a GraphModule that computes the same as the model"
 
@@ -53,6 +54,7 @@ def shell_of(model: nn.Module) -> nn.Module:
     for module in shell.modules():
         for table in (module._parameters, module._buffers):
             table.update(dict.fromkeys(table))
+    forget_computed(shell)
     return shell
 
 
@@ -175,6 +177,7 @@ def on_tensors_of(traced: TracedModule, shell: nn.Module) -> nn.Module:
     modes = {path: module.training for path, module in traced.named_modules(remove_duplicate=False)}
     for path, module in own.named_modules(remove_duplicate=False):
         module.training = modes.get(path, module.training)
+    renew_computed(own)
     return own
 
 

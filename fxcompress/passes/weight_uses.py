@@ -11,6 +11,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from fxcompress.passes.weight_steps import WeightSteps, asks_for_kind, last_write
 from fxcompress.quantizer.given import QUANTIZED, SIZED, weight_names
+from fxcompress.trace.names import held
 from fxcompress.trace.traced import TracedModule
 from fxcompress.trace.weights.reads import FUNCTIONS, LOOKUPS, PRODUCTS
 
@@ -217,6 +218,5 @@ def _arguments(node: fx.Node) -> dict[str, Any]:
 
 
 def _rank(module: TracedModule, name: str) -> int:
-    owner, _, leaf = name.rpartition(".")
-    found = getattr(module.get_submodule(owner), leaf)
+    found = held(module, name)
     return found.ndim if isinstance(found, nn.Parameter) else 0

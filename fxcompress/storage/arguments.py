@@ -5,6 +5,8 @@ from pathlib import Path
 
 from torch import nn
 
+from fxcompress.trace.uncompiled import ORIGINAL, is_compiled
+
 
 def check_arguments(call: str, path: object, module: object) -> Path:
     """The path, if it is one and the module is a module.
@@ -15,9 +17,14 @@ def check_arguments(call: str, path: object, module: object) -> Path:
         module: the same.
 
     Raises:
-        TypeError: it is not.
+        TypeError: it is not, or what is to be saved is compiled.
         ValueError: the path is empty.
     """
+    if call.startswith("save(") and isinstance(module, nn.Module) and is_compiled(module):
+        raise TypeError(
+            "the network is what torch.compile returned, which has other names in its state_dict: call it as "
+            f"{call} with the module that it was made of (module.{ORIGINAL})"
+        )
     if isinstance(path, str | os.PathLike) and isinstance(module, nn.Module):
         if not Path(path).name:
             raise ValueError(f"the path {os.fspath(path)!r} names no file: call it as {call}")

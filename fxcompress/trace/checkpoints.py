@@ -22,7 +22,7 @@ from unittest.mock import patch
 import torch.utils.checkpoint
 from torch import fx, nn
 
-from fxcompress.trace.names import any_names
+from fxcompress.trace.names import compiled
 
 MARK = "fxcompress_checkpoint"
 """In the metadata of a node, the number of the checkpoint that it was called in."""
@@ -102,15 +102,15 @@ def with_checkpoints(module: nn.Module, graph: fx.Graph, mode: str) -> dict[str,
         if node in region_at:
             given, segment, results = _cut_out(region_at[node])
             name = f"_fxc_checkpoint_{mode}_{len(methods)}"
-            methods[name] = _under_checkpoint(_compiled(module, segment))
+            methods[name] = _under_checkpoint(compiled(module, segment))
             call = whole.create_node("call_module", name, tuple(made[source] for source in given))
             made |= {old: whole.call_function(operator.getitem, (call, i)) for i, old in enumerate(results)}
         elif node not in inside:
             made[node] = whole.node_copy(node, made.__getitem__)
     whole._codegen = copy.copy(graph._codegen)
     for name, method in methods.items():
-        setattr(type(module), name, method)  # torch.fx looks it up; the class is that of this instance alone
-    return {"forward": _compiled(module, whole), **methods}
+        setattr(type(module), name, method)  # the class is that of this instance alone
+    return {"forward": compiled(module, whole), **methods}
 
 
 def _regions(nodes: list[fx.Node]) -> list[list[fx.Node]]:
@@ -148,9 +148,3 @@ def _under_checkpoint(segment: Callable[..., Any]) -> Callable[..., Any]:
         return torch.utils.checkpoint.checkpoint(partial(segment, self), *given, use_reentrant=False)
 
     return run
-
-
-def _compiled(module: nn.Module, graph: fx.Graph) -> Callable[..., Any]:
-    with any_names():
-        forward: Callable[..., Any] = type(fx.GraphModule(module, graph)).forward
-    return forward

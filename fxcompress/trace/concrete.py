@@ -8,6 +8,7 @@ the graph, and each decision on them becomes a check in it (guards.py).
 
 import inspect
 import operator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -37,7 +38,7 @@ from fxcompress.trace.recorder import Recorder
 from fxcompress.trace.replaced_buffers import Replaced
 from fxcompress.trace.same_graph import same_graph
 from fxcompress.trace.seen import own_buffers
-from fxcompress.trace.skeleton import skeleton
+from fxcompress.trace.skeleton import leaf_of, skeleton
 from fxcompress.trace.state import State, carries_over, same_randomness
 from fxcompress.trace.state import unset as forget
 from fxcompress.trace.traced import lint
@@ -83,7 +84,7 @@ def run_model(root: nn.Module, inputs: ExampleInputs, way: Way, readers: set[int
         TraceError: the run fails, or does what no graph can do.
     """
     new = partial(_Run, root, way, readers)
-    inputs = inputs.converted(_leaf).converted(way.precision.cast)
+    inputs = inputs.converted(leaf_of).converted(way.precision.cast)
     run = new()
     changed = _go(run, inputs)
     if changed:
@@ -99,6 +100,8 @@ def run_model(root: nn.Module, inputs: ExampleInputs, way: Way, readers: set[int
                 kept |= changed
             elif not (_is_settled(run, changed) and _repeats(run, new(), inputs)):
                 raise carries_over(changed) from error
+            else:
+                kept |= {name for name in changed if type(run.attribute(name)) in _REFILLED}
         else:
             run = again
             kept |= changed
@@ -119,17 +122,16 @@ def _caches(run: "_Run", second: "_Run", changed: frozenset[str], inputs: Exampl
 
 
 def _is_settled(run: "_Run", changed: frozenset[str]) -> bool:
-    """Whether all that a run has set are flags and the like, and forward hooks; then the next one may set nothing."""
-    for name in changed:
-        found = run.attribute(name)
-        if name.rpartition(".")[2] not in TABLES and type(found) not in {
-            bool,
-            int,
-            str,
-            type(None),
-        }:  # a size has a type of its own
-            return False
-    return True
+    """Whether all that a run has set are flags and the like, forward hooks, and what each run may empty and fill.
+
+    Then the next one may set nothing.
+    """
+    plain = _REFILLED | {bool, int, str, type(None)}  # a size has a type of its own
+    return all(name.rpartition(".")[2] in TABLES or type(run.attribute(name)) in plain for name in changed)
+
+
+_REFILLED = frozenset({list, dict})
+"""Classes of what a run may leave as full as it finds it, with other tensors in it: features that hooks collect."""
 
 
 def _repeats(run: "_Run", second: "_Run", inputs: ExampleInputs) -> bool:
@@ -160,14 +162,13 @@ def check_runs(root: nn.Module, inputs: ExampleInputs) -> None:
 
 @uncompiled()
 def runs(root: nn.Module, inputs: ExampleInputs, *, training: bool = False) -> bool:
-    """Whether a copy of the model runs on the values of the inputs."""
-    given = inputs.converted(lambda tensor: tensor.detach().clone())
-    try:
-        with torch.no_grad(), same_randomness(allowed=True):
+    """Whether a copy of the model runs on the values of the inputs, with gradients at least."""
+    for gradients in (False, True):
+        given = inputs.converted(lambda tensor: tensor.detach().clone())
+        with suppress(Exception), torch.set_grad_enabled(gradients), same_randomness(allowed=True):
             own_buffers(root).train(training)(*given.args, **given.kwargs)
-    except Exception:  # noqa: BLE001 - any failure is what was asked for
-        return False
-    return True
+            return True
+    return False
 
 
 def _go(run: "_Run", inputs: ExampleInputs) -> frozenset[str]:
@@ -217,7 +218,10 @@ class _Run:
             given = Arguments(signature, ExampleInputs(*fakes), self.writer, self.recorder)
             state, memory, buffers = State(self.model), Memory(self.model), Replaced(self.model)
             held = objects_in([*given.args, given.kwargs, *(vars(module) for module in self.model.modules())])
-            watched = watch(self.recorder, self.model, way.is_leaf, self.readers, open_wrapped=way.open_wrapped)
+            watched = watch(
+                self.recorder, self.model, way.is_leaf, self.readers,
+                open_wrapped=way.open_wrapped, originals=self._known,
+            )  # fmt: skip
             with watched, switches().run(training=way.training):
                 result = self.model(*given.args, **given.kwargs)
             buffers.write(self.writer, [fakes, result])
@@ -263,7 +267,7 @@ class _Run:
     def _fake_of(self, tensor: Tensor, *, cast: bool) -> Tensor:
         """The fake of a tensor: the same one each time, as a tensor may have several names."""
         if id(tensor) not in self._known:
-            fake = self.fakes.from_tensor(_leaf(tensor))
+            fake = self.fakes.from_tensor(leaf_of(tensor))
             with self.fakes:
                 self._known[id(tensor)] = self.way.precision.cast(fake) if cast else fake
         return self._known[id(tensor)]
@@ -275,11 +279,6 @@ class _Run:
         name = known or next(n for i in range(len(taken) + 1) if not hasattr(self.root, n := f"_tensor_constant{i}"))
         taken[name] = tensor
         return name
-
-
-def _leaf(tensor: Tensor) -> Tensor:
-    """A tensor without a history, which no fake tensor has; inputs and the weight of a hook may have one."""
-    return tensor if tensor.is_leaf else tensor.detach().requires_grad_(tensor.requires_grad)
 
 
 def _tidy(graph: fx.Graph) -> None:

@@ -12,7 +12,7 @@ from torch import fx, nn
 from fxcompress.trace.autocast import closing
 from fxcompress.trace.checkpoints import with_checkpoints
 from fxcompress.trace.chosen_forward import rebound
-from fxcompress.trace.names import any_names
+from fxcompress.trace.names import compiled
 from fxcompress.trace.skeleton import skeleton
 from fxcompress.trace.traced import TracedModule, called_like, copy_graph
 from fxcompress.trace.weights.plain import pass_on_hooks
@@ -95,13 +95,7 @@ def traced_of(module: nn.Module) -> TracedModule:
 
 
 def _methods(traced: TracedModule, graph: fx.Graph, mode: str) -> dict[str, Callable[..., Any]]:
-    return with_checkpoints(traced, graph, mode) or {"forward": _compiled(traced, graph)}
-
-
-def _compiled(traced: TracedModule, graph: fx.Graph) -> Callable[..., Any]:
-    with any_names():
-        forward: Callable[..., Any] = type(fx.GraphModule(traced, copy_graph(graph))).forward
-    return forward
+    return with_checkpoints(traced, graph, mode) or {"forward": compiled(traced, copy_graph(graph))}
 
 
 def take_over(old: nn.Module, new: nn.Module) -> None:

@@ -29,10 +29,10 @@ def are_tables(changed: frozenset[str], model: nn.Module, writer: Writer) -> boo
         model: that has run.
         writer: of the graph of the run.
     """
-    found = [_attribute(model, name) for name in changed]
+    found = [leaf for name in changed for leaf in _leaves(_attribute(model, name))]
     tensors = [value for value in found if isinstance(value, Tensor)]
     others = [value for value in found if not isinstance(value, Tensor)]
-    if not tensors or not all(map(_is_plain, others)):
+    if not tensors or not all(type(value) in _PLAIN or isinstance(value, Number) for value in others):
         return False
     if not all(writer.knows(tensor) for tensor in tensors):
         return False
@@ -40,11 +40,10 @@ def are_tables(changed: frozenset[str], model: nn.Module, writer: Writer) -> boo
     return made.isdisjoint(_of_values(writer.graph, changed | {name for name, _ in model.named_parameters()}))
 
 
-def _is_plain(value: object) -> bool:
-    """Whether a value is a number, a flag or the like, or a shape: several of them, which nobody can change."""
-    if isinstance(value, tuple):
-        return all(map(_is_plain, value))
-    return type(value) in _PLAIN or isinstance(value, Number)
+def _leaves(value: object) -> list[object]:
+    """What is in nested containers: cosines and sines, say, or the numbers of a shape."""
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else None
+    return [value] if inside is None else [leaf for item in inside for leaf in _leaves(item)]
 
 
 def _attribute(model: nn.Module, name: str) -> object:

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from fxcompress.trace.autocast import switches_autocast
 from fxcompress.trace.guards import asks_for_mode
 from fxcompress.trace.inputs import ExampleInputs
+from fxcompress.trace.names import past_class
 from fxcompress.trace.other_sizes import empty, resized, without_values
 from fxcompress.trace.state import same_randomness
 from fxcompress.trace.traced import TracedModule
@@ -67,7 +68,7 @@ class _Runner:
 
 class _Run(fx.Interpreter):
     def __init__(self, module: TracedModule, graph: fx.Graph) -> None:
-        super().__init__(module, graph=graph)
+        super().__init__(past_class(module), graph=graph)
         self.found: Shapes = {}
 
     def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401 - whatever it returns

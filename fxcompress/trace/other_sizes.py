@@ -24,6 +24,7 @@ from fxcompress.trace.autocast import switches_autocast
 from fxcompress.trace.concrete import runs
 from fxcompress.trace.guards import asks_for_mode, check
 from fxcompress.trace.inputs import ExampleInputs
+from fxcompress.trace.names import past_class
 from fxcompress.trace.same_path import is_number
 from fxcompress.trace.skeleton import skeleton
 from fxcompress.trace.state import same_randomness
@@ -260,7 +261,7 @@ class _Run(fx.Interpreter):
     """
 
     def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
-        super().__init__(module, graph=graph)
+        super().__init__(past_class(module), graph=graph)
         self.at: fx.Node | None = None
         self.sizes: dict[fx.Node, tuple[Any, ...]] = {}
         self.effort = 0

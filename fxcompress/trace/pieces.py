@@ -25,11 +25,13 @@ from fxcompress.trace.state import same_randomness, unchanged_buffers
 from fxcompress.trace.traced import TracedModule
 from fxcompress.trace.tracer import trace
 from fxcompress.trace.trees import replace
+from fxcompress.trace.uncompiled import ORIGINAL, Uncompiled
 from fxcompress.trace.weights.computed import sources
 from fxcompress.trace.weights.norm import with_plain_weights
 
 _NO_WORK = "nothing lies between two of its layers"
 _NO_LAYER = "it holds no layer with a weight"
+_CALLS_ON = "it does no more than to call the module that was compiled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +164,7 @@ class _Search:
         if sum(p.ndim > 1 for p in module.parameters()) < self.layers:
             self.outside[path] = self.no_work
             return
-        reason = self._refusal(path, module)
+        reason = _CALLS_ON if isinstance(module, Uncompiled) else self._refusal(path, module)
         if reason is None:
             try:
                 self.pieces[path] = self._traced(path, module)
@@ -221,7 +223,8 @@ class _Search:
 
     def _reached(self, path: str, names: frozenset[str], opened: frozenset[str]) -> str | None:
         """How the code outside of a piece may see what is in it."""
-        module, name = self.model.get_submodule(path), path.rpartition(".")[2]
+        module = self.model.get_submodule(path)
+        name = path.removesuffix(f".{ORIGINAL}").rpartition(".")[2]
         if name in opened:
             return f"may take {name} apart"
         called = [f for n, f in methods(own_class(module)) if n != "forward" and n in names]

@@ -23,6 +23,7 @@ from fxcompress.trace.asserts import is_only_compared, outcome_that_goes_on, tel
 from fxcompress.trace.autocast_watch import Regions
 from fxcompress.trace.calls import property_of, target_of
 from fxcompress.trace.functional_attention import ATTENTION, can_be_opened, multi_head_attention
+from fxcompress.trace.gradient_hooks import METHODS
 from fxcompress.trace.guards import shape_of
 from fxcompress.trace.picked import Picked, choose, picked
 from fxcompress.trace.places import place
@@ -423,6 +424,7 @@ _NUMPY = "makes an array of numpy of a tensor", "compute with torch, or take thi
 _REFUSED: dict[Any, tuple[str, str]] = {
     Tensor.numpy: _NUMPY,
     Tensor.__array__: _NUMPY,
+    **METHODS,
     Tensor.__reduce_ex__: ("copies a tensor as an object (copy.copy, pickle)", "call x.clone() instead"),
 }
 """Methods that give values to what torch does not see: what they do, and what to do instead."""
@@ -434,5 +436,6 @@ _QUESTIONS: dict[Any, Callable[..., Any]] = {
     Tensor.ndimension: lambda recorder, tensor: len(recorder.shape(tensor)),
     Tensor.__len__: lambda recorder, tensor: int(recorder.shape(tensor)[0]),
     Tensor.__iter__: lambda recorder, tensor: iter(tensor.unbind(0)),
+    Tensor.retain_grad: lambda recorder, tensor: None,
 }
-"""Methods that ask for sizes; the recorder answers them from the shape."""
+"""Methods that ask for sizes, which the recorder answers from the shape, and those that change nothing."""

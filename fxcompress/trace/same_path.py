@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from fxcompress.trace.autocast import autocast_is_on
 from fxcompress.trace.calls import ends_as_in_place, function_name
 from fxcompress.trace.guards import check, check_argument, shape_of
+from fxcompress.trace.names import held
 from fxcompress.trace.sizes import FUNCTIONS
 
 _IN_PLACE = {f for name, f in vars(operator).items() if name.startswith("i") and hasattr(operator, f"__{name}__")}
@@ -300,9 +301,7 @@ def _rank(node: fx.Node, root: nn.Module) -> int | None:
 
 
 def _constant(root: nn.Module, node: fx.Node) -> object:
-    value: Any = root
-    for name in str(node.target).split("."):
-        value = getattr(value, name)
+    value: object = held(root, str(node.target))
     return value
 
 

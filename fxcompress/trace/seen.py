@@ -54,7 +54,10 @@ def run_and_see(model: nn.Module, inputs: ExampleInputs) -> Seen:
     """
     seen = Seen()
     try:
-        _run(own_buffers(model).eval(), inputs, seen)
+        try:
+            _run(own_buffers(model).eval(), inputs, seen)
+        except RuntimeError:  # it may run with gradients only, as where it hooks into them
+            _run(own_buffers(model).eval(), inputs, seen, gradients=True)
     except Exception as error:
         raise ExampleInputError(
             f"the model does not run on the example inputs {inputs}: {type(error).__name__}: {error}{place_of(error)}"
@@ -95,9 +98,14 @@ def _elements(tree: object) -> int:
 
 
 @uncompiled()
-def _run(model: nn.Module, inputs: ExampleInputs, seen: Seen) -> None:
+def _run(model: nn.Module, inputs: ExampleInputs, seen: Seen, *, gradients: bool = False) -> None:
     args, kwargs = replace(lambda t: t.detach().clone(), (inputs.args, inputs.kwargs))
-    with same_randomness(allowed=True), torch.no_grad(), restored_around(model), _watched(model, seen):
+    with (
+        same_randomness(allowed=True),
+        torch.set_grad_enabled(gradients),
+        restored_around(model),
+        _watched(model, seen),
+    ):
         model(*args, **kwargs)
     seen.hooked |= {path for path, module in model.named_modules(remove_duplicate=False) if hooks_of(module)}
 

@@ -13,12 +13,16 @@ import torch
 from torch import nn
 
 from fxcompress.errors import UnsupportedModelError
+from fxcompress.trace.own_functions import COMPILED_FROM, COPIED, OwnFunctions
+from fxcompress.trace.uncompiled import ORIGINAL, Uncompiled, is_compiled, state_of_compiled
 from fxcompress.trace.walk import modules_in
 
 _M = TypeVar("_M", bound=nn.Module)
 
 POSTPONE = "fxcompress: compile when needed"
 """The key in the memo of copy.deepcopy which says that the copy of a TracedModule need not be compiled yet."""
+OWN = "fxcompress: functions over copies"
+"""The key in that memo of what copies functions."""
 
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, type, torch.dtype, torch.device, torch.layout})
 _CONTAINERS = frozenset({dict, OrderedDict, list, set})
@@ -26,7 +30,7 @@ _OF_COPIES = ("__reduce_ex__", "__reduce__", "__getstate__")
 
 
 def skeleton(module: _M, *, compiled: bool = True) -> _M:
-    """Copy ``module`` without copying a tensor.
+    """Copy ``module`` without copying a tensor. What ``torch.compile`` has made of modules in it is not compiled.
 
     Args:
         module: any module.
@@ -37,13 +41,19 @@ def skeleton(module: _M, *, compiled: bool = True) -> _M:
         UnsupportedModelError: something in the module refuses to be copied.
     """
     modules = modules_in(module)
-    memo: dict[Any, Any] = {id(tensor): tensor for tensor in _tensors(modules)}
+    memo: dict[Any, Any] = {id(tensor): leaf_of(tensor) for tensor in _tensors(modules)}
     if not compiled:
         memo[POSTPONE] = True
     try:
+        plain = {}
         for child in reversed(modules):
-            if id(child) not in memo and _is_plain(cast(Any, type(child))):
-                _copy_module(child, memo)
+            kind: Any = Uncompiled if is_compiled(child) else type(child)
+            if id(child) not in memo and _is_plain(kind):
+                plain[id(child)] = child
+                memo[id(child)] = kind.__new__(kind)
+        memo[OWN] = OwnFunctions(modules, lambda value: _copied(value, memo))
+        for child in plain.values():
+            memo[id(child)].__setstate__(_copied_table(_state(child), {}, memo))
         return copy.deepcopy(module, memo)
     except Exception as error:
         raise UnsupportedModelError(
@@ -60,17 +70,9 @@ def _is_plain(kind: Any) -> bool:  # noqa: ANN401 - a class of modules
     return not own and all(getattr(kind, name, None) is getattr(nn.Module, name, None) for name in _OF_COPIES)
 
 
-def _copy_module(module: nn.Module, memo: dict[Any, Any]) -> None:
-    """Enter the copy of a plain module in ``memo``. As copy.deepcopy does it, in a third of the time.
-
-    A module has some thirty attributes, nearly all of them numbers or empty tables of hooks; copy.deepcopy takes each
-    apart as any object.
-    """
-    memo[id(module)] = new = type(module).__new__(type(module))
-    new.__setstate__(_copied_table(_state(module), {}, memo))
-
-
 def _state(module: nn.Module) -> dict[str, Any]:
+    if is_compiled(module):
+        return state_of_compiled(module)
     state: dict[str, Any] = module.__getstate__() if hasattr(nn.Module, "__getstate__") else module.__dict__
     return state
 
@@ -85,7 +87,11 @@ def shallow(module: nn.Module) -> nn.Module:
 
 
 def _copied_table(table: dict[Any, Any], new: dict[Any, Any], memo: dict[Any, Any]) -> dict[Any, Any]:
-    """The empty dict ``new`` with copies of the entries of ``table``: numbers, names, and empty tables as a rule."""
+    """The empty dict ``new`` with copies of the entries of ``table``. As copy.deepcopy does it, in a third of the time.
+
+    A module has some thirty attributes, nearly all of them numbers or empty tables of hooks; copy.deepcopy takes each
+    apart as any object.
+    """
     for key, item in table.items():
         kind = type(item)
         if kind in _ATOMS:
@@ -102,18 +108,27 @@ def _copied_table(table: dict[Any, Any], new: dict[Any, Any], memo: dict[Any, An
 
 def _copied(value: Any, memo: dict[Any, Any]) -> Any:  # noqa: ANN401 - whatever a module holds
     kind = type(value)
-    if kind is tuple and all(type(item) in _ATOMS for item in value):
-        return value
+    if kind is tuple and id(value) not in memo:
+        items = [item if type(item) in _ATOMS else _copied(item, memo) for item in value]
+        same = all(new is old for new, old in zip(items, value, strict=True))
+        return memo.setdefault(id(value), value if same else tuple(items))
     if isinstance(value, torch.Tensor) and not value.is_leaf:
-        return value  # kept from a run, and no tensor that copy.deepcopy copies
-    if kind not in {dict, list} or id(value) in memo:
+        return memo.setdefault(id(value), leaf_of(value))
+    if kind in COPIED and id(value) not in memo:
+        return memo[OWN].copy(value, memo)
+    if kind not in _CONTAINERS - {set} or id(value) in memo:
         return copy.deepcopy(value, memo)
-    if kind is dict:
-        memo[id(value)] = table = dict[Any, Any]()
+    if kind is not list:
+        memo[id(value)] = table = kind()
         return _copied_table(value, table, memo)
     memo[id(value)] = new = list[Any]()
     new += [item if type(item) in _ATOMS else _copied(item, memo) for item in value]
     return new
+
+
+def leaf_of(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor without its history: one that is kept from a run has one, which copy.deepcopy refuses to copy."""
+    return tensor if tensor.is_leaf else tensor.detach().requires_grad_(tensor.requires_grad)
 
 
 def _tensors(modules: list[nn.Module]) -> list[torch.Tensor]:
@@ -125,6 +140,19 @@ def _tensors(modules: list[nn.Module]) -> list[torch.Tensor]:
         found += [value for value in own.values() if isinstance(value, torch.Tensor)]
         found += [weight for weight in own.get("_flat_weights", ()) if weight is not None]  # of a recurrent module
     return found
+
+
+def without_compiled(model: nn.Module) -> nn.Module:
+    """``model`` itself or, where modules of it are compiled, a copy that shares all tensors and runs their code.
+
+    A model that is compiled as a whole is the one of which it was made.
+    """
+    while is_compiled(model):
+        model = model.get_submodule(ORIGINAL)
+    compiled = any(
+        is_compiled(module) or hasattr(vars(module).get("forward"), COMPILED_FROM) for module in modules_in(model)
+    )
+    return skeleton(model) if compiled else model
 
 
 def own_tensors(

@@ -98,10 +98,6 @@ _REFUSED: tuple[tuple[Callable[[nn.Module], bool], str], ...] = (
         "it is quantized already; pass the float model",
     ),
     (
-        _is_of("torch._dynamo.eval_frame.OptimizedModule"),
-        "pass the model that was compiled (model._orig_mod), and compile the result",
-    ),
-    (
         lambda module: isinstance(module, torch.jit.ScriptModule),
         "a ScriptModule has no Python code to trace; pass the eager model",
     ),

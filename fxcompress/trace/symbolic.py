@@ -24,6 +24,7 @@ from fxcompress.trace.checkpoints import mark
 from fxcompress.trace.chosen_forward import chosen_forward
 from fxcompress.trace.depth import is_stochastic_depth
 from fxcompress.trace.functional_attention import ATTENTION, can_be_opened, multi_head_attention
+from fxcompress.trace.gradient_hooks import HOOKS, INSTEAD, KEEPS, WHAT
 from fxcompress.trace.hidden import NULLABLE, refuse_hidden
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.kinds import Kinds
@@ -206,6 +207,10 @@ class Tracer(fx.Tracer):
             TraceError: autocast has been switched in a way that no graph knows.
         """
         self.regions.refuse_unseen()
+        if kind == "call_method" and target in HOOKS:
+            raise TraceError(f"it {WHAT}{place()}, which a graph cannot do\n  {INSTEAD}")
+        if kind == "call_method" and target == KEEPS:
+            return None  # type: ignore[return-value]
         if target is ATTENTION and can_be_opened(args, kwargs):
             both: fx.Proxy = multi_head_attention(*args, **kwargs)  # type: ignore[assignment]
             return both

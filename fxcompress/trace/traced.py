@@ -8,12 +8,12 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from fxcompress.errors import TraceError
 from fxcompress.trace.autocast import closing
 from fxcompress.trace.checkpoints import with_checkpoints
-from fxcompress.trace.names import any_names
+from fxcompress.trace.names import any_names, compiled, hides, past_class
 from fxcompress.trace.own_modes import Modes
 from fxcompress.trace.pickling import PackedGraph, pack, unpack
 from fxcompress.trace.skeleton import POSTPONE
@@ -94,14 +94,13 @@ class TracedModule(fx.GraphModule):
             return self._recompile()
 
     def _recompile(self) -> Any:  # noqa: ANN401
-        with any_names():
+        with any_names(self):
             code = super().recompile()
         evaluate = with_checkpoints(self, self.graph, "eval").get("forward", type(self).forward)
         if self.train_graph is None:
             type(self).forward = closing(evaluate, self.graph)
         else:
-            with any_names():
-                train = type(fx.GraphModule(self, self.train_graph)).forward
+            train = compiled(self, self.train_graph)
             train = with_checkpoints(self, self.train_graph, "train").get("forward", train)
             # Not the module that it was compiled in, which holds copies: passes add children that it would not have.
             self.train_graph.owning_module = self
@@ -123,6 +122,31 @@ class TracedModule(fx.GraphModule):
             self.recompile()
             return self.__dict__[name]
         return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:  # noqa: ANN401 - as nn.Module has it
+        """Set an attribute; one of torch.fx or of ours stays one where the model holds something of that name."""
+        if hides(self, name) and not isinstance(value, nn.Module | Tensor):
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """As of any module; what the model holds comes before an attribute of torch.fx, or of ours, of that name."""
+        first, _, rest = target.partition(".")
+        child = self._modules.get(first)
+        if child is None or not hides(self, first):
+            return super().get_submodule(target)
+        return child.get_submodule(rest)
+
+    def get_parameter(self, target: str) -> nn.Parameter:
+        """The same for a parameter."""
+        found = self._parameters.get(target)
+        return super().get_parameter(target) if found is None else found
+
+    def get_buffer(self, target: str) -> Tensor:
+        """The same for a buffer."""
+        found = self._buffers.get(target)
+        return super().get_buffer(target) if found is None else found
 
     def __reduce__(self) -> Any:  # noqa: ANN401
         """By its graphs, node by node; torch.fx would trace its code again."""
@@ -249,9 +273,15 @@ def copy_graph(graph: fx.Graph) -> fx.Graph:
 
 def lint(graph: fx.Graph) -> None:
     """torch.fx's own check of a graph; older versions warn of what is read from plain attributes, which is no fault."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r".*does not reference an nn\.Module")
-        graph.lint()
+    owner: Any = graph.owning_module
+    try:
+        view: Any = None if owner is None else past_class(owner)
+        graph.owning_module = view
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r".*does not reference an nn\.Module")
+            graph.lint()
+    finally:
+        graph.owning_module = owner
 
 
 def adopt(module: fx.GraphModule, root: nn.Module) -> None:

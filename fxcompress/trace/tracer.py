@@ -150,11 +150,9 @@ def _refuse_hooks(model: nn.Module) -> None:
 
 
 def _refuse_names(model: nn.Module) -> None:
-    """What hangs on a model under the name of an attribute of GraphModule cannot be read from the graph's code."""
-    held = {*model._parameters, *model._buffers, *model._modules}
-    taken = (
-        [] if isinstance(model, fx.GraphModule) else sorted(held & {*dir(TracedModule), "meta"} - set(dir(nn.Module)))
-    )
+    """What hangs on a model under a name that torch.fx keeps something of its own under, on the traced model."""
+    own = {name for name in fx.GraphModule(nn.Module(), fx.Graph()).__dict__ if name.startswith("_")}
+    taken = sorted({*model._parameters, *model._buffers, *model._modules} & own - vars(nn.Module()).keys())
     if taken:
         raise TraceError(
             f"{type(model).__name__}.{taken[0]} has the name of an attribute of torch.fx.GraphModule, which the traced "

@@ -125,16 +125,17 @@ class Held:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._tensors = {id(module): _own(module) for module in modules_in(model)}
+        self._tensors = {id(module): own_tensors(module) for module in modules_in(model)}
 
     def others_in(self, module: nn.Module) -> bool:
         """Whether a module of the model now holds other tensors, in the place of its own."""
         return any(
-            any(a is not b for a, b in zip(_own(each), self._tensors[id(each)], strict=True))
+            any(a is not b for a, b in zip(own_tensors(each), self._tensors[id(each)], strict=True))
             for each in modules_in(module)
             if id(each) in self._tensors
         )
 
 
-def _own(module: nn.Module) -> list[Tensor | None]:
+def own_tensors(module: nn.Module) -> list[Tensor | None]:
+    """The parameters and buffers of a module, without those of its children; None where one is left out."""
     return [*module._parameters.values(), *module._buffers.values()]

@@ -3,7 +3,7 @@
 import builtins
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -26,7 +26,7 @@ from fxcompress.trace.questions import is_users
 from fxcompress.trace.recorder import Recorder
 from fxcompress.trace.sizes import Truth
 from fxcompress.trace.swapped import swapped
-from fxcompress.trace.unseen import Held
+from fxcompress.trace.unseen import Held, own_tensors
 
 IsLeaf = Callable[[nn.Module, str], bool]
 """Whether a module becomes one node."""
@@ -34,7 +34,13 @@ IsLeaf = Callable[[nn.Module, str], bool]
 
 @contextmanager
 def watch(
-    recorder: Recorder, model: nn.Module, is_leaf: IsLeaf, readers: set[int], *, open_wrapped: bool
+    recorder: Recorder,
+    model: nn.Module,
+    is_leaf: IsLeaf,
+    readers: set[int],
+    *,
+    open_wrapped: bool,
+    originals: Container[int] = (),
 ) -> Iterator[None]:
     """Record torch functions, leaf modules, functions marked by torch.fx.wrap, and autograd functions.
 
@@ -44,6 +50,7 @@ def watch(
         is_leaf: see :data:`IsLeaf`.
         open_wrapped: record what wrapped functions call, and not the functions themselves.
         readers: what leaf modules add to it while they run is taken out again: they read their mode at run time too.
+        originals: ids of the tensors that the model has copies of; a module that holds one is not of the copy.
     """
     names = {id(module): path for path, module in model.named_modules()}
     paths = {id(module): path for path, module in model.named_modules() if path and is_leaf(module, path)}
@@ -51,6 +58,9 @@ def watch(
     call, device = nn.Module.__call__, inspect.getattr_static(FakeTensor, "device")
 
     def called(module: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        if not recorder.paused and id(module) not in names and any(id(t) in originals for t in own_tensors(module)):
+            recorder.refusal = recorder.refusal or _past_the_copy(module)
+            raise recorder.refusal
         if recorder.paused or id(module) not in paths or held.others_in(module):
             with recorder.writer.inside(names.get(id(module)), type(module)):
                 return call(module, *args, **kwargs)
@@ -80,6 +90,14 @@ def watch(
         stack.enter_context(recorder.regions.watched(lambda: recorder.paused))
         stack.enter_context(recorder)
         yield
+
+
+def _past_the_copy(module: nn.Module) -> TraceError:
+    return TraceError(
+        f"it calls a {type(module).__name__} of the model itself{place()}, where a copy of the model runs: it finds it "
+        "through a global, or through an object that copy.deepcopy does not copy along with the model\n"
+        "  hold it as an attribute of the module that calls it"
+    )
 
 
 def wrapped_functions() -> Iterator[tuple[dict[str, Any], str]]:

@@ -23,6 +23,7 @@ from fxcompress.passes.branches import dead_branches, remove_branches
 from fxcompress.provenance import keeps_code
 from fxcompress.quantizer import Quantizer
 from fxcompress.trace.inputs import ExampleInputs
+from fxcompress.trace.names import held
 from fxcompress.trace.skeleton import skeleton
 from fxcompress.trace.traced import TracedModule
 from fxcompress.training.vectors import fed, uses_of, zero_before
@@ -195,8 +196,7 @@ class Census:
         return False
 
     def _tensor(self, name: str) -> Tensor:
-        owner, _, leaf = name.rpartition(".")
-        tensor: Tensor = getattr(self.view.get_submodule(owner), leaf)
+        tensor: Tensor = held(self.view, name)
         return tensor.detach().cpu().double()
 
     def drop_dead_branches(self, zeros: Zeros, reset: Zeros) -> dict[str, list[Known]]:

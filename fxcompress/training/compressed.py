@@ -47,6 +47,8 @@ class CompressedModule(SizedModule):
         net.prune(optimizer)          # as often as wanted
     """
 
+    settings = cast("Settings", None)  # until it starts; so that one of the model's modules may be called so
+
     def fxc_start(self, settings: Settings) -> None:
         """Take up self-compression; called once, by :func:`fxcompress.compress`."""
         self.settings = settings
@@ -203,20 +205,10 @@ def new_compressed(traced: TracedModule, settings: Settings) -> CompressedModule
 
 
 def _give_way(traced: TracedModule) -> None:
-    """Leave plain attributes that are called like something of a network in training; no graph reads them.
-
-    Raises:
-        UnsupportedModelError: a module or tensor is called so.
-    """
+    """Leave plain attributes that are called like something of a network in training; no graph reads them."""
     names = (set(dir(CompressedModule)) - set(dir(TracedModule))) | {"settings"}
     for name in sorted(names & traced.__dict__.keys()):
         del traced.__dict__[name]
-    taken = sorted(names & {*traced._parameters, *traced._buffers, *traced._modules})
-    if taken:
-        raise UnsupportedModelError(
-            f"{type(traced).__name__}.{taken[0]} has the name of something that a network in training has of its own: "
-            "give it another name"
-        )
 
 
 def check_quantizers(traced: TracedModule) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils.prune import BasePruningMethod
@@ -70,6 +71,30 @@ def open_hooks(root: nn.Module) -> None:
         kind = type(module)
         properties = {name: property(_read(name, compute)) for name, compute in steps.values()}
         module.__class__ = type(kind.__name__, (_Called, kind), properties)
+
+
+def forget_computed(root: nn.Module) -> None:
+    """Put nothing in the place of the weights that hooks in ``root``, a skeleton, have left from its last call."""
+    for module, name, _ in _of_hooks(root):
+        module.__dict__[name] = module.__dict__[name].new_empty(0)
+
+
+def renew_computed(root: nn.Module) -> None:
+    """Let the weights that hooks set in a call be there before the first one, for who reads their shapes, say."""
+    with torch.no_grad():
+        for module, name, compute in _of_hooks(root):
+            training = module.training
+            module.training = False  # in training, spectral norm goes on estimating
+            module.__dict__[name] = compute(module)
+            module.training = training
+
+
+def _of_hooks(root: nn.Module) -> Iterator[tuple[nn.Module, str, Callable[[nn.Module], Tensor]]]:
+    for module in modules_in(root):
+        for hook in module._forward_pre_hooks.values():
+            found = _computing(hook)
+            if found is not None:
+                yield module, *found
 
 
 def close(root: nn.Module) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from fxcompress.trace import names
 from fxcompress.trace.modes import without_gradient
 from fxcompress.trace.op_watch import OpWatch
 from fxcompress.trace.pickling import pack, unpack
@@ -69,8 +70,7 @@ def held_in(module: nn.Module, graph: fx.Graph) -> dict[fx.Node, Tensor]:
     """Each node that stands for a tensor of a network, with the tensor."""
     found = {}
     for node in graph.find_nodes(op="get_attr"):
-        owner, _, leaf = str(node.target).rpartition(".")
-        value = getattr(module.get_submodule(owner), leaf, None)
+        value = names.held(module, str(node.target))
         if isinstance(value, Tensor):
             found[node] = value
     return found

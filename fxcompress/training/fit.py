@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel
 
 from fxcompress.channels.analysis import analyse
@@ -95,7 +96,7 @@ def train(  # noqa: PLR0913 - what is behind the user's call
     epochs: int,
     gamma: Gamma,
     optimizer: Optimizer,
-    scheduler: Scheduler,
+    scheduler: Scheduler | ReduceLROnPlateau,
     validate: Validate | None = None,
     prune: bool | int | PrunePolicy = True,
     guard: Guard | None = None,
@@ -138,8 +139,10 @@ def train(  # noqa: PLR0913 - what is behind the user's call
             _settle(trainer, run, processes, measured=validate is not None)
             metric = None if validate is None else measured(net, validate)
             if trainer.guard.min_metric is not None:
-                trainer.guard.see_metric(processes.mean(needed(metric)))
+                trainer.guard.see_metric(processes.mean(needed(metric, "min_accuracy=")))
                 _tell_of_unit(trainer.guard.min_metric, needed(metric), now=processes.is_first and epoch == 1)
+            if isinstance(scheduler, ReduceLROnPlateau):
+                trainer.see_metric(loss if validate is None else processes.mean(needed(metric, "the scheduler")))
             record = EpochRecord(
                 epoch, loss, metric, net.fractional_size(), net.weights_left(), net.channels_left(),
                 trainer.last_gamma, seconds, name_of(validate), None if selection is None else selection.left(),
@@ -247,14 +250,18 @@ def name_of(validate: Validate | None) -> str:
     return name if name.isidentifier() else "metric"
 
 
-def needed(metric: float | None) -> float:
+def needed(metric: float | None, by: str = "min_accuracy=") -> float:
     """The metric, where something depends on it.
+
+    Args:
+        metric: what was measured.
+        by: what depends on it, in words.
 
     Raises:
         TypeError: there is none.
     """
     if metric is None:
-        raise TypeError("validate returned None, and min_accuracy= needs the accuracy: return it")
+        raise TypeError(f"validate returned None, and {by} needs the accuracy: return it")
     return metric
 
 

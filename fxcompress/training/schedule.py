@@ -4,9 +4,10 @@ import math
 from functools import partial
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
-from fxcompress.errors import check_number
+from fxcompress.errors import OptimizerError, check_number
+from fxcompress.training.held import with_held
 
 REST = 0.1
 """The share of a training in which formats rest."""
@@ -66,3 +67,30 @@ def formats_move(optimizer: Optimizer) -> bool:
     """Whether the next step may change bits or exponents; groups without a name may hold them."""
     groups = (group for group in optimizer.param_groups if group.get("name", "bits") in _FORMATS)
     return any(bool(group["lr"]) for group in groups)
+
+
+def check_scheduler_of(scheduler: object, optimizer: Optimizer, *, measured: bool) -> None:
+    """Check that a scheduler sets the learning rates of an optimizer, and gets what it waits for.
+
+    Args:
+        scheduler: of the user.
+        optimizer: that trains the network.
+        measured: whether there is a metric after each epoch; without, there is the loss.
+
+    Raises:
+        OptimizerError: it is of another optimizer, so that the learning rates would stay as they are.
+        ValueError: it waits for something that rises, and the loss falls.
+    """
+    other = getattr(scheduler, "optimizer", None)
+    if isinstance(other, Optimizer):
+        own = {id(group) for one in with_held(optimizer) for group in one.param_groups}
+        if own.isdisjoint(id(group) for one in with_held(other) for group in one.param_groups):
+            raise OptimizerError(
+                f"scheduler= is of another {type(other).__name__} than the one that trains the network, whose learning "
+                "rates it would leave alone: build it of the optimizer that is passed as optimizer="
+            )
+    if isinstance(scheduler, ReduceLROnPlateau) and scheduler.mode == "max" and not measured:
+        raise ValueError(
+            'ReduceLROnPlateau(mode="max") waits for a number that rises, and without validate= it gets the loss, '
+            'which falls: pass validate=, or take mode="min"'
+        )

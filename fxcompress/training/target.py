@@ -1,10 +1,12 @@
 """A target size: whether a network can get there, and whether it has."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fxcompress.training.controller import TargetSize
+from fxcompress.training.guard import Guard
+from fxcompress.training.history import EpochRecord
 from fxcompress.training.network import SizedNetwork
 from fxcompress.training.selection import KEEP, Selection
 
@@ -122,3 +124,29 @@ def tell_of_selection(selection: Selection | None, why: str = "") -> None:
             "so that biases of channels without bits have time to shrink to 0, or a target nearer to this",
             selection.target, selection.what, left, why,
         )  # fmt: skip
+
+
+def tell_of_accuracy(history: Sequence[EpochRecord], guard: Guard) -> None:
+    """Warn where the last epoch was not good enough, or none was for any pressure, as with percent for shares."""
+    reached = [record.metric for record in history if record.metric is not None]
+    least = guard.min_metric
+    if least is None or not guard.low:
+        return
+    if len(history) > 1 and not any(metric >= least for metric in reached):
+        _LOG.warning(
+            "fxcompress: no epoch reached min_accuracy=%.4g, so there was no pressure after the first one: the best "
+            "had %.4g\n  validate and min_accuracy must be in the same unit: both shares, or both percent",
+            least, max(reached, default=float("nan")),
+        )  # fmt: skip
+    else:
+        _LOG.warning(
+            "fxcompress: the training ended with %.4g where min_accuracy=%.4g was asked for\n  take more epochs, a "
+            "larger target or a smaller gamma; min_accuracy= holds the pressure off, and does not make good what the "
+            "last of it has cost", reached[-1] if reached else float("nan"), least,
+        )  # fmt: skip
+
+
+def held_epochs(history: Sequence[EpochRecord]) -> str:
+    """How often there was no pressure, in words."""
+    held = sum(record.gamma <= 0 for record in history)
+    return f"; there was no pressure at the end of {held} of {len(history)} epochs" if held else ""

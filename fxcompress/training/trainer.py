@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel
 
 from fxcompress.passes.prune_report import PruneReport
@@ -43,7 +44,7 @@ class Trainer:
 
     Attributes:
         net: what is trained.
-        optimizer, scheduler: of its parameters; the scheduler steps after each batch.
+        optimizer, scheduler: of its parameters; the scheduler steps after each batch, or with :meth:`see_metric`.
         loss: of output and target.
         gamma: the pressure, from (progress, size).
         total: steps of the whole run.
@@ -63,7 +64,7 @@ class Trainer:
 
     net: nn.Module
     optimizer: Optimizer
-    scheduler: Scheduler
+    scheduler: Scheduler | ReduceLROnPlateau
     loss: Loss
     gamma: Gamma
     total: int
@@ -142,6 +143,11 @@ class Trainer:
             with unhooked(self.net):
                 refresh_statistics(self.net, (Batch.of(batch, names).to(device) for batch in batches))
 
+    def see_metric(self, metric: float) -> None:
+        """Step a scheduler that waits for what was measured after an epoch; others have made their steps."""
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step(metric)
+
     def remove(self) -> None:
         """Remove what is dead now."""
         assert isinstance(self.net, Compressed)
@@ -162,7 +168,8 @@ class Trainer:
         if self.selection is not None:
             self.selection.see(self.done)
         self.optimizer.step()
-        self.scheduler.step()
+        if not isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step()
         self.done += 1
         if self.guard.watches_loss:
             self.guard.see_loss(self.mean(float(task.detach())))

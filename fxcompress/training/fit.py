@@ -112,11 +112,12 @@ def train(  # noqa: PLR0913 - what is behind the user's call
     processes = Processes.around(net, steps)
     trainer = Trainer(
         net, optimizer, scheduler, loss_fn, gamma, steps, module=processes.module, mean=processes.mean,
-        policy=prune_policy(prune), guard=guard or Guard(), average=average, teacher=teacher,
-        selection=selection,
+        mean_gradients=processes.mean_gradients, policy=prune_policy(prune), guard=guard or Guard(),
+        average=average, teacher=teacher, selection=selection,
     )  # fmt: skip
     run = Run(trainer, loader, count_batches(loader), keeper, writes=processes.is_first)
     run.take_up(next(net.parameters()).device)
+    processes.share_beside(optimizer, loss_fn)
     shown = progress and processes.is_first
     with Interrupt() as trainer.interrupt, Display("self-compressing", epochs, enabled=shown) as display:
         for record in run.history[-1:]:
@@ -132,7 +133,7 @@ def train(  # noqa: PLR0913 - what is behind the user's call
             except NotFinite as error:
                 raise _diverged(error, trainer, run.history, run) from error
             _tell_of_batches(trainer.done, run.batches, epochs, now=processes.is_first and epoch == 1)
-            processes.share_buffers(*([] if average is None else [average]))
+            processes.share_buffers(*(m for m in (average, loss_fn) if isinstance(m, nn.Module)))
             if epoch == epochs and trainer.policy is not None:
                 trainer.remove()
             seconds, run.seconds = time.perf_counter() - start, 0.0

@@ -50,6 +50,7 @@ class Trainer:
         total: steps of the whole run.
         module: what is called in place of ``net``: a wrapper of it that averages gradients over processes.
         mean: the mean of a number over the processes.
+        mean_gradients: does that for what the optimizer trains beside ``net``; None in a single process.
         policy: when to remove what is dead; None for never.
         guard: when there must be no pressure.
         interrupt: tells when to stop.
@@ -70,6 +71,7 @@ class Trainer:
     total: int
     module: nn.Module | None = None
     mean: Callable[[float], float] = float
+    mean_gradients: Callable[[Optimizer], object] | None = None
     policy: PrunePolicy | None = None
     guard: Guard = field(default_factory=Guard)
     interrupt: Interrupt | None = None
@@ -164,6 +166,8 @@ class Trainer:
             (task + self.last_gamma * self.net.size()).backward()
         else:
             task.backward()
+        if self.mean_gradients is not None:
+            self.mean_gradients(self.optimizer)
         self._check_finite(task, batch, forward)
         if self.selection is not None:
             self.selection.see(self.done)

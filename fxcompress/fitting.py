@@ -149,6 +149,7 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
             ran. A second signal stops at once.
         DivergenceError: the loss or a gradient is not finite. The step was not made: the error holds the network as it
             was before it, the checkpoint the run after the last epoch.
+        BatchError: a batch norm got one value for each channel, as from a last batch of one sample; the same holds.
         FxCompressError: see :func:`compress`.
         DistributedError: processes have different numbers of batches, disagree, or have died.
 

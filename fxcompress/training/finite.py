@@ -11,10 +11,6 @@ IN_THE_DATA = "of this batch hold nan or inf already"
 EMPTY = "of this batch have no entries"
 
 
-class NotFinite(Exception):  # noqa: N818 - turned into an error that says where
-    """Raised before a step that would ruin the network; what is not finite, in words."""
-
-
 class Forward:
     """What a forward pass in training writes into a network, so that it can be taken back.
 

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel
 
 from fxcompress.channels.analysis import analyse
-from fxcompress.errors import DivergenceError, check_number
+from fxcompress.errors import check_number
 from fxcompress.objectives import starting_costs
 from fxcompress.passes.prune_report import PruneReport
 from fxcompress.provenance import provenance_of
@@ -22,11 +22,11 @@ from fxcompress.trace.traced import TracedModule
 from fxcompress.training.batches import check_callable, count_batches
 from fxcompress.training.controller import EARLY, ConstantGamma, Gamma, TargetSize, own_gamma
 from fxcompress.training.display import Display
-from fxcompress.training.finite import EMPTY, IN_THE_DATA, NotFinite
+from fxcompress.training.ended import StepRefusedError, ended, interrupted
 from fxcompress.training.guard import Guard, other_unit
 from fxcompress.training.history import EpochRecord
 from fxcompress.training.in_pieces import Compressed
-from fxcompress.training.interrupt import Interrupt, StepDone, TrainingInterrupted
+from fxcompress.training.interrupt import Interrupt, StepDone
 from fxcompress.training.network import FINE_STEP
 from fxcompress.training.parallel import Processes
 from fxcompress.training.policy import PrunePolicy, prune_policy
@@ -129,9 +129,9 @@ def train(  # noqa: PLR0913 - what is behind the user's call
                 loss = trainer.epoch(run.epoch())
             except StepDone:
                 run.keep(time.perf_counter() - start)
-                raise _interrupted(run, trainer, epochs) from None
-            except NotFinite as error:
-                raise _diverged(error, trainer, run.history, run) from error
+                raise interrupted(run, trainer, epochs) from None
+            except StepRefusedError as error:
+                raise ended(error, trainer, run.history, run) from error
             _tell_of_batches(trainer.done, run.batches, epochs, now=processes.is_first and epoch == 1)
             processes.share_buffers(*(m for m in (average, loss_fn) if isinstance(m, nn.Module)))
             if epoch == epochs and trainer.policy is not None:
@@ -155,7 +155,7 @@ def train(  # noqa: PLR0913 - what is behind the user's call
                 on_epoch(record)
             run.keep()
             if trainer.interrupt.requested:
-                raise _interrupted(run, trainer, epochs)
+                raise interrupted(run, trainer, epochs)
     latency = selection.left() if selection is not None and selection.kind == "latency" else None
     return FitResult(net.finalize().eval(), net, run.history, trainer.reports, latency)
 
@@ -185,36 +185,6 @@ def _tell_of_unit(least: float, metric: float, *, now: bool) -> None:
         _LOG.warning("fxcompress: %s: pass both in the same unit, or the brake holds always or never", found)
 
 
-def _interrupted(run: Run, trainer: Trainer, epochs: int) -> TrainingInterrupted:
-    where = f"after step {trainer.done} of {trainer.total}, with {len(run.history)} of {epochs} epochs finished"
-    path = None if run.keeper is None else run.keeper.path
-    return TrainingInterrupted(where, trainer.net, run.history, path)
-
-
-def _diverged(
-    error: NotFinite, trainer: Trainer, history: Sequence[EpochRecord], run: Run | None = None
-) -> DivergenceError:
-    epoch, batch = len(history) + 1, trainer.batch + 1
-    lines = [
-        f"epoch {epoch}, batch {batch} (step {trainer.done + 1} of {trainer.total}): {error}",
-        "  this step was not made: the network is as it was before it, and this exception holds it as .net",
-    ]
-    if run is not None and run.keeper is not None and history:
-        path = run.keeper.path
-        lines += [
-            f"  {path} holds the run as it was after epoch {len(history)}; load_checkpoint({path!r}, net) reads it"
-        ]
-    if IN_THE_DATA in str(error):
-        lines += ["  look at the data, and at what prepares it: torch.isfinite(batch).all() finds the samples"]
-    elif EMPTY in str(error):
-        lines += ["  let the loader leave such batches out: the mean of a loss over nothing is nan"]
-    else:
-        lines += [
-            "  take a lower lr= or a longer warm-up, or look at what the loss divides by or takes the logarithm of"
-        ]
-    return DivergenceError("\n".join(lines), trainer.net, history)
-
-
 def train_plain(
     net: nn.Module,
     loader: Iterable[Any],
@@ -236,8 +206,8 @@ def train_plain(
             start = time.perf_counter()
             try:
                 loss = trainer.epoch(loader)
-            except NotFinite as error:
-                raise _diverged(error, trainer, history) from error
+            except StepRefusedError as error:
+                raise ended(error, trainer, history) from error
             seconds = time.perf_counter() - start
             metric = None if validate is None else measured(net, validate)
             history.append(EpochRecord(epoch, loss, metric, 1.0, 1.0, channels, 0.0, seconds, name_of(validate)))

@@ -17,7 +17,8 @@ from fxcompress.training.altered import unhooked
 from fxcompress.training.batches import NO_BATCH, Batch, argument_names, scalar_loss
 from fxcompress.training.compressed import CompressedModule
 from fxcompress.training.controller import ConstantGamma, Gamma, gamma_now, held
-from fxcompress.training.finite import Forward, NotFinite, what_is_not_finite, why_not_finite
+from fxcompress.training.ended import NotFiniteError, too_few_values
+from fxcompress.training.finite import Forward, what_is_not_finite, why_not_finite
 from fxcompress.training.guard import Guard
 from fxcompress.training.in_pieces import Compressed
 from fxcompress.training.interrupt import Interrupt, StepDone
@@ -95,7 +96,8 @@ class Trainer:
 
         Raises:
             ValueError: there was no batch.
-            NotFinite: the loss or a gradient of the next step is not. The network is as it was before it.
+            StepRefusedError: the loss or a gradient of the next step is not finite, or a norm has too few values. The
+                network is as it was before it.
             StepDone: Ctrl-C was pressed, or SIGTERM has come.
         """
         self.net.train()
@@ -157,9 +159,8 @@ class Trainer:
         self.reports += [report] if report.modified else []
 
     def _step(self, batch: Batch) -> Tensor:
-        module = self.net if self.module is None else self.module
         forward = Forward(self.net)
-        task = scalar_loss(self.loss(module(*batch.args, **batch.kwargs), batch.target, *self._answers(batch)))
+        task = scalar_loss(self.loss(self._output(batch, forward), batch.target, *self._answers(batch)))
         self.optimizer.zero_grad(set_to_none=True)
         if isinstance(self.net, Compressed):
             self.last_gamma = self._pressure(self.net)
@@ -187,6 +188,17 @@ class Trainer:
                 self.remove()
         return task.detach()
 
+    def _output(self, batch: Batch, forward: Forward) -> Any:  # noqa: ANN401 - whatever the network returns
+        module = self.net if self.module is None else self.module
+        try:
+            return module(*batch.args, **batch.kwargs)
+        except ValueError as error:
+            refused = too_few_values(error, self.net)
+            if refused is None:
+                raise
+            self._undo(forward)
+            raise refused from error
+
     def _answers(self, batch: Batch) -> tuple[Any, ...]:
         """What the teacher returns, if there is one."""
         if self.teacher is None:
@@ -197,9 +209,13 @@ class Trainer:
     def _check_finite(self, task: Tensor, batch: Batch, forward: Forward) -> None:
         wrong = what_is_not_finite(task, self.net)
         if self.mean(float(bool(wrong))):  # in all processes or in none
-            forward.undo()
-            self.optimizer.zero_grad(set_to_none=True)
-            raise NotFinite(wrong + why_not_finite(self.net, batch) if wrong else _ELSEWHERE)
+            self._undo(forward)
+            raise NotFiniteError(wrong + why_not_finite(self.net, batch) if wrong else _ELSEWHERE)
+
+    def _undo(self, forward: Forward) -> None:
+        """Leave the network as it was before a step."""
+        forward.undo()
+        self.optimizer.zero_grad(set_to_none=True)
 
     def _pressure(self, net: Compressed) -> float:
         # The size is on the device: to ask for it where the pressure is constant would wait for nothing.

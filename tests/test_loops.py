@@ -235,3 +235,33 @@ def test_an_optimizer_that_lacks_parameters_and_holds_others_is_refused() -> Non
     assert net.prune().modified
     with pytest.raises(OptimizerError, match="that are not the network's"):
         net.prune(optimizer)
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("how", ["prune", "load", "average"])
+def test_what_is_left_of_a_network_in_shared_memory_lies_there_too(how: str) -> None:
+    """Processes that are started later see what this one trains."""
+    net, other, private = compressed(), compressed(), compressed()
+    if how == "prune":
+        net.share_memory()
+    other.share_memory()
+    kill(net)
+    optimizer = torch.optim.Adam(net.param_groups(), amsgrad=True)
+    task(net, 0).backward()
+    optimizer.step()
+    if how == "prune":  # as a SharedAdam does
+        for entry in optimizer.state.values():
+            for value in entry.values():
+                value.share_memory_()
+    assert net.prune(optimizer, averages=[other] if how == "average" else []).branches
+    if how == "prune":
+        assert all(value.is_shared() for entry in optimizer.state.values() for value in entry.values())
+    if how == "load":
+        other.load_state_dict(net.state_dict())
+    shared = net if how == "prune" else other
+    tensors = [*shared.parameters(), *shared.buffers()]
+    assert all(tensor.is_shared() for tensor in tensors)
+    assert sum(t.numel() for t in tensors) < sum(t.numel() for t in [*private.parameters(), *private.buffers()])
+    kill(private)
+    private.prune()
+    assert not any(p.is_shared() for p in private.parameters())

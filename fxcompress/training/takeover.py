@@ -9,7 +9,7 @@ from fxcompress.training.sized import LIVENESS, SizedModule
 
 
 def take_over(net: SizedModule, pruned: Pruned, provenance: Provenance) -> None:
-    """Become the pruned network; modules that stay keep their identity.
+    """Become the pruned network; modules that stay keep their identity, and what was in shared memory is there again.
 
     Args:
         net: the network as it was.
@@ -17,6 +17,7 @@ def take_over(net: SizedModule, pruned: Pruned, provenance: Provenance) -> None:
         provenance: of that.
     """
     attach(net, provenance)
+    shared = any(p.is_shared() for p in net.parameters() if p.is_cpu)  # on a GPU all are
     flags = net.get_submodule(LIVENESS)
     assert isinstance(flags, Liveness)
     for name, cut in pruned.cuts.items():
@@ -28,6 +29,8 @@ def take_over(net: SizedModule, pruned: Pruned, provenance: Provenance) -> None:
     _transplant(net, new)
     net.set_graphs(pruned.module.graph, pruned.module.train_graph)
     net.fxc_forget()
+    if shared:
+        net.share_memory()
 
 
 def _transplant(old: nn.Module, new: dict[str, nn.Module], prefix: str = "") -> None:

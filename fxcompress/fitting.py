@@ -40,6 +40,7 @@ from fxcompress.training.target import (
     check_target,
     held_epochs,
     tell_of_accuracy,
+    tell_of_bits,
     tell_of_selection,
     tell_of_target,
 )
@@ -192,7 +193,7 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
     _tell_of_loss(loss_fn, chosen)
     check_scheduler_of(scheduler, chosen, measured=validate is not None)
     schedule = scheduler or cosine(chosen, steps, min(steps // 20, 100), settle=rest)
-    keeper = None
+    keeper, size = None, net.fractional_size()
     if checkpoint is not None:
         check = partial(
             check_run, gamma=control, loader=loader, batches=count, average=average, selection=selection, epochs=epochs,
@@ -221,6 +222,7 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
         guarded = min_accuracy is not None or max_loss_increase is not None
         why = held_epochs(result.history) if guarded else ""
         tell_of_target(net, control, why)
+        tell_of_bits(net, control, size, result.history, steps)
         tell_of_selection(selection, why)
         tell_of_accuracy(result.history, guard)
     return result

@@ -31,7 +31,7 @@ from fxcompress.training.network import FINE_STEP
 from fxcompress.training.parallel import Processes
 from fxcompress.training.policy import PrunePolicy, prune_policy
 from fxcompress.training.resume import Keeper, Run
-from fxcompress.training.schedule import formats_move
+from fxcompress.training.schedule import formats_move, tell_of_fall
 from fxcompress.training.selection import Selection
 from fxcompress.training.trainer import Loss, Scheduler, Trainer
 
@@ -132,7 +132,7 @@ def train(  # noqa: PLR0913 - what is behind the user's call
                 raise interrupted(run, trainer, epochs) from None
             except StepRefusedError as error:
                 raise ended(error, trainer, run.history, run) from error
-            _tell_of_batches(trainer.done, run.batches, epochs, now=processes.is_first and epoch == 1)
+            _tell_of_first(trainer, run, epochs, now=processes.is_first and epoch == 1)
             processes.share_buffers(*(m for m in (average, loss_fn) if isinstance(m, nn.Module)))
             if epoch == epochs and trainer.policy is not None:
                 trainer.remove()
@@ -168,9 +168,16 @@ def _settle(trainer: Trainer, run: Run, processes: Processes, *, measured: bool)
         processes.share_buffers()
 
 
-def _tell_of_batches(given: int, said: int, epochs: int, *, now: bool) -> None:
+def _tell_of_first(trainer: Trainer, run: Run, epochs: int, *, now: bool) -> None:
+    """Warn after the first epoch where steps are not what the loader or the scheduler takes them for."""
+    if now:
+        _tell_of_batches(trainer.done, run.batches, epochs)
+        tell_of_fall(trainer.optimizer, trainer.rates, trainer.done, trainer.total)
+
+
+def _tell_of_batches(given: int, said: int, epochs: int) -> None:
     """Warn where a loader has not the length that it says: what falls over all steps would not have fallen."""
-    if now and given != said:
+    if given != said:
         _LOG.warning(
             "fxcompress: the loader has a length of %d, and gave %d batches in an epoch: learning rates and gamma "
             "follow a course of %d steps, of which %d will be made\n"

@@ -14,6 +14,8 @@ MISSED = 1.2
 """How far from its target, as a factor, a training may end above it without a word."""
 FAR_BELOW = 1.5
 """How far, as a factor, it may end below it."""
+_HARDLY, _LONG_ENOUGH = 0.05, 100
+"""By what share a size has to change in a training with pressure, and from how many steps on."""
 _BELOW = 1.25
 """How far it may begin below its target."""
 MISSED_MACS = 1.05
@@ -62,6 +64,31 @@ def tell_of_target(net: SizedNetwork, gamma: Callable[[float, float], float], wh
             "fxcompress: the training was to end at %.3g of the bits, and %.3g are left%s: what is dead does not come "
             "back\n  take more epochs, or lower learning rates of bits, so that no layer dies at once", gamma.target,
             size, why,
+        )  # fmt: skip
+
+
+def tell_of_bits(
+    net: SizedNetwork, gamma: Callable[[float, float], float], before: float, history: Sequence[EpochRecord], steps: int
+) -> None:
+    """Warn where a training with pressure has left the size as it was; where there is a target, that is told.
+
+    Args:
+        net: at its end.
+        gamma: that led it.
+        before: its size at the start.
+        history: of all epochs.
+        steps: of all of it.
+    """
+    pressed = steps >= _LONG_ENOUGH and all(record.gamma > 0 for record in history)
+    size = net.fractional_size()
+    if isinstance(gamma, TargetSize) or not pressed or abs(size - before) > _HARDLY * before:
+        return
+    if any(bits.requires_grad for bits in net.fxc_bits):
+        _LOG.warning(
+            "fxcompress: %d steps with a gamma of %.3g have left the bits as they were: %.4g of the original, where "
+            "there were %.4g\n  take a larger gamma, or learning rates of bits as net.param_groups() has them for the "
+            "Adam family: SGD needs bits_lr=500 or so, and schedulers that set a learning rate need one for each group",
+            steps, history[-1].gamma, size, before,
         )  # fmt: skip
 
 

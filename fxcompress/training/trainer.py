@@ -23,6 +23,7 @@ from fxcompress.training.guard import Guard
 from fxcompress.training.in_pieces import Compressed
 from fxcompress.training.interrupt import Interrupt, StepDone
 from fxcompress.training.policy import PrunePolicy
+from fxcompress.training.schedule import largest_rates
 from fxcompress.training.selection import Selection
 from fxcompress.training.statistics import refresh_statistics
 
@@ -61,6 +62,7 @@ class Trainer:
         reports: of all removals.
         done: steps that were made.
         last_gamma: of the step before.
+        rates: the largest learning rate that each group of the optimizer has had.
         batch, loss_sum: batches of the present epoch that are done, and the sum of their task losses.
     """
 
@@ -82,6 +84,7 @@ class Trainer:
     reports: list[PruneReport] = field(default_factory=list)
     done: int = 0
     last_gamma: float = 0.0
+    rates: list[float] = field(default_factory=list)
     batch: int = 0
     loss_sum: Tensor | None = None
     _in_evaluation: frozenset[str] = field(init=False, repr=False)
@@ -172,6 +175,7 @@ class Trainer:
         self._check_finite(task, batch, forward)
         if self.selection is not None:
             self.selection.see(self.done)
+        self.rates = largest_rates(self.optimizer, self.rates)
         self.optimizer.step()
         if not isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step()

@@ -1,4 +1,4 @@
-"""Learning rates that wait for a metric: ReduceLROnPlateau in ``fit``, and schedulers of other optimizers."""
+"""Schedulers in ``fit``: ReduceLROnPlateau, those of other optimizers, and those that count epochs or stop the bits."""
 
 import signal
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
+from torch.optim.lr_scheduler import ExponentialLR, LinearLR, OneCycleLR, ReduceLROnPlateau, StepLR
 
 import fxcompress as fxc
 from fxcompress.errors import OptimizerError
@@ -105,3 +105,57 @@ def test_a_scheduler_of_another_optimizer_is_refused(make: Any, own: bool) -> No
     other = torch.optim.Adam(net.param_groups())
     with pytest.raises(OptimizerError, match=r"of another Adam than the one that trains the network.*optimizer="):
         fxc.fit(net, data(), F.cross_entropy, epochs=1, gamma=0.1, scheduler=make(other), progress=False, **options)
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda optimizer: StepLR(optimizer, 3, 0.1), True),
+        (lambda optimizer: ExponentialLR(optimizer, 0.5), True),
+        (lambda optimizer: StepLR(optimizer, 20, 0.1), False),
+        (lambda optimizer: LinearLR(optimizer, 1e-3, 1.0, 30), False),
+        (lambda optimizer: fxc.cosine(optimizer, 30, 3), False),
+        (None, False),
+    ],
+    ids=["steps for epochs", "falls for epochs", "steps", "a long warm-up", "cosine", "the default"],
+)
+def test_a_scheduler_that_counts_epochs_is_told(make: Any, told: bool, caplog: pytest.LogCaptureFixture) -> None:  # noqa: ANN401, FBT001
+    """It is stepped after each batch, and learning rates would be 0 before anything was learnt."""
+    net = fresh()
+    optimizer = torch.optim.Adam(net.param_groups())
+    scheduler = make(optimizer) if make is not None else None
+    fxc.fit(net, data(), F.cross_entropy, epochs=5, gamma=0.1, optimizer=optimizer, scheduler=scheduler, progress=False)
+    assert ("after 6 of 30 steps, the scheduler has let the learning rate fall" in caplog.text) == told
+    assert caplog.text.count("it is stepped after each batch") == told
+
+
+Make = Callable[[fxc.CompressedModule], torch.optim.Optimizer]
+
+
+@pytest.mark.parametrize(
+    ("make", "one_rate", "gamma", "told"),
+    [
+        (lambda net: torch.optim.Adam(net.param_groups()), False, 0.1, False),
+        (lambda net: torch.optim.Adam(net.param_groups()), True, 0.1, True),
+        (lambda net: torch.optim.Adam(net.param_groups()), True, 0.0, False),
+        (lambda net: torch.optim.SGD(net.param_groups(1e-2, bits_lr=0.05)), False, 0.1, True),
+        (lambda net: torch.optim.SGD(net.param_groups(1e-2, bits_lr=500, exponents_lr=0.05)), False, 0.1, False),
+    ],
+    ids=["adam", "one rate for all", "without pressure", "sgd", "sgd with its own rates"],
+)
+def test_bits_that_pressure_has_not_moved_are_told(
+    make: Make,
+    one_rate: bool,  # noqa: FBT001
+    gamma: float,
+    told: bool,  # noqa: FBT001
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    torch.manual_seed(0)
+    net = fresh()
+    optimizer = make(net)
+    loader = list(data()) * 4
+    scheduler = OneCycleLR(optimizer, 1e-3, total_steps=120) if one_rate else StepLR(optimizer, 1000)
+    fxc.fit(
+        net, loader, F.cross_entropy, epochs=5, gamma=gamma, optimizer=optimizer, scheduler=scheduler, progress=False
+    )
+    assert ("120 steps with a gamma of 0.1 have left the bits as they were" in caplog.text) == told

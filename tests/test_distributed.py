@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch._C._distributed_c10d import BuiltinCommHookType, GradBucket
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Adam, Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import fxcompress as fxc
@@ -411,6 +412,27 @@ def test_a_loss_with_parameters_in_two_processes_equals_that_in_one() -> None:
     assert [(o.error, o.message) for o in outcomes] == [("", "")] * 2
     assert not torch.equal(expected["scale"], torch.ones(5, dtype=torch.float64))
     assert_near(outcomes[0].value, expected)
+
+
+def waited(rank: int) -> tuple[list[float], dict[str, Tensor]]:
+    """A learning rate that waits for a metric which is better in one process than in the other."""
+    net = compressed(seed=rank)
+    optimizer = adam(net)
+    metrics = iter([(0.1, 0.9), (0.9, 0.0), (0.2, 0.95)])  # means of 0.5, 0.45, 0.575
+    rates: list[float] = []
+    fxc.fit(
+        net, [share(step) for step in range(4)], F.cross_entropy, epochs=3, gamma=0.3, optimizer=optimizer,
+        scheduler=ReduceLROnPlateau(optimizer, "max", factor=0.5, patience=0), validate=lambda _: next(metrics)[rank],
+        on_epoch=lambda _: rates.append(optimizer.param_groups[0]["lr"]), progress=False,
+    )  # fmt: skip
+    return rates, tensors(net, optimizer)
+
+
+def test_all_processes_lower_their_learning_rates_together() -> None:
+    outcomes = launch(2, waited)
+    assert [(o.error, o.message) for o in outcomes] == [("", "")] * 2
+    assert [o.value[0] for o in outcomes] == [[2e-3, 1e-3, 1e-3]] * 2
+    assert digest(outcomes[0].value[1]) == digest(outcomes[1].value[1])
 
 
 def led(rank: int) -> tuple[dict[str, Tensor], float, bool]:

@@ -271,3 +271,24 @@ def test_what_else_a_network_raises_in_training_is_left_as_it_is() -> None:
     net = fxc.compress(Plain(), torch.zeros(4, 6))
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         trained(net, [(torch.zeros(4, 5), torch.zeros(4, dtype=torch.long))])
+
+
+@pytest.mark.parametrize("as_function", [False, True])
+def test_a_parameter_of_the_loss_whose_gradient_is_not_finite_is_named_before_it_is_ruined(as_function: bool) -> None:  # noqa: FBT001
+    class Warm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale, self.temperature = nn.Parameter(torch.ones(())), nn.Parameter(torch.zeros(1))
+
+        def forward(self, output: Tensor, target: Tensor) -> Tensor:
+            return F.cross_entropy(self.scale * output, target) + self.temperature.abs().sqrt().sum()
+
+    loader, loss = data(3), Warm()
+    net = fxc.compress(Plain(), loader[0][0])
+    optimizer = torch.optim.Adam([*net.param_groups(), {"params": loss.parameters()}])
+    name = r"parameter 2 beside the network, of shape \(1,\)," if as_function else "temperature of the loss"
+    with pytest.raises(DivergenceError, match=rf"step 1 of 6\): .* the gradient of {name} is not finite"):
+        trained(net, loader, loss.forward if as_function else loss, optimizer=optimizer)
+    assert loss.temperature.item() == 0
+    assert loss.scale.item() == 1
+    assert all(p.grad is None for p in (*net.parameters(), *loss.parameters()))

@@ -1,7 +1,7 @@
 """One run over the data, step by step: task and size, the optimizer, what dies, and when it is removed."""
 
 import math
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -22,6 +22,7 @@ from fxcompress.training.finite import Forward, what_is_not_finite, why_not_fini
 from fxcompress.training.guard import Guard
 from fxcompress.training.in_pieces import Compressed
 from fxcompress.training.interrupt import Interrupt, StepDone
+from fxcompress.training.parallel import beside
 from fxcompress.training.policy import PrunePolicy
 from fxcompress.training.schedule import largest_rates
 from fxcompress.training.selection import Selection
@@ -211,10 +212,18 @@ class Trainer:
             return (self.teacher(*batch.args, **batch.kwargs),)
 
     def _check_finite(self, task: Tensor, batch: Batch, forward: Forward) -> None:
-        wrong = what_is_not_finite(task, self.net)
+        wrong = what_is_not_finite(task, [*self.net.named_parameters(), *self._beside()])
         if self.mean(float(bool(wrong))):  # in all processes or in none
             self._undo(forward)
             raise NotFiniteError(wrong + why_not_finite(self.net, batch) if wrong else _ELSEWHERE)
+
+    def _beside(self) -> Iterator[tuple[str, Tensor]]:
+        """What the optimizer trains beside the network, such as parameters of the loss, with their names there."""
+        own = self.loss.named_parameters() if isinstance(self.loss, nn.Module) else ()
+        names = {id(parameter): f"{name} of the loss" for name, parameter in own}
+        for number, parameter in enumerate(beside(self.net, self.optimizer), 1):
+            other = f"parameter {number} beside the network, of shape {tuple(parameter.shape)},"
+            yield names.get(id(parameter), other), parameter
 
     def _undo(self, forward: Forward) -> None:
         """Leave the network as it was before a step."""

@@ -9,6 +9,7 @@ from typing import Any
 
 __all__ = [
     "AverageError",
+    "BatchError",
     "CheckpointError",
     "DistributedError",
     "DivergenceError",
@@ -66,8 +67,8 @@ class DistributedError(FxCompressError):
     """The processes of a distributed run disagree, one of them has died, or a wrapper cannot follow a removal."""
 
 
-class DivergenceError(FxCompressError, ArithmeticError):
-    """A loss or a gradient was not finite. The step that would have used it was not made.
+class _EndedError(FxCompressError):
+    """A training has ended before a step, and what it has trained by then.
 
     Attributes:
         net: the network as it was before that step.
@@ -78,6 +79,24 @@ class DivergenceError(FxCompressError, ArithmeticError):
         super().__init__(message)
         self.net = net
         self.history = list(history)
+
+
+class DivergenceError(_EndedError, ArithmeticError):
+    """A loss or a gradient was not finite. The step that would have used it was not made.
+
+    Attributes:
+        net: the network as it was before that step.
+        history: records of the epochs that were finished.
+    """
+
+
+class BatchError(_EndedError, ValueError):
+    """A batch that the network cannot be trained on: one sample for a batch norm. Its step was not made.
+
+    Attributes:
+        net: the network as it was before that step.
+        history: records of the epochs that were finished.
+    """
 
 
 class StorageError(FxCompressError):

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from numbers import Integral
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel
 
 from fxcompress.checkpoint import check_scheduler, save_checkpoint, take_up
@@ -32,9 +33,17 @@ from fxcompress.training.in_pieces import Compressed
 from fxcompress.training.parallel import is_first
 from fxcompress.training.policy import PrunePolicy, prune_policy
 from fxcompress.training.resume import Keeper, check_run
-from fxcompress.training.schedule import LONG_REST, REST, cosine
+from fxcompress.training.schedule import LONG_REST, REST, check_scheduler_of, cosine
 from fxcompress.training.suited import check_objective, check_suited, tell_of_mixed
-from fxcompress.training.target import begin_selection, check_target, tell_of_selection, tell_of_target
+from fxcompress.training.target import (
+    begin_selection,
+    check_target,
+    held_epochs,
+    tell_of_accuracy,
+    tell_of_bits,
+    tell_of_selection,
+    tell_of_target,
+)
 from fxcompress.training.trainer import Loss, Scheduler
 
 DEATH_LIMIT = 0.1
@@ -60,7 +69,7 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
     lr: float | None = None,
     weight_decay: float | None = None,
     optimizer: Optimizer | None = None,
-    scheduler: Scheduler | None = None,
+    scheduler: Scheduler | ReduceLROnPlateau | None = None,
     example_inputs: object = None,
     validate: Validate | None = None,
     prune: bool | int | PrunePolicy = True,
@@ -99,8 +108,9 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
         lr: of the weights, for the default optimizer, Adam; 1e-3 by default.
         weight_decay: the same; 0 by default.
         optimizer: of a compressed model's ``param_groups()``; only with a model from :func:`compress`.
-        scheduler: stepped after each batch; :func:`fxcompress.cosine` by default: half a cosine down to 0, which bits
-            and exponents reach after 90 % of the training.
+        scheduler: of the ``optimizer``, stepped after each batch; ReduceLROnPlateau after each epoch, with what
+            ``validate`` returned or, without it, the loss. :func:`fxcompress.cosine` by default: half a cosine down to
+            0, which bits and exponents reach after 90 % of the training.
         example_inputs: taken from the first batch by default.
         validate: called with the network in evaluation mode after each epoch; its result, a number or None, is the
             record's metric. While bits or exponents move, running statistics are taken anew before, of some of the
@@ -133,13 +143,14 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
             the network is below its target already; the table does not fit; an optimizer of a plain model, ``lr`` or
             ``weight_decay`` beside an optimizer, ``min_accuracy`` without ``validate``, or ``resume`` without
             ``checkpoint``.
-        OptimizerError: ``optimizer`` is of another network, or lacks the bits.
+        OptimizerError: ``optimizer`` is of another network, or lacks the bits; ``scheduler`` is of another optimizer.
         AverageError: ``average`` is not of the network.
         CheckpointError: the checkpoint does not fit, or is there although the run is to start anew.
         TrainingInterrupted: Ctrl-C was pressed, or SIGTERM has come; a KeyboardInterrupt, raised after the step that
             ran. A second signal stops at once.
         DivergenceError: the loss or a gradient is not finite. The step was not made: the error holds the network as it
             was before it, the checkpoint the run after the last epoch.
+        BatchError: a batch norm got one value for each channel, as from a last batch of one sample; the same holds.
         FxCompressError: see :func:`compress`.
         DistributedError: processes have different numbers of batches, disagree, or have died.
 
@@ -180,8 +191,9 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
     chosen = optimizer or torch.optim.Adam(net.param_groups(**own, eps=_eps(net), fine_tune=most))
     rest = LONG_REST if fine_tune else REST
     _tell_of_loss(loss_fn, chosen)
+    check_scheduler_of(scheduler, chosen, measured=validate is not None)
     schedule = scheduler or cosine(chosen, steps, min(steps // 20, 100), settle=rest)
-    keeper = None
+    keeper, size = None, net.fractional_size()
     if checkpoint is not None:
         check = partial(
             check_run, gamma=control, loader=loader, batches=count, average=average, selection=selection, epochs=epochs,
@@ -208,37 +220,12 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
     )
     if is_first():
         guarded = min_accuracy is not None or max_loss_increase is not None
-        why = _held(result.history) if guarded else ""
+        why = held_epochs(result.history) if guarded else ""
         tell_of_target(net, control, why)
+        tell_of_bits(net, control, size, result.history, steps)
         tell_of_selection(selection, why)
-        _tell_of_accuracy(result.history, guard)
+        tell_of_accuracy(result.history, guard)
     return result
-
-
-def _tell_of_accuracy(history: Sequence[EpochRecord], guard: Guard) -> None:
-    """Warn where the last epoch was not good enough, or none was for any pressure, as with percent for shares."""
-    reached = [record.metric for record in history if record.metric is not None]
-    least = guard.min_metric
-    if least is None or not guard.low:
-        return
-    if len(history) > 1 and not any(metric >= least for metric in reached):
-        _LOG.warning(
-            "fxcompress: no epoch reached min_accuracy=%.4g, so there was no pressure after the first one: the best "
-            "had %.4g\n  validate and min_accuracy must be in the same unit: both shares, or both percent",
-            least, max(reached, default=float("nan")),
-        )  # fmt: skip
-    else:
-        _LOG.warning(
-            "fxcompress: the training ended with %.4g where min_accuracy=%.4g was asked for\n  take more epochs, a "
-            "larger target or a smaller gamma; min_accuracy= holds the pressure off, and does not make good what the "
-            "last of it has cost", reached[-1] if reached else float("nan"), least,
-        )  # fmt: skip
-
-
-def _held(history: Sequence[EpochRecord]) -> str:
-    """How often there was no pressure, in words."""
-    held = sum(record.gamma <= 0 for record in history)
-    return f"; there was no pressure at the end of {held} of {len(history)} epochs" if held else ""
 
 
 def _teacher(teacher: nn.Module | None, model: nn.Module) -> nn.Module | None:
@@ -266,7 +253,8 @@ def _check_calls(validate: object, on_epoch: object, scheduler: object) -> None:
         check_callable("on_epoch", on_epoch, ("record",), "it gets the record of an epoch")
     if scheduler is not None:
         step = getattr(scheduler, "step", scheduler)
-        check_callable("scheduler.step", step, (), "it is stepped after each batch: take one that follows the steps")
+        given = ("metrics",) if isinstance(scheduler, ReduceLROnPlateau) else ()
+        check_callable("scheduler.step", step, given, "it is stepped after each batch: take one that follows the steps")
 
 
 def _goes_on(checkpoint: str | os.PathLike[str] | None, resume: Resume) -> bool:
@@ -294,7 +282,7 @@ def _keeper(
     path: Path,
     net: Compressed,
     optimizer: Optimizer,
-    scheduler: Scheduler,
+    scheduler: Scheduler | ReduceLROnPlateau,
     check: Callable[[dict[str, Any]], None],
     *,
     resume: bool,

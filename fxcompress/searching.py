@@ -168,12 +168,15 @@ def fit_to_accuracy(
     _check(validate, min_accuracy, rounds, path, options)
     goal = _goal(by, latency_table)
     start = compressed_for(model, loader, example_inputs)
-    goal.begin(start, progress=progress)
+    start = copy.deepcopy(start) if start is model else start  # the caller may be leading it somewhere
     search = _Search(validate, min_accuracy, path, goal, shown=progress and is_first())
-    first = search.see(None, copy.deepcopy(start))
-    unit = other_unit(min_accuracy, first.metric)
+    module = start.finalize().eval()
+    metric = search.measure(module)
+    unit = other_unit(min_accuracy, metric)
     if unit:
         raise ValueError(f"{unit}, so that all networks would be good enough or none: pass both in the same unit")
+    goal.begin(start, progress=progress)
+    search.see(None, copy.deepcopy(start), module, metric)
     bracket = Bracket(goal.share(start))
     for _ in range(rounds):
         target = bracket.next()
@@ -190,7 +193,7 @@ def fit_to_accuracy(
             net, loader, loss_fn, epochs=epochs, fine_tune=fine_tune or kept is not None, validate=validate,
             progress=progress, **goal.options(target), **options,
         )  # fmt: skip
-        found = search.see(target, trained.net, trained.module)
+        found = search.see(target, trained.net, trained.module, search.measure(trained.module))
         bracket.see(found.size, kept=found.kept)
     return search.result()
 
@@ -205,11 +208,13 @@ class _Search:
         self.rounds: list[Round] = []
         self.best: AccuracyResult | None = None
 
-    def see(self, target: float | None, net: Compressed, module: nn.Module | None = None) -> Round:
-        """Measure a network, and take it in."""
-        module = net.finalize().eval() if module is None else module
+    def measure(self, module: nn.Module) -> float:
+        """What ``validate`` says of a finalized network, as the mean over the processes."""
         metric = needed(measured(module, self.validate))
-        metric = mean_of_processes(metric, next(net.parameters()).device)
+        return mean_of_processes(metric, next(module.parameters()).device)
+
+    def see(self, target: float | None, net: Compressed, module: nn.Module, metric: float) -> Round:
+        """Take in a network, the finalized one, and what was measured of that."""
         size, kept = self.goal.share(net), metric >= self.least
         found = Round(target, size, metric, kept, name_of(self.validate), self.goal.word)
         self.rounds.append(found)

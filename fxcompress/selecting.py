@@ -50,7 +50,8 @@ def select_channels(
     What :func:`fxcompress.fit` does for ``target_macs`` and ``target_latency``. It hangs on the steps of the optimizer:
     before one it looks at the gradients, after one it lowers the bits of the channels that are to go, those that the
     task misses least for what they save. The loop itself stays as it is: ``net.step()`` follows each step, and
-    ``net.prune(optimizer)`` removes what has died. The size need not be in the loss.
+    ``net.prune(optimizer)`` removes what has died. The size need not be in the loss. A second call for the same network
+    ends the first one and takes its place; ``stop()`` of what the first has returned does so without a warning.
 
     Args:
         net: of :func:`fxcompress.compress`.
@@ -89,9 +90,9 @@ def select_channels(
     check_number(steps=steps)
     if steps != int(steps) or steps < 1:
         raise ValueError(f"steps={steps} must be a whole number, at least 1: as many as the optimizer will make")
+    check_optimizers([optimizer], net.parameters())
     selection = Aims(target_macs, target_latency, latency_table).selection(net, int(steps))
     if selection is None:
         raise ValueError("pass target_macs= or target_latency=, the share to end at")
-    check_optimizers([optimizer], net.parameters())
     begin_selection(selection, state, progress=True)
     return ChannelSelection(selection, selection.follow(optimizer))

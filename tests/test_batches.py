@@ -9,9 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import fxcompress as fxc
-from fxcompress.errors import DivergenceError
+from fxcompress.errors import BatchError, DivergenceError
 
 Loader = list[Any]
 
@@ -227,3 +228,67 @@ def test_the_loader_is_checked_before_anything_is_made(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the loader is empty"):
         trained(Plain(), [], checkpoint=tmp_path / "run.pt")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("norm", "shape"),
+    [
+        (lambda: nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8)), (6,)),
+        (lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.LazyBatchNorm1d()), (6,)),
+        (lambda: nn.Sequential(nn.Conv1d(2, 8, 3), nn.BatchNorm1d(8), nn.Flatten()), (2, 3)),
+        (lambda: nn.Sequential(nn.Conv2d(2, 8, 3), nn.BatchNorm2d(8), nn.Flatten()), (2, 3, 3)),
+    ],
+    ids=["features", "lazy", "one place", "one pixel"],
+)
+def test_a_last_batch_of_one_sample_for_a_batch_norm_is_named(
+    norm: Callable[[], nn.Module], shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    """With the layer, what to do, and all that was trained by then."""
+    torch.manual_seed(0)
+    x, y = torch.randn(9, *shape), torch.randint(3, (9,))
+    model = nn.Sequential(norm(), nn.ReLU(), nn.LazyLinear(3))
+    model(x)
+    net = fxc.compress(model, x[:4])
+    loader = DataLoader(TensorDataset(x, y), batch_size=4)
+    states = []
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        states.append({name: value.clone() for name, value in net.state_dict().items()})
+        return F.cross_entropy(output, target)
+
+    with pytest.raises(BatchError, match=r"epoch 1, batch 3 \(step 3 of 6\): 0\.\d has one value") as caught:
+        trained(net, loader, loss, epochs=2, checkpoint=tmp_path / "run.pt")
+    assert "drop_last=True" in str(caught.value)
+    assert isinstance(caught.value, ValueError)
+    assert caught.value.net is net
+    assert caught.value.history == []
+    assert all(p.grad is None for p in net.parameters())
+    assert any(not torch.equal(value, states[1][name]) for name, value in net.state_dict().items())
+    trained(net, DataLoader(TensorDataset(x, y), batch_size=4, drop_last=True), epochs=2)
+
+
+def test_what_else_a_network_raises_in_training_is_left_as_it_is() -> None:
+    net = fxc.compress(Plain(), torch.zeros(4, 6))
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        trained(net, [(torch.zeros(4, 5), torch.zeros(4, dtype=torch.long))])
+
+
+@pytest.mark.parametrize("as_function", [False, True])
+def test_a_parameter_of_the_loss_whose_gradient_is_not_finite_is_named_before_it_is_ruined(as_function: bool) -> None:  # noqa: FBT001
+    class Warm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale, self.temperature = nn.Parameter(torch.ones(())), nn.Parameter(torch.zeros(1))
+
+        def forward(self, output: Tensor, target: Tensor) -> Tensor:
+            return F.cross_entropy(self.scale * output, target) + self.temperature.abs().sqrt().sum()
+
+    loader, loss = data(3), Warm()
+    net = fxc.compress(Plain(), loader[0][0])
+    optimizer = torch.optim.Adam([*net.param_groups(), {"params": loss.parameters()}])
+    name = r"parameter 2 beside the network, of shape \(1,\)," if as_function else "temperature of the loss"
+    with pytest.raises(DivergenceError, match=rf"step 1 of 6\): .* the gradient of {name} is not finite"):
+        trained(net, loader, loss.forward if as_function else loss, optimizer=optimizer)
+    assert loss.temperature.item() == 0
+    assert loss.scale.item() == 1
+    assert all(p.grad is None for p in (*net.parameters(), *loss.parameters()))

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch._C._distributed_c10d import BuiltinCommHookType, GradBucket
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Adam, Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import fxcompress as fxc
@@ -344,6 +345,94 @@ def test_fit_in_two_processes_equals_fit_in_one() -> None:
     assert_near(outcomes[0].value[0], expected)
     for outcome in outcomes:
         assert outcome.value[1] == [pytest.approx(f, abs=1e-9) for f in figures]
+
+
+class Weighted(nn.Module):
+    """A loss with parameters, one of which a single rank needs and one that nobody does, and a buffer that moves."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed + 5)
+        self.scale = nn.Parameter(1 + torch.rand(5, dtype=torch.float64))
+        self.rare = nn.Parameter(torch.rand(5, dtype=torch.float64))
+        self.idle = nn.Parameter(torch.rand(3, dtype=torch.float64))
+        self.mean: Tensor
+        self.register_buffer("mean", torch.zeros(5, dtype=torch.float64))
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        self.mean.lerp_(output.detach().mean(0), 0.1)
+        loss = F.cross_entropy(output * self.scale, target)
+        if (target == 0).sum() > 2:
+            loss = loss + 0.1 * F.cross_entropy(output * self.rare, target)
+        return loss
+
+
+def fitted_with_a_loss(rank: int, as_function: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:  # noqa: FBT001
+    net, loss = compressed(seed=rank), Weighted(rank)
+    groups = [*net.param_groups(2e-3), {"params": loss.parameters(), "lr": 0.01}]
+    called = loss.forward if as_function else loss
+    fxc.fit(
+        net, [share(step) for step in range(8)], called, epochs=3, gamma=0.3, optimizer=Adam(groups, weight_decay=0.1),
+        progress=False,
+    )  # fmt: skip
+    return tensors(net), tensors(loss)
+
+
+@pytest.mark.parametrize("as_function", [False, True])
+def test_a_loss_with_parameters_is_trained_as_one(as_function: bool) -> None:  # noqa: FBT001
+    """Its gradients are means over the processes as well, and all begin with what the first has."""
+    before = tensors(Weighted(0))
+    outcomes = launch(2, fitted_with_a_loss, as_function)
+    assert [(o.error, o.message) for o in outcomes] == [("", "")] * 2
+    (net, loss), (other_net, other_loss) = outcomes[0].value, outcomes[1].value
+    assert digest(net) == digest(other_net)
+    if as_function:  # nobody knows its buffers
+        del loss["net.mean"], other_loss["net.mean"]
+    assert digest(loss) == digest(other_loss)
+    moved = {name for name, value in loss.items() if not torch.equal(value, before[name])}
+    assert moved >= {"net.scale", "net.rare"}
+    assert "net.idle" not in moved
+
+
+def loss_in_parts(rank: int) -> dict[str, Tensor]:
+    """Parameters of a loss that is the mean over its samples."""
+    net = compressed(seed=rank)
+    scale = nn.Parameter(torch.ones(5, dtype=torch.float64))
+    groups = [*net.param_groups(2e-3, bits_lr=0.06, exponents_lr=0.06), {"params": [scale], "lr": 0.01}]
+    fxc.fit(
+        net, [share(step) for step in range(8)], lambda output, target: F.cross_entropy(output * scale, target),
+        epochs=3, gamma=0.3, optimizer=Adam(groups), progress=False,
+    )  # fmt: skip
+    return tensors(net) | {"scale": scale.detach()}
+
+
+def test_a_loss_with_parameters_in_two_processes_equals_that_in_one() -> None:
+    expected = loss_in_parts(0)
+    outcomes = launch(2, loss_in_parts)
+    assert [(o.error, o.message) for o in outcomes] == [("", "")] * 2
+    assert not torch.equal(expected["scale"], torch.ones(5, dtype=torch.float64))
+    assert_near(outcomes[0].value, expected)
+
+
+def waited(rank: int) -> tuple[list[float], dict[str, Tensor]]:
+    """A learning rate that waits for a metric which is better in one process than in the other."""
+    net = compressed(seed=rank)
+    optimizer = adam(net)
+    metrics = iter([(0.1, 0.9), (0.9, 0.0), (0.2, 0.95)])  # means of 0.5, 0.45, 0.575
+    rates: list[float] = []
+    fxc.fit(
+        net, [share(step) for step in range(4)], F.cross_entropy, epochs=3, gamma=0.3, optimizer=optimizer,
+        scheduler=ReduceLROnPlateau(optimizer, "max", factor=0.5, patience=0), validate=lambda _: next(metrics)[rank],
+        on_epoch=lambda _: rates.append(optimizer.param_groups[0]["lr"]), progress=False,
+    )  # fmt: skip
+    return rates, tensors(net, optimizer)
+
+
+def test_all_processes_lower_their_learning_rates_together() -> None:
+    outcomes = launch(2, waited)
+    assert [(o.error, o.message) for o in outcomes] == [("", "")] * 2
+    assert [o.value[0] for o in outcomes] == [[2e-3, 1e-3, 1e-3]] * 2
+    assert digest(outcomes[0].value[1]) == digest(outcomes[1].value[1])
 
 
 def led(rank: int) -> tuple[dict[str, Tensor], float, bool]:

@@ -113,7 +113,99 @@ def penalised() -> Step:
     return step
 
 
-@pytest.mark.parametrize("step", [scaled, clipped, distilled, penalised])
+def operated() -> Step:
+    """Gradient surgery: an entry moves where two tasks agree."""
+
+    def step(net: fxc.CompressedModule, optimizer: Optimizer, number: int) -> None:
+        x, target = batch(seed=number, size=8)
+        output = net(x)
+        trained = [p for p in net.parameters() if p.requires_grad]
+        first, second = (
+            torch.autograd.grad(loss, trained, retain_graph=True, materialize_grads=True)
+            for loss in (F.cross_entropy(output, target), -output.square().mean())
+        )
+        for parameter, one, two in zip(trained, first, second, strict=True):
+            parameter.grad = torch.where(one * two > 0, one + two, 0.0)
+        optimizer.step()
+
+    return step
+
+
+def thawed() -> Step:
+    """The stem is frozen while channels die and go, and trained after that."""
+
+    def step(net: fxc.CompressedModule, optimizer: Optimizer, number: int) -> None:
+        for name, parameter in net.named_parameters():
+            parameter.requires_grad_(number > GOES + 1 or not name.startswith("stem"))
+        task(net, number).backward()
+        optimizer.step()
+
+    return step
+
+
+def against_a_critic() -> Step:
+    """Two networks in turn, as in a GAN, with a penalty on the gradient of inputs."""
+    torch.manual_seed(1)
+    critic = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 1)).double()
+    own = torch.optim.Adam(critic.parameters(), lr=0.01)
+
+    def step(net: fxc.CompressedModule, optimizer: Optimizer, number: int) -> None:
+        x = batch(seed=number, size=8)[0].requires_grad_()
+        (critic(net(x).detach()).mean() - critic(torch.ones(8, 5, dtype=x.dtype)).mean()).backward()
+        own.step()
+        own.zero_grad()
+        critic.requires_grad_(False)
+        optimizer.zero_grad()
+        output = net(x)
+        (slope,) = torch.autograd.grad(output.sum(), x, create_graph=True)
+        (-critic(output).mean() + slope.square().mean()).backward()
+        optimizer.step()
+        critic.requires_grad_(True)
+
+    return step
+
+
+def after_a_target() -> Step:
+    """A target network that takes the state of the trained one every other step, as in Q-learning."""
+    target = compressed().eval()
+
+    def step(net: fxc.CompressedModule, optimizer: Optimizer, number: int) -> None:
+        if number % 2 == 0:
+            target.load_state_dict(net.state_dict())
+        x, _ = batch(seed=number, size=8)
+        with torch.no_grad():
+            wanted = 0.9 * target(x.flip(0))
+        F.smooth_l1_loss(net(x), wanted).backward()
+        optimizer.step()
+
+    return step
+
+
+def restored() -> Step:
+    """A few steps are taken back, as by early stopping, and channels die in them."""
+
+    def step(net: fxc.CompressedModule, optimizer: Optimizer, number: int) -> None:
+        if number in {GOES - 1, GOES + 1}:
+            state, moments = copy.deepcopy(net.state_dict()), copy.deepcopy(optimizer.state_dict())
+            set_bits(net, "block1.conv1.weight", [1])
+            nn.init.zeros_(net.get_parameter("block1.bn1.bias"))
+            net.step()
+            task(net, number + 50).backward()
+            optimizer.step()
+            net.step()
+            net.load_state_dict(state)
+            optimizer.load_state_dict(moments)
+            optimizer.zero_grad()
+        task(net, number).backward()
+        optimizer.step()
+
+    return step
+
+
+LOOPS = [scaled, clipped, distilled, penalised, operated, thawed, against_a_critic, after_a_target, restored]
+
+
+@pytest.mark.parametrize("step", LOOPS)
 def test_a_removal_in_the_middle_changes_nothing(step: Callable[[], Step]) -> None:
     early, late = both(step)
     parameters_near(early, late, 1e-9)
@@ -235,3 +327,33 @@ def test_an_optimizer_that_lacks_parameters_and_holds_others_is_refused() -> Non
     assert net.prune().modified
     with pytest.raises(OptimizerError, match="that are not the network's"):
         net.prune(optimizer)
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("how", ["prune", "load", "average"])
+def test_what_is_left_of_a_network_in_shared_memory_lies_there_too(how: str) -> None:
+    """Processes that are started later see what this one trains."""
+    net, other, private = compressed(), compressed(), compressed()
+    if how == "prune":
+        net.share_memory()
+    other.share_memory()
+    kill(net)
+    optimizer = torch.optim.Adam(net.param_groups(), amsgrad=True)
+    task(net, 0).backward()
+    optimizer.step()
+    if how == "prune":  # as a SharedAdam does
+        for entry in optimizer.state.values():
+            for value in entry.values():
+                value.share_memory_()
+    assert net.prune(optimizer, averages=[other] if how == "average" else []).branches
+    if how == "prune":
+        assert all(value.is_shared() for entry in optimizer.state.values() for value in entry.values())
+    if how == "load":
+        other.load_state_dict(net.state_dict())
+    shared = net if how == "prune" else other
+    tensors = [*shared.parameters(), *shared.buffers()]
+    assert all(tensor.is_shared() for tensor in tensors)
+    assert sum(t.numel() for t in tensors) < sum(t.numel() for t in [*private.parameters(), *private.buffers()])
+    kill(private)
+    private.prune()
+    assert not any(p.is_shared() for p in private.parameters())

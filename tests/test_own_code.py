@@ -562,3 +562,23 @@ def test_a_model_without_a_graph_is_told(call: Callable[..., object]) -> None:
     with pytest.raises(UnsupportedModelError, match="needs the graph of all of Reads"):
         call(net, torch.ones(1, 4), keep_code=True)
     visit.check()
+
+
+@pytest.mark.parametrize("keep_code", [False, True])
+def test_a_method_that_a_network_in_training_lacks_is_told(keep_code: bool) -> None:  # noqa: FBT001
+    class Policy(nn.Sequential):
+        temperature = 2.0
+
+        def act(self, x: Tensor) -> Tensor:
+            return self(x).argmax(1)  # type: ignore[no-any-return]
+
+    net = fxc.compress(Policy(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.ones(2, 4), keep_code=keep_code)
+    for name in ("act", "temperature"):
+        assert not hasattr(net, name)
+        with pytest.raises(
+            AttributeError, match=rf"(?s)no attribute '{name}': a network in training .*call the network"
+        ):
+            getattr(net, name)
+    assert hasattr(net.finalize(), "act") == keep_code
+    assert getattr(net, "_unknown", None) is None
+    assert isinstance(copy.deepcopy(net), fxc.CompressedModule)

@@ -226,3 +226,21 @@ def test_rounds_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert "at the start: bits 25.00% accuracy" in shown
     assert "round 1: bits" in shown
+
+
+def test_an_accuracy_in_another_unit_is_refused_before_anything_is_shown_or_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "best.fxc"
+    for least, found in ((91.5, 0.9), (0.9, 91.5)):  # no network would be good enough, or the first one at once
+
+        def measured(net: nn.Module, found: float = found) -> float:
+            return found
+
+        with pytest.raises(ValueError, match="in percent"):
+            fxc.fit_to_accuracy(
+                Digits(), digits()[0][:2], F.cross_entropy, min_accuracy=least, validate=measured, epochs=1,
+                by="latency", path=path,
+            )  # fmt: skip
+    assert capsys.readouterr() == ("", "")
+    assert not path.exists()

@@ -281,3 +281,50 @@ def test_a_plain_network_is_refused() -> None:
     model: Any = Digits()
     with pytest.raises(TypeError, match=r"net is a Digits; pass the network that compress\(\) has returned"):
         fxc.select_channels(model, torch.optim.Adam(model.parameters()), steps=3, target_macs=0.5)
+
+
+@pytest.mark.parametrize("other", [False, True], ids=["the same optimizer", "another optimizer"])
+@pytest.mark.parametrize("after", [0, 9])
+def test_a_second_selection_takes_the_place_of_the_first(
+    after: int, other: bool, caplog: pytest.LogCaptureFixture  # noqa: FBT001
+) -> None:  # fmt: skip
+    """As if the first had been stopped, in a loop or by ``fit``, with a word of it; before channels fall or then."""
+    found = []
+    for stop in (True, False):
+        torch.manual_seed(0)
+        net = fxc.compress(Digits(), X)
+        steps = zip(range(after + 1), own_loop(net, 60, target_macs=0.2), strict=False)
+        *_, (_, (first, optimizer)) = steps
+        if stop:
+            first.stop()
+        if other:
+            optimizer = torch.optim.Adam(net.param_groups(1e-3))
+            fxc.fit(
+                net, batches(), F.cross_entropy, epochs=2, target_macs=0.4, optimizer=optimizer, progress=False, prune=5
+            )
+        else:
+            second = fxc.select_channels(net, optimizer, steps=20, target_macs=0.4)
+            for x, y in batches() * 2:
+                optimizer.zero_grad()
+                F.cross_entropy(net(x), y).backward()
+                optimizer.step()
+                net.step()
+            assert 0.3 < second.left() <= 0.42
+        assert ("was on its way to 0.2 of the multiply-adds" in caplog.text) == (not stop)
+        found.append(net.state_dict())
+    assert found[0].keys() == found[1].keys()
+    assert [name for name, value in found[0].items() if not torch.equal(value, found[1][name])] == []
+
+
+def test_a_search_leaves_a_network_on_its_way(caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    net = fxc.compress(Digits(), X)
+    *_, (_, (selection, _)) = zip(range(20), own_loop(net, 60, target_macs=0.4), strict=False)
+    before = selection.state_dict()
+    assert any(step is not None for step in before["chosen"])
+    fxc.fit_to_accuracy(
+        net, batches(2), F.cross_entropy, min_accuracy=0.5, validate=lambda _: 1.0, by="macs", rounds=1, epochs=1,
+        progress=False,
+    )  # fmt: skip
+    assert "on its way" not in caplog.text
+    assert selection.state_dict() == before

@@ -18,6 +18,7 @@ from fxcompress.channels.rules.movement import LOOKUPS
 from fxcompress.channels.rules.products import BATCHED, inner, product_of
 from fxcompress.channels.rules.quantize import QUANTIZE
 from fxcompress.channels.rules.sums import SUMS, summed, summed_products
+from fxcompress.channels.segments import Segments, trace_segments
 from fxcompress.channels.sites import (
     COLUMNS,
     Maker,
@@ -216,6 +217,12 @@ class Analysis:
     def makers(self) -> list[Maker]:
         """All that makes channels: the contractions, the lookups, and what is read as it is."""
         return [*self.sites, *self.tables, *self.plain]
+
+    @cached_property
+    def segments(self) -> dict[str, tuple[list[Maker], Segments]]:
+        """Of each graph its makers, and the segments that they feed: the same whatever is removed or zero."""
+        makers = {mode: [maker for maker in self.makers if maker.mode == mode] for mode in self.trails}
+        return {mode: (own, trace_segments(self.trails[mode], own)) for mode, own in makers.items()}
 
     @cached_property
     def products(self) -> list[ProductAtoms]:

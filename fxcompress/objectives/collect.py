@@ -9,7 +9,7 @@ import torch
 
 from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.plan import Plan
-from fxcompress.channels.segments import Segments, trace_segments
+from fxcompress.channels.segments import Segments
 from fxcompress.channels.sites import Maker, PlainAtoms, SiteAtoms, TableAtoms
 from fxcompress.channels.survivors import Survivors
 from fxcompress.objectives.terms import LayerUse, SizeTerms, Start
@@ -79,8 +79,7 @@ def size_terms(
     """
     builder = _Builder(plan, rows)
     for mode in analysis.trails:
-        builder.makers = [maker for maker in analysis.makers if maker.mode == mode]
-        builder.segments = trace_segments(analysis.trails[mode], builder.makers)
+        builder.makers, builder.segments = analysis.segments[mode]
         for maker in builder.makers:
             builder.add(maker)
     return builder.build(weights, start if start is not None else starting_costs(analysis, rows))

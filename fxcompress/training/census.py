@@ -16,7 +16,6 @@ from fxcompress.channels.interpret import Trail
 from fxcompress.channels.plan import Plan, make_plan
 from fxcompress.channels.rules.recurrent import STATE, kind_of_cell
 from fxcompress.channels.rules.registry import Known
-from fxcompress.channels.segments import trace_segments
 from fxcompress.channels.sites import Maker
 from fxcompress.channels.values import Value, find
 from fxcompress.passes.branches import dead_branches, remove_branches
@@ -94,9 +93,7 @@ class Census:
     def _pairs(self) -> tuple[np.ndarray, np.ndarray]:
         rows: list[int] = []
         biases: list[int] = []
-        for mode, trail in self.analysis.trails.items():
-            makers = [maker for maker in self.analysis.makers if maker.mode == mode]
-            segments = trace_segments(trail, makers)
+        for mode, (makers, segments) in self.analysis.segments.items():
             for use in (u for u in self.uses if u.mode == mode):
                 for entry, segment in enumerate(fed(use, segments)):
                     sources = segments.sources[segment]

@@ -1,5 +1,7 @@
 """A loss or a gradient that is not finite: noticed before the optimizer's step would carry it into the weights."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
@@ -9,10 +11,6 @@ from fxcompress.training.batches import Batch
 
 IN_THE_DATA = "of this batch hold nan or inf already"
 EMPTY = "of this batch have no entries"
-
-
-class NotFinite(Exception):  # noqa: N818 - turned into an error that says where
-    """Raised before a step that would ruin the network; what is not finite, in words."""
 
 
 class Forward:
@@ -34,9 +32,14 @@ class Forward:
             buffer.copy_(before)
 
 
-def what_is_not_finite(loss: Tensor, net: nn.Module) -> str:
-    """The loss, or the gradient of a parameter, in words; empty where all are finite. One transfer from the device."""
-    grads = {name: _values(p.grad) for name, p in net.named_parameters() if p.grad is not None}
+def what_is_not_finite(loss: Tensor, parameters: Iterable[tuple[str, Tensor]]) -> str:
+    """The loss, or the gradient of a parameter, in words; empty where all are finite. One transfer from the device.
+
+    Args:
+        loss: of a step.
+        parameters: that are trained, each with what it is called.
+    """
+    grads = {name: _values(p.grad) for name, p in parameters if p.grad is not None}
     largest = get_total_norm(grads.values(), norm_type=float("inf")).to(loss.device)
     value = loss.detach().abs().reshape(()).to(largest)
     if bool(torch.isfinite(torch.maximum(value, largest))):

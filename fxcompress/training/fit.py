@@ -3,17 +3,18 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel
 
 from fxcompress.channels.analysis import analyse
-from fxcompress.errors import DivergenceError, check_number
+from fxcompress.errors import check_number
 from fxcompress.objectives import starting_costs
 from fxcompress.passes.prune_report import PruneReport
 from fxcompress.provenance import provenance_of
@@ -21,16 +22,16 @@ from fxcompress.trace.traced import TracedModule
 from fxcompress.training.batches import check_callable, count_batches
 from fxcompress.training.controller import EARLY, ConstantGamma, Gamma, TargetSize, own_gamma
 from fxcompress.training.display import Display
-from fxcompress.training.finite import EMPTY, IN_THE_DATA, NotFinite
+from fxcompress.training.ended import StepRefusedError, ended, interrupted
 from fxcompress.training.guard import Guard, other_unit
 from fxcompress.training.history import EpochRecord
 from fxcompress.training.in_pieces import Compressed
-from fxcompress.training.interrupt import Interrupt, StepDone, TrainingInterrupted
+from fxcompress.training.interrupt import Interrupt, StepDone
 from fxcompress.training.network import FINE_STEP
 from fxcompress.training.parallel import Processes
 from fxcompress.training.policy import PrunePolicy, prune_policy
 from fxcompress.training.resume import Keeper, Run
-from fxcompress.training.schedule import formats_move
+from fxcompress.training.schedule import formats_move, tell_of_fall
 from fxcompress.training.selection import Selection
 from fxcompress.training.trainer import Loss, Scheduler, Trainer
 
@@ -95,7 +96,7 @@ def train(  # noqa: PLR0913 - what is behind the user's call
     epochs: int,
     gamma: Gamma,
     optimizer: Optimizer,
-    scheduler: Scheduler,
+    scheduler: Scheduler | ReduceLROnPlateau,
     validate: Validate | None = None,
     prune: bool | int | PrunePolicy = True,
     guard: Guard | None = None,
@@ -111,11 +112,12 @@ def train(  # noqa: PLR0913 - what is behind the user's call
     processes = Processes.around(net, steps)
     trainer = Trainer(
         net, optimizer, scheduler, loss_fn, gamma, steps, module=processes.module, mean=processes.mean,
-        policy=prune_policy(prune), guard=guard or Guard(), average=average, teacher=teacher,
-        selection=selection,
+        mean_gradients=processes.mean_gradients, policy=prune_policy(prune), guard=guard or Guard(),
+        average=average, teacher=teacher, selection=selection,
     )  # fmt: skip
     run = Run(trainer, loader, count_batches(loader), keeper, writes=processes.is_first)
     run.take_up(next(net.parameters()).device)
+    processes.share_beside(optimizer, loss_fn)
     shown = progress and processes.is_first
     with Interrupt() as trainer.interrupt, Display("self-compressing", epochs, enabled=shown) as display:
         for record in run.history[-1:]:
@@ -127,19 +129,21 @@ def train(  # noqa: PLR0913 - what is behind the user's call
                 loss = trainer.epoch(run.epoch())
             except StepDone:
                 run.keep(time.perf_counter() - start)
-                raise _interrupted(run, trainer, epochs) from None
-            except NotFinite as error:
-                raise _diverged(error, trainer, run.history, run) from error
-            _tell_of_batches(trainer.done, run.batches, epochs, now=processes.is_first and epoch == 1)
-            processes.share_buffers(*([] if average is None else [average]))
+                raise interrupted(run, trainer, epochs) from None
+            except StepRefusedError as error:
+                raise ended(error, trainer, run.history, run) from error
+            _tell_of_first(trainer, run, epochs, now=processes.is_first and epoch == 1)
+            processes.share_buffers(*(m for m in (average, loss_fn) if isinstance(m, nn.Module)))
             if epoch == epochs and trainer.policy is not None:
                 trainer.remove()
             seconds, run.seconds = time.perf_counter() - start, 0.0
             _settle(trainer, run, processes, measured=validate is not None)
             metric = None if validate is None else measured(net, validate)
             if trainer.guard.min_metric is not None:
-                trainer.guard.see_metric(processes.mean(needed(metric)))
+                trainer.guard.see_metric(processes.mean(needed(metric, "min_accuracy=")))
                 _tell_of_unit(trainer.guard.min_metric, needed(metric), now=processes.is_first and epoch == 1)
+            if isinstance(scheduler, ReduceLROnPlateau):
+                trainer.see_metric(loss if validate is None else processes.mean(needed(metric, "the scheduler")))
             record = EpochRecord(
                 epoch, loss, metric, net.fractional_size(), net.weights_left(), net.channels_left(),
                 trainer.last_gamma, seconds, name_of(validate), None if selection is None else selection.left(),
@@ -151,7 +155,7 @@ def train(  # noqa: PLR0913 - what is behind the user's call
                 on_epoch(record)
             run.keep()
             if trainer.interrupt.requested:
-                raise _interrupted(run, trainer, epochs)
+                raise interrupted(run, trainer, epochs)
     latency = selection.left() if selection is not None and selection.kind == "latency" else None
     return FitResult(net.finalize().eval(), net, run.history, trainer.reports, latency)
 
@@ -164,9 +168,16 @@ def _settle(trainer: Trainer, run: Run, processes: Processes, *, measured: bool)
         processes.share_buffers()
 
 
-def _tell_of_batches(given: int, said: int, epochs: int, *, now: bool) -> None:
+def _tell_of_first(trainer: Trainer, run: Run, epochs: int, *, now: bool) -> None:
+    """Warn after the first epoch where steps are not what the loader or the scheduler takes them for."""
+    if now:
+        _tell_of_batches(trainer.done, run.batches, epochs)
+        tell_of_fall(trainer.optimizer, trainer.rates, trainer.done, trainer.total)
+
+
+def _tell_of_batches(given: int, said: int, epochs: int) -> None:
     """Warn where a loader has not the length that it says: what falls over all steps would not have fallen."""
-    if now and given != said:
+    if given != said:
         _LOG.warning(
             "fxcompress: the loader has a length of %d, and gave %d batches in an epoch: learning rates and gamma "
             "follow a course of %d steps, of which %d will be made\n"
@@ -179,36 +190,6 @@ def _tell_of_unit(least: float, metric: float, *, now: bool) -> None:
     found = other_unit(least, metric) if now else ""
     if found:
         _LOG.warning("fxcompress: %s: pass both in the same unit, or the brake holds always or never", found)
-
-
-def _interrupted(run: Run, trainer: Trainer, epochs: int) -> TrainingInterrupted:
-    where = f"after step {trainer.done} of {trainer.total}, with {len(run.history)} of {epochs} epochs finished"
-    path = None if run.keeper is None else run.keeper.path
-    return TrainingInterrupted(where, trainer.net, run.history, path)
-
-
-def _diverged(
-    error: NotFinite, trainer: Trainer, history: Sequence[EpochRecord], run: Run | None = None
-) -> DivergenceError:
-    epoch, batch = len(history) + 1, trainer.batch + 1
-    lines = [
-        f"epoch {epoch}, batch {batch} (step {trainer.done + 1} of {trainer.total}): {error}",
-        "  this step was not made: the network is as it was before it, and this exception holds it as .net",
-    ]
-    if run is not None and run.keeper is not None and history:
-        path = run.keeper.path
-        lines += [
-            f"  {path} holds the run as it was after epoch {len(history)}; load_checkpoint({path!r}, net) reads it"
-        ]
-    if IN_THE_DATA in str(error):
-        lines += ["  look at the data, and at what prepares it: torch.isfinite(batch).all() finds the samples"]
-    elif EMPTY in str(error):
-        lines += ["  let the loader leave such batches out: the mean of a loss over nothing is nan"]
-    else:
-        lines += [
-            "  take a lower lr= or a longer warm-up, or look at what the loss divides by or takes the logarithm of"
-        ]
-    return DivergenceError("\n".join(lines), trainer.net, history)
 
 
 def train_plain(
@@ -232,8 +213,8 @@ def train_plain(
             start = time.perf_counter()
             try:
                 loss = trainer.epoch(loader)
-            except NotFinite as error:
-                raise _diverged(error, trainer, history) from error
+            except StepRefusedError as error:
+                raise ended(error, trainer, history) from error
             seconds = time.perf_counter() - start
             metric = None if validate is None else measured(net, validate)
             history.append(EpochRecord(epoch, loss, metric, 1.0, 1.0, channels, 0.0, seconds, name_of(validate)))
@@ -247,14 +228,18 @@ def name_of(validate: Validate | None) -> str:
     return name if name.isidentifier() else "metric"
 
 
-def needed(metric: float | None) -> float:
+def needed(metric: float | None, by: str = "min_accuracy=") -> float:
     """The metric, where something depends on it.
+
+    Args:
+        metric: what was measured.
+        by: what depends on it, in words.
 
     Raises:
         TypeError: there is none.
     """
     if metric is None:
-        raise TypeError("validate returned None, and min_accuracy= needs the accuracy: return it")
+        raise TypeError(f"validate returned None, and {by} needs the accuracy: return it")
     return metric
 
 

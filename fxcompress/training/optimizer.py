@@ -43,7 +43,7 @@ class Replacement:
 
 
 def kept_entries(tensor: Tensor, indices: Mapping[int, Tensor]) -> Tensor:
-    """A copy of the kept entries, laid out like ``tensor``.
+    """A copy of the kept entries, laid out like ``tensor``, and in shared memory where that is.
 
     Args:
         tensor: of any shape.
@@ -54,8 +54,13 @@ def kept_entries(tensor: Tensor, indices: Mapping[int, Tensor]) -> Tensor:
         result = result.index_select(dim, index.to(tensor.device))
     for rank, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
         if tensor.ndim == rank and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=layout):
-            return result.contiguous(memory_format=layout)
-    return result.contiguous() if result.layout == torch.strided else result
+            result = result.contiguous(memory_format=layout)
+            break
+    else:
+        result = result.contiguous() if result.layout == torch.strided else result
+    if tensor.layout == torch.strided and tensor.is_cpu and tensor.is_shared():
+        result.share_memory_()
+    return result
 
 
 def check_optimizer(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> None:

@@ -6,8 +6,9 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
 from fxcompress.errors import DistributedError
 from fxcompress.training.agreement import check_same
@@ -73,11 +74,50 @@ class Processes:
         for buffer in (b for module in (self.net, *others) for b in module.buffers()):
             dist.broadcast(buffer, source, group=group)
 
+    def share_beside(self, optimizer: Optimizer, loss: object) -> None:
+        """Give every process what the first has beside the network: what the optimizer trains, and buffers of a loss.
+
+        Args:
+            optimizer: of the network, perhaps of others too.
+            loss: a module, or a function.
+        """
+        if self.wrapper is None:
+            return
+        group = self.wrapper.process_group
+        source = dist.get_global_rank(group, 0)
+        for tensor in (*beside(self.net, optimizer), *(loss.buffers() if isinstance(loss, nn.Module) else ())):
+            dist.broadcast(tensor.detach(), source, group=group)
+
+    def mean_gradients(self, optimizer: Optimizer) -> None:
+        """Mean the gradients of what the optimizer trains beside the network, as the wrapper does for the network.
+
+        Where a process has none, the others count with it as a 0; where all have none, it stays so.
+        """
+        if self.wrapper is None:
+            return
+        group, world = self.wrapper.process_group, self.wrapper.process_group.size()
+        own = beside(self.net, optimizer)
+        if not own:
+            return
+        used = torch.tensor([float(p.grad is not None) for p in own], device=self.wrapper.device)
+        dist.all_reduce(used, group=group)
+        for parameter, anywhere in zip(own, used.tolist(), strict=True):
+            if anywhere:
+                grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.contiguous()
+                dist.all_reduce(grad, group=group)
+                parameter.grad = grad.div_(world)
+
     def start_epoch(self, loader: Iterable[Any], epoch: int) -> None:
         """Tell a ``DistributedSampler`` the epoch, or it would shuffle alike in each."""
         sampler = getattr(loader, "sampler", None)
         if self.wrapper is not None and isinstance(sampler, torch.utils.data.DistributedSampler):
             sampler.set_epoch(epoch)
+
+
+def beside(net: nn.Module, optimizer: Optimizer) -> list[Tensor]:
+    """What an optimizer trains and a network lacks, such as the parameters of a loss."""
+    own = {id(p) for p in net.parameters()}
+    return [p for group in optimizer.param_groups for p in group["params"] if id(p) not in own]
 
 
 def is_alone() -> bool:

@@ -1,17 +1,22 @@
 """How learning rates fall over a training."""
 
+import logging
 import math
 from functools import partial
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
-from fxcompress.errors import check_number
+from fxcompress.errors import OptimizerError, check_number
+from fxcompress.training.held import with_held
 
 REST = 0.1
 """The share of a training in which formats rest."""
 LONG_REST = 0.4
 """The share of a fine-tuning in which formats rest: weights that were trained have to settle on them, and no more."""
+_FALLEN = 50.0
+"""How far learning rates may fall, as a factor, in a quarter of a training without a word."""
+_LOG = logging.getLogger("fxcompress")
 _FORMATS = frozenset({"bits", "exponents"})
 """Names of the parameter groups that decide on number formats."""
 
@@ -66,3 +71,54 @@ def formats_move(optimizer: Optimizer) -> bool:
     """Whether the next step may change bits or exponents; groups without a name may hold them."""
     groups = (group for group in optimizer.param_groups if group.get("name", "bits") in _FORMATS)
     return any(bool(group["lr"]) for group in groups)
+
+
+def check_scheduler_of(scheduler: object, optimizer: Optimizer, *, measured: bool) -> None:
+    """Check that a scheduler sets the learning rates of an optimizer, and gets what it waits for.
+
+    Args:
+        scheduler: of the user.
+        optimizer: that trains the network.
+        measured: whether there is a metric after each epoch; without, there is the loss.
+
+    Raises:
+        OptimizerError: it is of another optimizer, so that the learning rates would stay as they are.
+        ValueError: it waits for something that rises, and the loss falls.
+    """
+    other = getattr(scheduler, "optimizer", None)
+    if isinstance(other, Optimizer):
+        own = {id(group) for one in with_held(optimizer) for group in one.param_groups}
+        if own.isdisjoint(id(group) for one in with_held(other) for group in one.param_groups):
+            raise OptimizerError(
+                f"scheduler= is of another {type(other).__name__} than the one that trains the network, whose learning "
+                "rates it would leave alone: build it of the optimizer that is passed as optimizer="
+            )
+    if isinstance(scheduler, ReduceLROnPlateau) and scheduler.mode == "max" and not measured:
+        raise ValueError(
+            'ReduceLROnPlateau(mode="max") waits for a number that rises, and without validate= it gets the loss, '
+            'which falls: pass validate=, or take mode="min"'
+        )
+
+
+def largest_rates(optimizer: Optimizer, so_far: list[float]) -> list[float]:
+    """The largest learning rate that each group has had, with that of the next step."""
+    now = [float(group["lr"]) for group in optimizer.param_groups]
+    return [max(pair) for pair in zip(now, so_far or now, strict=False)]
+
+
+def tell_of_fall(optimizer: Optimizer, largest: list[float], done: int, total: int) -> None:
+    """Warn where all learning rates have fallen long before the end, as where a scheduler counts epochs.
+
+    Args:
+        optimizer: by now.
+        largest: see :func:`largest_rates`.
+        done: steps that were made.
+        total: steps of the whole training.
+    """
+    now = [float(group["lr"]) for group in optimizer.param_groups]
+    if 4 * done <= total and all(rate * _FALLEN < most for rate, most in zip(now, largest, strict=False)):
+        _LOG.warning(
+            "fxcompress: after %d of %d steps, the scheduler has let the learning rate fall from %.2g to %.2g: it is "
+            "stepped after each batch\n  where it counts epochs, give it len(loader) times as many",
+            done, total, largest[0], now[0],
+        )  # fmt: skip

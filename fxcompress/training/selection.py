@@ -6,10 +6,12 @@ many as the path to the target asks for are chosen, and the bits of each fall to
 They die as any other channel does.
 """
 
+import logging
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -29,6 +31,7 @@ from fxcompress.training.parallel import of_first
 from fxcompress.training.plain_copy import plain_copy
 from fxcompress.training.sized import SizedModule
 
+_LOG = logging.getLogger("fxcompress")
 KEEP = 0.1
 """Share of the channels of each layer of the starting network that stay."""
 _TIMES = 100
@@ -43,11 +46,15 @@ WORDS = {"macs": "multiply-adds", "latency": "latency"}
 """What is counted."""
 _BIASES_GO = 20.0
 """How far biases fall in a whole training at least: one of 2, of a channel that was chosen, within a tenth of it."""
+_FOLLOWING: WeakKeyDictionary[SizedNetwork, tuple[str, list[RemovableHandle]]] = WeakKeyDictionary()
+"""What each network is led to in a loop of the user's, in words, and the hooks that do it."""
 
 
 @dataclass(slots=True)
 class Selection:
     """Leads a network to a share of its multiply-adds, or of its latency, as it trains.
+
+    A network has one at a time: a new one ends the one before, and forgets what that has chosen.
 
     When a channel was chosen, and what :class:`Importance` has said of it since the last choice, is noted beside the
     flags of what is dead, so that it is cut with the network.
@@ -76,6 +83,7 @@ class Selection:
     _looks: int = field(default=0, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        _end_following(self.net)
         for part in _parts(self.net):
             part.fxc_start_selection(_BIASES_GO / max(1, self.total))
 
@@ -147,7 +155,9 @@ class Selection:
             self.lower(self.done)
 
         steps = stepping(optimizer)
-        return [steps.register_step_pre_hook(before), steps.register_step_post_hook(after)]
+        hooks = [steps.register_step_pre_hook(before), steps.register_step_post_hook(after)]
+        _FOLLOWING[self.net] = f"{self.target} of the {self.what}", hooks
+        return hooks
 
     def floor(self) -> float:
         """The share that is left where all has gone that may."""
@@ -295,3 +305,16 @@ def _fresh(bits: Tensor) -> Tensor:
 
 def _parts(net: SizedNetwork) -> list[SizedModule]:
     return [part for part in net.fxc_parts().values() if isinstance(part, SizedModule)]
+
+
+def _end_following(net: SizedNetwork) -> None:
+    """End what leads a network in a loop of the user's, and say so where it was still at it."""
+    where, hooks = _FOLLOWING.pop(net, ("", []))
+    live = [hook for hook in hooks if hook.id in (hook.hooks_dict_ref() or ())]
+    for hook in live:
+        hook.remove()
+    if live:
+        _LOG.warning(
+            "fxcompress: the network was on its way to %s; that has ended, and what is asked for now takes its place: "
+            "channels that were chosen and are not dead yet stay", where,
+        )  # fmt: skip

@@ -8,7 +8,7 @@ from fxcompress.training.sized import LIVENESS, SizedModule
 
 
 def take_over(net: SizedModule, pruned: Pruned, provenance: Provenance) -> None:
-    """Become the pruned network; modules that stay keep their identity.
+    """Become the pruned network; modules that stay keep their identity, and what was in shared memory is there again.
 
     Args:
         net: the network as it was.
@@ -16,6 +16,7 @@ def take_over(net: SizedModule, pruned: Pruned, provenance: Provenance) -> None:
         provenance: of that.
     """
     attach(net, provenance)
+    shared = any(p.is_shared() for p in net.parameters() if p.is_cpu)  # on a GPU all are
     for name, cut in pruned.cuts.items():
         net.fxc_flags.keep(name, next(iter(cut.indices.values()), None))  # what has flags is cut along one dim
     for name in pruned.gone:
@@ -25,6 +26,8 @@ def take_over(net: SizedModule, pruned: Pruned, provenance: Provenance) -> None:
     _transplant(net, new)
     net.set_graphs(pruned.module.graph, pruned.module.train_graph)
     net.fxc_forget()
+    if shared:
+        net.share_memory()
 
 
 def _transplant(old: nn.Module, new: dict[str, nn.Module], prefix: str = "") -> None:

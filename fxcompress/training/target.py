@@ -1,10 +1,12 @@
 """A target size: whether a network can get there, and whether it has."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fxcompress.training.controller import TargetSize
+from fxcompress.training.guard import Guard
+from fxcompress.training.history import EpochRecord
 from fxcompress.training.network import SizedNetwork
 from fxcompress.training.selection import KEEP, Selection
 
@@ -12,6 +14,8 @@ MISSED = 1.2
 """How far from its target, as a factor, a training may end above it without a word."""
 FAR_BELOW = 1.5
 """How far, as a factor, it may end below it."""
+_HARDLY, _LONG_ENOUGH = 0.05, 100
+"""By what share a size has to change in a training with pressure, and from how many steps on."""
 _BELOW = 1.25
 """How far it may begin below its target."""
 MISSED_MACS = 1.05
@@ -60,6 +64,31 @@ def tell_of_target(net: SizedNetwork, gamma: Callable[[float, float], float], wh
             "fxcompress: the training was to end at %.3g of the bits, and %.3g are left%s: what is dead does not come "
             "back\n  take more epochs, or lower learning rates of bits, so that no layer dies at once", gamma.target,
             size, why,
+        )  # fmt: skip
+
+
+def tell_of_bits(
+    net: SizedNetwork, gamma: Callable[[float, float], float], before: float, history: Sequence[EpochRecord], steps: int
+) -> None:
+    """Warn where a training with pressure has left the size as it was; where there is a target, that is told.
+
+    Args:
+        net: at its end.
+        gamma: that led it.
+        before: its size at the start.
+        history: of all epochs.
+        steps: of all of it.
+    """
+    pressed = steps >= _LONG_ENOUGH and all(record.gamma > 0 for record in history)
+    size = net.fractional_size()
+    if isinstance(gamma, TargetSize) or not pressed or abs(size - before) > _HARDLY * before:
+        return
+    if any(bits.requires_grad for bits in net.fxc_bits):
+        _LOG.warning(
+            "fxcompress: %d steps with a gamma of %.3g have left the bits as they were: %.4g of the original, where "
+            "there were %.4g\n  take a larger gamma, or learning rates of bits as net.param_groups() has them for the "
+            "Adam family: SGD needs bits_lr=500 or so, and schedulers that set a learning rate need one for each group",
+            steps, history[-1].gamma, size, before,
         )  # fmt: skip
 
 
@@ -122,3 +151,29 @@ def tell_of_selection(selection: Selection | None, why: str = "") -> None:
             "so that biases of channels without bits have time to shrink to 0, or a target nearer to this",
             selection.target, selection.what, left, why,
         )  # fmt: skip
+
+
+def tell_of_accuracy(history: Sequence[EpochRecord], guard: Guard) -> None:
+    """Warn where the last epoch was not good enough, or none was for any pressure, as with percent for shares."""
+    reached = [record.metric for record in history if record.metric is not None]
+    least = guard.min_metric
+    if least is None or not guard.low:
+        return
+    if len(history) > 1 and not any(metric >= least for metric in reached):
+        _LOG.warning(
+            "fxcompress: no epoch reached min_accuracy=%.4g, so there was no pressure after the first one: the best "
+            "had %.4g\n  validate and min_accuracy must be in the same unit: both shares, or both percent",
+            least, max(reached, default=float("nan")),
+        )  # fmt: skip
+    else:
+        _LOG.warning(
+            "fxcompress: the training ended with %.4g where min_accuracy=%.4g was asked for\n  take more epochs, a "
+            "larger target or a smaller gamma; min_accuracy= holds the pressure off, and does not make good what the "
+            "last of it has cost", reached[-1] if reached else float("nan"), least,
+        )  # fmt: skip
+
+
+def held_epochs(history: Sequence[EpochRecord]) -> str:
+    """How often there was no pressure, in words."""
+    held = sum(record.gamma <= 0 for record in history)
+    return f"; there was no pressure at the end of {held} of {len(history)} epochs" if held else ""

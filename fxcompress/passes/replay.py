@@ -303,7 +303,7 @@ class Replay(Interpreter):
         expected = find(Value, self.original.values[node.name])
         tensors = find(LabelTensor, result)
         for before, tensor in zip(expected, tensors, strict=False):
-            self._forget_finer(before, tensor)
+            self._settle_labels(before, tensor)
         found = [tensor.fxc_value for tensor in tensors]
         if len(expected) != len(found) or not all(map(self._same, expected, found)):
             return "its labels would differ"
@@ -326,11 +326,12 @@ class Replay(Interpreter):
         now = fx.node.map_arg(node.args, self.env.__getitem__)
         return [] if same_sums(self.original.args[node.name], now) else None
 
-    def _forget_finer(self, expected: Value, tensor: LabelTensor) -> None:
+    def _settle_labels(self, expected: Value, tensor: LabelTensor) -> None:
         """Take labels off a result where none are expected, along dims that have lost nothing, or where none can go.
 
         With one head left the rows of its attention have labels, where those of several heads cross each other; and so
-        have the dims of that head, where they lay behind those of another one.
+        have the dims of that head, where they lay behind those of another one. Slots that are found as one get the
+        labels of those that they were.
         """
         value, left = tensor.fxc_value, self.left.layers(expected)
         if not value.layers or value.shape != self.left.shape(expected):
@@ -338,7 +339,8 @@ class Replay(Interpreter):
         whole = {d for d, (old, new) in enumerate(zip(expected.shape, value.shape, strict=True)) if old == new}
         taken = {d for layer in left for d in support(layer)}
         kept = tuple(layer for layer in value.layers if not self._is_finer(layer, whole, taken))
-        if len(kept) < len(value.layers):
+        kept = self.slots.told_apart(left, kept)
+        if tuple(map(id, kept)) != tuple(map(id, value.layers)):
             tensor.fxc_value = Value(value.meta, kept)
 
     def _is_finer(self, layer: Tensor, whole: set[int], taken: set[int]) -> bool:

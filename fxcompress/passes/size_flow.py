@@ -287,6 +287,7 @@ _PLAIN = frozenset({bool, int, float, type(None)})
 
 
 _SIZES_ONLY = {
+    "overwritten",
     "quantize",
     "packed sequence",
     "recurrent state",

@@ -28,6 +28,7 @@ from fxcompress.channels.rules.overwritten import OVERWRITTEN, single_places
 from fxcompress.channels.rules.places import ANYWHERE, floats, moving_dims
 from fxcompress.channels.rules.pointwise import CHOICE, OPAQUE_VALUES, POINTWISE
 from fxcompress.channels.rules.products import BATCHED
+from fxcompress.channels.rules.puts import INDEX_PUT
 from fxcompress.channels.rules.registry import OpClass
 from fxcompress.channels.rules.scatter import INDEX_ADD
 from fxcompress.channels.rules.sums import in_sums
@@ -49,7 +50,7 @@ from fxcompress.channels.values import (
 from fxcompress.channels.widths import Widths
 from fxcompress.errors import ValueReadError
 
-_PICKS = frozenset({INDEX, INDEX_ADD})
+_PICKS = frozenset({INDEX, INDEX_ADD, INDEX_PUT})
 _ARITHMETIC = CONTRACTIONS | {BATCH_NORM, BATCHED}
 """Classes whose rules read every tensor operand as a Value; a tensor from outside is one of which nothing is known."""
 _MEETS_NUMBERS = frozenset({POINTWISE, CHOICE})

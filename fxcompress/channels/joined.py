@@ -21,6 +21,7 @@ from fxcompress.channels.rules.contraction import CONVOLUTION, site_of
 from fxcompress.channels.rules.indexing import INDEX, indexed_dims
 from fxcompress.channels.rules.movement import CAT, PERMUTE, RESHAPE
 from fxcompress.channels.rules.pointwise import SAME, unexpanded
+from fxcompress.channels.rules.puts import INDEX_PUT
 from fxcompress.channels.rules.reductions import SOFTMAX, reduced_dims
 from fxcompress.channels.rules.registry import OpClass
 from fxcompress.channels.values import Call, Value, find
@@ -85,7 +86,7 @@ class Joined:
         source = call.args[0] if self._joins and call.args else None
         if not isinstance(source, Value) or source.key not in self._joins:
             return NONE
-        if op is INDEX:
+        if op is INDEX or op is INDEX_PUT:
             return self.dims(source) & indexed_dims(call)
         picks = _PICKS.get(op_name(call))
         return NONE if picks is None else self.dims(source) & {d % source.rank for d in picks(call)}

@@ -26,6 +26,7 @@ from fxcompress.channels.space import FIXED, PART, Reason
 from fxcompress.channels.survivors import Survivors, has_own_labels
 from fxcompress.channels.values import LabelTensor, Step, Value, find
 from fxcompress.errors import ExampleInputError
+from fxcompress.passes.attempts import Attempt
 from fxcompress.passes.attributes import fit_to_input
 from fxcompress.passes.code_changes import CodeChanges
 from fxcompress.passes.commuting import Commuting
@@ -121,15 +122,15 @@ class Replay(Interpreter):
         known = None if kwargs or node.op == "call_method" else self.commuting.result(node, module, args)
         if known is not None:
             return known
-        marks = len(self.dispatch.tape), len(self.space.edges), len(self.space.slots)
+        attempt = Attempt(self.dispatch, (args, kwargs))
         try:
             result, why = self._run(node, args, kwargs), ""
         except ExampleInputError as caught:
             result, why = None, self._failure(node, caught)
-        why = why or self._disagreement(node, result, marks[0])
+        why = why or self._disagreement(node, result, attempt.start)
         if not why:
             return result
-        del self.dispatch.tape[marks[0] :], self.space.edges[marks[1] :], self.space.slots[marks[2] :]
+        attempt.undo()
         return self._patch(node, why)
 
     def made_layers(self, node: fx.Node, meta: Tensor, dims: list[int]) -> Layers:
@@ -224,19 +225,19 @@ class Replay(Interpreter):
         old = Proposal(node.target, node.args, dict(node.kwargs))
         met = self._met(node) if self.changes is not None else _NONE
         for proposal in self._proposals(node):
-            marks = len(self.dispatch.tape), len(self.space.edges), len(self.space.slots)
             _set(node, proposal)
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.env.__getitem__)
+            attempt = Attempt(self.dispatch, (args, kwargs))
             try:
-                args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.env.__getitem__)
                 result = self._run(node, args, kwargs)
-                why = self._disagreement(node, result, marks[0])
+                why = self._disagreement(node, result, attempt.start)
             except ExampleInputError as caught:
                 why = self._failure(node, caught)
             if not why:
                 if not _is_of_layer(self.module, node):
                     self._note_change(node, old.args if node.target is old.target else None, met)
                 return result
-            del self.dispatch.tape[marks[0] :], self.space.edges[marks[1] :], self.space.slots[marks[2] :]
+            attempt.undo()
         _set(node, old)
         raise self._mismatch(node, why)
 

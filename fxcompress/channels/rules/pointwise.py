@@ -285,7 +285,7 @@ def _filled(step: Step, known: Known) -> list[Tensor]:
     if not out.meta.is_floating_point():
         return nothing_known(step, known)
     name = step.call.func.overloadpacket.__name__
-    number = step.call.args[1] if name in _FILL_WITH else _FILLS[name]
+    number = step.call.arg(1, "fill_value") if name in _FILL_WITH else _FILLS[name]
     if type(number) not in _NUMBERS:  # one that is computed from sizes may be another one next time
         return nothing_known(step, known)
     return [torch.full((1,) * out.rank, float(number), dtype=torch.float64, device="cpu")]
@@ -300,12 +300,21 @@ def _where(condition: Tensor, *choices: Any) -> Any:  # noqa: ANN401 - what torc
 
 
 def _assign(whole: Any, index: Any, written: Any) -> None:  # noqa: ANN401 - what an assignment takes
-    """``x[mask] = number``, as the choice that it is: each entry is what it was, or the number."""
+    """``x[mask] = number``, as the choice that it is: each entry is what it was, or the number.
+
+    ``x[:, [0, 2]] = number``, of which torch makes a tensor that nothing would be known of, as a copy of a part.
+    """
     mask = isinstance(index, Tensor) and index.dtype is torch.bool and 0 < index.ndim <= whole.ndim
     if mask and isinstance(whole, LabelTensor) and type(written) in _NUMBERS:
         whole.masked_fill_(index.reshape((*index.shape, *[1] * (whole.ndim - index.ndim))), written)
+    elif type(written) in _NUMBERS and any(isinstance(item, list) for item in _items(index)):
+        whole[index] = torch.full_like(whole[index], written)
     else:
         whole[index] = written
+
+
+def _items(index: object) -> Sequence[object]:
+    return index if isinstance(index, tuple) else (index,)
 
 
 ON_LABELS: dict[object, Callable[..., Any]] = {torch.where: _where, operator.setitem: _assign}

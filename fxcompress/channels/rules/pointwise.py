@@ -250,6 +250,8 @@ def _divide(step: Step, known: Known) -> list[Tensor]:
 
 def _untouched(step: Step, known: Known) -> list[Tensor]:
     value = find(Value, step.call.args)[0]
+    if all(v.meta.is_complex() for v in step.outputs):
+        return [_zeros_alone(known.of(value))] * len(step.outputs)
     floating = all(v.meta.is_floating_point() for v in step.outputs)
     floating &= value.meta.is_floating_point() or value.meta.dtype is torch.bool
     return [known.of(value)] * len(step.outputs) if floating else nothing_known(step, known)
@@ -265,10 +267,16 @@ def _dropped(step: Step, known: Known) -> list[Tensor]:
 
 def _copied(step: Step, known: Known) -> list[Tensor]:
     """What is copied replaces what was there."""
-    source = step.call.args[1]
-    if not isinstance(source, Value) or not source.meta.is_floating_point():
+    source, (out,) = step.call.args[1], step.outputs
+    if not isinstance(source, Value) or not (source.meta.is_floating_point() or source.meta.is_complex()):
         return nothing_known(step, known)
-    return [pad_rank(known.of(source), step.outputs[0].rank)]
+    found = pad_rank(known.of(source), out.rank)
+    return [_zeros_alone(found) if out.meta.is_complex() else found]
+
+
+def _zeros_alone(found: Tensor) -> Tensor:
+    """What is known of complex entries: a map holds one number where they have two, so of zeros alone."""
+    return torch.where(found == 0, 0.0, torch.nan).double()
 
 
 _FILLS = {"zero": 0.0, "zeros_like": 0.0, "ones_like": 1.0}

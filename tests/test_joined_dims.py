@@ -65,6 +65,14 @@ def heads(m: Net, h: Tensor) -> Tensor:
     return found.transpose(0, 1).reshape(-1, n, C)[0]
 
 
+def sampled(h: Tensor) -> Tensor:
+    """Points of two heads of channels, which lie beside the samples while they are read: (N, C, points)."""
+    where = torch.stack([h.mean(1).flatten(1).sin(), h.mean(1).flatten(1).cos()], -1).repeat_interleave(2, 0)
+    heads = torch.cat([h, h.tanh()], 1).view(-1, C, *h.shape[2:])
+    found = F.grid_sample(heads, where[:, :, None], align_corners=False).squeeze(3)
+    return found.view(h.shape[0], 2 * C, -1).unflatten(1, (2, C)).sum(1)
+
+
 def repeated(h: Tensor, times: int) -> Tensor:
     return h[:, :, None].expand(h.shape[0], -1, times, *h.shape[2:]).flatten(1, 2)
 
@@ -90,6 +98,8 @@ OPS: dict[str, Op] = {
         set_at(h.exp().flatten(1), slice(None), [-1]).view(h.shape)
     ),
     "a row that is set": lambda m, h: channels_last(set_at(h.permute(2, 0, 1, 3), [0]).permute(1, 2, 0, 3)),
+    "one of the points": lambda m, h: sampled(h.exp())[..., -1],
+    "entries of points and channels": lambda m, h: sampled(h.exp()).flatten(1)[:, 2 : 2 + C],
     "windows by groups": lambda m, h: (
         F.unfold(h, 3, padding=1).reshape(h.shape[0], 1, -1, 9, h[0, 0].numel())[:, 0, :, 3].mT
     ),
@@ -178,6 +188,7 @@ STAY_DEAD: dict[str, Op] = {
     "there and back": lambda m, h: h.flatten(1).relu().view(h.shape)[..., 0, 0],
     "twice as many": lambda m, h: torch.cat([h, h], 1).unflatten(1, (2, C))[:, 0].mean((2, 3)),
     "windows": lambda m, h: h.unflatten(2, (-1, 2)).unflatten(4, (-1, 2)).permute(0, 2, 4, 3, 5, 1).flatten(0, 2)[0],
+    "points of heads beside samples": lambda m, h: sampled(h).sum(2),
     "windows of channels": lambda m, h: F.unfold(h, 3, padding=1).view(h.shape[0], C, 9, -1).amax(2).mT,
     "windows of groups of channels": lambda m, h: (
         F.unfold(h.repeat_interleave(2, 1), 3, padding=1)

@@ -48,6 +48,14 @@ def shifted(h: Tensor, g: Tensor) -> Tensor:
     return out * g
 
 
+def in_pairs(h: Tensor, g: Tensor) -> Tensor:
+    """Two halves of the channels in turn, as a rotation of pairs writes them."""
+    out = torch.empty_like(h)
+    out[:, ::2] = h[:, ::2]
+    out[:, 1::2] = -h[:, 1::2]
+    return out * g
+
+
 def put_together(h: Tensor, g: Tensor) -> Tensor:
     """Channels of both in a tensor that was zero."""
     out = torch.zeros(h.shape[0], 2 * WIDTH, h.shape[2], h.shape[3], dtype=h.dtype)
@@ -73,6 +81,7 @@ WAYS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         h, lambda y: put(y, [3, 4], y[:, [3, 4]] + g[:, 3:5])
     ),
     "a shift in time": shifted,
+    "in pairs, into what nobody has filled": in_pairs,
     "two in one": put_together,
     "the whole, and a part is read": lambda h, g: read_later(h.clone(), g),
 }

@@ -279,8 +279,8 @@ def _zeros_alone(found: Tensor) -> Tensor:
     return torch.where(found == 0, 0.0, torch.nan).double()
 
 
-_FILLS = {"zero": 0.0, "zeros_like": 0.0, "ones_like": 1.0}
-"""What ops fill a tensor with."""
+_FILLS = {"zero": 0.0, "zeros_like": 0.0, "ones_like": 1.0, "empty_like": 0.0}
+"""What ops fill a tensor with. In what nobody has filled there may be any number, so zero as well."""
 
 
 _FILL_WITH = frozenset({"fill", "full_like"})
@@ -370,7 +370,7 @@ register(OpClass("dropout", _labels, _dropped), ["native_dropout"])
 register(
     OPAQUE_VALUES,
     [
-        "nan_to_num", "fmax", "fmin", "bernoulli", "rand_like", "randn_like", "empty_like", "uniform", "exponential",
+        "nan_to_num", "fmax", "fmin", "bernoulli", "rand_like", "randn_like", "uniform", "exponential",
         "geometric", "log_normal", "cauchy", "normal_functional", "rrelu_with_noise",
         "rrelu_with_noise_functional",
     ],

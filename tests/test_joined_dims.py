@@ -70,7 +70,7 @@ def sampled(h: Tensor) -> Tensor:
     where = torch.stack([h.mean(1).flatten(1).sin(), h.mean(1).flatten(1).cos()], -1).repeat_interleave(2, 0)
     heads = torch.cat([h, h.tanh()], 1).view(-1, C, *h.shape[2:])
     found = F.grid_sample(heads, where[:, :, None], align_corners=False).squeeze(3)
-    return found.view(h.shape[0], 2 * C, -1).unflatten(1, (2, C)).sum(1)
+    return found.view(h.shape[0], 2 * C, -1).unflatten(1, (2, C)).sum(1)  # type: ignore[no-any-return]
 
 
 def repeated(h: Tensor, times: int) -> Tensor:

@@ -249,3 +249,29 @@ def test_which_word_it_is_depends_on_how_many_there_are(name: str, read: int) ->
     for words in (1, 2, 3) if read < 0 else (2, 3):
         x = torch.randn(2, words, 5, dtype=torch.float64)
         assert difference(net(x), module(x)) <= 1e-12
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda y: y.__setitem__((slice(None), 4), 0.5),
+        lambda y: y.transpose(1, 3).__setitem__((..., 4), 0.5),
+        lambda y: y[:, 2:].__iadd__(0.5),
+    ],
+)
+def test_what_is_written_stays_where_a_branch_goes(write: Callable[[Tensor], object]) -> None:
+    """A call by the name of a method has no users, and is no leftover."""
+    torch.manual_seed(0)
+
+    def way(h: Tensor, g: Tensor) -> Tensor:
+        return written(h + g, write)
+
+    net, x = Net(way).double().eval(), torch.randn(2, 3, 5, 6, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in net.a.parameters():
+            parameter.zero_()
+        for parameter in net.b.parameters():
+            parameter[DEAD] = 0
+    result = fxc.prune(net, x)
+    assert "is gone" in str(result.report)
+    assert difference(net(x), result.module(x)) <= 1e-12

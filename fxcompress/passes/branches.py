@@ -204,7 +204,8 @@ def _in_place(module: nn.Module, node: fx.Node) -> bool:
         return bool(getattr(module.get_submodule(str(node.target)), "inplace", False))
     name = function_name(node)
     writes = name.endswith("_") and not name.endswith("__")
-    return writes or name in _WRITING or bool(node.kwargs.get("inplace") or node.kwargs.get("out") is not None)
+    writes |= not _WRITING.isdisjoint({name, name.strip("_")})  # also x.__setitem__(0, y), by its own name
+    return writes or bool(node.kwargs.get("inplace") or node.kwargs.get("out") is not None)
 
 
 def _used_modules(module: TracedModule) -> set[str]:

@@ -91,6 +91,47 @@ def test_one_dim_of_each_head_is_left_and_shared_keys_have_two(name: str) -> Non
     assert [result.module.get_parameter(f"{n}.weight").shape[0] for n in "qk"] == [4, 2]
 
 
+class Beside(nn.Module):
+    """Queries of (N, keys, queries to each, T, d) meet keys of (N, keys, 1, T, d)."""
+
+    def __init__(self, keys: int, each: int, product: str) -> None:
+        super().__init__()
+        self.q, self.out = nn.Linear(8, keys * each * 4), nn.Linear(keys * each * 4, 8)
+        self.k, self.v = nn.Linear(8, keys * 4), nn.Linear(8, keys * 4)
+        self.keys, self.each, self.product = keys, each, product
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.q(x).unflatten(-1, (self.keys, self.each, 4)).permute(0, 2, 3, 1, 4)
+        k, v = (layer(x).unflatten(-1, (self.keys, 4)).transpose(1, 2) for layer in (self.k, self.v))
+        if self.product == "matmul":
+            y = (q @ k.unsqueeze(2).transpose(-1, -2)).softmax(-1) @ v.unsqueeze(2)
+        else:
+            y = torch.einsum("ngrts,ngsd->ngrtd", torch.einsum("ngrtd,ngsd->ngrts", q, k).softmax(-1), v)
+        return self.out(y.permute(0, 3, 1, 2, 4).flatten(2))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("product", ["matmul", "einsum"])
+@pytest.mark.parametrize(("keys", "each"), [(2, 3), (3, 2), (1, 4)])
+@pytest.mark.parametrize("dead", ["dims", "values", "keys"])
+def test_queries_beside_the_keys_that_they_share(product: str, keys: int, each: int, dead: str) -> None:
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(8, 8), Beside(keys, each, product)).double(), torch.randn(2, 5, 8).double()
+    attention = net[1]
+    assert isinstance(attention, Beside)
+    with torch.no_grad():
+        for layer in {"dims": (attention.q, attention.k), "keys": (attention.k,), "values": (attention.v,)}[dead]:
+            for tensor in layer.parameters():
+                tensor.unflatten(0, (-1, 4))[:, [1, 2]] = 0
+    module = fxc.prune(net, x).module
+    gone = ("v",) if dead == "values" else ("q", "k")
+    for name in "qkv":
+        heads = keys * each if name == "q" else keys
+        assert module.get_parameter(f"1.{name}.weight").shape[0] == heads * (2 if name in gone else 4)
+    for rows in (1, 3):
+        other = torch.randn(rows, 6, 8).double()
+        assert difference(outputs(net, (other,)), outputs(module, (other,))) <= 1e-12
+
+
 def sizes(module: nn.Module) -> list[int]:
     """Rows of q, k and v together, and what the layer after the attention reads."""
     parameters = dict(module.named_parameters())

@@ -276,3 +276,48 @@ def test_parts_of_zeros_that_are_written_to() -> None:
             tensor[[1, 3, 5]] = 0
     result = fxc.prune(net, x)
     assert difference(outputs(net, (x,)), outputs(result.module, (x,))) <= 1e-9
+
+
+class Spectrum(nn.Module):
+    """Channels are mixed among the low frequencies alone, as in a Fourier neural operator (N, 3, H, W)."""
+
+    def __init__(self, make: Callable[[tuple[int, ...]], Tensor]) -> None:
+        super().__init__()
+        self.first, self.last, self.make = nn.Conv2d(3, 8, 1), nn.Conv2d(HIDDEN, 2, 1), make
+        self.low, self.high = (nn.Parameter(torch.randn(8, HIDDEN, 3, 3, 2)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = torch.fft.rfft2(torch.tanh(self.first(x)))
+        out = self.make((x.shape[0], HIDDEN, x.shape[2], x.shape[3] // 2 + 1))
+        out[:, :, :3, :3] = self.mixed(found[:, :, :3, :3], self.low)
+        out[:, :, -3:, :3] = self.mixed(found[:, :, -3:, :3], self.high)
+        return self.last(torch.fft.irfft2(out, s=x.shape[2:]))  # type: ignore[no-any-return]
+
+    def mixed(self, x: Tensor, weight: Tensor) -> Tensor:
+        return torch.einsum("bixy,ioxy->boxy", x, torch.view_as_complex(weight))
+
+
+SPECTRA: dict[str, Callable[[tuple[int, ...]], Tensor]] = {
+    "zeros": lambda shape: torch.zeros(shape, dtype=torch.complex128),
+    "full": lambda shape: torch.full(shape, 0.0, dtype=torch.complex128),
+    "ones": lambda shape: torch.ones(shape, dtype=torch.complex128),
+    "twos": lambda shape: torch.full(shape, 2.0, dtype=torch.complex128),
+}
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+def test_complex_zeros_that_a_part_of_a_spectrum_is_written_to(name: str) -> None:
+    """Ones stay: all that nothing is written to is one, whatever has made the rest."""
+    torch.manual_seed(0)
+    net, x = Spectrum(SPECTRA[name]).double(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in net.first.parameters():
+            parameter[::4] = 0
+        for weight in (net.low, net.high):
+            weight[:, ::3] = 0
+    module = fxc.prune(net, x).module
+    left = 2 * HIDDEN // 3 if name in {"zeros", "full"} else HIDDEN
+    assert module.get_parameter("low").shape == (6, left, 3, 3, 2)
+    for size in ((2, 3, 8, 8), (1, 3, 12, 9)):
+        other = torch.randn(size, dtype=torch.float64)
+        assert difference(net(other), module(other)) <= 1e-9

@@ -51,12 +51,26 @@ def first_row_by_out(h: Tensor) -> Tensor:
     return channels_last(y)
 
 
+def set_at(h: Tensor, *index: slice | list[int]) -> Tensor:
+    h = h.clone(memory_format=torch.contiguous_format)
+    h[index] = 0.5
+    return h
+
+
 def heads(m: Net, h: Tensor) -> Tensor:
     """An attention with the heads beside the samples, as older code has it."""
     n, x = h.shape[0], h.flatten(2).permute(2, 0, 1)
     q = x.reshape(-1, n * C, 1).transpose(0, 1)
     found = torch.bmm(torch.bmm(q, q.mT).softmax(-1), q)
     return found.transpose(0, 1).reshape(-1, n, C)[0]
+
+
+def sampled(h: Tensor) -> Tensor:
+    """Points of two heads of channels, which lie beside the samples while they are read: (N, C, points)."""
+    where = torch.stack([h.mean(1).flatten(1).sin(), h.mean(1).flatten(1).cos()], -1).repeat_interleave(2, 0)
+    heads = torch.cat([h, h.tanh()], 1).view(-1, C, *h.shape[2:])
+    found = F.grid_sample(heads, where[:, :, None], align_corners=False).squeeze(3)
+    return found.view(h.shape[0], 2 * C, -1).unflatten(1, (2, C)).sum(1)  # type: ignore[no-any-return]
 
 
 def repeated(h: Tensor, times: int) -> Tensor:
@@ -76,6 +90,20 @@ OPS: dict[str, Op] = {
     "entries behind a turn": lambda m, h: h.flatten(1).t()[2 : 2 + C].t(),
     "entries of a sum of two": lambda m, h: (h.flatten(1) + h.exp().flatten(1))[:, 2 : 2 + C],
     "entries of a joined tensor": lambda m, h: torch.cat([h.flatten(1), h.exp().flatten(1)], 1)[:, 2 : 2 + C],
+    "turned by the pixels of four by four": lambda m, h: channels_last(h.flatten(1).roll(16, 1).view(h.shape)),
+    "turned by the pixels of all": lambda m, h: channels_last(h.flatten(1).roll(-16, (1,)).exp().view(h.shape)),
+    "windows turned by nine": lambda m, h: F.unfold(h, 3, padding=1).roll(9, 1).unflatten(1, (C, 9))[:, :, 4].mT,
+    "entries that are set": lambda m, h: channels_last(set_at(h.flatten(1), slice(None), [1, 4]).view(h.shape)),
+    "entries that are set behind the first": lambda m, h: channels_last(
+        set_at(h.exp().flatten(1), slice(None), [-1]).view(h.shape)
+    ),
+    "a row that is set": lambda m, h: channels_last(set_at(h.permute(2, 0, 1, 3), [0]).permute(1, 2, 0, 3)),
+    "one of the points": lambda m, h: sampled(h.exp())[..., -1],
+    "entries of points and channels": lambda m, h: sampled(h.exp()).flatten(1)[:, 2 : 2 + C],
+    "windows by groups": lambda m, h: (
+        F.unfold(h, 3, padding=1).reshape(h.shape[0], 1, -1, 9, h[0, 0].numel())[:, 0, :, 3].mT
+    ),
+    "windows by other groups": lambda m, h: F.unfold(h, 3, padding=1).reshape(h.shape[0], 3, C, 3, -1)[:, 1, :, 1].mT,
     "scrambled": lambda m, h: h.reshape(h.shape[0], -1, C),
     "columns of a table": lambda m, h: (h[..., :4] + m.table[:, None, 2:6]).flatten(2)[..., 3:5].mT,
     "columns of a table, one": lambda m, h: (h.exp()[..., :4] * m.table[:, None, :4]).flatten(2)[..., 4:6].mT,
@@ -160,6 +188,15 @@ STAY_DEAD: dict[str, Op] = {
     "there and back": lambda m, h: h.flatten(1).relu().view(h.shape)[..., 0, 0],
     "twice as many": lambda m, h: torch.cat([h, h], 1).unflatten(1, (2, C))[:, 0].mean((2, 3)),
     "windows": lambda m, h: h.unflatten(2, (-1, 2)).unflatten(4, (-1, 2)).permute(0, 2, 4, 3, 5, 1).flatten(0, 2)[0],
+    "points of heads beside samples": lambda m, h: sampled(h).sum(2),
+    "windows of channels": lambda m, h: F.unfold(h, 3, padding=1).view(h.shape[0], C, 9, -1).amax(2).mT,
+    "windows of groups of channels": lambda m, h: (
+        F.unfold(h.repeat_interleave(2, 1), 3, padding=1)
+        .view(h.shape[0], C, 2, 9, h.shape[2], h.shape[3])
+        .sum((2, 3))
+        .flatten(2)
+        .mT
+    ),
     "each four times": lambda m, h: F.pixel_shuffle(h.repeat_interleave(4, 1), 2).permute(0, 2, 3, 1),
     "each four times, expanded": lambda m, h: F.pixel_shuffle(repeated(h, 4), 2).permute(0, 2, 3, 1),
     "each four times, copied": lambda m, h: F.pixel_shuffle(

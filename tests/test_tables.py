@@ -59,3 +59,44 @@ def test_rows_that_no_input_reads_still_go() -> None:
     model = Text(lambda net, n: net.places.weight[:3].sum(0))
     result = fxc.prune(model, torch.zeros(2, 12, dtype=torch.int64))
     assert result.module.get_parameter("places.weight").shape == (3, 8)
+
+
+class Channels(nn.Module):
+    """A parameter of which as many rows are read as there are channels, as those of an attention on graphs."""
+
+    def __init__(self, read: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.last, self.read = nn.Linear(5, 8), nn.Linear(8, 3), read
+        self.pair = nn.Parameter(torch.randn(20, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x))
+        return self.last(h) + self.read(h, self.pair)  # type: ignore[no-any-return]
+
+
+OF_CHANNELS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "a slice": lambda h, pair: (h @ pair[: h.size(1)] + h @ pair[h.size(1) : 2 * h.size(1)]).sum(1, keepdim=True),
+    "the whole shape": lambda h, pair: (h @ pair[: h.shape[-1]]).sum(1, keepdim=True),
+    "narrow": lambda h, pair: (h @ pair.narrow(0, 2, h.shape[1])).sum(1, keepdim=True),
+}
+OF_NO_CHANNELS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "other rows": lambda h, pair: pair[: h.size(1)].sum(),
+    "the last rows": lambda h, pair: pair[-h.size(1) :].sum(),
+    "one row": lambda h, pair: pair[h.size(1)].sum(),
+    "as many rows as samples": lambda h, pair: pair[: h.size(0)].sum(),
+}
+
+
+@pytest.mark.parametrize("name", [*OF_CHANNELS, *OF_NO_CHANNELS])
+def test_as_many_rows_as_there_are_channels(name: str) -> None:
+    """They go with the channels that they meet; where they meet none, those stay that were read before."""
+    torch.manual_seed(0)
+    model = Channels((OF_CHANNELS | OF_NO_CHANNELS)[name]).double()
+    with torch.no_grad():
+        for parameter in model.first.parameters():
+            parameter[[1, 2, 6]] = 0
+    result = fxc.prune(model, torch.randn(4, 5, dtype=torch.float64))
+    assert result.module.get_parameter("first.weight").shape[0] == 5
+    for rows in (1, 4, 9):
+        x = torch.randn(rows, 5, dtype=torch.float64)
+        assert difference(model(x), result.module(x)) <= 1e-12

@@ -10,6 +10,7 @@ from fxcompress.channels.rules.movement import PERMUTE
 from fxcompress.channels.rules.products import BATCHED
 from fxcompress.channels.rules.recurrent import STATE
 from fxcompress.channels.rules.reductions import reduced, reduced_dims
+from fxcompress.channels.rules.regions import GRID
 from fxcompress.channels.rules.registry import OpClass
 from fxcompress.channels.values import Call, Value
 
@@ -28,10 +29,8 @@ def places_in(op: OpClass, call: Call, value: Value, out: Value) -> Places | Non
         return [0, None, 2] if value is call.args[-1] else [0, 1, None]
     if op in CONTRACTIONS or (op is STATE and value is call.args[1]):
         return _behind_product(op, call, value)
-    if op is PERMUTE:
-        told = torch.empty([d + 2 for d in range(value.rank)], device="meta")
-        shape = call.func(told, *call.args[1:], **call.kwargs).shape
-        return [shape.index(d + 2) for d in range(value.rank)]
+    if op is PERMUTE or op is GRID:
+        return _turned(call, value) if op is PERMUTE else _sampled(call, value)
     if op_name(call) == "unsqueeze":
         made = call.args[1] % out.rank
         return [d + (d >= made) for d in range(value.rank)]
@@ -40,6 +39,17 @@ def places_in(op: OpClass, call: Call, value: Value, out: Value) -> Places | Non
         left, dims = iter(range(out.rank)), {d % value.rank for d in gone(call)}
         return [None if d in dims else next(left) for d in range(value.rank)]
     return None if out.rank < value.rank else [d + out.rank - value.rank for d in range(value.rank)]
+
+
+def _turned(call: Call, value: Value) -> Places:
+    told = torch.empty([d + 2 for d in range(value.rank)], device="meta")
+    shape = call.func(told, *call.args[1:], **call.kwargs).shape
+    return [shape.index(d + 2) for d in range(value.rank)]
+
+
+def _sampled(call: Call, value: Value) -> Places:
+    """Those of (N, C, H, W) that is read at points of (N, H', W', 2)."""
+    return [0, 1, *[None] * (value.rank - 2)] if value is call.args[0] else [0, *range(2, value.rank), None]
 
 
 def _behind_product(op: OpClass, call: Call, value: Value) -> Places:

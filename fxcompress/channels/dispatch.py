@@ -24,9 +24,11 @@ from fxcompress.channels.rules.extremes import in_extremes
 from fxcompress.channels.rules.indexing import INDEX
 from fxcompress.channels.rules.movement import CAT, RETYPED
 from fxcompress.channels.rules.norms import BATCH_NORM
+from fxcompress.channels.rules.overwritten import OVERWRITTEN, single_places
 from fxcompress.channels.rules.places import ANYWHERE, floats, moving_dims
-from fxcompress.channels.rules.pointwise import CHOICE, OPAQUE_VALUES, OVERWRITTEN, POINTWISE
+from fxcompress.channels.rules.pointwise import CHOICE, OPAQUE_VALUES, POINTWISE
 from fxcompress.channels.rules.products import BATCHED
+from fxcompress.channels.rules.puts import INDEX_PUT
 from fxcompress.channels.rules.registry import OpClass
 from fxcompress.channels.rules.scatter import INDEX_ADD
 from fxcompress.channels.rules.sums import in_sums
@@ -48,7 +50,7 @@ from fxcompress.channels.values import (
 from fxcompress.channels.widths import Widths
 from fxcompress.errors import ValueReadError
 
-_PICKS = frozenset({INDEX, INDEX_ADD})
+_PICKS = frozenset({INDEX, INDEX_ADD, INDEX_PUT})
 _ARITHMETIC = CONTRACTIONS | {BATCH_NORM, BATCHED}
 """Classes whose rules read every tensor operand as a Value; a tensor from outside is one of which nothing is known."""
 _MEETS_NUMBERS = frozenset({POINTWISE, CHOICE})
@@ -386,7 +388,7 @@ class Dispatch:
                 stale.fxc_value = Value(stale.fxc_value.meta)
         else:
             for stale in others:  # other numbers, the same labels
-                stale.fxc_value = self._overwritten(stale.fxc_value, value)
+                stale.fxc_value = self._overwritten(stale.fxc_value, value, tensor.fxc_value)
         for each in same:
             each.fxc_value = value
 
@@ -400,8 +402,10 @@ class Dispatch:
         read = set(map(id, find(LabelTensor, self.held)))
         return [tensor for tensor in tensors if id(tensor) in read or tensor.fxc_number > self.began]
 
-    def _overwritten(self, before: Value, written: Value) -> Value:
-        call = Call("overwritten", (before, written), {}, (before.meta,))
+    def _overwritten(self, before: Value, written: Value, part: Value) -> Value:
+        """What a tensor holds after ``written`` has been put in the place of ``part``, which another one held."""
+        places = single_places(before, part, self.tape, self.decided(before))
+        call = Call("overwritten", (before, written, places), {}, (before.meta,))
         after = Value(before.meta, before.layers)
         self.put(Step(OVERWRITTEN, call, (after,), self.space.node))
         return after

@@ -52,10 +52,10 @@ def sizes_of(node: fx.Node) -> list[object] | None:
 
 def made_sizes(node: fx.Node, result: object) -> list[object]:
     """The sizes of the result of a factory as they stand in the graph; none for another node."""
-    plain = isinstance(result, Tensor) and not isinstance(result, LabelTensor) and result.is_floating_point()
+    plain = isinstance(result, Tensor) and not isinstance(result, LabelTensor)
     if not plain or not kind_of(node) or "out" in node.kwargs:
         return []
-    return sizes_of(node) or []
+    return sizes_of(node) or [] if result.is_floating_point() or result.is_complex() else []  # type: ignore[attr-defined]
 
 
 def written_dims(sizes: list[object]) -> list[int]:
@@ -165,6 +165,7 @@ def _labels(call: Call, space: Space) -> tuple[Layers, ...]:
 
 def _constants(step: Step, known: Known) -> list[Tensor]:
     (out,), value = step.outputs, step.call.args[1]
+    value = None if value and out.meta.is_complex() else value  # a map holds one number where a complex entry has two
     return [unknown(out) if value is None else torch.full((1,) * out.rank, value, dtype=torch.float64, device="cpu")]
 
 

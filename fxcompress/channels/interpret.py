@@ -245,7 +245,7 @@ class Interpreter:
         steps = self.dispatch.tape[start:]
         if all(used in self._constant for used in node.all_input_nodes):
             self._constant.add(node)
-        elif reads_a_size(node, self.env, self._constant):
+        elif reads_a_size(node, self.env, self._numbers.is_fixed):
             pin_rows(steps, self._tables, self.space)
         follow(steps, self._tables)
 

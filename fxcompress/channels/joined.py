@@ -21,6 +21,7 @@ from fxcompress.channels.rules.contraction import CONVOLUTION, site_of
 from fxcompress.channels.rules.indexing import INDEX, indexed_dims
 from fxcompress.channels.rules.movement import CAT, PERMUTE, RESHAPE
 from fxcompress.channels.rules.pointwise import SAME, unexpanded
+from fxcompress.channels.rules.puts import INDEX_PUT
 from fxcompress.channels.rules.reductions import SOFTMAX, reduced_dims
 from fxcompress.channels.rules.registry import OpClass
 from fxcompress.channels.values import Call, Value, find
@@ -85,7 +86,7 @@ class Joined:
         source = call.args[0] if self._joins and call.args else None
         if not isinstance(source, Value) or source.key not in self._joins:
             return NONE
-        if op is INDEX:
+        if op is INDEX or op is INDEX_PUT:
             return self.dims(source) & indexed_dims(call)
         picks = _PICKS.get(op_name(call))
         return NONE if picks is None else self.dims(source) & {d % source.rank for d in picks(call)}
@@ -334,12 +335,30 @@ class Joined:
             fits = all(n == 1 or not free or n not in self.written for n, free in zip(after, join.free, strict=True))
             if fits:
                 return join.own, False  # as it was before
-        rest = [] if all(fixed) else _split(before, after, fixed, _open_ends(before, after, fixed, given))
-        rest = [i for i in rest if after[i] > 1] or rest
-        vanished = any(n == 1 and not known for n, known in zip(before, fixed, strict=True))
-        irregular = sum(after[i] > 1 for i in rest) > 1 or (vanished and len(after) > 1 and 1 in after[:-1])
-        join = _Join(before, _several(after), own, tuple(not known for known in fixed))
-        return [join if i in rest else None for i in range(len(after))], irregular
+        made, irregular = _rejoined(before, after, own, fixed, given)
+        if not irregular:
+            return made, False
+        parts = list(self._parts_of(source, old))
+        if len(parts) == len(old):
+            return made, True
+        inner = tuple(n for n, _, _ in parts), tuple(x for _, x, _ in parts), [known for _, _, known in parts]
+        found = _rejoined(inner[0], after, inner[1], inner[2], given)
+        return (made, True) if found[1] else found
+
+    def _parts_of(self, source: Value, dims: list[int]) -> Iterator[tuple[int, "_Join | None", bool]]:
+        """What dims are made of: size, what it was before, and whether it is fixed, of each dim that became one.
+
+        A reshape of what a reshape has made is one of what was before. So ``(N, C * 9, L)``, of the windows of an
+        ``unfold``, which becomes ``(N, groups, C / groups, 9, L)``, is looked at as ``(N, C, 3, 3, L)``, whose C is
+        that of channels for all inputs, where nobody could tell what of ``C * 9`` is.
+        """
+        joins = self._joins.get(source.key, {})
+        for d in dims:
+            join = joins.get(d)
+            if join is not None and len(join.after) == 1 and math.prod(join.before) == source.shape[d]:
+                yield from zip(join.before, join.own, (not free for free in join.free), strict=True)
+            else:
+                yield source.shape[d], join, self._is_fixed(source, d)
 
     def _is_fixed(self, value: Value, dim: int) -> bool:
         """Whether the size of a dim is as it is for all inputs: that of channels, or of all of them several times."""
@@ -360,6 +379,22 @@ class Joined:
             else:
                 front += old
         return found
+
+
+def _rejoined(
+    before: tuple[int, ...],
+    after: tuple[int, ...],
+    own: tuple[_Join | None, ...],
+    fixed: list[bool],
+    given: list[GivenSize],
+) -> tuple[list[_Join | None], bool]:
+    """As :meth:`Joined._join`, of dims of sizes ``before`` that have not been what they become."""
+    rest = [] if all(fixed) else _split(before, after, fixed, _open_ends(before, after, fixed, given))
+    rest = [i for i in rest if after[i] > 1] or rest
+    vanished = any(n == 1 and not known for n, known in zip(before, fixed, strict=True))
+    irregular = sum(after[i] > 1 for i in rest) > 1 or (vanished and len(after) > 1 and 1 in after[:-1])
+    join = _Join(before, _several(after), own, tuple(not known for known in fixed))
+    return [join if i in rest else None for i in range(len(after))], irregular
 
 
 def _is_as_wide(value: Value, dim: int, out: Value, places: Places) -> bool:
@@ -462,6 +497,7 @@ _PICKS: dict[str, _Dims] = {
     "pixel_unshuffle": lambda call: {-3, -2, -1},
     "channel_shuffle": lambda call: {1},
     "index_add": _at(1),
+    "roll": lambda call: frozenset(call.arg(2, "dims", []) or range(call.args[0].rank)),
 }
 """The dims along which these pick entries by their places."""
 

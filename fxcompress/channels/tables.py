@@ -3,7 +3,7 @@
 A row that the example inputs do not reach looks unused. A longer input reads it.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,15 +15,17 @@ from fxcompress.channels.space import Space
 from fxcompress.channels.values import LabelTensor, Step, Value, find
 
 
-def reads_a_size(node: fx.Node, env: Mapping[fx.Node, Any], constant: Collection[fx.Node]) -> bool:
+def reads_a_size(node: fx.Node, env: Mapping[fx.Node, Any], fixed: Callable[[fx.Node], bool]) -> bool:
     """Whether what ``node`` does depends on a number, or on a tensor without labels that the graph makes of one.
+
+    The number of channels is none of these: ``a[: h.shape[1]]`` reads the same entries for all inputs.
 
     Args:
         node: of the graph.
         env: the results of the nodes before it.
-        constant: nodes that are the same for each input.
+        fixed: whether what a node computes is the same for all inputs.
     """
-    return any(used not in constant and _is_of_a_size(env[used]) for used in node.all_input_nodes)
+    return any(not fixed(used) and _is_of_a_size(env[used]) for used in node.all_input_nodes)
 
 
 def _is_of_a_size(value: object) -> bool:

@@ -202,7 +202,8 @@ def _in_place(module: nn.Module, node: fx.Node) -> bool:
     if node.op == "call_module":
         return bool(getattr(module.get_submodule(str(node.target)), "inplace", False))
     name = function_name(node)
-    writes = ends_as_in_place(name) or name in _WRITING
+    writes = ends_as_in_place(name)
+    writes |= not _WRITING.isdisjoint({name, name.strip("_")})  # also x.__setitem__(0, y), by its own name
     return writes or bool(node.kwargs.get("inplace") or node.kwargs.get("out") is not None)
 
 

@@ -24,7 +24,8 @@ from fxcompress.channels.layers import Layers, same_layers
 from fxcompress.channels.rules.contraction import CONVOLUTION
 from fxcompress.channels.rules.movement import CAT
 from fxcompress.channels.rules.norms import BATCH_NORM
-from fxcompress.channels.rules.pointwise import MULTIPLY, OVERWRITTEN, POINTWISE
+from fxcompress.channels.rules.overwritten import OVERWRITTEN
+from fxcompress.channels.rules.pointwise import MULTIPLY, POINTWISE
 from fxcompress.channels.shapes import like
 from fxcompress.channels.survivors import Survivors
 from fxcompress.channels.values import LabelTensor, Step, Value, find

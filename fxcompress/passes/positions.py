@@ -18,6 +18,7 @@ from fxcompress.channels.rules.indexing import INDEX
 from fxcompress.channels.rules.movement import MOVEMENT, PAD, PERMUTE, RESHAPE
 from fxcompress.channels.rules.pointwise import SAME
 from fxcompress.channels.rules.products import BATCHED
+from fxcompress.channels.rules.puts import INDEX_PUT, same_puts
 from fxcompress.channels.rules.scatter import INDEX_ADD, scatter_of
 from fxcompress.channels.rules.sums import EXTREME
 from fxcompress.channels.survivors import Survivors
@@ -159,7 +160,7 @@ def _same_extremes(before: Call, after: Call, left: Survivors) -> bool:
     return bool(after.func is before.func and after.args[3] == zero)
 
 
-_PLACES = {INDEX_ADD: _same_targets, GROUP_SUM: _same_groups, EXTREME: _same_extremes}
+_PLACES = {INDEX_ADD: _same_targets, INDEX_PUT: same_puts, GROUP_SUM: _same_groups, EXTREME: _same_extremes}
 """Classes whose calls say where entries go."""
 
 

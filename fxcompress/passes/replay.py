@@ -26,6 +26,7 @@ from fxcompress.channels.space import FIXED, PART, Reason
 from fxcompress.channels.survivors import Survivors, has_own_labels
 from fxcompress.channels.values import LabelTensor, Step, Value, find
 from fxcompress.errors import ExampleInputError
+from fxcompress.passes.attempts import Attempt
 from fxcompress.passes.attributes import fit_to_input
 from fxcompress.passes.code_changes import CodeChanges
 from fxcompress.passes.commuting import Commuting
@@ -153,15 +154,14 @@ class Replay(Interpreter):
 
     def _tried(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, str]:
         """What a node returns, and why that is not what is left of its result; nothing has happened then."""
-        logs: tuple[list[Any], ...] = (self.dispatch.tape, self.space.edges, self.space.slots)
-        marks = [len(log) for log in logs]
+        attempt = Attempt(self.dispatch, (args, kwargs))
         try:
             result = self._run(node, args, kwargs)
-            why = self._disagreement(node, result, marks[0])
+            why = self._disagreement(node, result, attempt.start)
         except ExampleInputError as caught:
             result, why = None, self._failure(node, caught)
-        for log, mark in zip(logs, marks, strict=True) if why else ():
-            del log[mark:]
+        if why:
+            attempt.undo()
         return result, why
 
     def _run(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
@@ -297,7 +297,7 @@ class Replay(Interpreter):
         expected = find(Value, self.original.values[node.name])
         tensors = find(LabelTensor, result)
         for before, tensor in zip(expected, tensors, strict=False):
-            self._forget_finer(before, tensor)
+            self._settle_labels(before, tensor)
         found = [tensor.fxc_value for tensor in tensors]
         if len(expected) != len(found) or not all(map(self._same, expected, found)):
             return "its labels would differ"
@@ -320,11 +320,12 @@ class Replay(Interpreter):
         now = fx.node.map_arg(node.args, self.env.__getitem__)
         return [] if same_sums(self.original.args[node.name], now) else None
 
-    def _forget_finer(self, expected: Value, tensor: LabelTensor) -> None:
+    def _settle_labels(self, expected: Value, tensor: LabelTensor) -> None:
         """Take labels off a result where none are expected, along dims that have lost nothing, or where none can go.
 
         With one head left the rows of its attention have labels, where those of several heads cross each other; and so
-        have the dims of that head, where they lay behind those of another one.
+        have the dims of that head, where they lay behind those of another one. Slots that are found as one get the
+        labels of those that they were.
         """
         value, left = tensor.fxc_value, self.left.layers(expected)
         if not value.layers or value.shape != self.left.shape(expected):
@@ -332,7 +333,8 @@ class Replay(Interpreter):
         whole = {d for d, (old, new) in enumerate(zip(expected.shape, value.shape, strict=True)) if old == new}
         taken = {d for layer in left for d in support(layer)}
         kept = tuple(layer for layer in value.layers if not self._is_finer(layer, whole, taken))
-        if len(kept) < len(value.layers):
+        kept = self.slots.told_apart(left, kept)
+        if tuple(map(id, kept)) != tuple(map(id, value.layers)):
             tensor.fxc_value = Value(value.meta, kept)
 
     def _is_finer(self, layer: Tensor, whole: set[int], taken: set[int]) -> bool:

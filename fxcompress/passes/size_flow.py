@@ -287,6 +287,7 @@ _PLAIN = frozenset({bool, int, float, type(None)})
 
 
 _SIZES_ONLY = {
+    "overwritten",
     "quantize",
     "packed sequence",
     "recurrent state",
@@ -300,6 +301,7 @@ _SIZES_AT = {
     "group norm": (3, 4, 5, 6),
     "layer norm": (1,),
     "index add": (2,),
+    "index put": (1,),
     "group norm by sums": (3, 6),
     "extreme": (1, 2, 3),
     "pad": (1,),

@@ -3,8 +3,10 @@
 from collections.abc import Iterator
 
 import numpy as np
+from torch import Tensor
 
 from fxcompress.channels.analysis import Analysis
+from fxcompress.channels.layers import Layers, support
 from fxcompress.channels.space import FIXED, Slots, Space, components
 
 
@@ -47,6 +49,19 @@ class KnownSlots:
     def find(self, members: np.ndarray) -> int:
         """The slot of a slice of what is left; FIXED for none, which no label of the original agrees with."""
         return self._of.get(self._key(members), [FIXED])[0]
+
+    def told_apart(self, expected: Layers, found: Layers) -> Layers:
+        """``found``, with the labels of ``expected`` in the place of those that stand for the same.
+
+        Queries of (keys, queries to each of them, T, d) meet keys of (keys, 1, T, d): a slot for each head is left, but
+        those of one key have members that go together, so they are found as one. The layer that is found does not vary
+        along the second dim then, as the one that is expected does, although both say the same of each entry.
+        """
+        return tuple(next((x for x in expected if self._is_coarser(layer, x)), layer) for layer in found)
+
+    def _is_coarser(self, found: Tensor, expected: Tensor) -> bool:
+        fits = found.ndim == expected.ndim and support(found) < support(expected)
+        return fits and bool((self.name[expected.numpy()] == self.name[found.numpy()]).all())
 
     def strangers(self, slots: Slots) -> np.ndarray:
         """Slots, and all of their members, that are not slots of the original: int64 (n,)."""

@@ -1,4 +1,4 @@
-"""Ops that pick entries, or write to entries, at places that a tensor says: index, gather, scatter and their like.
+"""Ops that pick entries at places that a tensor says, and those that write along one dim: index, gather, scatter.
 
 By a constant index entries move, and labels with them. Where the network computes the index, the size of the dims that
 are indexed must stay; the channels along other dims are picked or written alike, and may go::
@@ -21,7 +21,6 @@ from fxcompress.channels.space import Space
 from fxcompress.channels.values import Call, Step, Value, find, replace
 
 _CODE, _TEXT = "computed-index", "it is indexed by a tensor that the network computes"
-_WRITTEN = "it is written to at an index"
 
 
 def hold_along(layers: Layers, dims: frozenset[int], space: Space, code: str = _CODE, text: str = _TEXT) -> Layers:
@@ -30,7 +29,8 @@ def hold_along(layers: Layers, dims: frozenset[int], space: Space, code: str = _
     return tuple(layer for layer in held if layer is not None)
 
 
-def _pin(values: list[Value], space: Space, text: str = _TEXT) -> None:
+def pin_layers(values: list[Value], space: Space, text: str = _TEXT) -> None:
+    """All labels of some values stay."""
     for value in values:
         for layer in value.layers:
             space.pin(layer, _CODE, text)
@@ -78,11 +78,11 @@ def picked_dims(step: Step) -> frozenset[int]:
 def _index_labels(call: Call, space: Space) -> tuple[Layers, ...]:
     source, computed = call.args[0], find(Value, call.args[1:])
     if not isinstance(source, Value) or any(map(_is_mask, computed)):
-        _pin(find(Value, (call.args, call.kwargs)), space)
+        pin_layers(find(Value, (call.args, call.kwargs)), space)
         return ((),)
     if not computed:
         return moved_labels(call, space)
-    _pin(computed, space)
+    pin_layers(computed, space)
     moved: list[Tensor] = []
     for layer in hold_along(source.layers, indexed_dims(call), space):
         moved += _at_first(call, layer)
@@ -125,13 +125,13 @@ def _aligned(values: list[Value], dim: int, space: Space) -> Layers:
 def _along(call: Call) -> tuple[list[Value], int] | None:
     """The tensors of a gather or scatter, and its dim; None where one of them is no labelled tensor."""
     whole, dim, index, *rest = call.args
-    tensors = [_as_value(t) for t in (whole, index, *rest) if isinstance(t, Value | Tensor)]
+    tensors = [as_value(t) for t in (whole, index, *rest) if isinstance(t, Value | Tensor)]
     if not tensors[0].rank or len({value.rank for value in tensors}) > 1:
         return None
     return tensors, dim % tensors[0].rank
 
 
-def _as_value(tensor: Value | Tensor) -> Value:
+def as_value(tensor: Value | Tensor) -> Value:
     """A tensor without labels as a Value, expanded as it was."""
     if isinstance(tensor, Value):
         return tensor
@@ -141,7 +141,7 @@ def _as_value(tensor: Value | Tensor) -> Value:
 def _along_labels(call: Call, space: Space) -> tuple[Layers, ...]:
     found = _along(call)
     if found is None:
-        _pin(find(Value, call.args), space)
+        pin_layers(find(Value, call.args), space)
         return ((),)
     return (_aligned(*found, space),)
 
@@ -162,9 +162,9 @@ def _scatter_constants(step: Step, known: Known) -> list[Tensor]:
     found, (whole, _, _, written) = _along(step.call), step.call.args[:4]
     if found is None or not isinstance(whole, Value):
         return nothing_known(step, known)
-    zero = _zeros(known.of(whole), frozenset({found[1]}))
+    zero = zeros_along(known.of(whole), frozenset({found[1]}))
     if isinstance(written, Value):
-        own = _zeros(known.of(written), frozenset({found[1]}))
+        own = zeros_along(known.of(written), frozenset({found[1]}))
         uneven = any(n not in {1, size} for n, size in zip(own.shape, whole.shape, strict=True))
         zero = zero & (own.all() if uneven else own)
     else:
@@ -172,58 +172,7 @@ def _scatter_constants(step: Step, known: Known) -> list[Tensor]:
     return [torch.where(zero, 0.0, torch.nan).double()]
 
 
-# Writing: index_put.
-
-
-def _put_labels(call: Call, space: Space) -> tuple[Layers, ...]:
-    """``x[index] = values``, where the first dims are indexed: the values meet the other dims of ``x``."""
-    place = _leading(call)
-    if place is None:
-        _pin(find(Value, call.args), space, _WRITTEN)
-        return ((),)
-    whole, values, count = place
-    _pin(find(Value, call.args[1]), space)
-    own = hold_along(whole.layers, frozenset(range(count)), space, text=_WRITTEN)
-    before = torch.Size((1,) * count + tuple(unexpanded(whole))[count:])
-    shape = (1,) * whole.rank + tuple(unexpanded(values))
-    held = hold_along(values.layers, _leading_dims(values, whole, count), space, text=_WRITTEN)
-    written = [_trailing(layer, whole.rank, count) for layer in held]
-    after = torch.Size((1,) * count + shape[len(shape) - whole.rank + count :])
-    return (couple_aligned([(before, own), (after, tuple(written))], whole.rank, space),)
-
-
-def _leading_dims(values: Value, whole: Value, count: int) -> frozenset[int]:
-    """The dims of the values that the index makes: those before the ones of ``whole`` that are not indexed."""
-    return frozenset(range(values.rank - (whole.rank - count)))
-
-
-def _trailing(written: Tensor, rank: int, count: int) -> Tensor:
-    """A layer or map of the values, of size 1 along the dims that the index makes, as one of the whole tensor."""
-    shape = (1,) * rank + tuple(written.shape)
-    return written.reshape((1,) * count + shape[len(shape) - rank + count :])
-
-
-def _leading(call: Call) -> tuple[Value, Value, int] | None:
-    """The tensor, what is written to it, and how many dims at its front are indexed; None for another form."""
-    whole, _, values = call.args[:3]
-    if not isinstance(whole, Value | Tensor) or not isinstance(values, Value | Tensor):
-        return None
-    whole, values, dims = _as_value(whole), _as_value(values), indexed_dims(call)
-    return (whole, values, len(dims)) if dims == frozenset(range(len(dims))) else None
-
-
-def _put_constants(step: Step, known: Known) -> list[Tensor]:
-    """Where zeros are written among zeros, or added to them, there are zeros."""
-    place = _leading(step.call)
-    if place is None:
-        return nothing_known(step, known)
-    whole, values, count = place
-    written = _zeros(known.of(values), _leading_dims(values, whole, count))
-    zero = _zeros(known.of(whole), frozenset(range(count))) & _trailing(written, whole.rank, count)
-    return [torch.where(zero, 0.0, torch.nan).double()]
-
-
-def _zeros(channels: Tensor, dims: frozenset[int]) -> Tensor:
+def zeros_along(channels: Tensor, dims: frozenset[int]) -> Tensor:
     """Where a map is zero everywhere along ``dims``: bool, of size 1 along these."""
     zero = channels == 0
     for dim in dims:
@@ -251,5 +200,4 @@ def _top_constants(step: Step, known: Known) -> list[Tensor]:
 INDEX = register(OpClass("index", _index_labels, _index_constants), ["index", "index_select", "_unsafe_index"])
 register(OpClass("gather", _along_labels, _gather_constants), ["gather"])
 register(OpClass("scatter", _along_labels, _scatter_constants), ["scatter", "scatter_add", "scatter_reduce"])
-register(OpClass("index put", _put_labels, _put_constants), ["index_put", "_unsafe_index_put"])
 register(OpClass("largest", _top_labels, _top_constants), ["topk"])

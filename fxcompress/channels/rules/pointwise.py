@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fxcompress.channels.computed_numbers import Computed, is_written
 from fxcompress.channels.layers import Layers, crosses, pad_rank, slices, support
-from fxcompress.channels.rules.registry import Known, OpClass, equal_along, nothing_known, register, zero_where
+from fxcompress.channels.rules.registry import Known, OpClass, nothing_known, register, zero_where
 from fxcompress.channels.space import Space
 from fxcompress.channels.values import Call, LabelTensor, Step, Value, find, leaves, replace
 
@@ -250,6 +250,8 @@ def _divide(step: Step, known: Known) -> list[Tensor]:
 
 def _untouched(step: Step, known: Known) -> list[Tensor]:
     value = find(Value, step.call.args)[0]
+    if all(v.meta.is_complex() for v in step.outputs):
+        return [_zeros_alone(known.of(value))] * len(step.outputs)
     floating = all(v.meta.is_floating_point() for v in step.outputs)
     floating &= value.meta.is_floating_point() or value.meta.dtype is torch.bool
     return [known.of(value)] * len(step.outputs) if floating else nothing_known(step, known)
@@ -265,14 +267,24 @@ def _dropped(step: Step, known: Known) -> list[Tensor]:
 
 def _copied(step: Step, known: Known) -> list[Tensor]:
     """What is copied replaces what was there."""
-    source = step.call.args[1]
-    if not isinstance(source, Value) or not source.meta.is_floating_point():
+    source, (out,) = step.call.args[1], step.outputs
+    if not isinstance(source, Value) or not (source.meta.is_floating_point() or source.meta.is_complex()):
         return nothing_known(step, known)
-    return [pad_rank(known.of(source), step.outputs[0].rank)]
+    found = pad_rank(known.of(source), out.rank)
+    return [_zeros_alone(found) if out.meta.is_complex() else found]
 
 
-_FILLS = {"zero": 0.0, "zeros_like": 0.0, "ones_like": 1.0}
-"""What ops fill a tensor with. A number that is given may be computed from sizes, and be another one next time."""
+def _zeros_alone(found: Tensor) -> Tensor:
+    """What is known of complex entries: a map holds one number where they have two, so of zeros alone."""
+    return torch.where(found == 0, 0.0, torch.nan).double()
+
+
+_FILLS = {"zero": 0.0, "zeros_like": 0.0, "ones_like": 1.0, "empty_like": 0.0}
+"""What ops fill a tensor with. In what nobody has filled there may be any number, so zero as well."""
+
+
+_FILL_WITH = frozenset({"fill", "full_like"})
+"""Those that are given the number."""
 
 
 def _filled(step: Step, known: Known) -> list[Tensor]:
@@ -280,8 +292,11 @@ def _filled(step: Step, known: Known) -> list[Tensor]:
     (out,) = step.outputs
     if not out.meta.is_floating_point():
         return nothing_known(step, known)
-    number = _FILLS[step.call.func.overloadpacket.__name__]
-    return [torch.full((1,) * out.rank, number, dtype=torch.float64, device="cpu")]
+    name = step.call.func.overloadpacket.__name__
+    number = step.call.arg(1, "fill_value") if name in _FILL_WITH else _FILLS[name]
+    if type(number) not in _NUMBERS:  # one that is computed from sizes may be another one next time
+        return nothing_known(step, known)
+    return [torch.full((1,) * out.rank, float(number), dtype=torch.float64, device="cpu")]
 
 
 def _where(condition: Tensor, *choices: Any) -> Any:  # noqa: ANN401 - what torch.where takes and returns
@@ -293,12 +308,21 @@ def _where(condition: Tensor, *choices: Any) -> Any:  # noqa: ANN401 - what torc
 
 
 def _assign(whole: Any, index: Any, written: Any) -> None:  # noqa: ANN401 - what an assignment takes
-    """``x[mask] = number``, as the choice that it is: each entry is what it was, or the number."""
+    """``x[mask] = number``, as the choice that it is: each entry is what it was, or the number.
+
+    ``x[:, [0, 2]] = number``, of which torch makes a tensor that nothing would be known of, as a copy of a part.
+    """
     mask = isinstance(index, Tensor) and index.dtype is torch.bool and 0 < index.ndim <= whole.ndim
     if mask and isinstance(whole, LabelTensor) and type(written) in _NUMBERS:
         whole.masked_fill_(index.reshape((*index.shape, *[1] * (whole.ndim - index.ndim))), written)
+    elif type(written) in _NUMBERS and any(isinstance(item, list) for item in _items(index)):
+        whole[index] = torch.full_like(whole[index], written)
     else:
         whole[index] = written
+
+
+def _items(index: object) -> Sequence[object]:
+    return index if isinstance(index, tuple) else (index,)
 
 
 ON_LABELS: dict[object, Callable[..., Any]] = {torch.where: _where, operator.setitem: _assign}
@@ -328,59 +352,6 @@ def _choice(leaf: object, known: Known) -> Tensor | None:
     return torch.tensor(float(leaf), dtype=torch.float64, device="cpu") if is_written(leaf) else None
 
 
-def _overwritten(step: Step, known: Known) -> list[Tensor]:
-    """Each entry is what it was, or one of those that may have been written there: the same number, if all are."""
-    whole, part = step.call.args
-    before, number = (known.of(value).double() for value in (whole, part))
-    if not number.numel():
-        return [before]
-    places = _places(whole, part)
-    rest = [d for d in range(part.rank) if d not in places]
-    number = equal_along(number, rest)
-    there = torch.ones((1,) * whole.rank, dtype=torch.bool, device="cpu")
-    order = sorted(places, key=lambda d: places[d][0])
-    sizes = {places[d][0]: number.shape[d] for d in order}
-    after = number.permute([*order, *rest]).reshape([sizes.get(d, 1) for d in range(whole.rank)])
-    for dim, positions in places.values():
-        if after.shape[dim] > 1:
-            after = after.index_select(dim, positions.clamp_min(0))
-        there = there & (positions >= 0).reshape([-1 if d == dim else 1 for d in range(whole.rank)])
-    return [torch.where((before == after) | ~there, before, torch.nan)]
-
-
-def _places(whole: Value, part: Value) -> dict[int, tuple[int, Tensor]]:
-    """Dims of a part, and those of the whole along which the same labels lie, each once: they say where an entry is.
-
-    Beside the dim of the whole stand the positions of its entries in the part, -1 for those that it does not hold.
-    """
-    pairs = [
-        (min(support(own)), min(support(layer)), found)
-        for layer in whole.layers
-        for own in part.layers
-        if len(support(layer)) == len(support(own)) == 1
-        if (found := _positions(layer.reshape(-1), own.reshape(-1))) is not None
-    ]
-    sides = [[pair[i] for pair in pairs] for i in (0, 1)]  # labels that lie along two dims do not say along which
-    return {d: (dim, found) for d, dim, found in pairs if sides[0].count(d) == sides[1].count(dim) == 1}
-
-
-def _positions(atoms: Tensor, inside: Tensor) -> Tensor | None:
-    """Where each of some labels is among others, -1 for nowhere; None where no label is, or where they repeat."""
-    if not _distinct(atoms) or not _distinct(inside):
-        return None
-    ordered, places = inside.sort()
-    near = torch.searchsorted(ordered, atoms.contiguous()).clamp_max(len(ordered) - 1)
-    found = torch.where(ordered[near] == atoms, places[near], -1)
-    return found if bool((found >= 0).any()) else None
-
-
-def _distinct(atoms: Tensor) -> bool:
-    """Whether each entry has a label of its own."""
-    return bool(atoms.all()) and len(atoms.unique()) == len(atoms)
-
-
-OVERWRITTEN = OpClass("overwritten", lambda call, space: (call.args[0].layers,), _overwritten)
-"""What a tensor holds after an op has written to another one that shares memory with it."""
 POINTWISE = OpClass("pointwise", _labels, run_known)
 OPAQUE_VALUES = OpClass("pointwise, values unknown", _labels, nothing_known)
 MULTIPLY = register(OpClass("multiply", _labels, _multiply), ["mul", "multiply"])
@@ -390,15 +361,15 @@ SAME = register(OpClass("same values", _labels, _untouched), ["clone", "detach",
 CHOICE = register(OpClass("choice", _labels, _choose), ["where", "masked_fill"])
 
 # Elementwise, but without the pointwise tag.
-register(POINTWISE, ["hardswish", "hardsigmoid", "fill", "full_like"])
-register(OpClass("pointwise, filled", _labels, _filled), list(_FILLS))
+register(POINTWISE, ["hardswish", "hardsigmoid"])
+FILLED = register(OpClass("pointwise, filled", _labels, _filled), [*_FILLS, *_FILL_WITH])
 register(OpClass("copy", _labels, _copied), ["copy"])
 register(OpClass("dropout", _labels, _dropped), ["native_dropout"])
 # Elementwise, but what they return where an operand is unknown need not be unknown, or is random.
 register(
     OPAQUE_VALUES,
     [
-        "nan_to_num", "fmax", "fmin", "bernoulli", "rand_like", "randn_like", "empty_like", "uniform", "exponential",
+        "nan_to_num", "fmax", "fmin", "bernoulli", "rand_like", "randn_like", "uniform", "exponential",
         "geometric", "log_normal", "cauchy", "normal_functional", "rrelu_with_noise",
         "rrelu_with_noise_functional",
     ],

@@ -53,6 +53,6 @@ def _but_channels(source: Value) -> frozenset[int]:
     return frozenset(range(source.rank)) - {1}
 
 
-register(OpClass("grid of points", _grid_labels, _grid_constants), ["grid_sampler_2d", "grid_sampler_3d"])
+GRID = register(OpClass("grid of points", _grid_labels, _grid_constants), ["grid_sampler_2d", "grid_sampler_3d"])
 register(OpClass("regions", _labels, _constants), ["torchvision::roi_align", "torchvision::roi_pool"])
 register(DEFORMED, ["torchvision::deform_conv2d"])

@@ -16,6 +16,7 @@ from fxcompress.channels.rules.contraction import meet, take
 from fxcompress.channels.rules.pointwise import Operand, couple_aligned, unexpanded
 from fxcompress.channels.rules.registry import Known, OpClass, nothing_known, register
 from fxcompress.channels.space import Space
+from fxcompress.channels.survivors import has_own_labels
 from fxcompress.channels.values import Call, Step, Value
 
 
@@ -95,8 +96,8 @@ def _constants(step: Step, known: Known) -> list[Tensor]:
     scatter = scatter_of(step.call)
     if not step.outputs[0].meta.is_floating_point():
         return nothing_known(step, known)
-    if scatter is None:
-        return _computed_constants(step, known)
+    if scatter is None or scatter.dim in step.anywhere or not has_own_labels(scatter.whole, scatter.dim):
+        return _computed_constants(step, known)  # an entry by its number may be another one for inputs of another size
     dim = scatter.dim
     whole, source = (known.of(value).double() for value in (scatter.whole, scatter.source))
     sizes = [max(a, b) for a, b in zip(whole.shape, source.shape, strict=True)]

@@ -86,7 +86,8 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    if Path(options.model).is_file() and Path(options.model).suffix != ".py":
+    file = Path(options.model)
+    if file.suffix == ".fxc" or (file.is_file() and file.suffix != ".py"):
         if options.input or options.explain or options.html:
             raise FxCompressError("--input, --explain and --html are about models: a file holds no graph")
         print(summary(options.model))

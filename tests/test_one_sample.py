@@ -1,5 +1,6 @@
 """A batch of one sample: what strides tell of larger ones, they do not tell of it."""
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -108,8 +109,14 @@ def dying(lay: Lay) -> Words:
     return net
 
 
-@pytest.mark.parametrize("example", SIZES[:4])
-@pytest.mark.parametrize("name", MIXED)
+@pytest.mark.parametrize(("name", "example"), [
+    *itertools.product(MIXED, SIZES[:4]),
+    # As many words as another dim has entries, or part of the channels.
+    *itertools.product(
+        [name for name in MIXED if "in heads" not in name and "one sample" not in name],
+        [(2, 2), (8, 2), (4, 2), (2, 4), (4, 4)],
+    ),
+])  # fmt: skip
 def test_channels_that_more_words_mix_stay_after_one_word(name: str, example: tuple[int, int]) -> None:
     net = dying(MIXED[name])
     pruned = fxc.prune(net, torch.randn(*example, 6, dtype=torch.float64)).module

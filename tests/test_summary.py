@@ -32,6 +32,7 @@ def test_the_same_in_training_at_the_end_and_in_the_file(tmp_path: Path) -> None
     size = fxc.save(final, tmp_path / "net.fxc")
     training, end, file = fxc.summary(net), fxc.summary(final), fxc.summary(tmp_path / "net.fxc")
     assert training.weights == end.weights
+    assert (training.quantized, end.quantized, file.quantized) == (net.weights,) * 3
     assert (training.before, end.before, file.before) == (net.weights,) * 3
     assert training.fractional == pytest.approx(net.fractional_size())
     assert end.fractional == pytest.approx(net.fractional_size())
@@ -114,7 +115,44 @@ def test_a_network_without_bits() -> None:
     assert "%" not in str(found)
 
 
+def test_weights_that_are_frozen_are_told_apart() -> None:
+    model = ResidualNet()
+    frozen = model.get_parameter("block1.conv1.weight").requires_grad_(False)
+    net = fxc.compress(model, X)
+    found = fxc.summary(net)
+    assert found.before == net.weights + frozen.numel()
+    assert f"{found.before:,} of {found.before:,} weights, {net.weights:,} of which were quantized, 25.00%" in str(
+        found
+    )
+
+
+def test_weights_that_have_left_their_grid_are_in_floats(tmp_path: Path) -> None:
+    """As after training on what ``finalize`` gave: a file would hold them so."""
+    final = shrunk().finalize()
+    name = "block1.conv2.weight"
+    before = fxc.summary(final)
+    with torch.no_grad():
+        final.get_parameter(name).mul_(1.001)
+    after = fxc.summary(final)
+    fxc.save(final, tmp_path / "net.fxc")
+    for found in (after, fxc.summary(tmp_path / "net.fxc")):
+        (weight,) = (weight for weight in found.weights if weight.name == name)
+        assert (weight.bits, weight.stored) == (None, 4 * final.get_parameter(name).numel())
+    assert before.fractional is not None
+    assert after.fractional is not None
+    assert after.fractional > before.fractional
+
+
 def test_bad_input(tmp_path: Path) -> None:
+    net = shrunk()
+    for wrapped in (nn.Sequential(net, nn.Flatten()), torch.compile(net)):
+        assert isinstance(wrapped, nn.Module)
+        with pytest.raises(FxCompressError, match=r"wraps the network in training: pass what compress\(\) returned"):
+            fxc.summary(wrapped)
+    with pytest.raises(TypeError, match=r"a PruneResult holds the network as its .module: pass summary\(result.module"):
+        fxc.summary(fxc.prune(ResidualNet(), X))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"summary takes a network, or the path of a file .*, not a dict"):
+        fxc.summary({})  # type: ignore[arg-type]
     with pytest.raises(FxCompressError, match="nothing is known of what this Linear was made from: pass what compress"):
         fxc.summary(nn.Linear(2, 2))
     with pytest.raises(StorageError, match="there is no file"):

@@ -339,11 +339,11 @@ class Joined:
         if not irregular:
             return made, False
         parts = list(self._parts_of(source, old))
-        if len(parts) == len(old):
+        sizes, origins = tuple(n for n, _, _ in parts), tuple(x for _, x, _ in parts)
+        known = [own for _, _, own in parts]
+        if len(parts) == len(old) or not _starts_alike(sizes, known, after, given):
             return made, True
-        inner = tuple(n for n, _, _ in parts), tuple(x for _, x, _ in parts), [known for _, _, known in parts]
-        found = _rejoined(inner[0], after, inner[1], inner[2], given)
-        return (made, True) if found[1] else found
+        return _rejoined(sizes, after, origins, known, given)
 
     def _parts_of(self, source: Value, dims: list[int]) -> Iterator[tuple[int, "_Join | None", bool]]:
         """What dims are made of: size, what it was before, and whether it is fixed, of each dim that became one.
@@ -395,6 +395,20 @@ def _rejoined(
     irregular = sum(after[i] > 1 for i in rest) > 1 or (vanished and len(after) > 1 and 1 in after[:-1])
     join = _Join(before, _several(after), own, tuple(not known for known in fixed))
     return [join if i in rest else None for i in range(len(after))], irregular
+
+
+def _starts_alike(before: tuple[int, ...], known: list[bool], after: tuple[int, ...], given: list[GivenSize]) -> bool:
+    """Whether sizes begin with those of channels, and become numbers of the graph that take up just these.
+
+    Then the rest becomes the rest, whatever its sizes are: in a row, what is first decides where all else lies.
+    """
+    count = next((i for i, own in enumerate(known) if not own), len(known))
+    whole, taken = math.prod(before[:count]), 1
+    for size, entry in zip(given, after, strict=True):
+        if taken == whole or size.stated is None:
+            break
+        taken *= entry
+    return count > 0 and whole > 1 and taken == whole
 
 
 def _is_as_wide(value: Value, dim: int, out: Value, places: Places) -> bool:

@@ -13,6 +13,7 @@ from fxcompress.errors import FxCompressError
 from fxcompress.provenance import Provenance, provenance_of
 from fxcompress.quantizer import Quantizer, storage_bits
 from fxcompress.report.measure import CHANNEL_BITS, FLOAT_BITS
+from fxcompress.storage.codes import encode
 from fxcompress.storage.file import read
 from fxcompress.training.network import SizedNetwork
 
@@ -55,10 +56,19 @@ class Summary:
         weights: those that have bits, and all others of more than one dim.
         others: how many biases, norms and buffers there are.
         others_stored: bytes of these.
-        before: weights of the network that was compressed: N of the paper, or all that are listed where none has bits.
-        fractional: the trained bit depths, over 32 N bits; None of a file, which does not keep them, and without bits.
-        stored: what the weights that have bits take by ``WeightSummary.stored``, over 32 N bits; None without bits.
+        before: how many weights the network had that was compressed: all that are listed.
+        quantized: how many of these were quantized: N of the paper. 0 where none was.
+        fractional: the bit depths, over 32 N bits; None of a file, which does not keep the trained ones, and without
+            bits. A network from a file has the whole bits of its codes. Weights that have left their grid, as they were
+            trained on, count with 32 bits.
+        stored: the same in whole bits for each channel, with 5 bytes for its bits and exponent; None without bits.
+            Of a network in training this, like ``fractional``, leaves out what reads dead channels, as a removal would.
         file: bytes of the file; None of a network.
+
+    >>> import fxcompress as fxc
+    >>> found = fxc.summary(fxc.compress(nn.Linear(8, 4), torch.zeros(1, 8)))
+    >>> found.weights[0].bits, found.fractional
+    (8.0, 0.25)
     """
 
     title: str
@@ -66,6 +76,7 @@ class Summary:
     others: int
     others_stored: int
     before: int
+    quantized: int
     fractional: float | None
     stored: float | None
     file: int | None = None
@@ -86,13 +97,15 @@ class Summary:
     def _heading(self) -> str:
         left = sum(math.prod(weight.now) for weight in self.weights if weight.now is not None)
         found = [f"{left:,} of {self.before:,} weights"]
+        if 0 < self.quantized < self.before:
+            found.append(f"{self.quantized:,} of which were quantized")
         if self.fractional is not None:
             found.append(f"{self.fractional:.2%} of the bits")
         if self.stored is not None:
             found.append(f"{self.stored:.2%} in whole bits")
         if self.file is not None:
             whole = FLOAT_BITS // 8 * max(self.before, 1)
-            found.append(f"a file of {self.file:,} bytes, {self.file / whole:.2%} of the weights in 32 bits")
+            found.append(f"a file of {self.file:,} bytes, {self.file / whole:.2%} of what its weights took in 32 bits")
         return f"{self.title}: {', '.join(found)}"
 
 
@@ -104,7 +117,8 @@ def summary(network: nn.Module | str | os.PathLike[str]) -> Summary:
             a file that ``save`` wrote. It is only read.
 
     Raises:
-        FxCompressError: the network comes from elsewhere.
+        TypeError: neither a network nor a path.
+        FxCompressError: the network comes from elsewhere, or is wrapped by another one.
         StorageError: the file is not there, none of fxcompress, or damaged; or safetensors is missing.
 
     >>> import fxcompress as fxc
@@ -118,27 +132,45 @@ def summary(network: nn.Module | str | os.PathLike[str]) -> Summary:
     and 2 biases, norms and buffers of 24 bytes
     """
     if not isinstance(network, nn.Module):
-        saved, file = read(network), Path(network)
+        file = _path(network)
+        saved = read(file)
         found = _Found(saved.tensors, saved.provenance, _bits_of_grids(saved.provenance))
-        return Summary(file.name, *found.listed(), found.before(), None, found.stored(), file.stat().st_size)
+        return found.summary(file.name, None, found.stored(), file.stat().st_size)
     provenance, title = provenance_of(network), type(network).__name__
     if provenance is None:
         raise FxCompressError(
             f"nothing is known of what this {title} was made from: pass what compress(), finalize(), prune() or load() "
             "returned"
         )
+    if not isinstance(network, SizedNetwork) and any(isinstance(m, SizedNetwork) for m in network.modules()):
+        raise FxCompressError(f"this {title} wraps the network in training: pass what compress() returned")
     state = {name: t for name, t in network.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
     if not isinstance(network, SizedNetwork):
-        found = _Found(state, provenance, _bits_of_grids(provenance))
-        return Summary(title, *found.listed(), found.before(), found.fractional(), found.stored())
+        found = _Found(state, provenance, _bits_of_grids(provenance, state))
+        return found.summary(title, found.fractional(), found.stored())
     quantizers = {name: m.bits.detach() for name, m in network.named_modules() if isinstance(m, Quantizer)}
     bits = {name.removesuffix("_quantizer"): each for name, each in quantizers.items()}
     found = _Found({name: t for name, t in state.items() if name in provenance.shapes}, provenance, bits)
-    return Summary(title, *found.listed(), network.weights, network.fractional_size(), network.stored_size())
+    return found.summary(title, network.fractional_size(), network.stored_size())
 
 
-def _bits_of_grids(provenance: Provenance) -> dict[str, Tensor]:
-    return {name: torch.tensor(grid.bits, device="cpu") for name, grid in provenance.grids.items()}
+def _path(given: object) -> Path:
+    if isinstance(getattr(given, "module", None), nn.Module):
+        raise TypeError(f"a {type(given).__name__} holds the network as its .module: pass summary(result.module)")
+    if not isinstance(given, str | os.PathLike):
+        raise TypeError(
+            f"summary takes a network, or the path of a file that save() wrote, not a {type(given).__name__}"
+        )
+    return Path(given)
+
+
+def _bits_of_grids(provenance: Provenance, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """The bits of each weight that lies on its grid; of what a file holds on a grid, all does."""
+    return {
+        name: torch.tensor(grid.bits, device="cpu")
+        for name, grid in provenance.grids.items()
+        if state is None or (name in state and encode(state[name], grid) is not None)
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,19 +211,26 @@ class _Found:
         mean, least, most = float(bits.mean()), float(bits.min()), float(bits.max())
         return WeightSummary(name, before, now, mean, least, most, -(-self._stored_bits(name) // 8))
 
-    def before(self) -> int:
-        """How many weights there were at first."""
-        return self.provenance.weights or sum(math.prod(weight.before) for weight in self.listed()[0])
+    def summary(self, title: str, fractional: float | None, stored: float | None, file: int | None = None) -> Summary:
+        """All of it, with sizes that were found elsewhere."""
+        weights, others, others_stored = self.listed()
+        before, quantized = sum(math.prod(weight.before) for weight in weights), self.provenance.weights
+        return Summary(title, weights, others, others_stored, before, quantized, fractional, stored, file)
 
     def fractional(self) -> float | None:
-        """The bits of all weights, over 32 for each of those at first."""
+        """The bits of all weights, over 32 for each that was quantized."""
         total = sum(float(bits.sum()) * self._weights_of_a_channel(name) for name, bits in self.bits.items())
-        return total / (FLOAT_BITS * self.before()) if self.bits else None
+        return (total + self._changed_bits()) / (FLOAT_BITS * self.provenance.weights) if self.bits else None
 
     def stored(self) -> float | None:
         """The same in whole bits, with the bits and exponents themselves."""
-        total = sum(map(self._stored_bits, self.bits))
-        return total / (FLOAT_BITS * self.before()) if self.bits else None
+        total = sum(map(self._stored_bits, self.bits)) + self._changed_bits()
+        return total / (FLOAT_BITS * self.provenance.weights) if self.bits else None
+
+    def _changed_bits(self) -> int:
+        """Bits of weights that have left their grid."""
+        left = {name for name in self.provenance.grids if name in self.state and name not in self.bits}
+        return FLOAT_BITS * sum(self.state[name].numel() for name in left)
 
     def _stored_bits(self, name: str) -> int:
         whole = storage_bits(self.bits[name].float())

@@ -54,7 +54,7 @@ _ONE_BIT = torch.ones(1, dtype=torch.uint8, device="cpu")
 """The width of a mask."""
 _WORTH_IT = 64
 """Bytes that whole numbers must save: their row of the index is longer."""
-_DAMAGE = (ArithmeticError, AttributeError, LookupError, RuntimeError, StorageError, TypeError, ValueError)
+_DAMAGE = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, StorageError, TypeError, ValueError)
 """What reading a damaged index can end in."""
 
 

@@ -38,14 +38,17 @@ class OwnFunctions:
         self._cells: dict[int, CellType] = {}
 
     def copy(self, function: Callable[..., Any], memo: dict[Any, Any]) -> Any:  # noqa: ANN401
-        """The same over the copies of the modules that it holds; itself where it holds none."""
+        """The same over the copies of the modules that it holds; itself where it holds none.
+
+        A partial is always another one, as ``copy.deepcopy`` makes it: a call may write to a list that it holds.
+        """
+        if isinstance(function, functools.partial):
+            args, kwargs = (self._copied(given) for given in (function.args, function.keywords))
+            return functools.partial(self._copied(function.func), *args, **kwargs)
         if not self._holds(function, set()):
             return function
         if isinstance(function, ref):
             return ref(self._copied(function()))
-        if isinstance(function, functools.partial):
-            args, kwargs = (self._copied(given) for given in (function.args, function.keywords))
-            return functools.partial(self._copied(function.func), *args, **kwargs)
         assert isinstance(function, FunctionType)
         if hasattr(function, COMPILED_FROM):
             return self._copied(getattr(function, COMPILED_FROM))

@@ -88,6 +88,10 @@ MIXED: dict[str, Lay] = {
     "channels first, all flat before": lambda h: h.flatten().view(h.shape[0], 8, h.shape[1]).mean(2),
     "channels first, out of one dim": lambda h: h.flatten(1).unflatten(1, (8, -1)).mean(2),
     "channels last": lambda h: h.transpose(1, 2)[0].reshape(-1, 8),
+    "channels first, of all by words": lambda h: h.flatten().view(h.shape[1], 8, h.shape[0]).mean(2),
+    "words in heads": lambda h: h.flatten(1).view(h.shape[0], 2, h.shape[1], 4).mean(2).flatten(1),
+    "turned, words first": lambda h: h.transpose(1, 2).flatten(1).view(h.shape[0], h.shape[1], 8).mean(1),
+    "turned, words first, by the rest": lambda h: h.transpose(1, 2).flatten(1).view(h.shape[0], -1, 8).mean(1),
     "channels last, of all": lambda h: h.permute(2, 0, 1).reshape(h.shape[1], -1, 8).mean(0),
 }
 TURNED: dict[str, Lay] = {
@@ -113,7 +117,7 @@ def dying(lay: Lay) -> Words:
     *itertools.product(MIXED, SIZES[:4]),
     # As many words as another dim has entries, or part of the channels.
     *itertools.product(
-        [name for name in MIXED if "in heads" not in name and "one sample" not in name],
+        [name for name in MIXED if "one sample" not in name],
         [(2, 2), (8, 2), (4, 2), (2, 4), (4, 4)],
     ),
 ])  # fmt: skip

@@ -266,8 +266,9 @@ class Joined:
     def _is_by_chance(self, source: Value, out: Value, split: list[_Block], old: list[int], new: list[int]) -> bool:
         """Whether channels, whose number is fixed, become dims that follow the inputs: as large as they by chance.
 
-        ``h.mT.reshape(n, 16, -1)`` of as many channels as pixels: the -1 is the number of pixels. A batch of one sample
-        is none of them: 16 channels are all of ``n * 16``.
+        ``h.mT.reshape(n, 16, -1)`` of as many channels as pixels: the -1 is the number of pixels. So is that of
+        ``h.reshape(n, 2, 4, -1)``, of two words, and not 2 of 8 channels. A batch of one sample is none of them: 16
+        channels are all of ``n * 16``.
         """
         if not old or not all(self._is_fixed(source, d) for d in old):
             return False
@@ -279,7 +280,8 @@ class Joined:
         stated = self._stated(out) or [None] * out.rank
         pairs = [(a[0], b[0]) for a, b in split if len(a) == len(b) == 1]
         replaced = {source.shape[a] for a, b in pairs if stated[b] is not None and not self._is_fixed(source, a)}
-        return any(follows) or (None in follows and math.prod(source.shape[d] for d in old) in replaced)
+        absorbs = len(wide) > 1 and any(n > 1 for n in replaced)  # beside numbers, -1 takes what these leave
+        return any(follows) or (None in follows and (absorbs or math.prod(source.shape[d] for d in old) in replaced))
 
     def _given(self, out: Value, new: list[int]) -> list[GivenSize]:
         """What a reshape is given as the sizes of some dims; where that is not known, as if all of them were stated."""
@@ -336,6 +338,9 @@ class Joined:
             if fits:
                 return join.own, False  # as it was before
         made, irregular = _rejoined(before, after, own, fixed, given)
+        if any(x is not None and any(x.free) for x in own) and len(after) > 1:
+            # One entry, of a size of the inputs: which of all that was joined it is, only the order of before tells.
+            irregular |= any(n == 1 and size.follows is not False for n, size in zip(after, given, strict=True))
         if not irregular:
             return made, False
         parts = list(self._parts_of(source, old))

@@ -54,6 +54,7 @@ from fxcompress.quantizer import Quantizer
 from fxcompress.trace.autocast import switches_autocast
 from fxcompress.trace.calls import ends_as_in_place, function_name
 from fxcompress.trace.described import place_of_node
+from fxcompress.trace.generators import generators_kept
 from fxcompress.trace.guards import asks_for_mode, asserts_values
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.names import held
@@ -169,8 +170,8 @@ class Interpreter:
         env = self.env
         self.dispatch.held = (env, self._tensors)
         # Attention as the products that it is made of: the fused kernels are many, and mean the same.
-        with torch.no_grad(), torch.random.fork_rng(devices=()), sdpa_kernel(SDPBackend.MATH):
-            torch.manual_seed(0)  # noise that the graph draws must be the same in every run, see passes/replay.py
+        # Noise that the graph draws must be the same in every run, see passes/replay.py.
+        with torch.no_grad(), generators_kept(seed=0), sdpa_kernel(SDPBackend.MATH):
             for done, node in enumerate(graph.nodes):
                 stage(self.doing, done, len(graph.nodes))
                 self.space.at = node

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from fxcompress.channels.values import find, replace
 from fxcompress.trace.autocast import closing
+from fxcompress.trace.generators import generators_kept
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.names import past_class
 from fxcompress.trace.traced import TracedModule
@@ -69,7 +70,7 @@ def speedups(
     runs = [_Timed(wide), _Timed(narrow)]
     arguments = inputs.in_order(wide.graph)
     start = time.perf_counter()
-    with torch.no_grad(), torch.random.fork_rng():
+    with torch.no_grad(), generators_kept():
         for done in range(_ROUNDS + 1):
             for run in runs:
                 run.run(*_copies(arguments))

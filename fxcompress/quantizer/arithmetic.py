@@ -227,7 +227,10 @@ def _computed(value: Tensor) -> Tensor:
 
     It would otherwise work it out where it is read: powers of 2 for every few entries of a weight.
     """
-    return value.as_strided(value.size(), value.stride()) if torch.compiler.is_compiling() else value
+    if not torch.compiler.is_compiling():
+        return value
+    shape = value.shape  # from which strides follow, which torch 2.6 does not tell in the way back
+    return value.contiguous().as_strided(shape, [math.prod(shape[dim + 1 :]) for dim in range(len(shape))])
 
 
 def _blocks(result: Tensor, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -45,9 +45,9 @@ class _Quantize(torch.autograd.Function):
         rows: bool,  # noqa: FBT001
         kernels: Kernels,
     ) -> Tensor:
-        q, *limits = kernels.forward(*_as_rows(x, bits, exponent, rows=rows))
+        ctx.keep_range, ctx.rows, ctx.kernels, ctx.is_matrix = keep_range, rows, kernels, _is_matrix(x)
+        q, *limits = kernels.forward(*_as_rows(x, bits, exponent, rows=rows, is_matrix=ctx.is_matrix))
         q = q.view_as(x)
-        ctx.keep_range, ctx.rows, ctx.kernels = keep_range, rows, kernels
         ctx.save_for_backward(x, bits, exponent, q, *limits)
         return q
 
@@ -69,18 +69,19 @@ class _QuantizeFused(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, bits: Tensor, exponent: Tensor, keep_range: bool, rows: bool) -> Tensor:  # noqa: FBT001
-        return FUSED.forward(*_as_rows(x, bits, exponent, rows=rows))[0].view_as(x)
+        return FUSED.forward(*_as_rows(x, bits, exponent, rows=rows, is_matrix=_is_matrix(x)))[0].view_as(x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, bool, bool], output: Tensor) -> None:  # noqa: ANN401
         *tensors, ctx.keep_range, ctx.rows = inputs
+        ctx.is_matrix = _is_matrix(tensors[0])  # which torch 2.6 cannot tell in the way back
         ctx.save_for_backward(*tensors, output)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         x, bits, exponent, q = ctx.saved_tensors
-        limits = limits_of(*_as_rows(x, bits, exponent, rows=ctx.rows))
+        limits = limits_of(*_as_rows(x, bits, exponent, rows=ctx.rows, is_matrix=ctx.is_matrix))
         return _gradients(ctx, FUSED, grad, (x, bits, exponent, q), limits)
 
 
@@ -93,7 +94,7 @@ def _gradients(
 ) -> tuple[Tensor | None, ...]:
     """For x, b and e, and two arguments that have none."""
     x, bits, exponent, q = tensors
-    matrix, b, e = _as_rows(x, bits, exponent, rows=ctx.rows)
+    matrix, b, e = _as_rows(x, bits, exponent, rows=ctx.rows, is_matrix=ctx.is_matrix)
     shape = matrix.shape
     to_x, to_bits, to_exponent = kernels.backward(
         grad.reshape(shape), matrix, q.detach().view(shape), b, e, limits, ctx.keep_range
@@ -112,7 +113,14 @@ def _of_argument(gradient: Tensor, argument: Tensor) -> Tensor:
     return gradient if gradient.shape == argument.shape else gradient.sum_to_size(argument.shape)
 
 
-def _as_rows(x: Tensor, bits: Tensor, exponent: Tensor, *, rows: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _is_matrix(x: Tensor) -> bool:
+    """Whether the layout in memory allows to view a weight as a matrix."""
+    return x.ndim > 1 and bool(x.numel()) and x.is_contiguous()
+
+
+def _as_rows(
+    x: Tensor, bits: Tensor, exponent: Tensor, *, rows: bool, is_matrix: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """With ``rows``, formats that broadcast along dim 0, and a matrix where the layout in memory allows.
 
     Detached, so that a compiler sees no parameters, whose sizes it would take for fixed, and no graph.
@@ -120,7 +128,7 @@ def _as_rows(x: Tensor, bits: Tensor, exponent: Tensor, *, rows: bool) -> tuple[
     x, bits, exponent = x.detach(), bits.detach(), exponent.detach()
     if not rows:
         return x, bits, exponent
-    x = x.view(len(x), -1) if x.ndim > 1 and x.numel() and x.is_contiguous() else x
+    x = x.view(len(x), -1) if is_matrix else x
     shape = (-1, *[1] * (x.ndim - 1))
     return x, bits.view(shape), exponent.view(shape)
 

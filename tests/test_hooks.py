@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import fxcompress as fxc
 from fxcompress.errors import TraceError, UnsupportedModelError
-from fxcompress.trace.hooks import hooked
+from fxcompress.trace.forward_hooks import hooked
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.tracer import trace
 from tests.exactness import Fingerprint

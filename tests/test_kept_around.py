@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import fxcompress as fxc
 from fxcompress.errors import TraceError
-from fxcompress.trace.swapped import swapped
+from fxcompress.trace.basics.patching import swapped
 from tests.exactness import TOLERANCE, difference
 from tests.nets import made_dead
 

@@ -22,8 +22,8 @@ from fxcompress.channels.rules.registry import Known, Shared, unknown
 from fxcompress.channels.running_stats import read_by_others
 from fxcompress.channels.survivors import has_own_labels
 from fxcompress.channels.values import Step, Value, find
-from fxcompress.trace.heap import without_collections
-from fxcompress.trace.names import held
+from fxcompress.trace.basics.garbage_collection import without_collections
+from fxcompress.trace.graph.names import held
 from fxcompress.trace.traced import TracedModule
 
 Seeds = Callable[[TracedModule, Trail], dict[int, Tensor]]

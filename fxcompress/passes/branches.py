@@ -25,9 +25,9 @@ from fxcompress.passes.branch_ends import Dropped, that_end
 from fxcompress.passes.broadcasts import DIFFERENCES, IN_PLACE, SUMS, has_shape_of_sum
 from fxcompress.passes.join import Join, join_at
 from fxcompress.quantizer import Quantizer
-from fxcompress.trace.autocast import switches_autocast
-from fxcompress.trace.calls import IN_PLACE_OPERATORS, ends_as_in_place, function_name
-from fxcompress.trace.guards import is_check
+from fxcompress.trace.graph.autocast import switches_autocast
+from fxcompress.trace.graph.calls import IN_PLACE_OPERATORS, ends_as_in_place, function_name
+from fxcompress.trace.graph.guards import is_check
 from fxcompress.trace.traced import TracedModule
 
 Branch = tuple[str, str]

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.plan import Plan
 from fxcompress.passes.attributes import update_attributes
-from fxcompress.trace.names import held
-from fxcompress.trace.skeleton import skeleton
+from fxcompress.trace.basics.modules import named_modules_in
+from fxcompress.trace.graph.names import held
+from fxcompress.trace.model.skeleton import skeleton
 from fxcompress.trace.traced import TracedModule
-from fxcompress.trace.walk import named_modules_in
 
 _BLOCK = 1 << 16  # entries that are looked at together: they stay in the cache
 

@@ -28,9 +28,9 @@ from fxcompress.channels.rules.pointwise import SAME
 from fxcompress.channels.size_reads import counted_by, read_of
 from fxcompress.channels.survivors import has_own_labels
 from fxcompress.channels.values import LabelTensor, Step, Value, find, leaves
-from fxcompress.trace.calls import IN_PLACE_OPERATORS, ends_as_in_place, function_name
-from fxcompress.trace.checkpoints import MARK
-from fxcompress.trace.guards import check, check_argument, shape_of
+from fxcompress.trace.graph.calls import IN_PLACE_OPERATORS, ends_as_in_place, function_name
+from fxcompress.trace.graph.checkpoints import MARK
+from fxcompress.trace.graph.guards import check, check_argument, shape_of
 
 FLOWS = "a size flows into its value"
 STRUCTURAL = frozenset({ANYWHERE, CAT, DIAGONAL, INDEX, MOVEMENT, PERMUTE, RESHAPE, RESTRIDE, SAME, SPREAD})

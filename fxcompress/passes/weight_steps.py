@@ -20,7 +20,7 @@ from fxcompress.channels.rules.pointwise import ON_LABELS
 from fxcompress.channels.rules.registry import Known
 from fxcompress.channels.space import Space
 from fxcompress.channels.values import LabelTensor, Value
-from fxcompress.trace.calls import ends_as_in_place, function_name
+from fxcompress.trace.graph.calls import ends_as_in_place, function_name
 from fxcompress.trace.traced import TracedModule
 from fxcompress.trace.weights.programs import Program, computed, held_in
 from fxcompress.trace.weights.reads import weight_of

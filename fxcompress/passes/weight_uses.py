@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from fxcompress.passes.weight_steps import WeightSteps, asks_for_kind, last_write
 from fxcompress.quantizer.given import QUANTIZED, SIZED, weight_names
-from fxcompress.trace.names import held
+from fxcompress.trace.graph.names import held
 from fxcompress.trace.traced import TracedModule
 from fxcompress.trace.weights.reads import FUNCTIONS, LOOKUPS, PRODUCTS
 

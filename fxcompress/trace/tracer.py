@@ -1,8 +1,8 @@
 """From a model to its graph.
 
 Tracing reads flags such as ``self.training`` once and bakes them in. So the model is traced in both modes; where the
-two graphs differ, the traced module keeps both. There are two ways to trace: with symbols (symbolic.py), and by running
-on example inputs (concrete.py).
+two graphs differ, the traced module keeps both. There are two ways to trace: with symbols (symbolic/), and by running
+on example inputs (concrete/).
 """
 
 from collections.abc import Callable, Iterator
@@ -18,35 +18,37 @@ from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 
 from fxcompress.errors import TraceError
 from fxcompress.provenance import attach, has_record, provenance_of
-from fxcompress.trace.caches import clean_caches
-from fxcompress.trace.calls import put_first
-from fxcompress.trace.checkpoints import copy_marks, marked_checkpoints
-from fxcompress.trace.concrete import Way, check_runs
-from fxcompress.trace.extremes import call_extremes
-from fxcompress.trace.guards import asks_for_gradients
-from fxcompress.trace.heap import without_collections
-from fxcompress.trace.hooks import hooked, hooks_of, remove_hooks
+from fxcompress.trace.basics.garbage_collection import without_collections
+from fxcompress.trace.basics.modules import modules_in
+from fxcompress.trace.code.locations import place, short
+from fxcompress.trace.concrete.intercept import wrapped_functions
+from fxcompress.trace.concrete.leftovers import clean_caches
+from fxcompress.trace.concrete.run import Way, check_runs
+from fxcompress.trace.effects.attributes import carried_over
+from fxcompress.trace.effects.global_state import Surroundings, restored_around
+from fxcompress.trace.effects.randomness import same_randomness
+from fxcompress.trace.effects.undo import unchanged_buffers
+from fxcompress.trace.forward_hooks import hooked, hooks_of, remove_hooks
+from fxcompress.trace.graph.calls import put_first
+from fxcompress.trace.graph.checkpoints import copy_marks, marked_checkpoints
+from fxcompress.trace.graph.extremes import call_extremes
+from fxcompress.trace.graph.guards import asks_for_gradients
+from fxcompress.trace.graph.same_graph import same_graph
+from fxcompress.trace.graph.variances import call_variances
 from fxcompress.trace.inputs import ExampleInputs
-from fxcompress.trace.lowering import lower, sweep
-from fxcompress.trace.memory import carried_over
-from fxcompress.trace.mode_switches import switches, watched_switches
-from fxcompress.trace.own_modes import forget_runs, own_modes
-from fxcompress.trace.paths import run_paths
-from fxcompress.trace.places import place, short
-from fxcompress.trace.questions import asking_type
-from fxcompress.trace.same_graph import same_graph
-from fxcompress.trace.scripted import opened_scripts
-from fxcompress.trace.skeleton import skeleton
-from fxcompress.trace.state import same_randomness, unchanged_buffers
+from fxcompress.trace.model.lowering import lower, sweep
+from fxcompress.trace.model.mode_switches import switches, watched_switches
+from fxcompress.trace.model.own_modes import forget_runs, own_modes
+from fxcompress.trace.model.scripted import opened_scripts
+from fxcompress.trace.model.skeleton import skeleton
+from fxcompress.trace.model.uncompiled import uncompiled
+from fxcompress.trace.paths.run_paths import run_paths
 from fxcompress.trace.support import check_supported
-from fxcompress.trace.surroundings import Surroundings, restored_around
-from fxcompress.trace.symbolic import Tracer, symbolic_graph
+from fxcompress.trace.symbolic.graph import symbolic_graph
+from fxcompress.trace.symbolic.questions import asking_type
+from fxcompress.trace.symbolic.tracer import Tracer
 from fxcompress.trace.traced import TracedModule
-from fxcompress.trace.uncompiled import uncompiled
-from fxcompress.trace.variances import call_variances
 from fxcompress.trace.verify import computes_the_same
-from fxcompress.trace.walk import modules_in
-from fxcompress.trace.watch import wrapped_functions
 from fxcompress.trace.weights.computed import make_computed_plain
 from fxcompress.trace.weights.norm import make_weights_plain, with_plain_weights
 from fxcompress.trace.weights.opened import close, open_hooks
@@ -65,7 +67,7 @@ def trace(model: nn.Module, inputs: ExampleInputs | None = None, *, plain: bool 
     """Trace ``model`` in both modes; the model itself is not touched, and the result shares its tensors.
 
     Symbolic tracing comes first. Where it fails, and there are inputs, the model is traced by running it on them, see
-    :mod:`fxcompress.trace.concrete`.
+    :mod:`fxcompress.trace.concrete.run`.
 
     Args:
         model: any module, a GraphModule among them.

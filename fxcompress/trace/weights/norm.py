@@ -21,12 +21,12 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _WeightNorm
 
 from fxcompress.errors import UnsupportedModelError
+from fxcompress.trace.basics.modules import modules_in
 from fxcompress.trace.inputs import ExampleInputs
-from fxcompress.trace.skeleton import skeleton
+from fxcompress.trace.model.flat_weights import renew_weights
+from fxcompress.trace.model.skeleton import skeleton
+from fxcompress.trace.model.state_dict_hooks import Plain
 from fxcompress.trace.verify import agree, stirred
-from fxcompress.trace.walk import modules_in
-from fxcompress.trace.weights.flat import renew_weights
-from fxcompress.trace.weights.plain import Plain
 
 _HOOK = "WeightNorm"  # the class of the hook of torch.nn.utils.weight_norm, whose module the function of its name hides
 

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxcompress.trace import names
-from fxcompress.trace.modes import without_gradient
-from fxcompress.trace.op_watch import OpWatch
-from fxcompress.trace.pickling import pack, unpack
-from fxcompress.trace.state import same_randomness
+from fxcompress.trace.basics.op_watch import OpWatch
+from fxcompress.trace.basics.precision import without_gradient
+from fxcompress.trace.effects.randomness import same_randomness
+from fxcompress.trace.graph import names
+from fxcompress.trace.graph.pickling import pack, unpack
 from fxcompress.trace.traced import copy_graph
 
 _ROUNDING = frozenset({"round", "sign", "sgn", "floor", "ceil", "trunc", "frac", "heaviside"})

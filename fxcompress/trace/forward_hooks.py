@@ -1,0 +1,84 @@
+"""Forward hooks: those that the code of a model registers are part of what it computes, all others are the caller's.
+
+A model may hook into its own layers, when it is made or when it is first asked for what the hooks collect. Such hooks
+run in a trace like all other code of the model, and what they compute is in the graph. Hooks of the caller are refused,
+see support.py: nobody knows what else they are for.
+"""
+
+import functools
+from collections.abc import Iterator
+from types import CodeType, FunctionType
+from typing import Any
+
+from torch import nn
+
+from fxcompress.trace.basics.modules import modules_in
+from fxcompress.trace.code.functions import is_full
+from fxcompress.trace.weights.norm import is_weight_norm_hook
+from fxcompress.trace.weights.opened import can_be_opened
+
+FORWARD = ("_forward_hooks", "_forward_pre_hooks")
+TABLES = frozenset(
+    {*FORWARD, "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs"}
+)
+"""Where nn.Module keeps them."""
+
+
+def hooks_of(module: nn.Module) -> list[Any]:
+    """The forward hooks of a module, but for those of torch that compute a weight."""
+    found = (hook for name in FORWARD for hook in getattr(module, name).values())
+    return [hook for hook in found if not (is_weight_norm_hook(hook) or can_be_opened(module, hook))]
+
+
+def hooked(model: nn.Module) -> bool:
+    """Whether any module of a model has a forward hook."""
+    return any(hooks_of(module) for module in modules_in(model))
+
+
+def remove_hooks(model: nn.Module) -> None:
+    """Remove all forward hooks from the modules of a copy."""
+    for module in model.modules() if hooked(model) else ():
+        for name in TABLES:
+            getattr(module, name).clear()
+
+
+def hooks_of_its_own(model: nn.Module) -> frozenset[int]:
+    """The ids of those forward hooks of a model that its own code registers."""
+    found = [hook for module in modules_in(model) for hook in hooks_of(module)]
+    codes = set(_codes(model)) if found else set()
+    return frozenset(id(hook) for hook in found if _code(hook) in codes)
+
+
+def _code(hook: Any) -> CodeType | None:  # noqa: ANN401 - whatever can be called
+    while isinstance(hook, functools.partial):
+        hook = hook.func
+    function = getattr(hook, "__func__", hook)
+    return function.__code__ if isinstance(function, FunctionType) else None
+
+
+def _codes(model: nn.Module) -> Iterator[CodeType]:
+    """The code of a model: of the methods of its classes, and of the functions of the same package that they name."""
+    kinds = {base for module in model.modules() for base in type(module).__mro__}
+    own = [kind for kind in kinds if kind.__module__.split(".")[0] not in {"torch", "builtins", "fxcompress"}]
+    left = [value for kind in own for value in vars(kind).values() if isinstance(value, FunctionType)]
+    seen: set[FunctionType] = set()
+    while left:
+        function = left.pop()
+        if function in seen:
+            continue
+        seen.add(function)
+        names: set[str] = set()
+        for code in _nested(function.__code__):
+            names.update(code.co_names)
+            yield code
+        cells = [cell.cell_contents for cell in function.__closure__ or () if is_full(cell)]
+        named = [*(function.__globals__.get(name) for name in names), *cells, getattr(function, "__wrapped__", None)]
+        package = str(function.__module__).split(".")[0]
+        left += [f for f in named if isinstance(f, FunctionType) and str(f.__module__).split(".")[0] == package]
+
+
+def _nested(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _nested(constant)

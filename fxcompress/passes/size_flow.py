@@ -28,7 +28,7 @@ from fxcompress.channels.rules.pointwise import SAME
 from fxcompress.channels.size_reads import counted_by, read_of
 from fxcompress.channels.survivors import has_own_labels
 from fxcompress.channels.values import LabelTensor, Step, Value, find, leaves
-from fxcompress.trace.graph.calls import IN_PLACE_OPERATORS, ends_as_in_place, function_name
+from fxcompress.trace.graph.calls import function_name, writes_in_place
 from fxcompress.trace.graph.checkpoints import MARK
 from fxcompress.trace.graph.guards import check, check_argument, shape_of
 
@@ -47,7 +47,6 @@ _SIZE_ARGUMENTS: dict[str, tuple[int, str]] = {
 }
 """Functions of several ops with an argument that is a size or a place: its position and name."""
 _RANDOM = ("rand", "normal", "bernoulli", "multinomial", "dropout", "uniform", "poisson", "exponential")
-_IN_PLACE = IN_PLACE_OPERATORS | {operator.setitem, operator.delitem}
 
 _PLACE = ("stack_trace", "nn_module_stack", MARK)
 """In a node's meta: where it was called. The rest says what it is, such as the layer that finalize makes of it.
@@ -221,7 +220,7 @@ class SizeFlow:
     def _again(self, node: fx.Node, user: fx.Node) -> Any:  # noqa: ANN401 - an argument of a node
         """A node once more, with arguments as they were; a number where these are numbers."""
         name = function_name(node)
-        written = node.target in _IN_PLACE or ends_as_in_place(name) or "out" in node.kwargs
+        written = writes_in_place(node) or "out" in node.kwargs
         plain = node.op in {"call_function", "call_method"} and not node.is_impure()
         if (
             written

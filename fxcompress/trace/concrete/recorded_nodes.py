@@ -7,11 +7,7 @@ from torch import fx
 
 from fxcompress.trace.concrete.sizes import FUNCTIONS
 from fxcompress.trace.graph.autocast import autocast_is_on
-from fxcompress.trace.graph.calls import ends_as_in_place
 from fxcompress.trace.graph.guards import check, check_argument, shape_of
-
-_IN_PLACE = {f for name, f in vars(operator).items() if name.startswith("i") and hasattr(operator, f"__{name}__")}
-
 
 _TENSORS = {"T", "mT", "H", "mH", "data", "grad", "real", "imag"}
 
@@ -31,9 +27,3 @@ def is_number(node: fx.Node) -> bool:
 def steps_of(graph: fx.Graph) -> Iterator[fx.Node]:
     """All nodes of a recorded graph but numbers and checks."""
     return (n for n in graph.nodes if n.target not in {check, check_argument} and not is_number(n))
-
-
-def writes(node: fx.Node) -> bool:
-    """Whether a node writes to a tensor in place."""
-    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
-    return node.target in {operator.setitem, *_IN_PLACE} or ends_as_in_place(name)

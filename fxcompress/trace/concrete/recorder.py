@@ -27,7 +27,7 @@ from fxcompress.trace.concrete.sizes import Number, Recipe, number, plain
 from fxcompress.trace.concrete.writer import Writer
 from fxcompress.trace.effects.autocast_regions import Regions
 from fxcompress.trace.effects.gradient_hooks import METHODS
-from fxcompress.trace.graph.calls import property_of, target_of
+from fxcompress.trace.graph.calls import property_of, target_of, writes_by_name
 from fxcompress.trace.graph.guards import shape_of
 from fxcompress.trace.model.functional_attention import ATTENTION, can_be_opened, multi_head_attention
 
@@ -111,7 +111,7 @@ class Recorder(TorchFunctionMode):
         given, named = target.args, target.kwargs
         if not torch.is_grad_enabled() and named.get("out") is not None:
             given, named = rebuild(self._unwatched, given), rebuild(self._unwatched, named)
-        elif given and not torch.is_grad_enabled() and _writes(getattr(func, "__name__", "")):
+        elif given and not torch.is_grad_enabled() and writes_by_name(getattr(func, "__name__", "")):
             given = (rebuild(self._unwatched, given[0]), *given[1:])
         try:
             return self.call((target.op, target.target), given, named, func, args, kwargs)
@@ -216,7 +216,7 @@ class Recorder(TorchFunctionMode):
         try:
             with self.pause():
                 given = rebuild(plain, tuple(args))
-                if given and _writes(getattr(func, "__name__", "")) and _holds_values(given[0]):
+                if given and writes_by_name(getattr(func, "__name__", "")) and _holds_values(given[0]):
                     given = (self.faked(given[0]), *given[1:])  # the tensor itself must stay as it is
                 return func(*given, **rebuild(plain, kwargs))
         except UnsupportedOperatorException as error:
@@ -366,33 +366,6 @@ def _holds_values(value: object) -> bool:
 def _spoken(func: Any) -> str:  # noqa: ANN401 - any function
     name = getattr(func, "__name__", type(func).__name__)
     return {"__getitem__": "x[mask]", "__setitem__": "x[mask] = y"}.get(name, name.strip("_"))
-
-
-def _writes(name: str) -> bool:
-    """Whether a function of this name writes to its first argument: ``add_``, ``__iadd__``, ``__setitem__``."""
-    if name.startswith("__"):
-        return name == "__setitem__" or (name[2:3] == "i" and name[3:] in _ARITHMETIC)
-    return name.endswith("_")
-
-
-_ARITHMETIC = {
-    f"{name}__"
-    for name in (
-        "add",
-        "sub",
-        "mul",
-        "truediv",
-        "floordiv",
-        "mod",
-        "pow",
-        "and",
-        "or",
-        "xor",
-        "div",
-        "lshift",
-        "rshift",
-    )
-}
 
 
 def _size(recorder: Recorder, tensor: Tensor, dim: int | None = None) -> Any:  # noqa: ANN401

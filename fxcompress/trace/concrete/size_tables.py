@@ -9,10 +9,10 @@ it: no value of an input, no parameter, and nothing that a run has left behind.
 
 from torch import Tensor, fx, nn
 
-from fxcompress.trace.concrete.recorded_nodes import is_number, writes
+from fxcompress.trace.concrete.recorded_nodes import is_number
 from fxcompress.trace.concrete.sizes import Number
 from fxcompress.trace.concrete.writer import Writer
-from fxcompress.trace.graph.calls import function_name
+from fxcompress.trace.graph.calls import function_name, writes_in_place
 
 _PLAIN = (bool, str, type(None))
 _LIKE = frozenset(
@@ -60,7 +60,7 @@ def _of_values(graph: fx.Graph, names: frozenset[str] | set[str]) -> set[fx.Node
         for node in graph.nodes:
             if not is_number(node) and (node.op == "call_module" or not found.isdisjoint(_read_by(node))):
                 found.add(node)
-                if writes(node):  # to what it is given, and so to all that shares memory with that
+                if writes_in_place(node):  # to what it is given, and so to all that shares memory with that
                     _add_sources(node, found)
         if len(found) == before:
             return found

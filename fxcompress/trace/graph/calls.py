@@ -22,6 +22,7 @@ IN_PLACE_OPERATORS = frozenset(
     }
 )  # fmt: skip
 """``x += y`` and the like: they write to a tensor, and make another number or tuple."""
+_WRITING = frozenset({"setitem", "delitem", "idiv", *(function.__name__ for function in IN_PLACE_OPERATORS)})
 _RENAMED = {"__iand__": "bitwise_and_", "__ior__": "bitwise_or_", "__ixor__": "bitwise_xor_"}
 
 
@@ -43,6 +44,16 @@ def function_name(node: fx.Node) -> str:
 def ends_as_in_place(name: str) -> bool:
     """Whether a function or method of this name writes to what it is given: ``add_``, and not ``__add__``."""
     return name.endswith("_") and not name.endswith("__")
+
+
+def writes_by_name(name: str) -> bool:
+    """Whether what has this name writes to its first argument: ``add_``, ``__iadd__``, ``setitem``; not ``__add__``."""
+    return ends_as_in_place(name) or name.strip("_") in _WRITING
+
+
+def writes_in_place(node: fx.Node) -> bool:
+    """Whether a node calls a function or a method that writes to its first argument."""
+    return node.op in {"call_function", "call_method"} and writes_by_name(function_name(node))
 
 
 def put_first(graph: fx.Graph) -> None:

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from fxcompress.trace.concrete.recorded_nodes import is_number, steps_of, writes
-from fxcompress.trace.graph.calls import function_name
+from fxcompress.trace.concrete.recorded_nodes import is_number, steps_of
+from fxcompress.trace.graph.calls import function_name, writes_in_place
 from fxcompress.trace.graph.guards import check, check_argument, shape_of
 from fxcompress.trace.graph.names import held
 
@@ -98,7 +98,7 @@ class _Match:
         self.unmet = dict.fromkeys(short.find_nodes(op="call_function", target=check))
         for node in short.find_nodes(op="get_attr"):
             self._learn_sizes(node)
-        self.writes = any(writes(node) for graph in (long, short) for node in graph.nodes)
+        self.writes = any(writes_in_place(node) for graph in (long, short) for node in graph.nodes)
         self._list()
 
     def _list(self) -> None:

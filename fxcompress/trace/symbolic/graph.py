@@ -2,7 +2,6 @@
 
 import inspect
 import linecache
-import operator
 from collections.abc import Callable
 from functools import partial
 from traceback import walk_tb
@@ -18,7 +17,7 @@ from fxcompress.trace.code.locations import short
 from fxcompress.trace.effects.attributes import Memory, refuse_layers_set
 from fxcompress.trace.effects.held_tensors import HeldTensors
 from fxcompress.trace.effects.state import unset
-from fxcompress.trace.graph.calls import IN_PLACE_OPERATORS, autograd_by, autograd_call
+from fxcompress.trace.graph.calls import autograd_by, autograd_call, function_name, writes_in_place
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.model.chosen_forward import chosen_forward
 from fxcompress.trace.model.mode_switches import switches
@@ -156,17 +155,13 @@ def _refuse_written(root: nn.Module, graph: fx.Graph) -> None:
     open_ = [n for n in open_ if isinstance(root.__dict__.get(str(n.target)), Tensor)]
     for node in open_:
         for user in (u for u in node.users if u.args and u.args[0] is node):
-            name = str(user.target) if user.op == "call_method" else getattr(user.target, "__name__", "")
-            inplace = user.target in _WRITING or (name.endswith("_") and not name.endswith("__"))
-            if inplace:
+            name = function_name(user)
+            if writes_in_place(user):
                 raise TraceError(
                     f"{type(root).__name__} makes a tensor and writes to it ({name}), and torch.fx would make it once "
                     "and for all; compute it without writing in place"
                 )
-            open_ += [user] if name in _SAME_MEMORY else []
-
-
-_WRITING = IN_PLACE_OPERATORS | {operator.setitem}
+            open_ += [user] if user.op != "call_module" and name in _SAME_MEMORY else []
 
 
 def _trace_message(root: nn.Module, error: Exception) -> str:

@@ -6,6 +6,7 @@ see support.py: nobody knows what else they are for.
 """
 
 import functools
+import inspect
 from collections.abc import Iterator
 from types import CodeType, FunctionType
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from fxcompress.trace.basics.modules import modules_in
-from fxcompress.trace.code.functions import is_full
+from fxcompress.trace.code.functions import methods, with_called
 from fxcompress.trace.weights.norm import is_weight_norm_hook
 from fxcompress.trace.weights.opened import can_be_opened
 
@@ -52,29 +53,15 @@ def hooks_of_its_own(model: nn.Module) -> frozenset[int]:
 def _code(hook: Any) -> CodeType | None:  # noqa: ANN401 - whatever can be called
     while isinstance(hook, functools.partial):
         hook = hook.func
-    function = getattr(hook, "__func__", hook)
+    function = inspect.unwrap(getattr(hook, "__func__", hook))
     return function.__code__ if isinstance(function, FunctionType) else None
 
 
 def _codes(model: nn.Module) -> Iterator[CodeType]:
     """The code of a model: of the methods of its classes, and of the functions of the same package that they name."""
-    kinds = {base for module in model.modules() for base in type(module).__mro__}
-    own = [kind for kind in kinds if kind.__module__.split(".")[0] not in {"torch", "builtins", "fxcompress"}]
-    left = [value for kind in own for value in vars(kind).values() if isinstance(value, FunctionType)]
-    seen: set[FunctionType] = set()
-    while left:
-        function = left.pop()
-        if function in seen:
-            continue
-        seen.add(function)
-        names: set[str] = set()
-        for code in _nested(function.__code__):
-            names.update(code.co_names)
-            yield code
-        cells = [cell.cell_contents for cell in function.__closure__ or () if is_full(cell)]
-        named = [*(function.__globals__.get(name) for name in names), *cells, getattr(function, "__wrapped__", None)]
-        package = str(function.__module__).split(".")[0]
-        left += [f for f in named if isinstance(f, FunctionType) and str(f.__module__).split(".")[0] == package]
+    own = {function for kind in set(map(type, model.modules())) for _, function in methods(kind)}
+    for function in with_called(own, wrappers=True):
+        yield from _nested(function.__code__)
 
 
 def _nested(code: CodeType) -> Iterator[CodeType]:

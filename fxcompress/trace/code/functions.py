@@ -45,11 +45,14 @@ def _class_methods(kind: type) -> Iterator[FunctionType]:
     return (value.__func__ for value in found if isinstance(value.__func__, FunctionType))
 
 
+def is_users_class(kind: type) -> bool:
+    """Whether a class is neither torch's, nor Python's own, nor ours."""
+    return kind.__module__.partition(".")[0] not in {"torch", "builtins", "fxcompress"}
+
+
 def methods(kind: type) -> Iterator[tuple[str, FunctionType]]:
     """All functions of a class and of its bases, by name; not those of torch, and none of ours."""
-    for base in kind.__mro__:
-        if base.__module__.split(".")[0] in {"torch", "builtins", "fxcompress"}:
-            continue
+    for base in filter(is_users_class, kind.__mro__):
         for name, value in vars(base).items():
             yield from ((name, function) for function in _functions(value))
 

@@ -16,7 +16,7 @@ from torch._subclasses import FakeTensor
 
 from fxcompress.trace.basics.trees import holds
 from fxcompress.trace.code.bytecode import names_in
-from fxcompress.trace.code.functions import code_around, is_full
+from fxcompress.trace.code.functions import code_around, is_full, is_users_class
 from fxcompress.trace.concrete.sizes import Number
 
 
@@ -58,7 +58,7 @@ def _named(functions: frozenset[FunctionType]) -> Iterator[Any]:
 def _of_classes(model: nn.Module) -> Iterator[Any]:
     kinds = {base for kind in set(map(type, model.modules())) for base in kind.__mro__}
     for kind in kinds:
-        if kind.__module__.split(".")[0] not in {"torch", "builtins", "fxcompress"}:
+        if is_users_class(kind):
             for name, value in vars(kind).items():
                 if not name.startswith("__"):
                     yield value.__func__ if isinstance(value, staticmethod | classmethod) else value

@@ -34,10 +34,8 @@ from fxcompress.trace.concrete.recorder import Recorder
 from fxcompress.trace.concrete.replaced_buffers import Replaced
 from fxcompress.trace.concrete.size_tables import are_tables
 from fxcompress.trace.concrete.writer import Writer
-from fxcompress.trace.effects.attributes import Memory, refuse_layers_set
+from fxcompress.trace.effects.attributes import AllAttributes, PlainAttributes, carried_over, refuse_layers_set, unset
 from fxcompress.trace.effects.randomness import same_randomness
-from fxcompress.trace.effects.state import State, carries_over
-from fxcompress.trace.effects.state import unset as forget
 from fxcompress.trace.forward_hooks import TABLES
 from fxcompress.trace.graph.objects import objects_in
 from fxcompress.trace.graph.same_graph import same_graph
@@ -89,17 +87,17 @@ def run_model(root: nn.Module, inputs: ExampleInputs, way: Way, readers: set[int
     changed = _go(run, inputs)
     if changed:
         # What a run sets before it reads it is nothing but a scratch pad. So: does it run without the old values?
-        again = new(unset=changed)
+        again = new(before_set=changed)
         try:
             more = _go(again, inputs)
             if more - changed:
-                raise carries_over(more - changed)
+                raise carried_over(min(more - changed))
         except TraceError as error:
             rest = changed - _caches(run, new(), changed, inputs)
             if not rest or are_tables(rest, run.model, run.writer):
                 kept |= changed
             elif not (_is_settled(run, changed) and _repeats(run, new(), inputs)):
-                raise carries_over(changed) from error
+                raise carried_over(min(changed)) from error
             else:
                 kept |= {name for name in changed if type(run.attribute(name)) in _REFILLED}
         else:
@@ -190,7 +188,7 @@ def _go(run: "_Run", inputs: ExampleInputs) -> frozenset[str]:
 class _Run:
     """One run of a model."""
 
-    def __init__(self, root: nn.Module, way: Way, readers: set[int], unset: frozenset[str] = frozenset()) -> None:
+    def __init__(self, root: nn.Module, way: Way, readers: set[int], before_set: frozenset[str] = frozenset()) -> None:
         self.root, self.way, self.readers = root, way, readers
         self.kept: set[str] = set()
         self.model = skeleton(root).train(way.training)
@@ -201,7 +199,7 @@ class _Run:
         self._known: dict[int, Tensor] = {}
         with self.recorder.pause():
             self._fake_the_tensors()
-        forget(self.model, unset)
+        unset(self.model, before_set)
 
     def attribute(self, name: str) -> Any:  # noqa: ANN401 - whatever a module has
         """What a plain attribute of a module is now; None where there is none."""
@@ -216,7 +214,7 @@ class _Run:
             with self.recorder.pause():
                 fakes = replace(self.fakes.from_tensor, (inputs.args, inputs.kwargs))
             given = Arguments(signature, ExampleInputs(*fakes), self.writer, self.recorder)
-            state, memory, buffers = State(self.model), Memory(self.model), Replaced(self.model)
+            attributes, plain, buffers = AllAttributes(self.model), PlainAttributes(self.model), Replaced(self.model)
             held = objects_in([*given.args, given.kwargs, *(vars(module) for module in self.model.modules())])
             watched = watch(
                 self.recorder, self.model, way.is_leaf, self.readers,
@@ -225,7 +223,7 @@ class _Run:
             with watched, switches().run(training=way.training):
                 result = self.model(*given.args, **given.kwargs)
             buffers.write(self.writer, [fakes, result])
-            changed, contents = state.changed(), memory.changed()
+            changed, contents = attributes.changed(), plain.changed()
             self.kept |= contents.keys() - changed  # the contents of lists, dicts and objects
             refuse_layers_set(contents, self.writer.graph)
             if self.recorder.refusal is not None:  # the model has caught it, and gone another way

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fxcompress.trace.basics.modules import modules_in
 from fxcompress.trace.code.bytecode import loaded_by
-from fxcompress.trace.code.functions import code_around, is_full, methods
+from fxcompress.trace.code.functions import code_around, is_full, is_users_class, methods
 from fxcompress.trace.effects.contents import Content, is_same
 
 _MISSING = object()
@@ -46,7 +46,7 @@ class Surroundings:
         for function in functions:
             self._look_at(function, stored, kinds)
         for kind in kinds:
-            if kind.__module__.partition(".")[0] not in {"torch", "builtins", "fxcompress"}:
+            if is_users_class(kind):
                 self._look_into(kind, kind.__name__, stored)
 
     def _look_at(self, function: FunctionType, stored: set[str], kinds: set[type]) -> None:

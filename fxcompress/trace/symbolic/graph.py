@@ -14,9 +14,8 @@ from fxcompress.errors import TraceError
 from fxcompress.trace.basics.modules import modules_in
 from fxcompress.trace.code.frames import is_users
 from fxcompress.trace.code.locations import short
-from fxcompress.trace.effects.attributes import Memory, refuse_layers_set
+from fxcompress.trace.effects.attributes import PlainAttributes, refuse_layers_set, unset
 from fxcompress.trace.effects.held_tensors import HeldTensors
-from fxcompress.trace.effects.state import unset
 from fxcompress.trace.graph.calls import autograd_by, autograd_call, function_name, writes_in_place
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.model.chosen_forward import chosen_forward
@@ -57,16 +56,16 @@ def symbolic_graph(
         return copy_graph(train_graph or root.graph)
     root.train(training)
     before = [(module, dict(module._buffers)) for module in modules_in(root)]
-    memory = Memory(root)
+    attributes = PlainAttributes(root)
     go = partial(_go, root, constants or None, inputs, symbols=symbols, training=training)
-    graph, changed = go(), memory.changed()
-    memory.restore()
+    graph, changed = go(), attributes.changed()
+    attributes.restore()
     refuse_layers_set(changed, graph)
     counts = {name for name, value in changed.items() if isinstance(value, int | float) and not isinstance(value, bool)}
     if counts:  # is anything computed from them?
         unset(root.train(training), frozenset(counts))
         go()
-        memory.restore()
+        attributes.restore()
     kept |= changed.keys() - counts
     _refuse_assigned(before)
     _refuse_frozen(root, graph)

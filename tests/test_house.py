@@ -51,6 +51,7 @@ TRACE_LAYERS: tuple[tuple[frozenset[str], str], ...] = (
     (frozenset({"forward_hooks"}), "tells the caller's hooks from those that compute weights"),
     (frozenset({"concrete", "support", "symbolic"}), "the two ways to get a graph, and who is refused at the door"),
     (frozenset({"paths"}), "several runs of the concrete way, joined"),
+    (frozenset({"both_modes"}), "a graph for each mode, whichever way it is made"),
     (frozenset({"tracer"}), "chooses the way: what the rest of the package calls"),
     (frozenset({"pieces", "retrace"}), "trace more than once"),
 )

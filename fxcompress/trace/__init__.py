@@ -1,6 +1,7 @@
 """From a model and its example inputs to a graph that keeps all of the model.
 
-    tracer.trace(model, inputs)     which way: symbolic/, or else concrete/ with paths/, on a copy that model/ makes
+    tracer.trace(model, inputs)     which way: symbolic/, or else concrete/ with paths/
+        both_modes                  on a copy that model/ makes
         -> traced.TracedModule      its graphs, in evaluation and in training, and all else that the model holds
 
 ``support`` says who is refused at the door; ``verify`` compares a graph with its model where nobody can see what code

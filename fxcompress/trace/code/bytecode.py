@@ -12,20 +12,10 @@ from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 _TELLS_ALL = {"children", "named_children", "modules", "named_modules", "parameters", "named_parameters", "state_dict"}
-
-
 _BY_STRING = {"getattr", "get_submodule", "get_parameter", "get_buffer", "attrgetter"}
-
-
 _OF_GLOBALS = {"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"}
-
-
 _OF_OBJECTS = {"LOAD_ATTR", "LOAD_METHOD", "STORE_ATTR", "DELETE_ATTR"}
-
-
 _JUMPS = frozenset({*dis.hasjrel, *dis.hasjabs})
-
-
 _PUSHING = ("LOAD_FAST", "LOAD_CONST", "LOAD_GLOBAL", "LOAD_DEREF", "LOAD_CLOSURE", "LOAD_SMALL_INT", "PUSH_")
 """Instructions that push a value and read none; an empty container is made by one that counts what it takes."""
 

@@ -9,11 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
-    FakeTensor,
     UnsupportedOperatorException,
 )
 from torch.overrides import TorchFunctionMode
@@ -24,9 +22,9 @@ from fxcompress.trace.code.locations import place
 from fxcompress.trace.concrete.asserts import is_only_compared, outcome_that_goes_on, tell_of_left_out
 from fxcompress.trace.concrete.masked_assignment import Picked, choose, picked
 from fxcompress.trace.concrete.sizes import Number, Recipe, number, plain
+from fxcompress.trace.concrete.special_calls import FILLED, as_written, holds_values, refuse_call
 from fxcompress.trace.concrete.writer import Writer
 from fxcompress.trace.effects.autocast_regions import Regions
-from fxcompress.trace.effects.gradient_hooks import METHODS
 from fxcompress.trace.graph.calls import property_of, target_of, writes_by_name
 from fxcompress.trace.graph.guards import shape_of
 from fxcompress.trace.model.functional_attention import ATTENTION, can_be_opened, multi_head_attention
@@ -96,7 +94,7 @@ class Recorder(TorchFunctionMode):
         answer = self._answer(func, args, kwargs)
         if answer is not None:
             return answer[0]
-        _refuse(func, args)
+        refuse_call(func, args)
         if getattr(func, "__name__", "") == "__set__" and func.__self__ is _REQUIRES_GRAD:
             return self._seen(Tensor.requires_grad_, args, {})
         if getattr(func, "__name__", "") == "__set__" and func.__self__ is _DATA and self._set_data(*args):
@@ -123,8 +121,8 @@ class Recorder(TorchFunctionMode):
 
     def _made_of(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any] | None:  # noqa: ANN401
         """What makes the calls that are written into the graph in the place of one; None for all others."""
-        if func in _FILLED and any(isinstance(given, Tensor) for given in (*args[1:], kwargs.get("fill_value"))):
-            return partial(_FILLED[func], *args, **kwargs)
+        if func in FILLED and any(isinstance(given, Tensor) for given in (*args[1:], kwargs.get("fill_value"))):
+            return partial(FILLED[func], *args, **kwargs)
         if func is ATTENTION and can_be_opened(args, kwargs):
             return partial(multi_head_attention, *args, **kwargs)
         if func is Tensor.__setitem__ and self._picked is not None and self._is_choice(self._picked, *args):
@@ -216,14 +214,14 @@ class Recorder(TorchFunctionMode):
         try:
             with self.pause():
                 given = rebuild(plain, tuple(args))
-                if given and writes_by_name(getattr(func, "__name__", "")) and _holds_values(given[0]):
+                if given and writes_by_name(getattr(func, "__name__", "")) and holds_values(given[0]):
                     given = (self.faked(given[0]), *given[1:])  # the tensor itself must stay as it is
                 return func(*given, **rebuild(plain, kwargs))
         except UnsupportedOperatorException as error:
             raise TraceError(f"it calls an op that has no fake{place()}: {error}") from error
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             raise _ValuesError(
-                f"it reads values out of a tensor{place()} ({_spoken(func)}), "
+                f"it reads values out of a tensor{place()} ({as_written(func)}), "
                 "and what it does next may depend on them\n"
                 "  keep them in tensors (torch.where in place of if), or take this out of the model"
             ) from error
@@ -359,50 +357,11 @@ class Recorder(TorchFunctionMode):
         return result
 
 
-def _holds_values(value: object) -> bool:
-    return isinstance(value, Tensor) and not isinstance(value, FakeTensor)
-
-
-def _spoken(func: Any) -> str:  # noqa: ANN401 - any function
-    name = getattr(func, "__name__", type(func).__name__)
-    return {"__getitem__": "x[mask]", "__setitem__": "x[mask] = y"}.get(name, name.strip("_"))
-
-
 def _size(recorder: Recorder, tensor: Tensor, dim: int | None = None) -> Any:  # noqa: ANN401
     shape = recorder.shape(tensor)
     return shape if dim is None else shape[dim]
 
 
-def _refuse(func: Any, args: tuple[Any, ...]) -> None:  # noqa: ANN401 - whatever a mode is shown
-    """Refuse what runs functions of the model, and what gives values to code that torch does not see."""
-    if isinstance(func, HigherOrderOperator):
-        raise TraceError(
-            f"it calls torch.{func.name()}{place()}, which runs functions as the values of tensors say\n"
-            "  keep both ways in tensors (torch.where in place of torch.cond), or take this out of the model"
-        )
-    if func in _REFUSED and not _holds_values(args[0]):
-        what, instead = _REFUSED[func]
-        raise TraceError(f"it {what}{place()}, which a graph cannot do\n  {instead}")
-
-
-def _new_full(tensor: Tensor, size: Any, fill_value: Tensor, **options: Any) -> Tensor:  # noqa: ANN401
-    return tensor.new_zeros(size, **options).copy_(fill_value.detach())
-
-
-def _full_like(input: Tensor, fill_value: Tensor, **options: Any) -> Tensor:  # noqa: A002, ANN401 - torch's names
-    return torch.zeros_like(input, **options).copy_(fill_value.detach())
-
-
-_NUMPY = "makes an array of numpy of a tensor", "compute with torch, or take this out of the model"
-_REFUSED: dict[Any, tuple[str, str]] = {
-    Tensor.numpy: _NUMPY,
-    Tensor.__array__: _NUMPY,
-    **METHODS,
-    Tensor.__reduce_ex__: ("copies a tensor as an object (copy.copy, pickle)", "call x.clone() instead"),
-}
-"""Methods that give values to what torch does not see: what they do, and what to do instead."""
-_FILLED: dict[Any, Callable[..., Tensor]] = {Tensor.new_full: _new_full, torch.full_like: _full_like}
-"""Functions that read the value of a tensor, to write it into all of another one."""
 _QUESTIONS: dict[Any, Callable[..., Any]] = {
     Tensor.size: _size,
     Tensor.dim: lambda recorder, tensor: len(recorder.shape(tensor)),

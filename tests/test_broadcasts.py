@@ -58,6 +58,7 @@ def given(shapes: tuple[Shape, Shape]) -> tuple[Tensor, ...]:
     return tuple(torch.randn(shape, dtype=torch.float64) for shape in shapes)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("example", range(len(PAIRS)))
 @pytest.mark.parametrize("which", ["first", "second"])
 @pytest.mark.parametrize("name", JOINS)

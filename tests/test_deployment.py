@@ -34,6 +34,7 @@ def test_torch_jit_trace(name: str, *, narrow: bool) -> None:
     check(torch.jit.trace(final, x), final, x)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.cpu
 @pytest.mark.parametrize("dynamo", [True, False])
 @pytest.mark.parametrize("narrow", [False, True])

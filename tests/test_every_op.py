@@ -76,13 +76,13 @@ def alike(one: list[object], other: list[object]) -> bool:
 NAMES = sorted(n for n in OPERATIONS if n.split()[0] not in RANDOM and not n.startswith(ON_GPUS))
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("name", NAMES)
 def test_removal_is_exact_around_it(name: str) -> None:
     check_removal(name)
 
 
-@pytest.mark.sampled(9)
+@pytest.mark.sampled(14)
 @pytest.mark.parametrize("name", NAMES)
 def test_removal_is_exact_where_the_code_makes_what_it_takes_besides(name: str) -> None:
     check_removal(name, filled=True)

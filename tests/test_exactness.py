@@ -39,7 +39,7 @@ AGAIN = os.environ.get("FXCOMPRESS_AGAIN") == "1"
 """On another device, after hundreds of cases on the CPU."""
 
 CASES = settings(
-    max_examples=20_000 if FUZZ else 30 if AGAIN else 160,
+    max_examples=20_000 if FUZZ else 30 if AGAIN else 120,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 pytestmark = pytest.mark.filterwarnings("ignore:Using a non-full backward hook")

@@ -62,6 +62,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], int]] = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("name", NETS)
 def test_nothing_stays_because_of_how_torch_computes_it(name: str, seed: int) -> None:

@@ -14,7 +14,7 @@ from tests.exactness import difference, outputs
 from tests.nets import lose
 from tests.networks import Example, compressed, examples
 
-EXAMPLES = settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+EXAMPLES = settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def with_few_bits(example: Example) -> fxc.CompressedModule:

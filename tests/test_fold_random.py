@@ -19,7 +19,7 @@ from tests.networks import Example, examples
 
 FUZZ = os.environ.get("FXCOMPRESS_FUZZ") == "1"
 CASES = settings(
-    max_examples=20_000 if FUZZ else 70,
+    max_examples=20_000 if FUZZ else 50,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 

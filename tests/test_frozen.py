@@ -99,6 +99,7 @@ def assert_same(a: nn.Module, b: nn.Module) -> None:
     assert [name for name, value in first.items() if not torch.equal(value, second[name])] == []
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("build", [graph, plain], ids=["a graph", "pieces"])
 @pytest.mark.parametrize(
     "change", [freezing("weight"), freezing("bits", "exponent"), freezing(".bits"), unfreezing],

@@ -96,6 +96,7 @@ def test_heads_dims_and_the_stream_go(name: str) -> None:
         assert difference(expected, outputs(small, (x,), training=training)) <= TOLERANCE
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_the_models_own_code_tells_torch_the_old_sizes(name: str) -> None:
     net, x = made(name), torch.randn(2, TOKENS, 6).double()

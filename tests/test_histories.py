@@ -69,6 +69,7 @@ def kill(net: fxc.CompressedModule, weight: str, bits: float) -> None:
             net.get_parameter(name.replace("weight", "bias"))[place] = 0.0
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("seed", range(6))
 def test_sizes_do_not_depend_on_when_channels_were_removed(name: str, seed: int) -> None:

@@ -169,7 +169,7 @@ def test_each_op_has_an_example() -> None:
     assert {name for name, _ in CASES} == set(OPS)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.filterwarnings("ignore:var")
 @pytest.mark.parametrize("weight", [0.0, 1.0])
 @pytest.mark.parametrize(("name", "example"), CASES)

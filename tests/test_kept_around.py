@@ -281,6 +281,7 @@ STEPS: dict[str, Callable[[], int]] = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("looks", [False, True])
 @pytest.mark.parametrize("name", STEPS)
 def test_a_count_is_refused_and_put_back_wherever_it_is(name: str, *, looks: bool) -> None:
@@ -309,6 +310,7 @@ HARMFUL: dict[str, Callable[[], Callable[[Any, Tensor], Any]]] = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("looks", [False, True])
 @pytest.mark.parametrize("name", HARMFUL)
 def test_what_reaches_the_next_run_is_refused(name: str, *, looks: bool) -> None:

@@ -122,7 +122,7 @@ def sample(shape: tuple[int, int]) -> Tensor:
     return torch.randn(*shape, 3, dtype=torch.float64)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("by_running", [False, True])
 @pytest.mark.parametrize("example", EXAMPLES)
 @pytest.mark.parametrize("name", OPS)

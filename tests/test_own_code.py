@@ -26,7 +26,7 @@ from tests.networks import Example, RandomNet, examples
 
 FUZZ = os.environ.get("FXCOMPRESS_FUZZ") == "1"
 CASES = settings(
-    max_examples=20_000 if FUZZ else 30,
+    max_examples=20_000 if FUZZ else 20,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )

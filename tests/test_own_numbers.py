@@ -97,6 +97,7 @@ def test_a_number_of_which_the_code_makes_something_holds_channels(name: str) ->
     assert all("the model's code would" in reason for reason in held)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", USES)
 def test_and_does_so_in_training(name: str) -> None:
     torch.manual_seed(0)

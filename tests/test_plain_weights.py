@@ -313,6 +313,7 @@ def test_all_weights_have_quantizers_with_bits_for_each_channel(name: str) -> No
     assert difference(model.eval()(x), net.eval()(x)) < 0.05
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_trained_small_computes_the_same_when_it_is_cut_saved_and_loaded(name: str, tmp_path: Path) -> None:
     make, inputs, expected = CASES[name]

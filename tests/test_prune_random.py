@@ -16,7 +16,7 @@ from tests.networks import Example, compressed, examples
 
 FUZZ = os.environ.get("FXCOMPRESS_FUZZ") == "1"
 CASES = settings(
-    max_examples=20_000 if FUZZ else 15 if os.environ.get("FXCOMPRESS_AGAIN") == "1" else 60,
+    max_examples=20_000 if FUZZ else 15 if os.environ.get("FXCOMPRESS_AGAIN") == "1" else 45,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )

@@ -116,6 +116,7 @@ def test_dead_units_and_inputs_go_and_nothing_changes(name: str, tmp_path: Path)
     assert finished(torch.randn(3, 5, 4)).shape == (3, 5, CLASSES)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", CASES)
 def test_pressure_takes_units(name: str) -> None:
     options, x = CASES[name], sequences()
@@ -136,6 +137,7 @@ def test_pressure_takes_units(name: str) -> None:
     assert layer.input_size < I
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kind", KINDS)
 def test_removal_as_it_goes_and_at_the_end_train_alike(kind: str) -> None:
     x, target, model = sequences(), torch.randint(CLASSES, (3, 5)), Reader(kind)

@@ -432,7 +432,7 @@ def called(analysis: Analysis) -> set[str]:
     return {func.overloadpacket.__name__ for func in found if hasattr(func, "overloadpacket")}
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.filterwarnings("ignore:index_reduce:UserWarning")
 @pytest.mark.parametrize("neighbour", ["flip", "cat", "grouped", "add", "shuffle"])
 @pytest.mark.parametrize("name", CASES)

@@ -57,7 +57,7 @@ def sample(shape: tuple[int, int, int]) -> Tensor:
     return torch.randn(shape[0], 3, *shape[1:], dtype=torch.float64)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("beside", [False, True])
 @pytest.mark.parametrize("example", EXAMPLES)
 @pytest.mark.parametrize("name", OPS)

@@ -88,6 +88,7 @@ def whole_life(make: Callable[[], nn.Module], around: Surroundings, path: Path) 
     return sizes, [result.detach() for result in results]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("make", [ResidualNet, Mixed, Pick])
 @pytest.mark.parametrize("name", SURROUNDINGS)
 def test_surroundings_change_nothing(

@@ -87,6 +87,7 @@ def check_same(net: nn.Module, own: nn.Module, shapes: Sequence[tuple[int, ...]]
 SHAPES = [(2, 4), (1, 4), (3, 4), (2, 9), (3, 7), (1, 1)]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("other", "decides"), [*((other, "long") for other in NEED), *(("softmax", decides) for decides in DECIDE)]
 )

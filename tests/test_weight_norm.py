@@ -272,6 +272,7 @@ def pruned_or_refused(net: nn.Module, inputs: Tensor | None, *, reads: bool) -> 
         return None
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("pieces", [False, True])
 @pytest.mark.parametrize("how", ["values", "zeros", "inferred"])
 @pytest.mark.parametrize("form", FORMS)

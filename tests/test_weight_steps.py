@@ -205,6 +205,7 @@ def test_sizes_count_each_weight_once(name: str) -> None:
     assert after == pytest.approx(before, rel=1e-9)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", CASES)
 def test_pressure_takes_channels(name: str) -> None:
     make, inputs = CASES[name]

@@ -68,6 +68,7 @@ def test_almost_all_parameters_may_go(subject: Subject) -> None:
     assert subject.share >= 0.99
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("seed", range(3))
 def test_dead_groups_go_and_the_output_stays(subject: Subject, seed: int) -> None:
     net, analysis = subject.net, subject.analysis

@@ -51,6 +51,7 @@ from fxcompress.channels.values import Call, LabelTensor, Step, Value, find, mom
 from fxcompress.errors import ExampleInputError, FxCompressError
 from fxcompress.progress import stage
 from fxcompress.quantizer import Quantizer
+from fxcompress.trace.basics.generators import generators_kept
 from fxcompress.trace.basics.modules import named_modules_in
 from fxcompress.trace.graph.autocast import switches_autocast
 from fxcompress.trace.graph.calls import ends_as_in_place, function_name
@@ -169,8 +170,8 @@ class Interpreter:
         env = self.env
         self.dispatch.held = (env, self._tensors)
         # Attention as the products that it is made of: the fused kernels are many, and mean the same.
-        with torch.no_grad(), torch.random.fork_rng(devices=()), sdpa_kernel(SDPBackend.MATH):
-            torch.manual_seed(0)  # noise that the graph draws must be the same in every run, see passes/replay.py
+        # Noise that the graph draws must be the same in every run, see passes/replay.py.
+        with torch.no_grad(), generators_kept(seed=0), sdpa_kernel(SDPBackend.MATH):
             for done, node in enumerate(graph.nodes):
                 stage(self.doing, done, len(graph.nodes))
                 self.space.at = node

@@ -29,6 +29,7 @@ from fxcompress.objectives.curves import Curve, widths_of
 from fxcompress.objectives.terms import LayerUse, SizeTerms
 from fxcompress.objectives.timing import Work, machine, measure, work_of
 from fxcompress.quantizer import Quantizer
+from fxcompress.trace.basics.generators import generators_kept
 from fxcompress.trace.inputs import ExampleInputs
 
 FORMAT = 1
@@ -282,7 +283,7 @@ def call_of(module: nn.Module, inputs: ExampleInputs) -> Callable[[], object]:
     found = inputs.converted(lambda value: value.to(device))
 
     def call() -> object:
-        with torch.random.fork_rng(devices=[]):
+        with generators_kept():
             return module(*found.args, **found.kwargs)
 
     return call

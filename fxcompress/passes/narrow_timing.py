@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from fxcompress.channels.values import find, replace
+from fxcompress.trace.basics.generators import generators_kept
 from fxcompress.trace.graph.autocast import closing
 from fxcompress.trace.graph.names import past_class
 from fxcompress.trace.inputs import ExampleInputs
@@ -69,7 +70,7 @@ def speedups(
     runs = [_Timed(wide), _Timed(narrow)]
     arguments = inputs.in_order(wide.graph)
     start = time.perf_counter()
-    with torch.no_grad(), torch.random.fork_rng():
+    with torch.no_grad(), generators_kept():
         for done in range(_ROUNDS + 1):
             for run in runs:
                 run.run(*_copies(arguments))

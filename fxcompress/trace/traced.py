@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from fxcompress.errors import TraceError
 from fxcompress.trace.graph.autocast import closing
 from fxcompress.trace.graph.checkpoints import with_checkpoints
+from fxcompress.trace.graph.lookups import readable
 from fxcompress.trace.graph.names import any_names, compiled, hides, past_class
 from fxcompress.trace.graph.pickling import PackedGraph, pack, unpack
 from fxcompress.trace.graph.wrap_registry import noted_with
@@ -96,6 +97,7 @@ class TracedModule(fx.GraphModule):
     def _recompile(self) -> Any:  # noqa: ANN401
         with any_names(self):
             code = super().recompile()
+        self._code = code.src = readable(code.src)
         evaluate = with_checkpoints(self, self.graph, "eval").get("forward", type(self).forward)
         if self.train_graph is None:
             type(self).forward = closing(evaluate, self.graph)

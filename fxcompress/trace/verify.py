@@ -7,6 +7,7 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
+from fxcompress.trace.basics.generators import generators_kept
 from fxcompress.trace.basics.trees import tensors_in
 from fxcompress.trace.effects.randomness import same_randomness
 from fxcompress.trace.inputs import ExampleInputs
@@ -111,8 +112,7 @@ def _results(module: nn.Module, calls: tuple[ExampleInputs, ...], *, training: b
     copy_tensors(own, set(), lent=True)
     own.train(training)
     found: list[Tensor] = []
-    with torch.no_grad(), same_randomness(allowed=True):
-        torch.manual_seed(0)
+    with torch.no_grad(), same_randomness(allowed=True), generators_kept(seed=0):
         for inputs in calls:
             given = inputs.converted(Tensor.clone)
             found += tensors_in(own(*given.args, **given.kwargs))

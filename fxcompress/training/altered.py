@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 
 from fxcompress.errors import UnsupportedModelError
 from fxcompress.quantizer import Quantizer
+from fxcompress.trace.basics.generators import generators_kept
 from fxcompress.trace.basics.trees import tensors_in
 from fxcompress.trace.forward_hooks import FORWARD, TABLES
 from fxcompress.trace.inputs import ExampleInputs
@@ -64,7 +65,7 @@ def check_hooks(net: TracedModule, inputs: ExampleInputs, *, root: bool) -> None
     for module in view.modules():
         module._buffers = {n: None if b is None else b.clone() for n, b in module._buffers.items()}
     own = inputs.converted(torch.clone)
-    with torch.no_grad(), torch.random.fork_rng(devices=()):
+    with torch.no_grad(), generators_kept():
         view(*own.args, **own.kwargs)
     if found:
         raise UnsupportedModelError(

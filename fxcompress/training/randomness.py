@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from fxcompress.trace.basics.generators import accelerator, set_states, states_of
+
 _PLACES = ("generator", "sampler.generator", "batch_sampler.generator", "batch_sampler.sampler.generator")
 """Where a DataLoader and its samplers keep generators of their own."""
 
@@ -28,10 +30,9 @@ def random_states() -> dict[str, Any]:
             "key": torch.from_numpy(key.astype(np.int64)), "pos": int(position),
             "has_gauss": int(numpy["has_gauss"]), "gauss": float(numpy["gauss"]),
         }  # fmt: skip
-    name, device = _accelerator()
-    if device is not None and getattr(device, "is_initialized", lambda: True)():
-        several = getattr(device, "get_rng_state_all", None)  # MPS is one alone
-        found[name] = [device.get_rng_state()] if several is None else several()
+    name, device = accelerator()
+    if states := states_of(device):
+        found[name] = states
     return found
 
 
@@ -45,16 +46,9 @@ def restore_random(states: dict[str, Any]) -> None:
         state = {"key": numpy["key"].numpy().astype(np.uint32), "pos": numpy["pos"]}
         rest = {"has_gauss": numpy["has_gauss"], "gauss": numpy["gauss"]}
         np.random.set_state({"bit_generator": "MT19937", "state": state} | rest)  # noqa: NPY002
-    name, device = _accelerator()
+    name, device = accelerator()
     if device is not None:
-        for index, state in enumerate(states.get(name, ())[: device.device_count()]):
-            device.set_rng_state(state, *([index] if hasattr(device, "set_rng_state_all") else []))
-
-
-def _accelerator() -> tuple[str, Any]:
-    """The kind of GPUs of this machine and torch's module for them ("cuda" and ``torch.cuda``); or "" and None."""
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return ("", None) if found is None else (found.type, torch.get_device_module(found))
+        set_states(device, list(states.get(name, ())))
 
 
 def loader_generators(loader: object) -> list[torch.Generator]:

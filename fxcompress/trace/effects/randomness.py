@@ -10,13 +10,14 @@ import numpy as np
 import torch
 
 from fxcompress.errors import TraceError
+from fxcompress.trace.basics.generators import generators_kept
 from fxcompress.trace.code.locations import place
 from fxcompress.trace.effects.undo import Undone
 
 
 @contextmanager
 def same_randomness(*, allowed: bool = False) -> Iterator[None]:
-    """Leave the generators of torch (on the CPU), numpy and Python as they were.
+    """Leave the generators of torch, numpy and Python as they were.
 
     Args:
         allowed: whether the code may draw from those of numpy and Python, which torch does not see, as it runs to be
@@ -26,15 +27,14 @@ def same_randomness(*, allowed: bool = False) -> Iterator[None]:
         TraceError: it has, and may not: a trace would repeat the same draw for ever.
     """
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the one that models use
-    torchs, seeded = torch.default_generator.get_state(), list[str]()
+    seeded: list[str] = []
     try:
-        with _seeds(seeded), Undone() if allowed else nullcontext():
+        with generators_kept(), _seeds(seeded), Undone() if allowed else nullcontext():
             yield
         drawn = random.getstate() != python or not all(map(np.array_equal, np.random.get_state(), numpy))  # noqa: NPY002
     finally:
         random.setstate(python)
         np.random.set_state(numpy)  # noqa: NPY002
-        torch.default_generator.set_state(torchs)
     if seeded and not allowed:
         raise TraceError(f"it sets the state of torch's random numbers{seeded[0]}, which a graph does not do")
     if drawn and not allowed:

@@ -8,13 +8,14 @@ Python finds first. What a module holds under such a name stays in its tables, a
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from keyword import iskeyword
 from typing import Any
 from unittest.mock import patch
 
 import torch.fx.graph
 from torch import fx, nn
+
+from fxcompress.trace.graph.lookups import quick_code, twofold
 
 _TABLES = ("_modules", "_parameters", "_buffers")
 
@@ -75,8 +76,17 @@ def attribute(base: str, target: str, hidden: frozenset[str] = frozenset()) -> s
 
 @contextmanager
 def any_names(module: nn.Module) -> Iterator[None]:
-    """Within it, torch.fx writes code that is right for any name that ``module`` holds something under."""
-    with patch.object(torch.fx.graph, "_format_target", partial(attribute, hidden=_hidden_in(module))):
+    """Within it, torch.fx writes code that is right for any name that ``module`` holds something under.
+
+    And quick: :func:`fxcompress.trace.graph.lookups.readable` is what of it may be shown.
+    """
+    hidden = _hidden_in(module)
+
+    def expression(base: str, target: str) -> str:
+        read = attribute(base, target, hidden)
+        return read if base != "self" or target.partition(".")[0] in hidden else twofold(module, target, read)
+
+    with patch.object(torch.fx.graph, "_format_target", expression), quick_code():
         yield
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import fxcompress as fxc
 from fxcompress.errors import UnsupportedModelError
 from fxcompress.trace import verify
-from fxcompress.trace.effects.undo import Undone
+from fxcompress.trace.effects.undo import UndoWrites
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.model.own_modes import own_modes
 from fxcompress.trace.model.skeleton import copy_tensors, skeleton
@@ -125,7 +125,7 @@ def test_what_runs_write_to_borrowed_memory_is_undone_and_seen() -> None:
 def test_running_statistics_are_undone_as_well() -> None:
     norm = nn.BatchNorm1d(4).double()
     before = {name: tensor.clone() for name, tensor in norm.state_dict().items()}
-    with torch.no_grad(), Undone() as undone:
+    with torch.no_grad(), UndoWrites() as undone:
         norm(X * 3)
         assert norm.running_mean is not None
         assert norm.running_mean.any()

@@ -57,7 +57,7 @@ from fxcompress.trace.graph.autocast import switches_autocast
 from fxcompress.trace.graph.calls import ends_as_in_place, function_name
 from fxcompress.trace.graph.described import place_of_node
 from fxcompress.trace.graph.guards import asks_for_mode, asserts_values
-from fxcompress.trace.graph.names import held
+from fxcompress.trace.graph.names import fetch_attr
 from fxcompress.trace.graph.objects import restored
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.model.flat_weights import renew_weights
@@ -486,7 +486,7 @@ class Interpreter:
 
     def _attribute(self, target: str) -> Any:  # noqa: ANN401
         owner, _, name = target.rpartition(".")
-        value = held(self._submodule(owner), name)
+        value = fetch_attr(self._submodule(owner), name)
         return self._labelled(target, value) if isinstance(value, torch.Tensor) else value
 
     def _submodule(self, path: str) -> nn.Module:

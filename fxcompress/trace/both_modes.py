@@ -26,7 +26,7 @@ from fxcompress.trace.graph.extremes import call_extremes
 from fxcompress.trace.graph.guards import asks_for_gradients
 from fxcompress.trace.graph.same_graph import same_graph
 from fxcompress.trace.graph.variances import call_variances
-from fxcompress.trace.model.lowering import lower, sweep
+from fxcompress.trace.model.lowering import drop_averages, lower
 from fxcompress.trace.model.mode_switches import switches, watched_switches
 from fxcompress.trace.model.own_modes import forget_runs, own_modes
 from fxcompress.trace.model.skeleton import skeleton
@@ -68,7 +68,7 @@ def in_both_modes(model: nn.Module, graph_of: GraphOf) -> TracedModule:
 
     def graph_in(*, training: bool) -> fx.Graph:
         graph = graph_of(root, readers, training=training)
-        for tidy in (sweep, put_first, call_variances, call_extremes, _share_annotations):
+        for tidy in (drop_averages, put_first, call_variances, call_extremes, _share_annotations):
             tidy(graph)
         return graph
 

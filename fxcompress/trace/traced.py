@@ -19,7 +19,7 @@ from fxcompress.trace.graph.pickling import PackedGraph, pack, unpack
 from fxcompress.trace.graph.wrap_registry import noted_with
 from fxcompress.trace.model.own_modes import Modes
 from fxcompress.trace.model.skeleton import POSTPONE
-from fxcompress.trace.model.state_dict_hooks import Plain, hooks_of, pass_on_hooks
+from fxcompress.trace.model.state_dict_hooks import StateDictHook, hooks_of, pass_on_hooks
 
 _Self = TypeVar("_Self", bound="TracedModule")
 _FROM_COMPILING = ("_code", "_lineno_map", "_prologue_start")
@@ -214,7 +214,7 @@ def restored_module(
     meta: dict[str, Any],
     graph: PackedGraph,
     train_graph: PackedGraph | None,
-    hooks: tuple[Plain, ...] = (),
+    hooks: tuple[StateDictHook, ...] = (),
 ) -> TracedModule:
     """What was pickled, from its class, name, attributes, graphs and what it does to a state_dict."""
     held = nn.Module()

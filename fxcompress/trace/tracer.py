@@ -14,7 +14,7 @@ from fxcompress.trace.basics.garbage_collection import without_collections
 from fxcompress.trace.both_modes import GraphOf, in_both_modes, in_evaluation
 from fxcompress.trace.code.locations import short
 from fxcompress.trace.concrete.intercept import wrapped_functions
-from fxcompress.trace.concrete.run import Way, check_runs
+from fxcompress.trace.concrete.run import RunSettings, check_runs
 from fxcompress.trace.effects.attributes import carried_over
 from fxcompress.trace.effects.global_state import Surroundings, restored_around
 from fxcompress.trace.effects.undo import unchanged_buffers
@@ -236,6 +236,6 @@ def _by_running(inputs: ExampleInputs, kept: set[str], *, keep_sizes: bool, open
         return torchs(module, path) and not hooks_of(module)
 
     def graph_of(root: nn.Module, readers: set[int], *, training: bool) -> fx.Graph:
-        return run_paths(root, inputs, Way(training, is_leaf, keep_sizes, open_wrapped), readers, kept)
+        return run_paths(root, inputs, RunSettings(training, is_leaf, keep_sizes, open_wrapped), readers, kept)
 
     return graph_of

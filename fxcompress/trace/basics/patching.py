@@ -8,13 +8,13 @@ _MISSING = object()
 
 
 @contextmanager
-def swapped(space: dict[str, Any], names: dict[str, Any]) -> Iterator[None]:
+def patched(space: dict[str, Any], names: dict[str, Any]) -> Iterator[None]:
     """Within it, some names of a scope have other values; what code does to all others there is left alone.
 
     ``unittest.mock.patch.dict`` puts the whole dict back, and with it what the code of a model counts in a global.
 
     >>> scope = {"f": 1}
-    >>> with swapped(scope, {"f": 2}):
+    >>> with patched(scope, {"f": 2}):
     ...     scope["g"] = scope["f"]
     >>> scope
     {'f': 1, 'g': 2}

@@ -16,7 +16,7 @@ from torch._subclasses import FakeTensor
 from torch.fx import _symbolic_trace
 
 from fxcompress.errors import TraceError
-from fxcompress.trace.basics.patching import swapped
+from fxcompress.trace.basics.patching import patched
 from fxcompress.trace.code.frames import asks_for_user
 from fxcompress.trace.code.locations import place
 from fxcompress.trace.concrete.cached_calls import without_caches
@@ -86,7 +86,7 @@ def watch(
             stack.enter_context(patch.object(torchs, name, _refused(recorder, getattr(torchs, name))))
         averages = [(vars(lowering), lowering.average_heads.__name__)]  # which go where nobody reads them
         for scope, name in averages if open_wrapped else [*averages, *wrapped_functions()]:
-            stack.enter_context(swapped(scope, {name: _opaque(recorder, scope[name])}))
+            stack.enter_context(patched(scope, {name: _opaque(recorder, scope[name])}))
         stack.enter_context(recorder.regions.watched(lambda: recorder.paused))
         stack.enter_context(recorder)
         yield

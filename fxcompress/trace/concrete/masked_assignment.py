@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Picked:
+class MaskedRead:
     """What ``old[mask]`` has returned.
 
     Attributes:
@@ -39,7 +39,7 @@ class Picked:
         return same and isinstance(new, Tensor) and (new.shape, new.dtype) == (self.old.shape, self.old.dtype)
 
 
-def picked(old: object, mask: object, written: int) -> Picked | None:
+def masked_read(old: object, mask: object, written: int) -> MaskedRead | None:
     """What stands for ``old[mask]``; None where that is no choice of whole entries by flags.
 
     Args:
@@ -51,7 +51,7 @@ def picked(old: object, mask: object, written: int) -> Picked | None:
         return None
     if old.shape[: mask.ndim] != mask.shape:
         return None
-    return Picked(torch.empty_like(old).flatten(0, mask.ndim - 1), old, mask, written)
+    return MaskedRead(torch.empty_like(old).flatten(0, mask.ndim - 1), old, mask, written)
 
 
 def choose(new: Tensor, mask: Tensor, old: Tensor) -> None:

@@ -20,11 +20,11 @@ from fxcompress.errors import TraceError
 from fxcompress.trace.basics.trees import rebuild
 from fxcompress.trace.code.locations import place
 from fxcompress.trace.concrete.asserts import is_only_compared, outcome_that_goes_on, tell_of_left_out
-from fxcompress.trace.concrete.masked_assignment import Picked, choose, picked
+from fxcompress.trace.concrete.masked_assignment import MaskedRead, choose, masked_read
 from fxcompress.trace.concrete.sizes import Number, Recipe, number, plain
 from fxcompress.trace.concrete.special_calls import FILLED, as_written, holds_values, refuse_call
 from fxcompress.trace.concrete.writer import Writer
-from fxcompress.trace.effects.autocast_regions import Regions
+from fxcompress.trace.effects.autocast_regions import AutocastRegions
 from fxcompress.trace.graph.calls import property_of, target_of, writes_by_name
 from fxcompress.trace.graph.guards import shape_of
 from fxcompress.trace.model.functional_attention import ATTENTION, can_be_opened, multi_head_attention
@@ -70,9 +70,9 @@ class Recorder(TorchFunctionMode):
         self.faked: Callable[[Tensor], Tensor] = Tensor.detach
         self.refusal: TraceError | None = None
         self._devices: dict[str, torch.device] = {}
-        self.regions = Regions(self._function, self._device_of, self._asked)
+        self.regions = AutocastRegions(self._function, self._device_of, self._asked)
         self._shapes: dict[tuple[int, tuple[int, ...]], Recipe] = {}
-        self._picked: Picked | None = None
+        self._picked: MaskedRead | None = None
 
     def __torch_function__(
         self,
@@ -132,13 +132,13 @@ class Recorder(TorchFunctionMode):
     def _entries(self, args: tuple[Any, ...], error: TraceError) -> Tensor | None:
         """A tensor that stands for ``old[mask]``, of which nothing can be known; None for another index."""
         with self.pause():
-            self._picked = picked(args[0], args[1], len(self.writer.graph.nodes))
+            self._picked = masked_read(args[0], args[1], len(self.writer.graph.nodes))
         if self._picked is None:
             return None
         self.writer.refuse(self._picked.entries, error)
         return self._picked.entries
 
-    def _is_choice(self, found: Picked, new: Any, index: Any, value: Any) -> bool:  # noqa: ANN401
+    def _is_choice(self, found: MaskedRead, new: Any, index: Any, value: Any) -> bool:  # noqa: ANN401
         with self.pause():
             return found.is_put(new, index, value, len(self.writer.graph.nodes))
 

@@ -14,7 +14,7 @@ from fxcompress.trace.basics.trees import tensors_in
 from fxcompress.trace.concrete.writer import Writer
 
 
-class Replaced:
+class ReplacedBuffers:
     """The buffers of a model before it runs.
 
     Args:

@@ -31,7 +31,7 @@ from fxcompress.trace.concrete.cached_calls import without_caches
 from fxcompress.trace.concrete.fake_tensors import Fakes, quiet
 from fxcompress.trace.concrete.intercept import IsLeaf, watch
 from fxcompress.trace.concrete.recorder import Recorder
-from fxcompress.trace.concrete.replaced_buffers import Replaced
+from fxcompress.trace.concrete.replaced_buffers import ReplacedBuffers
 from fxcompress.trace.concrete.size_tables import are_tables
 from fxcompress.trace.concrete.writer import Writer
 from fxcompress.trace.effects.attributes import AllAttributes, PlainAttributes, carried_over, refuse_layers_set, unset
@@ -48,7 +48,7 @@ from fxcompress.trace.traced import lint
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class RunSettings:
     """How a model runs to be traced.
 
     Attributes:
@@ -68,21 +68,23 @@ class Way:
     precision: Precision = AS_IT_IS
 
 
-def run_model(root: nn.Module, inputs: ExampleInputs, way: Way, readers: set[int], kept: set[str]) -> fx.Graph:
+def run_model(
+    root: nn.Module, inputs: ExampleInputs, settings: RunSettings, readers: set[int], kept: set[str]
+) -> fx.Graph:
     """The graph that running ``root`` on the inputs leaves. ``root`` itself does not run: a copy on fake tensors does.
 
     Args:
         root: a skeleton of the model; tensors that are neither inputs nor attributes become attributes of it.
         inputs: only their shapes and types count.
-        way: how it runs.
+        settings: how it runs.
         readers: ids of the modules of ``root`` whose code reads ``self.training`` are added.
         kept: filled with the attributes that the run sets; those that it seems to set before it reads them.
 
     Raises:
         TraceError: the run fails, or does what no graph can do.
     """
-    new = partial(_Run, root, way, readers)
-    inputs = inputs.converted(leaf_of).converted(way.precision.cast)
+    new = partial(_Run, root, settings, readers)
+    inputs = inputs.converted(leaf_of).converted(settings.precision.cast)
     run = new()
     changed = _go(run, inputs)
     if changed:
@@ -151,7 +153,7 @@ def check_runs(root: nn.Module, inputs: ExampleInputs) -> None:
     Raises:
         ExampleInputError: saying how it fails.
     """
-    error = _Run(root, Way(False, lambda *_: True, keep_sizes=False), set()).fails(inputs)
+    error = _Run(root, RunSettings(False, lambda *_: True, keep_sizes=False), set()).fails(inputs)
     if error is not None and not runs(root, inputs):
         raise ExampleInputError(
             f"the model does not run on the example inputs {inputs}: {type(error).__name__}: {error}{place_of(error)}"
@@ -188,13 +190,15 @@ def _go(run: "_Run", inputs: ExampleInputs) -> frozenset[str]:
 class _Run:
     """One run of a model."""
 
-    def __init__(self, root: nn.Module, way: Way, readers: set[int], before_set: frozenset[str] = frozenset()) -> None:
-        self.root, self.way, self.readers = root, way, readers
+    def __init__(
+        self, root: nn.Module, settings: RunSettings, readers: set[int], before_set: frozenset[str] = frozenset()
+    ) -> None:
+        self.root, self.settings, self.readers = root, settings, readers
         self.kept: set[str] = set()
-        self.model = skeleton(root).train(way.training)
+        self.model = skeleton(root).train(settings.training)
         self.writer = Writer(self._constant)
-        with way.precision.around():
-            self.recorder = Recorder(self.writer, keep_sizes=way.keep_sizes)
+        with settings.precision.around():
+            self.recorder = Recorder(self.writer, keep_sizes=settings.keep_sizes)
         self.fakes = Fakes(self.recorder)
         self._known: dict[int, Tensor] = {}
         with self.recorder.pause():
@@ -208,19 +212,23 @@ class _Run:
 
     def go(self, inputs: ExampleInputs) -> frozenset[str]:
         """Write the graph; names of the attributes that the run has set."""
-        way = self.way
-        with quiet(), self.fakes, torch.enable_grad(), way.precision.around():
+        settings = self.settings
+        with quiet(), self.fakes, torch.enable_grad(), settings.precision.around():
             signature = inspect.signature(self.model.forward)
             with self.recorder.pause():
                 fakes = replace(self.fakes.from_tensor, (inputs.args, inputs.kwargs))
             given = Arguments(signature, ExampleInputs(*fakes), self.writer, self.recorder)
-            attributes, plain, buffers = AllAttributes(self.model), PlainAttributes(self.model), Replaced(self.model)
+            attributes, plain, buffers = (
+                AllAttributes(self.model),
+                PlainAttributes(self.model),
+                ReplacedBuffers(self.model),
+            )
             held = objects_in([*given.args, given.kwargs, *(vars(module) for module in self.model.modules())])
             watched = watch(
-                self.recorder, self.model, way.is_leaf, self.readers,
-                open_wrapped=way.open_wrapped, originals=self._known,
+                self.recorder, self.model, settings.is_leaf, self.readers,
+                open_wrapped=settings.open_wrapped, originals=self._known,
             )  # fmt: skip
-            with watched, switches().run(training=way.training):
+            with watched, switches().run(training=settings.training):
                 result = self.model(*given.args, **given.kwargs)
             buffers.write(self.writer, [fakes, result])
             changed, contents = attributes.changed(), plain.changed()
@@ -239,7 +247,7 @@ class _Run:
         try:
             with (
                 quiet(), self.fakes, self.recorder.pause(), same_randomness(allowed=True), without_caches(),
-                self.way.precision.around(),
+                self.settings.precision.around(),
             ):  # fmt: skip
                 args, kwargs = replace(self.fakes.from_tensor, (inputs.args, inputs.kwargs))
                 self.model(*args, **kwargs)
@@ -258,8 +266,8 @@ class _Run:
                     if isinstance(tensor, Tensor):
                         table[name] = self._fake_of(tensor, cast=table is not module.__dict__)
                         self.writer.name(table[name], f"{prefix}{name}")
-                        if self.way.gradients is not None and isinstance(tensor, nn.Parameter):
-                            table[name].requires_grad_(self.way.gradients and tensor.is_floating_point())
+                        if self.settings.gradients is not None and isinstance(tensor, nn.Parameter):
+                            table[name].requires_grad_(self.settings.gradients and tensor.is_floating_point())
             renew_weights(module)
 
     def _fake_of(self, tensor: Tensor, *, cast: bool) -> Tensor:
@@ -267,7 +275,7 @@ class _Run:
         if id(tensor) not in self._known:
             fake = self.fakes.from_tensor(leaf_of(tensor))
             with self.fakes:
-                self._known[id(tensor)] = self.way.precision.cast(fake) if cast else fake
+                self._known[id(tensor)] = self.settings.precision.cast(fake) if cast else fake
         return self._known[id(tensor)]
 
     def _constant(self, tensor: Tensor) -> str:

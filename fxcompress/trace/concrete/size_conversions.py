@@ -16,7 +16,7 @@ from unittest.mock import patch
 
 from torch import nn
 
-from fxcompress.trace.basics.patching import swapped
+from fxcompress.trace.basics.patching import patched
 from fxcompress.trace.code.functions import code_around
 from fxcompress.trace.concrete.sizes import OF_MATH, Number, converted
 
@@ -41,7 +41,7 @@ def kept_conversions(model: nn.Module) -> Iterator[None]:
             names |= {
                 kind.__name__: _KINDS[kind] for kind in _KINDS if kind.__name__ not in space and _calls(code, kind)
             }
-            stack.enter_context(swapped(space, names))
+            stack.enter_context(patched(space, names))
         _active.append(model)
         try:
             yield

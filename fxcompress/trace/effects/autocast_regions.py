@@ -25,7 +25,7 @@ def _mode() -> tuple[bool, bool]:
     return _IS_ENABLED("cpu"), _IS_ENABLED("cuda")
 
 
-class Regions:
+class AutocastRegions:
     """The regions that code enters while it is traced.
 
     Args:

@@ -12,7 +12,7 @@ import torch
 from fxcompress.errors import TraceError
 from fxcompress.trace.basics.generators import generators_kept
 from fxcompress.trace.code.locations import place
-from fxcompress.trace.effects.undo import Undone
+from fxcompress.trace.effects.undo import UndoWrites
 
 
 @contextmanager
@@ -29,7 +29,7 @@ def same_randomness(*, allowed: bool = False) -> Iterator[None]:
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the one that models use
     seeded: list[str] = []
     try:
-        with generators_kept(), _seeds(seeded), Undone() if allowed else nullcontext():
+        with generators_kept(), _seeds(seeded), UndoWrites() if allowed else nullcontext():
             yield
         drawn = random.getstate() != python or not all(map(np.array_equal, np.random.get_state(), numpy))  # noqa: NPY002
     finally:

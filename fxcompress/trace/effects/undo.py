@@ -29,7 +29,7 @@ def unchanged_buffers(model: nn.Module) -> Iterator[list[torch.Tensor]]:
                     memory.copy_(value)
 
 
-class Undone(OpWatch):
+class UndoWrites(OpWatch):
     """Undoes, at its end, what code writes to tensors that were there before: a global one, one in a closure."""
 
     supports_higher_order_operators = True

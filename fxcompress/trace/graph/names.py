@@ -20,10 +20,10 @@ from fxcompress.trace.graph.lookups import quick_code, twofold
 _TABLES = ("_modules", "_parameters", "_buffers")
 
 
-def held(module: nn.Module, target: str) -> Any:  # noqa: ANN401 - a module, a tensor, or what else is set on a module
+def fetch_attr(module: nn.Module, target: str) -> Any:  # noqa: ANN401 - a module, a tensor, and so on
     """What a path of names leads to; what a module holds under a name comes before an attribute of its class.
 
-    >>> held(nn.Sequential(nn.ReLU()), "0")
+    >>> fetch_attr(nn.Sequential(nn.ReLU()), "0")
     ReLU()
     """
     found: Any = module

@@ -38,7 +38,7 @@ def _is_odd(module: nn.Module) -> bool:
     return isinstance(module, nn.MultiheadAttention) and (module.bias_k is not None or module.add_zero_attn)
 
 
-def sweep(graph: fx.Graph) -> None:
+def drop_averages(graph: fx.Graph) -> None:
     """Erase the averages of attention weights that nobody reads."""
     for node in reversed(graph.nodes):
         if node.target is average_heads and not node.users:

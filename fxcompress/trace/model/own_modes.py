@@ -5,7 +5,7 @@ from torch import nn
 
 from fxcompress.errors import UnsupportedModelError
 from fxcompress.trace.basics.modules import modules_in
-from fxcompress.trace.effects.undo import Undone
+from fxcompress.trace.effects.undo import UndoWrites
 from fxcompress.trace.model.skeleton import copy_tensors, skeleton
 
 Modes = tuple[tuple[str, ...], tuple[str, ...]]
@@ -31,7 +31,7 @@ def own_modes(model: nn.Module) -> Modes:
     before = {name: tensor for name, tensor in copy.state_dict().items() if torch.is_tensor(tensor)}  # share memory
     other = []
     for mode in (False, True, model.training):
-        with Undone() as undone:
+        with UndoWrites() as undone:
             copy.train() if mode else copy.eval()
             now = copy.state_dict()
             changed = [n for n, t in now.items() if n not in before or not _same(undone.as_it_was(before[n]), t)]

@@ -165,7 +165,7 @@ def copy_tensors(
         fresh: ids of the tensors that it does not share.
         copies: those that there are already, by the id of the original.
         lent: parameters are objects of their own over the memory of the original: for a run that undoes what it
-            writes there, see :class:`fxcompress.trace.effects.undo.Undone`.
+            writes there, see :class:`fxcompress.trace.effects.undo.UndoWrites`.
 
     Returns:
         the copies by the id of the original.

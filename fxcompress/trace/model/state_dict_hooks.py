@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 
-class Plain(ABC):
+class StateDictHook(ABC):
     """Before a state_dict is loaded into a module: put a weight in the place of what the original computes it from.
 
     Attributes:
@@ -24,13 +24,13 @@ class Plain(ABC):
         """As torch calls it; changes ``state`` in place."""
 
 
-def hooks_of(module: nn.Module) -> Iterator[Plain]:
+def hooks_of(module: nn.Module) -> Iterator[StateDictHook]:
     """Those that one module has."""
     wrapped = (getattr(hook, "hook", None) for hook in module._load_state_dict_pre_hooks.values())
-    yield from (hook for hook in wrapped if isinstance(hook, Plain))
+    yield from (hook for hook in wrapped if isinstance(hook, StateDictHook))
 
 
-def plain_weights(model: nn.Module) -> dict[str, Plain]:
+def plain_weights(model: nn.Module) -> dict[str, StateDictHook]:
     """The hook of each weight that the original computes, and which is a parameter of ``model``, by its name."""
     named = model.named_modules()
     return {f"{path}.{hook.name}".lstrip("."): hook for path, module in named for hook in hooks_of(module)}

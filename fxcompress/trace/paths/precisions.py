@@ -22,7 +22,7 @@ from torch import fx, nn
 from fxcompress.errors import TraceError
 from fxcompress.trace.basics.precision import Precision
 from fxcompress.trace.basics.trees import tensors_in
-from fxcompress.trace.concrete.run import Way
+from fxcompress.trace.concrete.run import RunSettings
 from fxcompress.trace.graph.autocast import autocast_is_on
 from fxcompress.trace.graph.guards import asks_for_autocast, check, check_dtypes, limit_of
 from fxcompress.trace.paths.precision_match import (
@@ -43,12 +43,12 @@ class Recording:
 
     Attributes:
         again: records it again, in another way: :func:`fxcompress.trace.concrete.run.run_model` on the same inputs.
-        way: in which it was recorded.
+        settings: with which it was recorded.
         decisions: that its run has taken, see :func:`decisions_of`.
     """
 
-    again: Callable[[Way, set[int], set[str]], fx.Graph]
-    way: Way
+    again: Callable[[RunSettings, set[int], set[str]], fx.Graph]
+    settings: RunSettings
     decisions: list[tuple[object, ...]]
 
 
@@ -79,7 +79,7 @@ def hold_in_other_precisions(
             continue
         more, changed = set(readers), set(kept)
         try:
-            other = recording.again(replace(recording.way, precision=precision), more, changed)
+            other = recording.again(replace(recording.settings, precision=precision), more, changed)
         except TraceError:
             continue
         if decisions_of(other) != recording.decisions:

@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from fxcompress.errors import TraceError
 from fxcompress.trace.basics.trees import tensors_in
 from fxcompress.trace.concrete.cached_calls import without_caches
-from fxcompress.trace.concrete.run import Way, run_model
+from fxcompress.trace.concrete.run import RunSettings, run_model
 from fxcompress.trace.concrete.size_conversions import kept_conversions
 from fxcompress.trace.graph.guards import asks_for_gradients, check
 from fxcompress.trace.inputs import ExampleInputs
@@ -31,7 +31,9 @@ _Run = Callable[[set[int], set[str]], fx.Graph]
 """Runs the model; told where to note the modules that read their mode, and the attributes that the run sets."""
 
 
-def run_paths(root: nn.Module, inputs: ExampleInputs, way: Way, readers: set[int], kept: set[str]) -> fx.Graph:
+def run_paths(
+    root: nn.Module, inputs: ExampleInputs, settings: RunSettings, readers: set[int], kept: set[str]
+) -> fx.Graph:
     """The graph of :func:`run_model`, without those checks on batches, gradients and autocast that it can spare.
 
     The arguments are those of :func:`run_model`.
@@ -41,15 +43,15 @@ def run_paths(root: nn.Module, inputs: ExampleInputs, way: Way, readers: set[int
     """
     recordings: dict[fx.Graph, Recording] = {}
 
-    def record(given: ExampleInputs, own: Way, more: set[int], changed: set[str]) -> fx.Graph:
+    def record(given: ExampleInputs, own: RunSettings, more: set[int], changed: set[str]) -> fx.Graph:
         graph = run_model(root, given, own, more, changed)
         recordings[graph] = Recording(partial(run_model, root, given), own, decisions_of(graph))
         return graph
 
     def for_batches(more: set[int], changed: set[str], gradients: bool | None = None) -> fx.Graph:  # noqa: FBT001
-        own = replace(way, gradients=gradients)
+        own = replace(settings, gradients=gradients)
         graph = record(inputs, own, more, changed)
-        other = _another_batch(inputs) if way.keep_sizes and any(map(_compares, _checks(graph))) else None
+        other = _another_batch(inputs) if settings.keep_sizes and any(map(_compares, _checks(graph))) else None
         if other is None:
             return graph
         return _for_both(graph, partial(record, other, own), root, more, changed)
@@ -60,8 +62,8 @@ def run_paths(root: nn.Module, inputs: ExampleInputs, way: Way, readers: set[int
         asked = next((node.args[1] for node in _checks(graph) if asks_for_gradients(node)), None)
         if asked is not None:
             graph = _for_both(graph, partial(for_batches, gradients=not asked), root, readers, kept)
-            if asked is not way.training and any(map(asks_for_gradients, _checks(graph))):
-                graph = _with_gradients_of_mode(graph, for_batches, readers, kept, training=way.training)
+            if asked is not settings.training and any(map(asks_for_gradients, _checks(graph))):
+                graph = _with_gradients_of_mode(graph, for_batches, readers, kept, training=settings.training)
         hold_in_other_precisions(graph, recordings[graph], root, readers, kept)
     used = {str(node.target) for node in graph.find_nodes(op="get_attr")}
     for name in vars(root).keys() - before - used:  # constants of a run that is not kept

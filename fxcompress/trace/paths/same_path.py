@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from fxcompress.trace.concrete.recorded_nodes import is_number, steps_of
 from fxcompress.trace.graph.calls import function_name, writes_in_place
 from fxcompress.trace.graph.guards import check, check_argument, shape_of
-from fxcompress.trace.graph.names import held
+from fxcompress.trace.graph.names import fetch_attr
 
 
 def joined(long: fx.Graph, short: fx.Graph, root: nn.Module) -> bool:
@@ -273,7 +273,7 @@ def _rank(node: fx.Node, root: nn.Module) -> int | None:
 
 
 def _constant(root: nn.Module, node: fx.Node) -> object:
-    value: object = held(root, str(node.target))
+    value: object = fetch_attr(root, str(node.target))
     return value
 
 

@@ -26,7 +26,7 @@ from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.model.skeleton import own_buffers
 from fxcompress.trace.model.uncompiled import ORIGINAL, Uncompiled
 from fxcompress.trace.pieces.graph_forward import GraphForward, own_class, traced_of
-from fxcompress.trace.pieces.observed import Seen, form, run_and_see, tensor_names
+from fxcompress.trace.pieces.observed import Observed, observe, structure_of, tensor_names
 from fxcompress.trace.traced import TracedModule
 from fxcompress.trace.tracer import trace
 from fxcompress.trace.weights.computed import sources
@@ -109,7 +109,7 @@ def find_pieces(
         TraceError: it has no piece with so many layers in it; of the class of ``why``.
     """
     model = with_plain_weights(model)
-    seen = run_and_see(model, inputs)
+    seen = observe(model, inputs)
     search = _Search(own_buffers(model), seen, _short(why), accept, layers, plain=plain)
     search.go()
     if not search.pieces:
@@ -130,7 +130,7 @@ _WITHOUT_CHANNELS = ("activation", "dropout", "padding", "pooling", "upsampling"
 class _Search:
     """Looks for pieces, from the top down."""
 
-    def __init__(self, model: nn.Module, seen: Seen, why: str, accept: Accept, layers: int, *, plain: bool) -> None:
+    def __init__(self, model: nn.Module, seen: Observed, why: str, accept: Accept, layers: int, *, plain: bool) -> None:
         self.model = model
         self.plain = plain
         self.layers = layers
@@ -254,7 +254,7 @@ def _without_empty(module: nn.Module, call: ExampleInputs) -> ExampleInputs:
         TraceError: the module does not run on it.
     """
     filled = ExampleInputs(*replace(_filled, (call.args, call.kwargs)))
-    if form((filled.args, filled.kwargs)) == form((call.args, call.kwargs)):
+    if structure_of((filled.args, filled.kwargs)) == structure_of((call.args, call.kwargs)):
         return call
     try:
         _result(module, filled)
@@ -276,7 +276,7 @@ def _check_call(module: nn.Module, traced: TracedModule, call: ExampleInputs) ->
             _return_ordered(graph)
         traced.recompile()
         found = _result(traced, call)
-    if form(found) != form(expected):
+    if structure_of(found) != structure_of(expected):
         raise TraceError(f"its graph returns a {type(found).__name__} of another form than it does itself")
 
 

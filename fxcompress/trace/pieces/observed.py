@@ -26,7 +26,7 @@ _HARMLESS = {"device", "dtype", "requires_grad", "is_cuda", "is_leaf", "grad_fn"
 
 
 @dataclass(slots=True)
-class Seen:
+class Observed:
     """What runs have shown. Modules and tensors go by their first name in the model.
 
     Attributes:
@@ -44,7 +44,7 @@ class Seen:
         return sorted(self.calls.get(path, {}).values(), key=lambda call: -_elements((call.args, call.kwargs)))
 
 
-def run_and_see(model: nn.Module, inputs: ExampleInputs) -> Seen:
+def observe(model: nn.Module, inputs: ExampleInputs) -> Observed:
     """Run copies of ``model`` in evaluation and, where the inputs allow it, in training.
 
     The copies share the parameters and have buffers of their own, so nothing of the caller's changes.
@@ -52,7 +52,7 @@ def run_and_see(model: nn.Module, inputs: ExampleInputs) -> Seen:
     Raises:
         ExampleInputError: the model does not run on the inputs in evaluation.
     """
-    seen = Seen()
+    seen = Observed()
     try:
         try:
             _run(own_buffers(model).eval(), inputs, seen)
@@ -69,17 +69,17 @@ def run_and_see(model: nn.Module, inputs: ExampleInputs) -> Seen:
     return seen
 
 
-def form(value: Any) -> object:  # noqa: ANN401 - a tree of anything
+def structure_of(value: Any) -> object:  # noqa: ANN401 - a tree of anything
     """All of a value but what is in its tensors; comparable and hashable."""
     if isinstance(value, Tensor):
         return "tensor", tuple(value.shape), value.dtype
     if isinstance(value, tuple | list):
-        return type(value), tuple(map(form, value))
+        return type(value), tuple(map(structure_of, value))
     if isinstance(value, dict):
-        return type(value), tuple((key, form(item)) for key, item in value.items())
+        return type(value), tuple((key, structure_of(item)) for key, item in value.items())
     fields = fields_of(value)
     if fields is not None:
-        return type(value), form(fields[2])
+        return type(value), structure_of(fields[2])
     plain = isinstance(value, bool | int | float | str | None)
     return (type(value), value) if plain else (type(value), id(value))
 
@@ -91,7 +91,7 @@ def _elements(tree: object) -> int:
 
 
 @uncompiled()
-def _run(model: nn.Module, inputs: ExampleInputs, seen: Seen, *, gradients: bool = False) -> None:
+def _run(model: nn.Module, inputs: ExampleInputs, seen: Observed, *, gradients: bool = False) -> None:
     args, kwargs = replace(lambda t: t.detach().clone(), (inputs.args, inputs.kwargs))
     with (
         same_randomness(allowed=True),
@@ -104,7 +104,7 @@ def _run(model: nn.Module, inputs: ExampleInputs, seen: Seen, *, gradients: bool
 
 
 @contextmanager
-def _watched(model: nn.Module, seen: Seen) -> Iterator[None]:
+def _watched(model: nn.Module, seen: Observed) -> Iterator[None]:
     """Note the calls of all modules of ``model``, and the reads of its tensors."""
     paths = {id(module): path for path, module in reversed(list(model.named_modules(remove_duplicate=False)))}
     stack: list[str] = []
@@ -115,7 +115,7 @@ def _watched(model: nn.Module, seen: Seen) -> Iterator[None]:
         if path is None:
             return call(module, *args, **kwargs)
         calls = seen.calls.setdefault(path, {})
-        how = form((args, kwargs))
+        how = structure_of((args, kwargs))
         if how not in calls:
             calls[how] = ExampleInputs(*replace(_blank, (args, kwargs)))
         stack.append(path)
@@ -142,7 +142,7 @@ def _blank(tensor: Tensor) -> Tensor:
 class _Reads(TorchFunctionMode):
     """Notes which modules are running when a tensor of the model goes into a torch function."""
 
-    def __init__(self, names: dict[int, str], stack: list[str], seen: Seen) -> None:
+    def __init__(self, names: dict[int, str], stack: list[str], seen: Observed) -> None:
         super().__init__()
         self.names = names
         self.stack = stack

@@ -20,11 +20,11 @@ from fxcompress.trace.graph.calls import autograd_by, autograd_call, function_na
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.model.chosen_forward import chosen_forward
 from fxcompress.trace.model.mode_switches import switches
-from fxcompress.trace.symbolic.node_types import Kinds
-from fxcompress.trace.symbolic.plain_arguments import refuse_hidden
+from fxcompress.trace.symbolic.node_types import NodeTypes
+from fxcompress.trace.symbolic.plain_arguments import refuse_plain_reads
 from fxcompress.trace.symbolic.questions import answered
 from fxcompress.trace.symbolic.tracer import WHOLE, Tracer
-from fxcompress.trace.symbolic.unproxied import Flags, Unseen
+from fxcompress.trace.symbolic.unproxied import GradientFlags, UnproxiedOps
 from fxcompress.trace.traced import TracedModule, copy_graph
 
 
@@ -72,7 +72,7 @@ def symbolic_graph(
     _refuse_written(root, graph)
     _restore_names(graph, constants)
     if inputs is not None:
-        refuse_hidden(graph, inputs)
+        refuse_plain_reads(graph, inputs)
     for node in (n for f in WHOLE for n in graph.find_nodes(op="call_function", target=f)):
         node.meta.pop("is_wrapped", None)  # or the code of the graph would have torch.fx wrap a name with dots
     return graph
@@ -84,9 +84,9 @@ def _go(
     tracer = Tracer()
     tracer.traced_func_name = chosen_forward(root) or "forward"
     tracer.proxy_buffer_attributes = symbols
-    tracer.kinds, tracer.held = Kinds(root, inputs), HeldTensors(root)
+    tracer.kinds, tracer.held = NodeTypes(root, inputs), HeldTensors(root)
     whole = autograd_by(_autograd(tracer))
-    unseen, flags = Unseen(root, buffers=symbols), Flags()
+    unseen, flags = UnproxiedOps(root, buffers=symbols), GradientFlags()
     try:
         with (
             torch.enable_grad(), answered(tracer.kinds), whole, unseen, flags, switches().run(training=training),

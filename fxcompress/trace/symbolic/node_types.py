@@ -24,7 +24,7 @@ _ARITHMETIC = frozenset(
 _SAME_KIND = frozenset({"T", "mT", "H", "mH", "data", "real", "imag"})
 
 
-class Kinds:
+class NodeTypes:
     """Knows the class of what the nodes of a graph return.
 
     Args:

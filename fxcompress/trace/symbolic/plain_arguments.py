@@ -23,7 +23,7 @@ _WITHOUT = (Tensor, PackedSequence, int, float, complex)
 """What holds none of these."""
 
 
-def refuse_hidden(graph: fx.Graph, inputs: ExampleInputs) -> None:
+def refuse_plain_reads(graph: fx.Graph, inputs: ExampleInputs) -> None:
     """Check that the code has read no None, flag or name from its arguments.
 
     Args:

@@ -27,7 +27,7 @@ from fxcompress.trace.basics.modules import modules_in
 from fxcompress.trace.code.frames import OF_TORCH, is_users_code
 from fxcompress.trace.code.functions import code_around
 from fxcompress.trace.model.stochastic_depth import is_stochastic_depth
-from fxcompress.trace.symbolic.node_types import Kinds
+from fxcompress.trace.symbolic.node_types import NodeTypes
 
 _NOT_OF_RUNS = {
     "__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__hash__", "__repr__", "__str__", "__format__",
@@ -51,7 +51,7 @@ _Proxy = fx.Proxy  # torch.fx itself asks some thousand times in a trace
 
 
 @contextmanager
-def answered(kinds: Kinds) -> Iterator[None]:
+def answered(kinds: NodeTypes) -> Iterator[None]:
     """Answer questions of the user's code about stand-ins by the class of what they stand for.
 
     Args:

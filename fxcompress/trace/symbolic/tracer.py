@@ -16,7 +16,7 @@ from fxcompress.errors import TraceError
 from fxcompress.trace.basics.precision import without_gradient
 from fxcompress.trace.code.locations import place, stack_trace
 from fxcompress.trace.effects.attributes import Unread
-from fxcompress.trace.effects.autocast_regions import Regions
+from fxcompress.trace.effects.autocast_regions import AutocastRegions
 from fxcompress.trace.effects.gradient_hooks import HOOKS, INSTEAD, KEEPS, WHAT
 from fxcompress.trace.effects.held_tensors import HeldTensors
 from fxcompress.trace.graph.checkpoints import mark
@@ -26,7 +26,7 @@ from fxcompress.trace.model.functional_attention import ATTENTION, can_be_opened
 from fxcompress.trace.model.lowering import Lowered
 from fxcompress.trace.model.mode_switches import switches
 from fxcompress.trace.model.stochastic_depth import is_stochastic_depth
-from fxcompress.trace.symbolic.node_types import Kinds
+from fxcompress.trace.symbolic.node_types import NodeTypes
 from fxcompress.trace.symbolic.proxies import Proxy
 from fxcompress.trace.weights.opened import is_opened
 
@@ -40,14 +40,14 @@ WHOLE = (rnn.pack_padded_sequence, rnn.pad_packed_sequence)
 class Tracer(fx.Tracer):
     """fx.Tracer that leaves quantizers and everything of torch.nn whole, the packing of sequences too."""
 
-    kinds: Kinds
+    kinds: NodeTypes
     held: HeldTensors
 
     def __init__(self) -> None:
         super().__init__(autowrap_functions=WHOLE)
         self.refusal: Exception | None = None
         self._autowrap_search.append(rnn)  # and where they are looked up in their module
-        self.regions = Regions(self._function, lambda kind: kind, self._asked)
+        self.regions = AutocastRegions(self._function, lambda kind: kind, self._asked)
         self._without: dict[fx.Node, fx.Proxy] = {}  # each node that was read in a region without gradients
         self._names: dict[int, tuple[str, Tensor]] = {}  # of the tensors of the root, by id
 

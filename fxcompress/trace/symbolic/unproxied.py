@@ -24,7 +24,7 @@ from fxcompress.trace.code.locations import place
 _REQUIRES_GRAD = inspect.getattr_static(Tensor, "requires_grad")
 
 
-class Unseen(OpWatch):
+class UnproxiedOps(OpWatch):
     """Refuses what reads the values of parameters, what writes to tensors that are no results, and what draws numbers.
 
     Shapes may be read. Where buffers are no symbols, their values may be, but for those that a norm moves in training.
@@ -85,11 +85,11 @@ def _only_shapes(func: Any) -> bool:  # noqa: ANN401
     return name.startswith("new_") or name.endswith("_like")
 
 
-class Flags(TorchFunctionMode):
+class GradientFlags(TorchFunctionMode):
     """Refuses code that switches the gradients of a parameter on or off, for the calls that follow.
 
     Attributes:
-        refusal: as of :class:`Unseen`.
+        refusal: as of :class:`UnproxiedOps`.
     """
 
     def __init__(self) -> None:

@@ -70,7 +70,7 @@ def held_in(module: nn.Module, graph: fx.Graph) -> dict[fx.Node, Tensor]:
     """Each node that stands for a tensor of a network, with the tensor."""
     found = {}
     for node in graph.find_nodes(op="get_attr"):
-        value = names.held(module, str(node.target))
+        value = names.fetch_attr(module, str(node.target))
         if isinstance(value, Tensor):
             found[node] = value
     return found

@@ -28,6 +28,7 @@ from fxcompress.channels.rules.pointwise import SAME
 from fxcompress.channels.size_reads import counted_by, read_of
 from fxcompress.channels.survivors import has_own_labels
 from fxcompress.channels.values import LabelTensor, Step, Value, find, leaves
+from fxcompress.trace.basics.equality import same_values
 from fxcompress.trace.graph.calls import function_name, writes_in_place
 from fxcompress.trace.graph.checkpoints import MARK
 from fxcompress.trace.graph.guards import check, check_argument, shape_of
@@ -342,7 +343,7 @@ def _same_leaf(a: object, b: object) -> bool:
             return False
         if a.layout != torch.strided:
             return a is b or same(_stored(a), _stored(b))
-        return a is b or a.is_meta or b.is_meta or bool(((a == b) | ((a != a) & (b != b))).all())  # noqa: PLR0124
+        return a is b or a.is_meta or b.is_meta or same_values(a, b)
     if isinstance(a, Value | Tensor) or isinstance(b, Value | Tensor):
         return False
     if not isinstance(a, int | float | complex | str):

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxcompress.trace.basics.equality import same_values
 from fxcompress.trace.basics.op_watch import OpWatch, memory_of, written_to
 
 
@@ -23,7 +24,7 @@ def unchanged_buffers(model: nn.Module) -> Iterator[list[torch.Tensor]]:
             if buffer.data_ptr() != memory.data_ptr():  # it was given other memory: buffer.data = ...
                 written.append(buffer)
                 buffer.data = memory
-            if not torch.equal(memory.nan_to_num(), value.nan_to_num()):
+            if not same_values(memory, value):
                 written.append(buffer)
                 with torch.no_grad():
                     memory.copy_(value)

@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from fxcompress.trace.basics.modules import modules_in
+from fxcompress.trace.code.bytecode import nested
 from fxcompress.trace.code.functions import methods, with_called
 from fxcompress.trace.weights.norm import is_weight_norm_hook
 from fxcompress.trace.weights.opened import can_be_opened
@@ -61,11 +62,4 @@ def _codes(model: nn.Module) -> Iterator[CodeType]:
     """The code of a model: of the methods of its classes, and of the functions of the same package that they name."""
     own = {function for kind in set(map(type, model.modules())) for _, function in methods(kind)}
     for function in with_called(own, wrappers=True):
-        yield from _nested(function.__code__)
-
-
-def _nested(code: CodeType) -> Iterator[CodeType]:
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _nested(constant)
+        yield from nested(function.__code__)

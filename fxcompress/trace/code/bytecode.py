@@ -20,6 +20,20 @@ _PUSHING = ("LOAD_FAST", "LOAD_CONST", "LOAD_GLOBAL", "LOAD_DEREF", "LOAD_CLOSUR
 """Instructions that push a value and read none; an empty container is made by one that counts what it takes."""
 
 
+def nested(code: CodeType) -> Iterator[CodeType]:
+    """The code of a function, and of the functions inside of it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from nested(constant)
+
+
+@functools.lru_cache(maxsize=8192)
+def names_with(code: CodeType, opname: str) -> frozenset[str]:
+    """What instructions of a kind name in code, and in the functions inside of it."""
+    return frozenset(str(step.argval) for each in nested(code) for step in _steps(each) if step.opname == opname)
+
+
 def loaded_by(code: CodeType, space: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """What code loads by the name of a global, and what it reads off a module that it has loaded: ``helpers.f``.
 
@@ -77,10 +91,9 @@ def _beyond_self(code: CodeType) -> Iterator[str]:
     on_self = {i for i in range(1, len(steps)) if of_self[i - 1] and steps[i].opname in _OF_OBJECTS}
     named = {step.argval for i, step in enumerate(steps) if i not in on_self and isinstance(step.argval, str)}
     yield from named.intersection(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names(constant)
-    yield from _strings(code)
+    for inner in nested(code):
+        yield from inner.co_names if inner is not code else ()
+        yield from _strings(inner)
 
 
 def _words(step: dis.Instruction) -> tuple[object, ...]:
@@ -96,11 +109,9 @@ def _steps(code: CodeType) -> list[dis.Instruction]:
 
 def _names(code: CodeType) -> Iterator[str]:
     """The names of attributes and globals; strings too, where the code finds attributes by them."""
-    yield from code.co_names
-    yield from _strings(code)
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names(constant)
+    for each in nested(code):
+        yield from each.co_names
+        yield from _strings(each)
 
 
 def _strings(code: CodeType) -> Iterator[str]:
@@ -115,7 +126,7 @@ def opened_in(functions: Iterable[FunctionType]) -> frozenset[str]:
 
     Not among them are those that they only call, compare with None, ask for their type, or for an attribute of theirs.
     """
-    return frozenset(name for function in functions for name in _opened(function.__code__))
+    return frozenset(name for function in functions for code in nested(function.__code__) for name in _opened(code))
 
 
 def _opened(code: CodeType) -> Iterator[str]:
@@ -126,9 +137,6 @@ def _opened(code: CodeType) -> Iterator[str]:
             continue
         if not _is_shut(steps[i + 1 : i + 3]) and not _is_called(steps[i + 1 :]):
             yield str(step.argval)
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _opened(constant)
 
 
 def _is_called(after: list[dis.Instruction]) -> bool:

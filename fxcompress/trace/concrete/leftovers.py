@@ -1,21 +1,21 @@
 """What the code of a model keeps outside of the copy that runs: caches, tables in a module or a class, globals.
 
-A trace runs the code on stand-ins. One that stays behind in such a place would be found by the next call of the model
-itself: a mask that is kept for each size, for instance.
+A trace runs the code on stand-ins. One that stays behind in such a place would be found by the next run, which may be
+one of the same trace: a mask that is kept for each size, for instance. All else that a trace changes there is put back
+at its end, see effects/global_state.py.
 """
 
-import dis
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import _lru_cache_wrapper, cache
-from types import CodeType, FunctionType
+from functools import _lru_cache_wrapper
+from types import FunctionType
 from typing import Any
 
 from torch import fx, nn
 from torch._subclasses import FakeTensor
 
 from fxcompress.trace.basics.trees import holds
-from fxcompress.trace.code.bytecode import names_in
+from fxcompress.trace.code.bytecode import names_in, names_with
 from fxcompress.trace.code.functions import code_around, is_full, is_users_class
 from fxcompress.trace.concrete.sizes import Number
 
@@ -27,7 +27,11 @@ def clean_caches(model: nn.Module) -> Iterator[None]:
     found = {id(value): value for value in (*_named(functions), *_of_classes(model), *_of_modules(model))}
     cached = [(f, f.cache_info().misses) for f in found.values() if isinstance(f, _lru_cache_wrapper)]
     tables = [(table, table.copy()) for table in found.values() if isinstance(table, dict | list)]
-    names = [(f.__globals__, name, f.__globals__.get(name, _MISSING)) for f in functions for name in _set(f.__code__)]
+    names = [
+        (f.__globals__, name, f.__globals__.get(name, _MISSING))
+        for f in functions
+        for name in names_with(f.__code__, "STORE_GLOBAL")
+    ]
     try:
         yield
     finally:
@@ -68,9 +72,3 @@ def _of_modules(model: nn.Module) -> Iterator[Any]:
     """What hangs on the modules themselves: a hook that was made with ``self`` writes there, whichever copy runs it."""
     for module in model.modules():
         yield from (value for name, value in vars(module).items() if not name.startswith("_"))
-
-
-@cache
-def _set(code: CodeType) -> frozenset[str]:
-    """The globals that code sets."""
-    return frozenset(str(step.argval) for step in dis.get_instructions(code) if step.opname == "STORE_GLOBAL")

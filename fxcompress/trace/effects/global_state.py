@@ -4,7 +4,6 @@ A graph runs none of it, as it runs no assignment to an attribute of a module (a
 for all models does no harm, a count of calls does, if something is computed from it.
 """
 
-import dis
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fxcompress.trace.basics.modules import modules_in
-from fxcompress.trace.code.bytecode import loaded_by
+from fxcompress.trace.code.bytecode import loaded_by, names_with, nested
 from fxcompress.trace.code.functions import code_around, is_full, is_users_class, methods
 from fxcompress.trace.effects.contents import Content, is_same
 
@@ -59,7 +58,7 @@ class Surroundings:
             if is_full(cell):
                 self._cells.append((name, cell, cell.cell_contents))
                 self._hold(name, cell.cell_contents)
-        self._places += [(space, name, space.get(name, _MISSING)) for name in _named(code, "STORE_GLOBAL")]
+        self._places += [(space, name, space.get(name, _MISSING)) for name in names_with(code, "STORE_GLOBAL")]
         for name, value in loaded_by(code, space):
             if id(value) not in self._seen:
                 self._seen[id(value)] = value
@@ -70,7 +69,7 @@ class Surroundings:
     def _look_into(self, owner: type | ModuleType, name: str, stored: set[str]) -> None:
         """Note what hangs on a class or a module under names that code sets on anything, and the tables of a class."""
         own = {f for _, f in methods(owner)} if isinstance(owner, type) else set()
-        names = stored.union(*(_named(f.__code__, "STORE_ATTR") for f in own))
+        names = stored.union(*(names_with(f.__code__, "STORE_ATTR") for f in own))
         self._places += [(owner, key, vars(owner).get(key, _MISSING)) for key in names & vars(owner).keys()]
         for key, value in vars(owner).items() if isinstance(owner, type) else ():
             self._hold(f"{name}.{key}", value)
@@ -125,17 +124,9 @@ def _is_class_of_torch(value: object) -> bool:
 @functools.lru_cache(maxsize=8192)
 def _stored(code: CodeType) -> frozenset[str]:
     """The names of attributes that code sets; all that it has in strings, where it may set them by these."""
-    inside = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
-    by_string = not _BY_STRING.isdisjoint(code.co_names)
-    strings = [value for value in code.co_consts if isinstance(value, str) and value.isidentifier() and by_string]
-    return _named(code, "STORE_ATTR").union(strings, *map(_stored, inside))
-
-
-@functools.lru_cache(maxsize=8192)
-def _named(code: CodeType, opname: str) -> frozenset[str]:
-    """What instructions of a kind name in code, and in the functions inside of it."""
-    own = {str(step.argval) for step in dis.get_instructions(code) if step.opname == opname}
-    return frozenset(own.union(*(_named(c, opname) for c in code.co_consts if isinstance(c, CodeType))))
+    by_string = (each for each in nested(code) if not _BY_STRING.isdisjoint(each.co_names))
+    strings = (value for each in by_string for value in each.co_consts if isinstance(value, str))
+    return names_with(code, "STORE_ATTR").union(value for value in strings if value.isidentifier())
 
 
 def _now(owner: Any, name: str) -> object:  # noqa: ANN401 - globals, a class or a module

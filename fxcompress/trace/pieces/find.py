@@ -5,17 +5,14 @@ possible. What it takes and returns stays as it is, so the code around it need n
 it must reach the tensors of the piece through its ``forward`` alone.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch._subclasses import FakeTensorMode
+from torch import Tensor, nn
 
-from fxcompress.errors import ExampleInputError, FxCompressError, TraceError
+from fxcompress.errors import FxCompressError
 from fxcompress.trace.basics.trees import replace
 from fxcompress.trace.code.bytecode import names_beyond_self, names_in, opened_in
 from fxcompress.trace.code.functions import code_around, methods, with_called
@@ -25,8 +22,9 @@ from fxcompress.trace.forward_hooks import hooks_of
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.model.skeleton import own_buffers
 from fxcompress.trace.model.uncompiled import ORIGINAL, Uncompiled
+from fxcompress.trace.pieces.calls import check_call, refuse_nested, without_empty
 from fxcompress.trace.pieces.graph_forward import GraphForward, own_class, traced_of
-from fxcompress.trace.pieces.observed import Observed, observe, structure_of, tensor_names
+from fxcompress.trace.pieces.observed import Observed, observe, tensor_names
 from fxcompress.trace.traced import TracedModule
 from fxcompress.trace.tracer import trace
 from fxcompress.trace.weights.computed import sources
@@ -210,14 +208,14 @@ class _Search:
             FxCompressError: it cannot be traced, its graph does not hold for all calls, or it is not accepted.
         """
         calls = self.seen.inputs(path)
-        replace(_refuse_nested, [(call.args, call.kwargs) for call in calls])
+        replace(refuse_nested, [(call.args, call.kwargs) for call in calls])
         module.eval()
         with torch.no_grad(), same_randomness(allowed=True), unchanged_buffers(module):
-            first = _without_empty(module, calls[0])
+            first = without_empty(module, calls[0])
             traced = traced_of(module) if isinstance(module, GraphForward) else trace(module, first, plain=self.plain)
             traced.eval()
             for call in (first, *calls):
-                _check_call(module, traced, call)
+                check_call(module, traced, call)
         self.accept(path, traced, first)
         return Piece(path, traced, first)
 
@@ -236,74 +234,6 @@ class _Search:
         inner += [name for name, _ in module.named_parameters(recurse=False)]
         found = next((name for name in inner if name in names), None)
         return None if found is None else f"names {found}, perhaps that of this module"
-
-
-def _refuse_nested(tensor: Tensor) -> Tensor:
-    """A tensor as it is; raises where it holds tensors of several lengths, of which no labels are known."""
-    if tensor.is_nested:
-        raise TraceError("it is given a nested tensor, the lengths of which a graph does not know")
-    return tensor
-
-
-def _without_empty(module: nn.Module, call: ExampleInputs) -> ExampleInputs:
-    """A call with entries where a tensor had none, such as the boxes of an image without objects.
-
-    Nothing can be learnt from ops on empty tensors.
-
-    Raises:
-        TraceError: the module does not run on it.
-    """
-    filled = ExampleInputs(*replace(_filled, (call.args, call.kwargs)))
-    if structure_of((filled.args, filled.kwargs)) == structure_of((call.args, call.kwargs)):
-        return call
-    try:
-        _result(module, filled)
-    except Exception as error:
-        raise TraceError(f"it is called on empty tensors, and cannot be on others: {error}") from error
-    return filled
-
-
-def _filled(tensor: Tensor) -> Tensor:
-    return tensor if tensor.numel() else tensor.new_zeros([size or 2 for size in tensor.shape])
-
-
-def _check_call(module: nn.Module, traced: TracedModule, call: ExampleInputs) -> None:
-    """Raise unless the graph takes a call that the model made, and returns what the module does, in the same form."""
-    expected = _result(module, call)
-    found = _result(traced, call)
-    if type(expected) is OrderedDict and type(found) is dict:
-        for graph in traced.graphs.values():
-            _return_ordered(graph)
-        traced.recompile()
-        found = _result(traced, call)
-    if structure_of(found) != structure_of(expected):
-        raise TraceError(f"its graph returns a {type(found).__name__} of another form than it does itself")
-
-
-def _result(module: nn.Module, call: ExampleInputs) -> Any:  # noqa: ANN401 - whatever it returns
-    """What a module returns, computed without values where that is possible.
-
-    Raises:
-        TraceError: another path than the traced one is taken, or it cannot be called again: what it was given may have
-            been good for the time of ``vmap`` only.
-    """
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        args, kwargs = replace(mode.from_tensor, (call.args, call.kwargs))
-        with suppress(Exception):
-            return module(*args, **kwargs)
-    try:
-        return module(*call.args, **call.kwargs)
-    except ExampleInputError as error:
-        raise TraceError(f"its calls take different paths through it: {error}") from error
-    except Exception as error:
-        raise TraceError(f"it cannot be called again with what it was given: {error}") from error
-
-
-def _return_ordered(graph: fx.Graph) -> None:
-    """Return an OrderedDict; torch.fx makes a dict of it."""
-    node = graph.output_node()
-    with graph.inserting_before(node):
-        node.args = (graph.call_function(OrderedDict, (node.args[0],)),)
 
 
 def _contents(value: Any) -> Iterator[Any]:  # noqa: ANN401 - an attribute of a module

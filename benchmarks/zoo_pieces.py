@@ -16,8 +16,8 @@ from benchmarks.zoo_models import Arguments, Case
 from benchmarks.zoo_report import Report
 from benchmarks.zoo_subject import CONTROL, Subject, build, outputs, timed_prune
 from fxcompress.channels.analysis import Analysis
-from fxcompress.trace.graph_forward import install
-from fxcompress.trace.skeleton import skeleton
+from fxcompress.trace.model.skeleton import skeleton
+from fxcompress.trace.pieces.graph_forward import install
 from fxcompress.trace.traced import TracedModule
 from tests.exactness import atoms_of, difference, kill, removable_units
 

@@ -20,10 +20,10 @@ from fxcompress.passes.weight_uses import is_quantizable
 from fxcompress.progress import progress
 from fxcompress.provenance import attach
 from fxcompress.quantizer import Quantizer
+from fxcompress.trace.basics.precision import ordinary
 from fxcompress.trace.inputs import ExampleInputs
-from fxcompress.trace.modes import ordinary
-from fxcompress.trace.own_numbers import note_own_numbers
-from fxcompress.trace.skeleton import own_tensors, skeleton, without_compiled
+from fxcompress.trace.model.skeleton import copy_tensors, skeleton, without_compiled
+from fxcompress.trace.retrace.size_attributes import note_own_numbers
 from fxcompress.trace.support import check_module, check_supported
 from fxcompress.trace.traced import TracedModule
 from fxcompress.trace.weights.computed import computed_weights
@@ -180,7 +180,7 @@ def _in_pieces(model: nn.Module, settings: Settings, bits: float, why: FxCompres
         found, analyses = prepare_pieces(model, settings.inputs, why, check=check, layers=1)
     outside = Outside(found.outside[""], found.parameters_outside())
     own = skeleton(found.model)
-    own_tensors(own, set())
+    copy_tensors(own, set())
     for path, analysis in analyses.items():
         traced = _quantized(analysis, bits)
         become_compressed(own.get_submodule(path), traced, replace(settings, inputs=analysis.inputs))

@@ -19,8 +19,8 @@ from fxcompress.compress import compress
 from fxcompress.errors import AverageError, CheckpointError
 from fxcompress.objectives import LatencyTable
 from fxcompress.storage.states import check_place, read_states
-from fxcompress.trace.modes import ordinary
-from fxcompress.trace.skeleton import skeleton
+from fxcompress.trace.basics.precision import ordinary
+from fxcompress.trace.model.skeleton import skeleton
 from fxcompress.trace.support import check_module
 from fxcompress.training.aims import Aims
 from fxcompress.training.averages import copies_of

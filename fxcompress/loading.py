@@ -20,12 +20,12 @@ from fxcompress.quantizer import Quantizer
 from fxcompress.storage.arguments import check_arguments
 from fxcompress.storage.file import SavedNetwork, read
 from fxcompress.storage.meta import with_values
+from fxcompress.trace.basics.precision import ordinary
 from fxcompress.trace.fingerprint import fingerprint
-from fxcompress.trace.graph_forward import install
 from fxcompress.trace.inputs import ExampleInputs, recorded_inputs
-from fxcompress.trace.modes import ordinary
-from fxcompress.trace.own_numbers import note_own_numbers
-from fxcompress.trace.skeleton import skeleton, without_compiled
+from fxcompress.trace.model.skeleton import skeleton, without_compiled
+from fxcompress.trace.pieces.graph_forward import install
+from fxcompress.trace.retrace.size_attributes import note_own_numbers
 from fxcompress.trace.traced import TracedModule
 from fxcompress.trace.weights.computed import SUFFIX
 from fxcompress.trace.weights.norm import with_plain_weights

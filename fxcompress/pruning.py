@@ -17,14 +17,14 @@ from fxcompress.passes.prune_channels import Pruned
 from fxcompress.passes.prune_report import PruneReport, make_report
 from fxcompress.passes.shrink import Narrow, check_narrow, shrink
 from fxcompress.progress import progress
+from fxcompress.trace.basics.precision import ordinary
 from fxcompress.trace.inputs import ExampleInputs
-from fxcompress.trace.modes import ordinary
-from fxcompress.trace.own_numbers import note_own_numbers
-from fxcompress.trace.skeleton import own_tensors, without_compiled
+from fxcompress.trace.model.skeleton import copy_tensors, without_compiled
+from fxcompress.trace.model.state_dict_hooks import plain_weights
+from fxcompress.trace.retrace.size_attributes import note_own_numbers
 from fxcompress.trace.support import check_module
 from fxcompress.trace.weights.computed import computed_weights
 from fxcompress.trace.weights.norm import PlainWeight, has_weight_norm
-from fxcompress.trace.weights.plain import plain_weights
 from fxcompress.training.in_pieces import Compressed
 from fxcompress.training.optimizer import Replacement, check_optimizers, prepare_resize
 
@@ -172,7 +172,7 @@ def _own(
         optimizer: of the parameters of ``before``.
     """
     cuts = [cut for steps in removals for cut in _whole_cuts(steps)]
-    copies = own_tensors(result, {id(cut.new) for cut in cuts})
+    copies = copy_tensors(result, {id(cut.new) for cut in cuts})
     if optimizer is not None:
         left = {id(parameter) for parameter in result.parameters()}
         made = [cut for cut in cuts if id(cut.new) in left]

@@ -15,7 +15,7 @@ from fxcompress.fitting import compressed_for, fit
 from fxcompress.objectives import LatencyTable
 from fxcompress.storage.file import save
 from fxcompress.storage.states import check_place
-from fxcompress.trace.walk import elements_in
+from fxcompress.trace.basics.modules import elements_in
 from fxcompress.training.aims import By, Goal
 from fxcompress.training.batches import check_callable
 from fxcompress.training.bracket import CLOSE, Bracket

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import fxcompress as fxc
 from fxcompress.errors import PathError, TraceError
-from fxcompress.trace.autocast import enter_autocast
+from fxcompress.trace.graph.autocast import enter_autocast
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
 HALF = torch.bfloat16

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 import fxcompress as fxc
 from fxcompress.errors import UnsupportedModelError
 from fxcompress.trace import verify
+from fxcompress.trace.effects.undo import UndoWrites
 from fxcompress.trace.inputs import ExampleInputs
-from fxcompress.trace.own_modes import own_modes
-from fxcompress.trace.skeleton import own_tensors, skeleton
-from fxcompress.trace.state import Undone
+from fxcompress.trace.model.own_modes import own_modes
+from fxcompress.trace.model.skeleton import copy_tensors, skeleton
 from fxcompress.trace.verify import agree, computes_the_same, stirred
 from tests.exactness import Fingerprint
 
@@ -74,7 +74,7 @@ def memory(module: nn.Module) -> set[int]:
 def test_borrowed_parameters_are_other_objects_over_the_same_memory() -> None:
     net = Asking()
     own = skeleton(net)
-    own_tensors(own, set(), lent=True)
+    copy_tensors(own, set(), lent=True)
     assert memory(own) == memory(net)
     assert not {id(p) for p in own.parameters()} & {id(p) for p in net.parameters()}
     assert own.tied.weight is own.first.weight
@@ -98,7 +98,7 @@ def test_what_two_networks_share_is_stirred_once() -> None:
 def test_comparing_copies_each_parameter_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """In four runs of three calls."""
     net, copied = Asking(), list[int]()
-    copy = own_tensors
+    copy = copy_tensors
 
     def noted(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         made = copy(*args, **kwargs)
@@ -106,7 +106,7 @@ def test_comparing_copies_each_parameter_once(monkeypatch: pytest.MonkeyPatch) -
         copied.extend(key for key in made if key in sources)
         return made
 
-    monkeypatch.setattr(verify, "own_tensors", noted)
+    monkeypatch.setattr(verify, "copy_tensors", noted)
     visit = Fingerprint(net)
     traced = fxc.ChannelGraph.of(net, X).analysis.module
     copied.clear()
@@ -125,7 +125,7 @@ def test_what_runs_write_to_borrowed_memory_is_undone_and_seen() -> None:
 def test_running_statistics_are_undone_as_well() -> None:
     norm = nn.BatchNorm1d(4).double()
     before = {name: tensor.clone() for name, tensor in norm.state_dict().items()}
-    with torch.no_grad(), Undone() as undone:
+    with torch.no_grad(), UndoWrites() as undone:
         norm(X * 3)
         assert norm.running_mean is not None
         assert norm.running_mean.any()

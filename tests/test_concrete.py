@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 import fxcompress as fxc
 from fxcompress.channels.prepare import in_pieces_by_inputs
 from fxcompress.errors import ExampleInputError, PathError, TraceError
-from fxcompress.trace.guards import check, check_argument, shape_of
+from fxcompress.trace.graph.guards import check, check_argument, shape_of
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.traced import TracedModule
 from fxcompress.trace.tracer import trace

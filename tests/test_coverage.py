@@ -14,7 +14,7 @@ from fxcompress.channels.coverage import REMEDY, Uncovered
 from fxcompress.channels.rules import registered, registry
 from fxcompress.channels.rules.pointwise import POINTWISE
 from fxcompress.channels.rules.registry import register
-from fxcompress.trace.described import Place
+from fxcompress.trace.graph.described import Place
 from tests.exactness import difference, outputs
 
 

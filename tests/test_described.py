@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 import fxcompress as fxc
 from fxcompress.channels.prepare import prepare
-from fxcompress.trace.described import NOWHERE, Place, place_of_node
-from fxcompress.trace.skeleton import skeleton
+from fxcompress.trace.graph.described import NOWHERE, Place, place_of_node
+from fxcompress.trace.model.skeleton import skeleton
 
 
 class Block(nn.Module):

@@ -15,6 +15,7 @@ import fxcompress as fxc
 import fxcompress.passes
 from fxcompress.channels.rules import registry
 from tests.exactness import difference
+from tests.test_house import TRACE_LAYERS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -127,6 +128,23 @@ def test_layers_and_passes_of_the_architecture_are_there() -> None:
     for cell in re.findall(r"^\| (`[A-Z][^|]+`) \|", rewrites, re.MULTILINE):
         for rewrite in re.findall(r"`(\w+)`", cell):
             assert hasattr(fxcompress.passes, rewrite), rewrite
+
+
+@pytest.mark.parametrize("layer", ["channels", "passes", "training"])
+def test_the_architecture_has_a_place_for_each_file(layer: str) -> None:
+    text = TEXTS["architecture.md"]
+    start = text.index(f"| in `{layer}/` |")
+    table = text[start : text.index("\n\n", start)].partition("\n")[2]
+    files = sorted(path.stem for path in (ROOT / "fxcompress" / layer).glob("*.py") if path.stem != "__init__")
+    assert sorted(re.findall(r"`(\w+)`", table)) == files
+
+
+def test_the_architecture_has_the_parts_of_trace_in_their_order() -> None:
+    text = TEXTS["architecture.md"]
+    start = text.index("| part of `trace/` |")
+    rows = re.findall(r"^\| (`.*?`) \|", text[start : text.index("\n\n", start)], re.MULTILINE)
+    named = [frozenset(part.removesuffix(".py").rstrip("/") for part in re.findall(r"`([^`]+)`", row)) for row in rows]
+    assert named == [parts for parts, _ in TRACE_LAYERS]
 
 
 def test_extras_that_are_named_are_there() -> None:

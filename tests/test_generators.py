@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import fxcompress as fxc
-from fxcompress.trace.generators import generators_kept
+from fxcompress.trace.basics.generators import generators_kept
 
 pytestmark = pytest.mark.cpu
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))

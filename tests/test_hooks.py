@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import fxcompress as fxc
 from fxcompress.errors import TraceError, UnsupportedModelError
-from fxcompress.trace.hooks import hooked
+from fxcompress.trace.forward_hooks import hooked
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.tracer import trace
 from tests.exactness import Fingerprint
@@ -156,6 +156,41 @@ def test_hooks_of_the_caller_are_refused() -> None:
     net.conv.register_forward_hook(lambda *_: None)
     with pytest.raises(UnsupportedModelError, match=r"'conv' .Linear.: it has a forward hook .*<lambda>"):
         fxc.prune(net, X)
+
+
+class Static(nn.Module):
+    """Hooks that need no ``self``, with a decorator of torch around one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.conv.register_forward_hook(self.doubled)
+        self.head.register_forward_hook(self.looked_at)
+
+    @staticmethod
+    def doubled(_: nn.Module, __: object, output: Tensor) -> Tensor:
+        return output * 2
+
+    @torch.no_grad()
+    def looked_at(self, _: nn.Module, __: object, output: Tensor) -> None: ...
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.head(self.conv(x).relu())
+        return result
+
+
+def test_hooks_are_known_by_their_own_code_and_not_by_a_decorator_of_torch() -> None:
+    model = Static().eval()
+    x = torch.randn(2, 6)
+    torch.testing.assert_close(trace(model, ExampleInputs.of(x)).eval()(x), model(x))
+
+    @torch.no_grad()
+    def of_the_caller(_: nn.Module, __: object, output: Tensor) -> Tensor:
+        return output + 1
+
+    model.head.register_forward_hook(of_the_caller)
+    with pytest.raises(UnsupportedModelError, match="hook"):
+        trace(model, ExampleInputs.of(x))
 
 
 def test_state_that_goes_on_changing_is_refused() -> None:

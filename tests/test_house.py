@@ -38,6 +38,23 @@ LAYERS: tuple[tuple[frozenset[str], str], ...] = (
     (frozenset({"adapters"}), "the loops of other libraries in place of ours; whoever wants one imports it by name"),
     (frozenset({"__main__", "cli", "demo"}), "users of the public names, like anyone else"),
 )
+# The same inside of fxcompress/trace, which is the largest layer; its folders and its files at the top.
+TRACE_LAYERS: tuple[tuple[frozenset[str], str], ...] = (
+    (frozenset({"basics"}), "knows nothing of tracing"),
+    (frozenset({"code"}), "Python's view of the model's code"),
+    (frozenset({"inputs"}), "what a model is called with"),
+    (frozenset({"graph"}), "what stands in a graph"),
+    (frozenset({"effects"}), "what a run leaves behind"),
+    (frozenset({"model"}), "copies of the model that can be traced"),
+    (frozenset({"traced", "verify"}), "a graph with what the model holds, and whether it computes what the model does"),
+    (frozenset({"fingerprint", "weights"}), "read or rewrite a traced module, before anyone else does"),
+    (frozenset({"forward_hooks"}), "tells the caller's hooks from those that compute weights"),
+    (frozenset({"concrete", "support", "symbolic"}), "the two ways to get a graph, and who is refused at the door"),
+    (frozenset({"paths"}), "several runs of the concrete way, joined"),
+    (frozenset({"both_modes"}), "a graph for each mode, whichever way it is made"),
+    (frozenset({"tracer"}), "chooses the way: what the rest of the package calls"),
+    (frozenset({"pieces", "retrace"}), "trace more than once"),
+)
 # Layers of one row do not know each other, except: (who imports, what).
 SIDEWAYS: dict[tuple[str, str], str] = {
     ("export", "storage"): "a file for another runtime holds the same integers",
@@ -49,6 +66,7 @@ SIDEWAYS: dict[tuple[str, str], str] = {
     ("__main__", "cli"): "`python -m fxcompress`",
 }
 RANK = {layer: rank for rank, (layers, _) in enumerate(LAYERS) for layer in layers}
+TRACE_RANK = {part: rank for rank, (parts, _) in enumerate(TRACE_LAYERS) for part in parts}
 
 PUBLIC = [
     "ChannelGraph",
@@ -161,6 +179,38 @@ def test_upward_import_is_found(name: str, source: str) -> None:
 )
 def test_downward_import_passes(name: str, source: str) -> None:
     assert violations(name, source) == []
+
+
+def violations_in_trace(name: str, source: str) -> list[str]:
+    """What the module ``name`` of ``fxcompress.trace`` imports from parts of it that it must not know."""
+    part = name.split(".")[2]
+    assert part in TRACE_RANK, f"{name} belongs to no part of trace: give it a row in TRACE_LAYERS"
+    inside = [(n, other.split(".")[2]) for n, other in imports(name, source) if other.startswith("fxcompress.trace.")]
+    return [
+        f"{name}, line {line}: {part} must not import {other}"
+        for line, other in inside
+        if other != part and TRACE_RANK.get(other, len(TRACE_LAYERS)) >= TRACE_RANK[part]
+    ]
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in modules() if n.startswith("fxcompress.trace.") and not n.endswith("trace.__init__")]
+)
+def test_module_of_trace_imports_only_lower_parts(name: str) -> None:
+    assert violations_in_trace(name, modules()[name].read_text("utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("fxcompress.trace.code.frames", "from fxcompress.trace.graph import calls"),
+        ("fxcompress.trace.symbolic.graph", "from fxcompress.trace.concrete.writer import Writer"),
+        ("fxcompress.trace.tracer", "from fxcompress.trace.pieces.find import find_pieces"),
+        ("fxcompress.trace.model.lowering", "from ..traced import TracedModule"),
+    ],
+)
+def test_upward_import_in_trace_is_found(name: str, source: str) -> None:
+    assert len(violations_in_trace(name, source)) == 1
 
 
 def test_module_without_a_layer_is_found() -> None:

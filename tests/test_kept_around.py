@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import fxcompress as fxc
 from fxcompress.errors import TraceError
-from fxcompress.trace.swapped import swapped
+from fxcompress.trace.basics.patching import patched
 from tests.exactness import TOLERANCE, difference
 from tests.nets import made_dead
 
@@ -335,7 +335,7 @@ def quiet_count(_: Any, h: Tensor) -> Tensor:  # noqa: ANN401
 @pytest.mark.parametrize("looks", [False, True])
 @pytest.mark.parametrize("between", [tabled, quiet_count])
 def test_what_changes_no_result_does_no_harm(between: Callable[[Any, Tensor], Tensor], *, looks: bool) -> None:
-    with swapped(globals(), {"COUNT": 0, "TABLES": {}}):
+    with patched(globals(), {"COUNT": 0, "TABLES": {}}):
         net = made_dead(Net(between, looks=looks))
         module = fxc.prune(net, X).module
         assert all(type(table) is Tensor for table in TABLES.values())
@@ -344,7 +344,7 @@ def test_what_changes_no_result_does_no_harm(between: Callable[[Any, Tensor], Te
 
 def test_names_are_swapped_back_alone() -> None:
     space = {"a": 1}
-    with suppress(KeyError), swapped(space, {"a": 2, "b": 3}):
+    with suppress(KeyError), patched(space, {"a": 2, "b": 3}):
         space["c"] = space["a"] + space["b"]
         raise KeyError
     assert space == {"a": 1, "c": 5}

@@ -16,7 +16,7 @@ from fxcompress.channels.prepare import prepare
 from fxcompress.channels.reads import SiteCheck
 from fxcompress.channels.space import Reason
 from fxcompress.channels.worklist import Index, Rule, Worklist
-from fxcompress.trace.heap import without_collections
+from fxcompress.trace.basics.garbage_collection import without_collections
 from fxcompress.trace.tracer import trace
 
 IMAGE = torch.zeros(1, 3, 8, 8)

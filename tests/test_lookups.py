@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import fxcompress as fxc
-from fxcompress.trace.lookups import module_at
+from fxcompress.trace.graph.lookups import module_at
 
 X = torch.randn(2, 3, 8, 8)
 

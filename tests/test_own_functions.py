@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import fxcompress as fxc
 from fxcompress.errors import TraceError
-from fxcompress.trace.skeleton import skeleton
+from fxcompress.trace.model.skeleton import skeleton
 from tests.exactness import Fingerprint, difference
 
 X = torch.randn(16, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

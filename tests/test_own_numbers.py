@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import fxcompress as fxc
-from fxcompress.trace.own_number import OwnNumber, ranges_tell
+from fxcompress.trace.graph.attribute_number import OwnNumber, ranges_tell
 from tests.exactness import TOLERANCE, difference, outputs
 from tests.nets import lose
 from tests.test_own_code import check_loads

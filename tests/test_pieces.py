@@ -16,9 +16,9 @@ import fxcompress as fxc
 from fxcompress.cli import main
 from fxcompress.errors import PathError, StorageError, TraceError, UnsupportedModelError
 from fxcompress.passes.rewrite import carry_out
-from fxcompress.trace.glue import opened_in
-from fxcompress.trace.graph_forward import install
-from fxcompress.trace.skeleton import skeleton
+from fxcompress.trace.code.bytecode import opened_in
+from fxcompress.trace.model.skeleton import skeleton
+from fxcompress.trace.pieces.graph_forward import install
 from fxcompress.trace.traced import TracedModule
 from tests.exactness import Fingerprint, atoms_of, difference, forced, kill, removable_units
 from tests.networks import randomise

@@ -18,7 +18,7 @@ import tests.test_questions
 from fxcompress.errors import PathError, TraceError
 from fxcompress.trace import tracer
 from fxcompress.trace.inputs import ExampleInputs
-from fxcompress.trace.questions import asking_type
+from fxcompress.trace.symbolic.questions import asking_type
 from fxcompress.trace.tracer import trace
 from tests.exactness import TOLERANCE, Fingerprint, difference, outputs
 from tests.nets import made_dead

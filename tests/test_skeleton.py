@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 import fxcompress as fxc
 from fxcompress.channels.rules.pointwise import POINTWISE
 from fxcompress.channels.shapes import shapes
-from fxcompress.trace.skeleton import shallow, skeleton
+from fxcompress.trace.model.skeleton import shallow, skeleton
 from fxcompress.trace.traced import TracedModule
 from fxcompress.trace.tracer import trace
 from tests.nets import ResidualNet

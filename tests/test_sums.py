@@ -21,7 +21,7 @@ from fxcompress.passes.means import (
     var_mean_over,
     var_over,
 )
-from fxcompress.trace.variances import mean_square
+from fxcompress.trace.graph.variances import mean_square
 from tests.exactness import Fingerprint, difference
 
 D, HIDDEN = 10, 12

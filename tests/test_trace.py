@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 import fxcompress as fxc
 from fxcompress.errors import ExampleInputError, TraceError
 from fxcompress.trace.inputs import ExampleInputs, infer_inputs
-from fxcompress.trace.skeleton import skeleton
+from fxcompress.trace.model.skeleton import skeleton
 from fxcompress.trace.traced import TracedModule
 from fxcompress.trace.tracer import trace
 from tests.exactness import Fingerprint, difference

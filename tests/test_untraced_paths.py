@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxcompress as fxc
-from fxcompress.trace import other_sizes
 from fxcompress.trace.inputs import ExampleInputs
-from fxcompress.trace.other_sizes import other_paths
+from fxcompress.trace.retrace import other_sizes
+from fxcompress.trace.retrace.other_sizes import other_paths
 from fxcompress.trace.tracer import trace
 from tests.exactness import TOLERANCE, difference, outputs
 from tests.nets import lose
@@ -114,7 +114,7 @@ def test_what_no_path_needs_goes_and_the_report_says_what_was_proved(other: str,
 
 
 def test_nothing_is_looked_for_where_no_size_decides(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(other_sizes, "_Probe", None)
+    monkeypatch.setattr(other_sizes, "PathProbe", None)
     net = Net(NEED["softmax"], lambda _, __: False)
     result = fxc.prune(net, inputs(2, 4), keep_code=True)
     assert result.report.modified

@@ -35,8 +35,8 @@ from fxcompress.channels.units import find_units
 from fxcompress.channels.values import Step, Value, find
 from fxcompress.channels.worklist import Index
 from fxcompress.quantizer import channel_dims
-from fxcompress.trace.described import Place, place_of_node
-from fxcompress.trace.heap import without_collections
+from fxcompress.trace.basics.garbage_collection import without_collections
+from fxcompress.trace.graph.described import Place, place_of_node
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.traced import TracedModule
 

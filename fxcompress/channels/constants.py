@@ -22,8 +22,8 @@ from fxcompress.channels.rules.registry import Known, Shared, unknown
 from fxcompress.channels.running_stats import read_by_others
 from fxcompress.channels.survivors import has_own_labels
 from fxcompress.channels.values import Step, Value, find
-from fxcompress.trace.heap import without_collections
-from fxcompress.trace.names import held
+from fxcompress.trace.basics.garbage_collection import without_collections
+from fxcompress.trace.graph.names import fetch_attr
 from fxcompress.trace.traced import TracedModule
 
 Seeds = Callable[[TracedModule, Trail], dict[int, Tensor]]
@@ -33,7 +33,7 @@ Seeds = Callable[[TracedModule, Trail], dict[int, Tensor]]
 def values_known(module: TracedModule, trail: Trail) -> dict[int, Tensor]:
     """The seeds of a network as it stands: the value of every parameter and buffer is known, but for sparse ones."""
     tensors = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
-    tensors |= {name: held(module, name) for name in trail.parameters if name not in tensors}
+    tensors |= {name: fetch_attr(module, name) for name in trail.parameters if name not in tensors}
     read = ((value, tensors[name].detach()) for name, value in trail.parameters.items())
     return {value.key: _numbers(tensor) for value, tensor in read if tensor.layout == torch.strided}
 

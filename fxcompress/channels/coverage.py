@@ -6,7 +6,7 @@ import numpy as np
 
 from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.space import FIXED
-from fxcompress.trace.described import Place
+from fxcompress.trace.graph.described import Place
 
 REMEDY = 'give it a rule: docs/architecture.md, "A rule for an op of one\'s own"'
 _SHOWN = 4

@@ -17,7 +17,7 @@ from fxcompress.channels.rules.registry import Known, OpClass, unknown
 from fxcompress.channels.size_reads import labels_of_sizes
 from fxcompress.channels.space import Space
 from fxcompress.channels.values import Call, LabelTensor, Step, Value
-from fxcompress.trace.calls import function_name
+from fxcompress.trace.graph.calls import function_name
 
 SIZES = {
     "zeros": 0, "ones": 0, "full": 0, "empty": 0, "new_zeros": 1, "new_ones": 1, "new_full": 1, "new_empty": 1,

@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from fxcompress.channels.size_reads import read_of
 from fxcompress.channels.values import Value
-from fxcompress.trace.calls import function_name
+from fxcompress.trace.graph.calls import function_name
 
 _ENDS = (1, "start_dim", 0), (2, "end_dim", -1)
 _MOST_DIMS = 64

@@ -11,8 +11,8 @@ from fxcompress.channels.graph_page import page
 from fxcompress.channels.groups import Groups
 from fxcompress.channels.prepare import NO_GRAPH, prepare, prepare_pieces
 from fxcompress.progress import progress
+from fxcompress.trace.basics.precision import ordinary
 from fxcompress.trace.inputs import ExampleInputs
-from fxcompress.trace.modes import ordinary
 
 
 class ChannelGraph(Groups):

@@ -7,7 +7,7 @@ from importlib import resources
 from typing import Any
 
 from fxcompress.channels.groups import Bundle, Groups
-from fxcompress.trace.walk import elements_in
+from fxcompress.trace.basics.modules import elements_in
 
 
 def page(graph: Groups) -> str:

@@ -51,18 +51,18 @@ from fxcompress.channels.values import Call, LabelTensor, Step, Value, find, mom
 from fxcompress.errors import ExampleInputError, FxCompressError
 from fxcompress.progress import stage
 from fxcompress.quantizer import Quantizer
-from fxcompress.trace.autocast import switches_autocast
-from fxcompress.trace.calls import ends_as_in_place, function_name
-from fxcompress.trace.described import place_of_node
-from fxcompress.trace.generators import generators_kept
-from fxcompress.trace.guards import asks_for_mode, asserts_values
+from fxcompress.trace.basics.generators import generators_kept
+from fxcompress.trace.basics.modules import named_modules_in
+from fxcompress.trace.graph.autocast import switches_autocast
+from fxcompress.trace.graph.calls import ends_as_in_place, function_name
+from fxcompress.trace.graph.described import place_of_node
+from fxcompress.trace.graph.guards import asks_for_mode, asserts_values
+from fxcompress.trace.graph.names import fetch_attr
+from fxcompress.trace.graph.objects import restored
 from fxcompress.trace.inputs import ExampleInputs
-from fxcompress.trace.names import held
-from fxcompress.trace.objects import restored
-from fxcompress.trace.skeleton import shallow
+from fxcompress.trace.model.flat_weights import renew_weights
+from fxcompress.trace.model.skeleton import shallow
 from fxcompress.trace.traced import TracedModule
-from fxcompress.trace.walk import named_modules_in
-from fxcompress.trace.weights.flat import renew_weights
 
 Atoms = Mapping[str, dict[int, Tensor]]
 """The labels along each dim of a parameter or buffer, by its name."""
@@ -486,7 +486,7 @@ class Interpreter:
 
     def _attribute(self, target: str) -> Any:  # noqa: ANN401
         owner, _, name = target.rpartition(".")
-        value = held(self._submodule(owner), name)
+        value = fetch_attr(self._submodule(owner), name)
         return self._labelled(target, value) if isinstance(value, torch.Tensor) else value
 
     def _submodule(self, path: str) -> nn.Module:

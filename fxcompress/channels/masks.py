@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, fx
 
-from fxcompress.trace.calls import function_name
+from fxcompress.trace.graph.calls import function_name
 from fxcompress.trace.traced import TracedModule
 
 _CHOICES = frozenset({

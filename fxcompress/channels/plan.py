@@ -14,7 +14,7 @@ from fxcompress.channels.rules.registry import Known
 from fxcompress.channels.sites import SiteAtoms
 from fxcompress.channels.space import PART, Reason, Slots, Space, distinct
 from fxcompress.channels.worklist import Rule, Worklist
-from fxcompress.trace.heap import without_collections
+from fxcompress.trace.basics.garbage_collection import without_collections
 
 
 @dataclass(frozen=True, slots=True, eq=False)

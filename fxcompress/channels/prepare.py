@@ -7,10 +7,10 @@ from torch import nn
 from fxcompress.channels.analysis import Analysis, analyse
 from fxcompress.errors import ExampleInputError, FxCompressError, TraceError, ValueReadError
 from fxcompress.progress import stage
-from fxcompress.trace.concrete import runs
+from fxcompress.trace.concrete.run import runs
 from fxcompress.trace.inputs import ExampleInputs, infer_inputs
-from fxcompress.trace.pieces import Pieces, find_pieces
-from fxcompress.trace.skeleton import without_compiled
+from fxcompress.trace.model.skeleton import without_compiled
+from fxcompress.trace.pieces.find import Pieces, find_pieces
 from fxcompress.trace.support import check_module, check_supported
 from fxcompress.trace.traced import TracedModule
 from fxcompress.trace.tracer import trace, trace_by_running

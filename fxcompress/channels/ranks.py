@@ -8,9 +8,9 @@ from torch import fx, nn
 
 from fxcompress.channels.layers import support
 from fxcompress.channels.values import LabelTensor, leaves
-from fxcompress.trace.calls import function_name
+from fxcompress.trace.graph.calls import function_name
 from fxcompress.trace.inputs import ExampleInputs
-from fxcompress.trace.other_shapes import shapes_elsewhere
+from fxcompress.trace.retrace.other_shapes import shapes_elsewhere
 from fxcompress.trace.traced import TracedModule
 
 _KEY = "fxcompress_rank"

@@ -9,7 +9,7 @@ from fxcompress.channels.rules.products import may_multiply
 from fxcompress.channels.rules.registry import Known
 from fxcompress.channels.sites import ProductAtoms, SiteAtoms, SumAtoms
 from fxcompress.channels.space import Reason
-from fxcompress.trace.described import Place
+from fxcompress.trace.graph.described import Place
 
 
 class Check(Protocol):

@@ -11,7 +11,7 @@ from fxcompress.channels.rules.contraction import Site
 from fxcompress.channels.rules.products import Product
 from fxcompress.channels.space import FIXED
 from fxcompress.channels.values import Call, Value
-from fxcompress.trace.described import Place
+from fxcompress.trace.graph.described import Place
 
 COLUMNS = 1
 """The dim of a table that holds its channels."""

@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from fxcompress.channels.survivors import has_own_labels
 from fxcompress.channels.values import Value
-from fxcompress.trace.guards import shape_of
+from fxcompress.trace.graph.guards import shape_of
 
 
 def read_of(node: fx.Node) -> tuple[fx.Node, fx.Node | None, Any] | None:

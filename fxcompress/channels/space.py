@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from fxcompress.trace.described import NOWHERE, Place, place_of_node
+from fxcompress.trace.graph.described import NOWHERE, Place, place_of_node
 
 FIXED = 0
 PART = -1

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from fxcompress.errors import ExampleInputError, ExportError, MissingPackageError
 from fxcompress.export.onnx_names import name_batch, name_outputs
 from fxcompress.export.packages import NEEDED
-from fxcompress.trace import trees
+from fxcompress.trace.basics import trees
 from fxcompress.trace.inputs import ExampleInputs
 
 try:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from fxcompress.errors import MissingPackageError
 from fxcompress.export.packages import NEEDED
-from fxcompress.trace import trees
+from fxcompress.trace.basics import trees
 
 try:
     from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto

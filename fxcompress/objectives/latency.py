@@ -29,7 +29,7 @@ from fxcompress.objectives.curves import Curve, widths_of
 from fxcompress.objectives.terms import LayerUse, SizeTerms
 from fxcompress.objectives.timing import Work, machine, measure, work_of
 from fxcompress.quantizer import Quantizer
-from fxcompress.trace.generators import generators_kept
+from fxcompress.trace.basics.generators import generators_kept
 from fxcompress.trace.inputs import ExampleInputs
 
 FORMAT = 1

@@ -25,9 +25,9 @@ from fxcompress.passes.branch_ends import Dropped, that_end
 from fxcompress.passes.broadcasts import DIFFERENCES, IN_PLACE, SUMS, has_shape_of_sum
 from fxcompress.passes.join import Join, join_at
 from fxcompress.quantizer import Quantizer
-from fxcompress.trace.autocast import switches_autocast
-from fxcompress.trace.calls import IN_PLACE_OPERATORS, ends_as_in_place, function_name
-from fxcompress.trace.guards import is_check
+from fxcompress.trace.graph.autocast import switches_autocast
+from fxcompress.trace.graph.calls import function_name, writes_in_place
+from fxcompress.trace.graph.guards import is_check
 from fxcompress.trace.traced import TracedModule
 
 Branch = tuple[str, str]
@@ -37,7 +37,6 @@ The operand is called by the name of its node or, where it is a parameter or buf
 behind it another node stands for it.
 """
 
-_WRITING = {"setitem", "_assert", *(function.__name__ for function in IN_PLACE_OPERATORS)}
 _FRESH = {operator.add, operator.sub, operator.mul, torch.add, torch.sub, torch.mul, torch.cat, "add", "sub", "mul"}
 
 
@@ -201,10 +200,8 @@ def _in_place(module: nn.Module, node: fx.Node) -> bool:
     """Whether a node may write to its arguments, or checks something."""
     if node.op == "call_module":
         return bool(getattr(module.get_submodule(str(node.target)), "inplace", False))
-    name = function_name(node)
-    writes = ends_as_in_place(name)
-    writes |= not _WRITING.isdisjoint({name, name.strip("_")})  # also x.__setitem__(0, y), by its own name
-    return writes or bool(node.kwargs.get("inplace") or node.kwargs.get("out") is not None)
+    by_keyword = bool(node.kwargs.get("inplace") or node.kwargs.get("out") is not None)
+    return by_keyword or writes_in_place(node) or function_name(node) == "_assert"
 
 
 def _used_modules(module: TracedModule) -> set[str]:

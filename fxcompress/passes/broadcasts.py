@@ -14,7 +14,7 @@ from torch import fx
 
 from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.values import Value
-from fxcompress.trace.other_shapes import Shapes, shapes_elsewhere
+from fxcompress.trace.retrace.other_shapes import Shapes, shapes_elsewhere
 
 SUMS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 DIFFERENCES = {operator.sub, operator.isub, torch.sub, "sub", "sub_"}

@@ -17,9 +17,9 @@ from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.layers import support
 from fxcompress.channels.space import Reason
 from fxcompress.channels.values import Value, find
-from fxcompress.trace.described import Place
-from fxcompress.trace.own_number import Origin
-from fxcompress.trace.own_numbers import is_of_torch, own_numbers, read_numbers, sizes_in
+from fxcompress.trace.graph.attribute_number import Origin
+from fxcompress.trace.graph.described import Place
+from fxcompress.trace.retrace.size_attributes import is_of_torch, own_numbers, read_numbers, sizes_in
 from fxcompress.trace.traced import TracedModule
 
 CODE = "code"

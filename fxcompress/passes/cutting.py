@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.plan import Plan
 from fxcompress.passes.attributes import update_attributes
-from fxcompress.trace.names import held
-from fxcompress.trace.skeleton import skeleton
+from fxcompress.trace.basics.modules import named_modules_in
+from fxcompress.trace.graph.names import fetch_attr
+from fxcompress.trace.model.skeleton import skeleton
 from fxcompress.trace.traced import TracedModule
-from fxcompress.trace.walk import named_modules_in
 
 _BLOCK = 1 << 16  # entries that are looked at together: they stay in the cache
 
@@ -57,7 +57,7 @@ def cut_module(analysis: Analysis, plan: Plan) -> CutModule:
         owner_path, _, leaf = name.rpartition(".")
         if id(dims) not in made:
             # Of the original: a module that has two names is cut already when its second one comes.
-            old = held(before[owner_path], leaf)
+            old = fetch_attr(before[owner_path], leaf)
             made[id(dims)] = Cut(old, _sliced(old, indices[id(dims)]), indices[id(dims)])
         _put(after[owner_path], leaf, made[id(dims)].new)
         result.cuts[name] = made[id(dims)]

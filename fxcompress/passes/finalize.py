@@ -16,7 +16,7 @@ from fxcompress.passes.inject_quantizers import BAG_ARGUMENTS, BORDER_KEY, POSIT
 from fxcompress.provenance import Grid
 from fxcompress.quantizer import Quantizer
 from fxcompress.quantizer.given import PLAIN
-from fxcompress.trace.described import LAYER_KEY
+from fxcompress.trace.graph.described import LAYER_KEY
 from fxcompress.trace.traced import TracedModule, lint
 
 

@@ -28,7 +28,7 @@ from fxcompress.passes.history import history_of
 from fxcompress.passes.readers import add_biases, readers
 from fxcompress.provenance import attach
 from fxcompress.trace.inputs import ExampleInputs
-from fxcompress.trace.skeleton import skeleton
+from fxcompress.trace.model.skeleton import skeleton
 from fxcompress.trace.traced import TracedModule
 
 

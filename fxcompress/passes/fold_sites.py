@@ -14,8 +14,8 @@ from fxcompress.channels.values import Call, Step
 from fxcompress.passes.fold_sizes import sized_values
 from fxcompress.passes.readers import Reader, means_of, new_bias, reader_of, reads
 from fxcompress.provenance import keeps_code
-from fxcompress.trace.described import place_of_node
-from fxcompress.trace.names import held
+from fxcompress.trace.graph.described import place_of_node
+from fxcompress.trace.graph.names import fetch_attr
 
 Knowns = dict[str, list[Known]]
 """For each graph what is known in evaluation, then what is known in training."""
@@ -170,7 +170,7 @@ class _Finder:
 
     def _exists(self, name: str) -> bool:
         try:
-            return held(self.analysis.module, name) is not None
+            return fetch_attr(self.analysis.module, name) is not None
         except AttributeError:
             return False
 

@@ -19,7 +19,7 @@ from fxcompress.passes.base import Pass, PassResult, traced
 from fxcompress.passes.weight_uses import MODULES, TABLES, Layout, Use, quantizable, uses_of
 from fxcompress.quantizer import Quantizer
 from fxcompress.quantizer.given import PLAIN, QUANTIZED, SIZED, weight_names
-from fxcompress.trace.described import LAYER_KEY
+from fxcompress.trace.graph.described import LAYER_KEY
 from fxcompress.trace.traced import TracedModule, lint
 from fxcompress.trace.weights.reads import PRODUCTS
 

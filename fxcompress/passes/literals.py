@@ -33,7 +33,7 @@ from fxcompress.passes.means import (
     var_mean_over,
     var_over,
 )
-from fxcompress.trace.calls import function_name
+from fxcompress.trace.graph.calls import function_name
 
 
 @dataclass(frozen=True, slots=True)

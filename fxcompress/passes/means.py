@@ -84,7 +84,7 @@ def std_mean_over(
 def mean_square_over(
     x: Tensor, dims: tuple[int, ...], sizes: Sizes, *, keepdim: bool = False, power: bool = True
 ) -> Tensor:
-    """The same for a variance that was written by hand, see :func:`fxcompress.trace.variances.mean_square`.
+    """The same for a variance that was written by hand, see :func:`fxcompress.trace.graph.variances.mean_square`.
 
     >>> mean_square_over(torch.tensor([[2.0, 2.0]]), (1,), ((1, 4),))
     tensor([1.])

@@ -29,9 +29,9 @@ from fxcompress.passes.narrow_paths import NarrowPath, close_joins, find_paths, 
 from fxcompress.passes.narrow_timing import speedups
 from fxcompress.passes.prune_channels import Pruned, prune_channels
 from fxcompress.provenance import Narrowing, attach
-from fxcompress.trace.described import Place, place_of_node
+from fxcompress.trace.graph.described import Place, place_of_node
 from fxcompress.trace.inputs import ExampleInputs
-from fxcompress.trace.skeleton import skeleton
+from fxcompress.trace.model.skeleton import skeleton
 from fxcompress.trace.traced import TracedModule
 
 _MARGIN = 1.05

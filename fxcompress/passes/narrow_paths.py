@@ -15,7 +15,7 @@ from fxcompress.channels.values import Value
 from fxcompress.passes.branches import written_operand_is_read
 from fxcompress.passes.broadcasts import DIFFERENCES, IN_PLACE, SUMS
 from fxcompress.passes.join import Join, join_at
-from fxcompress.trace.described import OP_KEY, place_of_node
+from fxcompress.trace.graph.described import OP_KEY, place_of_node
 from fxcompress.trace.traced import TracedModule
 
 

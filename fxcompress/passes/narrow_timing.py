@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, fx
 
 from fxcompress.channels.values import find, replace
-from fxcompress.trace.autocast import closing
-from fxcompress.trace.generators import generators_kept
+from fxcompress.trace.basics.generators import generators_kept
+from fxcompress.trace.graph.autocast import closing
+from fxcompress.trace.graph.names import past_class
 from fxcompress.trace.inputs import ExampleInputs
-from fxcompress.trace.names import past_class
 from fxcompress.trace.traced import TracedModule
 
 _ROUNDS = 7

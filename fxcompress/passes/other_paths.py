@@ -28,8 +28,8 @@ from fxcompress.passes.prune_report import SizesDecide, WhyKept
 from fxcompress.passes.rewrite import rewrite
 from fxcompress.trace.fingerprint import same_graphs
 from fxcompress.trace.inputs import ExampleInputs
-from fxcompress.trace.other_sizes import OtherPath, OtherPaths, again, other_paths
-from fxcompress.trace.own_numbers import hold_numbers, note_own_numbers
+from fxcompress.trace.retrace.other_sizes import OtherPath, OtherPaths, again, other_paths
+from fxcompress.trace.retrace.size_attributes import hold_numbers, note_own_numbers
 from fxcompress.trace.traced import TracedModule
 from fxcompress.trace.tracer import trace_path
 from fxcompress.trace.verify import agree, computes_the_same
@@ -66,7 +66,7 @@ class Untraced:
         return found
 
     def hold_numbers(self) -> None:
-        """See :func:`fxcompress.trace.own_numbers.hold_numbers`."""
+        """See :func:`fxcompress.trace.retrace.size_attributes.hold_numbers`."""
         for path in self._paths:
             if path.traced is not None:
                 hold_numbers(path.traced)

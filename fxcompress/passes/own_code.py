@@ -24,12 +24,12 @@ from fxcompress.passes.prune_report import SizesDecide
 from fxcompress.passes.shrink import Shrunk, shrink
 from fxcompress.provenance import Provenance, attach, provenance_of
 from fxcompress.trace.fingerprint import same_graphs
-from fxcompress.trace.graph_forward import take_over
 from fxcompress.trace.inputs import ExampleInputs
-from fxcompress.trace.lowering import UNLOWERED
-from fxcompress.trace.other_sizes import OtherPaths
-from fxcompress.trace.own_numbers import hold_numbers, set_own_numbers
-from fxcompress.trace.skeleton import skeleton
+from fxcompress.trace.model.lowering import UNLOWERED
+from fxcompress.trace.model.skeleton import skeleton
+from fxcompress.trace.pieces.graph_forward import take_over
+from fxcompress.trace.retrace.other_sizes import OtherPaths
+from fxcompress.trace.retrace.size_attributes import hold_numbers, set_own_numbers
 from fxcompress.trace.traced import TracedModule
 from fxcompress.trace.tracer import trace
 from fxcompress.trace.verify import computes_the_same

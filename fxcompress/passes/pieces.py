@@ -16,10 +16,10 @@ from fxcompress.passes.narrow_branches import NarrowedPath, WidePath
 from fxcompress.passes.prune_channels import Pruned
 from fxcompress.passes.prune_report import PruneReport, make_report
 from fxcompress.passes.shrink import Narrow, shrink
-from fxcompress.trace.graph_forward import install
-from fxcompress.trace.pieces import Piece, Pieces
-from fxcompress.trace.skeleton import skeleton
-from fxcompress.trace.walk import elements_in
+from fxcompress.trace.basics.modules import elements_in
+from fxcompress.trace.model.skeleton import skeleton
+from fxcompress.trace.pieces.find import Piece, Pieces
+from fxcompress.trace.pieces.graph_forward import install
 
 _P = TypeVar("_P", NarrowedPath, WidePath)
 _T = TypeVar("_T")

@@ -29,8 +29,9 @@ from fxcompress.channels.rules.reductions import reduced_dims
 from fxcompress.channels.rules.sums import SUM, is_sum, summed_products
 from fxcompress.channels.sites import COLUMNS
 from fxcompress.channels.values import Step, Value, find
-from fxcompress.passes.weight_steps import asks_for_kind, writes
+from fxcompress.passes.weight_steps import asks_for_kind
 from fxcompress.passes.weight_uses import Layout
+from fxcompress.trace.graph.calls import writes_in_place
 from fxcompress.trace.traced import TracedModule
 
 _MOVES = frozenset({
@@ -112,7 +113,11 @@ def _only_read(module: TracedModule, aliases: Collection[str]) -> bool:
             ):
                 return False
             elif own.intersection(node.all_input_nodes) and not asks_for_kind(node):
-                if writes(node) or node.op == "output" or (node.target is getattr and node.args[1] not in _TURNS):
+                if (
+                    writes_in_place(node)
+                    or node.op == "output"
+                    or (node.target is getattr and node.args[1] not in _TURNS)
+                ):
                     return False
                 read = True
                 if all(used.op == "get_attr" or used in own for used in node.all_input_nodes):

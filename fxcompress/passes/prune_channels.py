@@ -20,9 +20,9 @@ from fxcompress.passes.cutting import Cut
 from fxcompress.passes.held import NOTHING, Held, asked_for
 from fxcompress.passes.rewrite import rewrite
 from fxcompress.provenance import keeps_code
-from fxcompress.trace.described import Place
+from fxcompress.trace.graph.described import Place
 from fxcompress.trace.inputs import ExampleInputs
-from fxcompress.trace.skeleton import skeleton
+from fxcompress.trace.model.skeleton import skeleton
 from fxcompress.trace.traced import TracedModule
 
 

@@ -17,8 +17,8 @@ from fxcompress.channels.space import Reason
 from fxcompress.passes.fold_constants import Folded
 from fxcompress.passes.narrow_branches import Narrowed, NarrowedPath, WidePath
 from fxcompress.passes.prune_channels import Pruned
-from fxcompress.trace.described import Place
-from fxcompress.trace.walk import elements_in
+from fxcompress.trace.basics.modules import elements_in
+from fxcompress.trace.graph.described import Place
 
 _SHOWN = 12
 

@@ -25,7 +25,7 @@ from fxcompress.passes.prune_channels import Pruned
 from fxcompress.passes.replay import MismatchError
 from fxcompress.passes.rewrite import carry_out
 from fxcompress.provenance import Narrowing, Provenance
-from fxcompress.trace.skeleton import skeleton
+from fxcompress.trace.model.skeleton import skeleton
 
 
 class ShapeError(Exception):

@@ -16,7 +16,7 @@ from fxcompress.channels.survivors import kept_masks
 from fxcompress.channels.values import Value
 from fxcompress.passes.join import Join, joins_of
 from fxcompress.passes.replay import MismatchError
-from fxcompress.trace.described import place_of_node
+from fxcompress.trace.graph.described import place_of_node
 from fxcompress.trace.traced import TracedModule
 
 Numbers = tuple[Tensor, Tensor]

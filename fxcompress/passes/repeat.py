@@ -12,7 +12,7 @@ from dataclasses import replace
 from fxcompress.passes.branches import remove_branches
 from fxcompress.passes.cutting import cut_module
 from fxcompress.passes.prune_channels import Pruned
-from fxcompress.trace.skeleton import skeleton
+from fxcompress.trace.model.skeleton import skeleton
 from fxcompress.trace.traced import TracedModule, copy_graph
 
 

@@ -35,8 +35,8 @@ from fxcompress.passes.literals import Proposal, propose
 from fxcompress.passes.positions import pair_up, same_entries, same_sums
 from fxcompress.passes.size_flow import FLOWS, SizeFlow, UnfreezableError, numbers, same, same_call
 from fxcompress.passes.slots import KnownSlots, PackedSpace
-from fxcompress.trace.described import LAYER_KEY, place_of_node
-from fxcompress.trace.guards import ONLY_STOPS, check
+from fxcompress.trace.graph.described import LAYER_KEY, place_of_node
+from fxcompress.trace.graph.guards import ONLY_STOPS, check
 from fxcompress.trace.inputs import ExampleInputs
 
 

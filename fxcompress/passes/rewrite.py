@@ -15,7 +15,7 @@ from fxcompress.passes.renumber import renumber_joins
 from fxcompress.passes.replay import MismatchError, Replay
 from fxcompress.progress import stage
 from fxcompress.provenance import keeps_code
-from fxcompress.trace.heap import without_collections
+from fxcompress.trace.basics.garbage_collection import without_collections
 from fxcompress.trace.traced import TracedModule
 
 

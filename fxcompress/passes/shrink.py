@@ -10,9 +10,9 @@ from fxcompress.passes.history import extended
 from fxcompress.passes.narrow_branches import Narrowed, narrow_branches
 from fxcompress.passes.prune_channels import Pruned, prune_channels
 from fxcompress.provenance import attach
+from fxcompress.trace.basics.modules import elements_in
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.traced import TracedModule
-from fxcompress.trace.walk import elements_in
 
 Narrow = bool | Literal["measure"]
 """Whether paths into sums are narrowed: none, all that can be, or those that make the network faster."""

@@ -28,9 +28,10 @@ from fxcompress.channels.rules.pointwise import SAME
 from fxcompress.channels.size_reads import counted_by, read_of
 from fxcompress.channels.survivors import has_own_labels
 from fxcompress.channels.values import LabelTensor, Step, Value, find, leaves
-from fxcompress.trace.calls import IN_PLACE_OPERATORS, ends_as_in_place, function_name
-from fxcompress.trace.checkpoints import MARK
-from fxcompress.trace.guards import check, check_argument, shape_of
+from fxcompress.trace.basics.equality import same_values
+from fxcompress.trace.graph.calls import function_name, writes_in_place
+from fxcompress.trace.graph.checkpoints import MARK
+from fxcompress.trace.graph.guards import check, check_argument, shape_of
 
 FLOWS = "a size flows into its value"
 STRUCTURAL = frozenset({ANYWHERE, CAT, DIAGONAL, INDEX, MOVEMENT, PERMUTE, RESHAPE, RESTRIDE, SAME, SPREAD})
@@ -47,7 +48,6 @@ _SIZE_ARGUMENTS: dict[str, tuple[int, str]] = {
 }
 """Functions of several ops with an argument that is a size or a place: its position and name."""
 _RANDOM = ("rand", "normal", "bernoulli", "multinomial", "dropout", "uniform", "poisson", "exponential")
-_IN_PLACE = IN_PLACE_OPERATORS | {operator.setitem, operator.delitem}
 
 _PLACE = ("stack_trace", "nn_module_stack", MARK)
 """In a node's meta: where it was called. The rest says what it is, such as the layer that finalize makes of it.
@@ -221,7 +221,7 @@ class SizeFlow:
     def _again(self, node: fx.Node, user: fx.Node) -> Any:  # noqa: ANN401 - an argument of a node
         """A node once more, with arguments as they were; a number where these are numbers."""
         name = function_name(node)
-        written = node.target in _IN_PLACE or ends_as_in_place(name) or "out" in node.kwargs
+        written = writes_in_place(node) or "out" in node.kwargs
         plain = node.op in {"call_function", "call_method"} and not node.is_impure()
         if (
             written
@@ -343,7 +343,7 @@ def _same_leaf(a: object, b: object) -> bool:
             return False
         if a.layout != torch.strided:
             return a is b or same(_stored(a), _stored(b))
-        return a is b or a.is_meta or b.is_meta or bool(((a == b) | ((a != a) & (b != b))).all())  # noqa: PLR0124
+        return a is b or a.is_meta or b.is_meta or same_values(a, b)
     if isinstance(a, Value | Tensor) or isinstance(b, Value | Tensor):
         return False
     if not isinstance(a, int | float | complex | str):

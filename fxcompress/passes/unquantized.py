@@ -8,7 +8,7 @@ from torch import fx, nn
 from fxcompress.passes.weight_steps import WeightSteps
 from fxcompress.passes.weight_uses import MODULES, Use, uses_of
 from fxcompress.quantizer import Quantizer
-from fxcompress.trace.described import place_of_node
+from fxcompress.trace.graph.described import place_of_node
 from fxcompress.trace.traced import TracedModule
 
 _SHOWN = 3

@@ -20,7 +20,7 @@ from fxcompress.channels.rules.pointwise import ON_LABELS
 from fxcompress.channels.rules.registry import Known
 from fxcompress.channels.space import Space
 from fxcompress.channels.values import LabelTensor, Value
-from fxcompress.trace.calls import ends_as_in_place, function_name
+from fxcompress.trace.graph.calls import writes_in_place
 from fxcompress.trace.traced import TracedModule
 from fxcompress.trace.weights.programs import Program, computed, held_in
 from fxcompress.trace.weights.reads import weight_of
@@ -42,7 +42,7 @@ def last_write(node: fx.Node) -> fx.Node | None:
     users = list(node.users)
     if node.target is not getattr or node.args[1] != "data" or not users:
         return None
-    alone = all(writes(user) and user.args[0] is node and not user.users for user in users)
+    alone = all(writes_in_place(user) and user.args[0] is node and not user.users for user in users)
     return max(users) if alone else None
 
 
@@ -182,15 +182,9 @@ def _steps(graph: fx.Graph) -> set[fx.Node]:
     found: set[fx.Node] = set()
     for node in graph.nodes:
         fixed = all(used.op == "get_attr" or used in found for used in node.all_input_nodes)
-        if node.op in {"call_function", "call_method"} and fixed and not writes(node):
+        if node.op in {"call_function", "call_method"} and fixed and not writes_in_place(node):
             found.add(node)
     return found
-
-
-def writes(node: fx.Node) -> bool:
-    """Whether a call writes to what it is given, by its name."""
-    name = function_name(node)
-    return name == "setitem" or ends_as_in_place(name)
 
 
 def _arguments(node: fx.Node) -> list[object]:

@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from fxcompress.passes.weight_steps import WeightSteps, asks_for_kind, last_write
 from fxcompress.quantizer.given import QUANTIZED, SIZED, weight_names
-from fxcompress.trace.names import held
+from fxcompress.trace.graph.names import fetch_attr
 from fxcompress.trace.traced import TracedModule
 from fxcompress.trace.weights.reads import FUNCTIONS, LOOKUPS, PRODUCTS
 
@@ -218,5 +218,5 @@ def _arguments(node: fx.Node) -> dict[str, Any]:
 
 
 def _rank(module: TracedModule, name: str) -> int:
-    found = held(module, name)
+    found = fetch_attr(module, name)
     return found.ndim if isinstance(found, nn.Parameter) else 0

@@ -135,10 +135,10 @@ def _milliseconds(call: Callable[[Tensor], Any], inputs: Tensor) -> float:
     return 1000 * (time.perf_counter() - start)
 
 
-def first_and_last(seconds: Sequence[float], count: int = 3) -> tuple[float, float]:
-    """Seconds of an epoch at the start and at the end of a run: medians over ``count`` epochs each.
+def first_and_last(seconds: Sequence[float]) -> tuple[float, float]:
+    """Seconds of an epoch at the start and at the end of a run: medians over three epochs each.
 
     >>> first_and_last([9.0, 2.0, 2.0, 1.0, 1.0, 1.0])
     (2.0, 1.0)
     """
-    return median(seconds[:count]), median(seconds[-count:])
+    return median(seconds[:3]), median(seconds[-3:])

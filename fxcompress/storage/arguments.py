@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
-from fxcompress.trace.uncompiled import ORIGINAL, is_compiled
+from fxcompress.trace.model.uncompiled import ORIGINAL, is_compiled
 
 
 def check_arguments(call: str, path: object, module: object) -> Path:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from fxcompress.errors import StorageError
-from fxcompress.trace.skeleton import skeleton
-from fxcompress.trace.weights.flat import renew_weights
+from fxcompress.trace.model.flat_weights import renew_weights
+from fxcompress.trace.model.skeleton import skeleton
 
 
 def with_values(model: nn.Module, saved: Mapping[str, Tensor], path: object) -> nn.Module:

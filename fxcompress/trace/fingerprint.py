@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxcompress.trace.guards import check, shape_of
+from fxcompress.trace.graph.guards import check, shape_of
 from fxcompress.trace.traced import TracedModule
 
 _PLAIN = (bool, int, float, complex, str, type(None), torch.dtype)

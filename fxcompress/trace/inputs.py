@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from fxcompress.errors import ExampleInputError
 from fxcompress.provenance import Inputs
-from fxcompress.trace import trees
+from fxcompress.trace.basics import trees
 
 _LOG = logging.getLogger("fxcompress")
 _SIZES = (224, 32, 28, 64, 8, 16, 96, 128, 256, 299, 300, 320, 384, 512, 48, 160, 192, 12, 14, 20, 24, 40, 100)

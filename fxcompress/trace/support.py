@@ -11,10 +11,10 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from fxcompress.errors import UnsupportedModelError
-from fxcompress.trace.chosen_forward import chosen_forward
-from fxcompress.trace.hooks import hooks_of_its_own
-from fxcompress.trace.own_modes import own_modes
-from fxcompress.trace.walk import named_modules_in
+from fxcompress.trace.basics.modules import named_modules_in
+from fxcompress.trace.forward_hooks import hooks_of_its_own
+from fxcompress.trace.model.chosen_forward import chosen_forward
+from fxcompress.trace.model.own_modes import own_modes
 from fxcompress.trace.weights.norm import is_weight_norm, is_weight_norm_hook
 from fxcompress.trace.weights.opened import can_be_opened, computes_weight
 

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxcompress.errors import TraceError
-from fxcompress.trace.autocast import closing
-from fxcompress.trace.checkpoints import with_checkpoints
-from fxcompress.trace.lookups import readable
-from fxcompress.trace.names import any_names, compiled, hides, past_class
-from fxcompress.trace.own_modes import Modes
-from fxcompress.trace.pickling import PackedGraph, pack, unpack
-from fxcompress.trace.skeleton import POSTPONE
-from fxcompress.trace.weights.plain import Plain, hooks_of, pass_on_hooks
-from fxcompress.trace.wrapped import noted_with
+from fxcompress.trace.graph.autocast import closing
+from fxcompress.trace.graph.checkpoints import with_checkpoints
+from fxcompress.trace.graph.lookups import readable
+from fxcompress.trace.graph.names import any_names, compiled, hides, past_class
+from fxcompress.trace.graph.pickling import PackedGraph, pack, unpack
+from fxcompress.trace.graph.wrap_registry import noted_with
+from fxcompress.trace.model.own_modes import Modes
+from fxcompress.trace.model.skeleton import POSTPONE
+from fxcompress.trace.model.state_dict_hooks import StateDictHook, hooks_of, pass_on_hooks
 
 _Self = TypeVar("_Self", bound="TracedModule")
 _FROM_COMPILING = ("_code", "_lineno_map", "_prologue_start")
@@ -214,7 +214,7 @@ def restored_module(
     meta: dict[str, Any],
     graph: PackedGraph,
     train_graph: PackedGraph | None,
-    hooks: tuple[Plain, ...] = (),
+    hooks: tuple[StateDictHook, ...] = (),
 ) -> TracedModule:
     """What was pickled, from its class, name, attributes, graphs and what it does to a state_dict."""
     held = nn.Module()

@@ -1,63 +1,37 @@
-"""From a model to its graph.
+"""From a model to its graph: which way to take, and whether the graph can be trusted.
 
-Tracing reads flags such as ``self.training`` once and bakes them in. So the model is traced in both modes; where the
-two graphs differ, the traced module keeps both. There are two ways to trace: with symbols (symbolic.py), and by running
-on example inputs (concrete.py).
+There are two ways to trace: with symbols (symbolic/), and by running on example inputs (concrete/, paths/).
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from functools import partial
-from typing import Protocol
-from unittest.mock import patch
 
-import torch
-import torch.distributions
 from torch import fx, nn
-from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 
 from fxcompress.errors import TraceError
 from fxcompress.provenance import attach, has_record, provenance_of
-from fxcompress.trace.caches import clean_caches
-from fxcompress.trace.calls import put_first
-from fxcompress.trace.checkpoints import copy_marks, marked_checkpoints
-from fxcompress.trace.concrete import Way, check_runs
-from fxcompress.trace.extremes import call_extremes
-from fxcompress.trace.guards import asks_for_gradients
-from fxcompress.trace.heap import without_collections
-from fxcompress.trace.hooks import hooked, hooks_of, remove_hooks
+from fxcompress.trace.basics.garbage_collection import without_collections
+from fxcompress.trace.both_modes import GraphOf, in_both_modes, in_evaluation
+from fxcompress.trace.code.locations import short
+from fxcompress.trace.concrete.intercept import wrapped_functions
+from fxcompress.trace.concrete.run import RunSettings, check_runs
+from fxcompress.trace.effects.attributes import carried_over
+from fxcompress.trace.effects.global_state import Surroundings, restored_around
+from fxcompress.trace.effects.undo import unchanged_buffers
+from fxcompress.trace.forward_hooks import hooked, hooks_of
 from fxcompress.trace.inputs import ExampleInputs
-from fxcompress.trace.lowering import lower, sweep
-from fxcompress.trace.memory import carried_over
-from fxcompress.trace.mode_switches import switches, watched_switches
-from fxcompress.trace.own_modes import forget_runs, own_modes
-from fxcompress.trace.paths import run_paths
-from fxcompress.trace.places import place, short
-from fxcompress.trace.questions import asking_type
-from fxcompress.trace.same_graph import same_graph
-from fxcompress.trace.scripted import opened_scripts
-from fxcompress.trace.skeleton import skeleton
-from fxcompress.trace.state import same_randomness, unchanged_buffers
+from fxcompress.trace.model.scripted import opened_scripts
+from fxcompress.trace.model.skeleton import skeleton
+from fxcompress.trace.model.uncompiled import uncompiled
+from fxcompress.trace.paths.run_paths import run_paths
 from fxcompress.trace.support import check_supported
-from fxcompress.trace.surroundings import Surroundings, restored_around
-from fxcompress.trace.symbolic import Tracer, symbolic_graph
+from fxcompress.trace.symbolic.graph import symbolic_graph
+from fxcompress.trace.symbolic.questions import asking_type
+from fxcompress.trace.symbolic.tracer import Tracer
 from fxcompress.trace.traced import TracedModule
-from fxcompress.trace.uncompiled import uncompiled
-from fxcompress.trace.variances import call_variances
 from fxcompress.trace.verify import computes_the_same
-from fxcompress.trace.walk import modules_in
-from fxcompress.trace.watch import wrapped_functions
 from fxcompress.trace.weights.computed import make_computed_plain
-from fxcompress.trace.weights.norm import make_weights_plain, with_plain_weights
-from fxcompress.trace.weights.opened import close, open_hooks
-
-
-class GraphOf(Protocol):
-    """A way to trace one mode."""
-
-    def __call__(self, root: nn.Module, readers: set[int], *, training: bool) -> fx.Graph:
-        """The graph of ``root`` in a mode; the ids of the modules whose code reads the mode go into ``readers``."""
-        ...
+from fxcompress.trace.weights.norm import with_plain_weights
 
 
 @without_collections
@@ -65,7 +39,7 @@ def trace(model: nn.Module, inputs: ExampleInputs | None = None, *, plain: bool 
     """Trace ``model`` in both modes; the model itself is not touched, and the result shares its tensors.
 
     Symbolic tracing comes first. Where it fails, and there are inputs, the model is traced by running it on them, see
-    :mod:`fxcompress.trace.concrete`.
+    :mod:`fxcompress.trace.concrete.run`.
 
     Args:
         model: any module, a GraphModule among them.
@@ -96,7 +70,7 @@ def _trace(model: nn.Module, inputs: ExampleInputs | None) -> TracedModule:
         return traced
     try:
         run = partial(_by_running, inputs, keep_sizes=True, open_wrapped=True)
-        return _checked(model, inputs, lambda kept: _traced(model, run(kept)))
+        return _checked(model, inputs, lambda kept: in_both_modes(model, run(kept)))
     except TraceError:
         return traced
 
@@ -177,11 +151,11 @@ def _is_ours(function: object) -> bool:
 def _trace_symbolically(model: nn.Module, inputs: ExampleInputs | None, kept: set[str]) -> TracedModule:
     """Trace with buffers as symbols; where the model takes decisions on one, with those that it has now."""
     try:
-        return _traced(model, partial(symbolic_graph, inputs=inputs, symbols=True, kept=kept))
+        return in_both_modes(model, partial(symbolic_graph, inputs=inputs, symbols=True, kept=kept))
     except TraceError as error:
         first = error
     with unchanged_buffers(model) as written:
-        result = _traced(model, partial(symbolic_graph, inputs=inputs, symbols=False, kept=kept))
+        result = in_both_modes(model, partial(symbolic_graph, inputs=inputs, symbols=False, kept=kept))
     if written or any("_tensor_constant" in str(node.target) for node in result.graph.find_nodes(op="get_attr")):
         raise first  # a buffer that is written to, or computed with, must not be a constant
     return result
@@ -221,16 +195,12 @@ def trace_path(model: nn.Module, inputs: ExampleInputs, *, training: bool = True
 
     def make(kept: set[str], *, open_wrapped: bool = False) -> TracedModule:
         run = _by_running(inputs, kept, keep_sizes=True, open_wrapped=open_wrapped)
-        return _traced(model, run if training else partial(_in_evaluation, run))
+        return in_both_modes(model, run if training else partial(in_evaluation, run))
 
     traced = _checked(model, inputs, make)
     if _hides_parameters(traced):
         traced = _checked(model, inputs, partial(make, open_wrapped=True))
     return _with_record(traced, model, plain=False)
-
-
-def _in_evaluation(run: GraphOf, root: nn.Module, readers: set[int], *, training: bool) -> fx.Graph:
-    return run(root, readers, training=False)
 
 
 def _with_record(traced: TracedModule, model: nn.Module, *, plain: bool) -> TracedModule:
@@ -245,7 +215,7 @@ def _with_record(traced: TracedModule, model: nn.Module, *, plain: bool) -> Trac
 
 def _trace_by_running(model: nn.Module, inputs: ExampleInputs, why: TraceError) -> TracedModule:
     def make(kept: set[str], *, keep_sizes: bool) -> TracedModule:
-        return _traced(model, _by_running(inputs, kept, keep_sizes=keep_sizes))
+        return in_both_modes(model, _by_running(inputs, kept, keep_sizes=keep_sizes))
 
     try:
         return _checked(model, inputs, partial(make, keep_sizes=True))
@@ -266,104 +236,6 @@ def _by_running(inputs: ExampleInputs, kept: set[str], *, keep_sizes: bool, open
         return torchs(module, path) and not hooks_of(module)
 
     def graph_of(root: nn.Module, readers: set[int], *, training: bool) -> fx.Graph:
-        return run_paths(root, inputs, Way(training, is_leaf, keep_sizes, open_wrapped), readers, kept)
+        return run_paths(root, inputs, RunSettings(training, is_leaf, keep_sizes, open_wrapped), readers, kept)
 
     return graph_of
-
-
-def _traced(model: nn.Module, graph_of: GraphOf) -> TracedModule:
-    root = skeleton(model)
-    forget_runs(root)
-    make_weights_plain(root)
-    open_hooks(root)
-    lower(root)
-    modes = [(module, module.training) for module in modules_in(root)]
-    train_graph = None
-
-    def graph_in(*, training: bool) -> fx.Graph:
-        graph = graph_of(root, readers, training=training)
-        for tidy in (sweep, put_first, call_variances, call_extremes, _share_annotations):
-            tidy(graph)
-        return graph
-
-    outside = (
-        clean_caches(model), same_randomness(), marked_checkpoints(), _unchecked_distributions(), _no_hooks_on_saved(),
-    )  # fmt: skip
-    with ExitStack() as stack, watched_switches() as switched, _reads_of_mode() as readers:
-        for context in outside:
-            stack.enter_context(context)
-        graph = graph_in(training=False)
-        asked = any(map(asks_for_gradients, graph.nodes))
-        if readers or asked or switched.found or any(_knows_its_mode(module) for module, _ in modes):
-            train_graph = graph_in(training=True)
-    for module, training in modes:
-        module.training = training
-    remove_hooks(root)  # what they do is in the graph
-    close(root)
-    if train_graph is not None and same_graph(graph, train_graph):
-        copy_marks(train_graph, graph)
-        train_graph = None
-    traced = TracedModule(root, graph, train_graph, type(model).__name__, compiled=False)
-    if readers:
-        traced.mode_readers = tuple(name for name, module in root.named_modules() if id(module) in readers)
-    if not isinstance(model, TracedModule):  # which has those that it was made with
-        own = own_modes(model)
-        traced.other_modes = switched.modes(own) if switched.found else own
-    traced.meta = dict(model.meta) if isinstance(model, fx.GraphModule) else {}
-    return traced
-
-
-def _share_annotations(graph: fx.Graph) -> None:
-    """Let inputs with equal annotations have the same one: older torch.fx writes no code of ``Tensor | None`` twice."""
-    found: list[object] = []
-    for node in graph.find_nodes(op="placeholder"):
-        node.type = next((kind for kind in found if kind == node.type), node.type)
-        found.append(node.type)
-
-
-def _knows_its_mode(module: nn.Module) -> bool:
-    """Whether a module may do something else in training though no code of it reads ``training``."""
-    kind = type(module)
-    own = kind.train is not nn.Module.train or kind.eval is not nn.Module.eval
-    return own or (isinstance(module, TracedModule) and module.train_graph is not None)
-
-
-@contextmanager
-def _unchecked_distributions() -> Iterator[None]:
-    """Within it, torch.distributions do not look at their values to see whether they are valid: a graph cannot."""
-    with patch.object(torch.distributions.Distribution, "_validate_args", new=False):
-        yield
-
-
-@contextmanager
-def _no_hooks_on_saved() -> Iterator[None]:
-    """Within it, code must not change what autograd saves for the backward pass, as no graph does. It may move that."""
-    enter = saved_tensors_hooks.__enter__
-
-    def entered(self: saved_tensors_hooks) -> None:
-        if not isinstance(self, save_on_cpu):
-            raise TraceError(f"it has hooks on what autograd saves{place()}, which a graph does not have")
-        enter(self)
-
-    with patch.object(saved_tensors_hooks, "__enter__", entered):
-        yield
-
-
-@contextmanager
-def _reads_of_mode() -> Iterator[set[int]]:
-    """Collects the ids of the modules whose code reads ``self.training``.
-
-    A property on nn.Module sees the reads; the flag itself stays where it is, in the ``__dict__`` of each module.
-    """
-    readers: set[int] = set()
-
-    def read(self: nn.Module) -> object:
-        readers.add(id(self))
-        return self.__dict__["training"]
-
-    def write(self: nn.Module, value: object) -> None:
-        switches().wrote()
-        self.__dict__["training"] = value
-
-    with patch.object(nn.Module, "training", property(read, write), create=True):
-        yield readers

@@ -7,14 +7,14 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
-from fxcompress.trace.generators import generators_kept
+from fxcompress.trace.basics.generators import generators_kept
+from fxcompress.trace.basics.trees import tensors_in
+from fxcompress.trace.effects.randomness import same_randomness
 from fxcompress.trace.inputs import ExampleInputs
-from fxcompress.trace.own_modes import forget_runs
-from fxcompress.trace.skeleton import own_tensors, skeleton
-from fxcompress.trace.state import same_randomness
-from fxcompress.trace.trees import tensors_in
-from fxcompress.trace.uncompiled import uncompiled
-from fxcompress.trace.weights.flat import renew_weights
+from fxcompress.trace.model.flat_weights import renew_weights
+from fxcompress.trace.model.own_modes import forget_runs
+from fxcompress.trace.model.skeleton import copy_tensors, skeleton
+from fxcompress.trace.model.uncompiled import uncompiled
 
 _NEAR = {torch.float64: 1e-9, torch.float32: 1e-3}
 """How far apart two results may be, over the largest entry; attention is lowered, and rounds in another way."""
@@ -62,7 +62,7 @@ def stirred(module: nn.Module, copies: dict[int, Tensor] | None = None) -> nn.Mo
     """
     own, copies = skeleton(module), {} if copies is None else copies
     known = {id(copy) for copy in copies.values()}
-    own_tensors(own, set(), copies)
+    copy_tensors(own, set(), copies)
     fresh = [p for p in own.parameters() if p.is_floating_point() and id(p) not in known]
     with torch.no_grad():
         for _, alike in groupby(sorted(fresh, key=_kind), key=_kind):
@@ -109,7 +109,7 @@ def _agree(model: nn.Module, other: nn.Module, inputs: ExampleInputs, *, trainin
 
 def _results(module: nn.Module, calls: tuple[ExampleInputs, ...], *, training: bool) -> list[Tensor]:
     own = skeleton(module)
-    own_tensors(own, set(), lent=True)
+    copy_tensors(own, set(), lent=True)
     own.train(training)
     found: list[Tensor] = []
     with torch.no_grad(), same_randomness(allowed=True), generators_kept(seed=0):

@@ -14,12 +14,12 @@ from torch.nn.utils import parametrize
 
 from fxcompress.errors import UnsupportedModelError
 from fxcompress.quantizer import Quantizer
-from fxcompress.trace.generators import generators_kept
-from fxcompress.trace.hooks import FORWARD, TABLES
+from fxcompress.trace.basics.generators import generators_kept
+from fxcompress.trace.basics.trees import tensors_in
+from fxcompress.trace.forward_hooks import FORWARD, TABLES
 from fxcompress.trace.inputs import ExampleInputs
-from fxcompress.trace.skeleton import skeleton
+from fxcompress.trace.model.skeleton import skeleton
 from fxcompress.trace.traced import TracedModule
-from fxcompress.trace.trees import tensors_in
 
 _ASKED = "_fxc_asked"
 _BACKWARD = frozenset({"_backward_hooks", "_backward_pre_hooks"})

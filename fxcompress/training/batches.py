@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.data import Dataset
 
-from fxcompress.trace.trees import replace
+from fxcompress.trace.basics.trees import replace
 
 _FORMS = (
     "a batch must be (input, ..., target), or a dict with the arguments of forward by their names and what the loss "

@@ -21,9 +21,9 @@ from fxcompress.channels.values import Value, find
 from fxcompress.passes.branches import dead_branches, remove_branches
 from fxcompress.provenance import keeps_code
 from fxcompress.quantizer import Quantizer
+from fxcompress.trace.graph.names import fetch_attr
 from fxcompress.trace.inputs import ExampleInputs
-from fxcompress.trace.names import held
-from fxcompress.trace.skeleton import skeleton
+from fxcompress.trace.model.skeleton import skeleton
 from fxcompress.trace.traced import TracedModule
 from fxcompress.training.vectors import fed, uses_of, zero_before
 
@@ -193,7 +193,7 @@ class Census:
         return False
 
     def _tensor(self, name: str) -> Tensor:
-        tensor: Tensor = held(self.view, name)
+        tensor: Tensor = fetch_attr(self.view, name)
         return tensor.detach().cpu().double()
 
     def drop_dead_branches(self, zeros: Zeros, reset: Zeros) -> dict[str, list[Known]]:

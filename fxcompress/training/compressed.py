@@ -18,7 +18,7 @@ from fxcompress.passes.unquantized import unquantized
 from fxcompress.progress import progress
 from fxcompress.provenance import Provenance, attach, provenance_of
 from fxcompress.quantizer import Quantizer
-from fxcompress.trace.modes import ordinary
+from fxcompress.trace.basics.precision import ordinary
 from fxcompress.trace.support import check_finite
 from fxcompress.trace.traced import TracedModule
 from fxcompress.trace.weights.opened import was_opened

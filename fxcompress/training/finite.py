@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from fxcompress.trace.trees import replace
+from fxcompress.trace.basics.trees import replace
 from fxcompress.training.batches import Batch
 
 IN_THE_DATA = "of this batch hold nan or inf already"

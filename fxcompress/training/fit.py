@@ -202,13 +202,12 @@ def train_plain(
     scheduler: Scheduler,
     validate: Validate | None = None,
     progress: bool = True,
-    title: str = "float baseline",
 ) -> list[EpochRecord]:
     """The same loop for a network without quantizers, to compare with."""
     trainer = Trainer(net, optimizer, scheduler, loss_fn, ConstantGamma(0.0), epochs * count_batches(loader))
     channels = sum(p.shape[0] for p in net.parameters() if p.ndim > 1)
     history: list[EpochRecord] = []
-    with Display(title, epochs, enabled=progress) as display:
+    with Display("float baseline", epochs, enabled=progress) as display:
         for epoch in range(1, epochs + 1):
             start = time.perf_counter()
             try:

@@ -13,8 +13,8 @@ from fxcompress.passes.pieces import joined_report
 from fxcompress.passes.prune_report import PruneReport
 from fxcompress.passes.shrink import Narrow
 from fxcompress.passes.unquantized import Unquantized, is_weight
-from fxcompress.trace.modes import ordinary
-from fxcompress.trace.walk import elements_in
+from fxcompress.trace.basics.modules import elements_in
+from fxcompress.trace.basics.precision import ordinary
 from fxcompress.training.altered import unhooked
 from fxcompress.training.compressed import CompressedModule
 from fxcompress.training.distributed import refuse_sharded

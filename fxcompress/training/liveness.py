@@ -14,8 +14,8 @@ from fxcompress.channels.plan import Plan
 from fxcompress.channels.rules.registry import Known
 from fxcompress.passes.code_changes import CODE
 from fxcompress.quantizer import RANGE_BITS
+from fxcompress.trace.basics.precision import ordinary
 from fxcompress.trace.inputs import ExampleInputs
-from fxcompress.trace.modes import ordinary
 from fxcompress.trace.traced import TracedModule
 from fxcompress.training.altered import unhooked
 from fxcompress.training.census import Census, Span, Zeros

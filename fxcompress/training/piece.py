@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import fx, nn
 
-from fxcompress.trace.graph_forward import install, own_class
+from fxcompress.trace.model.state_dict_hooks import pass_on_hooks
+from fxcompress.trace.pieces.graph_forward import install, own_class
 from fxcompress.trace.traced import TracedModule
-from fxcompress.trace.weights.plain import pass_on_hooks
 from fxcompress.training.compressed import CompressedModule, check_quantizers
 from fxcompress.training.network import Settings
 

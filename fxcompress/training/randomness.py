@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fxcompress.trace.generators import accelerator, set_states, states_of
+from fxcompress.trace.basics.generators import accelerator, set_states, states_of
 
 _PLACES = ("generator", "sampler.generator", "batch_sampler.generator", "batch_sampler.sampler.generator")
 """Where a DataLoader and its samplers keep generators of their own."""

@@ -17,8 +17,8 @@ from fxcompress.passes.prune_channels import Pruned, prune_channels
 from fxcompress.passes.prune_report import PruneReport, make_report
 from fxcompress.passes.repeat import repeat_removal
 from fxcompress.progress import progress
-from fxcompress.trace.modes import ordinary
-from fxcompress.trace.own_numbers import hold_numbers
+from fxcompress.trace.basics.precision import ordinary
+from fxcompress.trace.retrace.size_attributes import hold_numbers
 from fxcompress.trace.traced import TracedModule
 from fxcompress.training.agreement import agreed
 from fxcompress.training.altered import check_hooks, unhooked

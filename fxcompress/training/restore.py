@@ -14,7 +14,7 @@ from fxcompress.errors import CheckpointError
 from fxcompress.passes.prune_channels import Pruned
 from fxcompress.passes.recut import ShapeError, missing_branches, recut
 from fxcompress.provenance import Provenance, provenance_of
-from fxcompress.trace.weights.plain import plain_state
+from fxcompress.trace.model.state_dict_hooks import plain_state
 from fxcompress.training.altered import unhooked
 from fxcompress.training.liveness import name_of
 from fxcompress.training.record import decode

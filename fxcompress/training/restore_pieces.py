@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fxcompress.errors import CheckpointError
-from fxcompress.trace.weights.plain import plain_state
+from fxcompress.trace.model.state_dict_hooks import plain_state
 from fxcompress.training.compressed import CompressedModule
 from fxcompress.training.restore import Recut, check_names, check_state, listed
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fxcompress.trace.trees import tensors_in
+from fxcompress.trace.basics.trees import tensors_in
 from fxcompress.training.batches import Batch
 from fxcompress.training.randomness import random_states, restore_random
 

@@ -12,8 +12,8 @@ from fxcompress.passes.other_paths import Untraced
 from fxcompress.passes.own_code import OTHER_WAY, on_tensors_of, untraced
 from fxcompress.passes.prune_channels import Pruned
 from fxcompress.passes.prune_report import SizesDecide
-from fxcompress.trace.other_sizes import sizes_decide, without_graphs
-from fxcompress.trace.own_numbers import hold_numbers
+from fxcompress.trace.retrace.other_sizes import sizes_decide, without_graphs
+from fxcompress.trace.retrace.size_attributes import hold_numbers
 from fxcompress.training.plain_copy import plain_copy
 from fxcompress.training.sized import SizedModule
 

@@ -10,7 +10,7 @@ from fxcompress.channels.layers import support
 from fxcompress.channels.rules.reductions import reduced
 from fxcompress.channels.rules.sums import EXTREME
 from fxcompress.channels.values import LabelTensor
-from fxcompress.trace.extremes import extreme
+from fxcompress.trace.graph.extremes import extreme
 
 _OPS = {True: torch.ops.aten.amax.default, False: torch.ops.aten.amin.default}
 """By whether it is the largest."""

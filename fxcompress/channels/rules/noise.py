@@ -11,7 +11,7 @@ from fxcompress.channels.layers import Layers
 from fxcompress.channels.rules.registry import Known, OpClass
 from fxcompress.channels.space import Space
 from fxcompress.channels.values import Call, Step, Value
-from fxcompress.trace.depth import is_stochastic_depth
+from fxcompress.trace.model.stochastic_depth import is_stochastic_depth
 
 
 def noise_of(module: nn.Module, value: Value) -> Call | None:

@@ -17,7 +17,7 @@ from fxcompress.channels.rules.registry import Known, OpClass, equal_along
 from fxcompress.channels.space import Space
 from fxcompress.channels.survivors import has_own_labels
 from fxcompress.channels.values import Call, Met, Step, Value, leaves
-from fxcompress.trace.calls import function_name
+from fxcompress.trace.graph.calls import function_name
 
 _TEXT = "which of its entries are read depends on the size of the input"
 

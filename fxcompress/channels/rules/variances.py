@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fxcompress.channels.rules.reductions import reduced
 from fxcompress.channels.values import LabelTensor
-from fxcompress.trace.variances import mean_square, squared
+from fxcompress.trace.graph.variances import mean_square, squared
 
 
 def variance(
@@ -44,7 +44,7 @@ def deviation(square: Tensor) -> Tensor:
 def mean_square_of(
     x: Tensor, dims: tuple[int, ...], count: int | None = None, *, keepdim: bool, power: bool = True
 ) -> Tensor:
-    """:func:`fxcompress.trace.variances.mean_square` over ``count`` entries; the entries that are gone are zero.
+    """:func:`fxcompress.trace.graph.variances.mean_square` over ``count`` entries; the entries that are gone are zero.
 
     Each of these is as far from the mean as the mean is from zero. On labels it is a :func:`variance`.
     """

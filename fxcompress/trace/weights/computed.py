@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxcompress.trace.guards import is_check
+from fxcompress.trace.graph.guards import is_check
+from fxcompress.trace.model.state_dict_hooks import StateDictHook, plain_weights
 from fxcompress.trace.traced import TracedModule, lint
-from fxcompress.trace.weights.plain import Plain, plain_weights
 from fxcompress.trace.weights.programs import Computed, Program, computed, fixed_value, held_in, may_matter, mixes
 from fxcompress.trace.weights.reads import weight_of
 
@@ -41,7 +41,7 @@ SUFFIX = "_plain"
 
 
 @dataclass(frozen=True)
-class ComputedWeight(Plain):
+class ComputedWeight(StateDictHook):
     """Before a state_dict is loaded into a module: compute the weight from the tensors of the original.
 
     Attributes:

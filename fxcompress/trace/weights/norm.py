@@ -21,12 +21,12 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _WeightNorm
 
 from fxcompress.errors import UnsupportedModelError
+from fxcompress.trace.basics.modules import modules_in
 from fxcompress.trace.inputs import ExampleInputs
-from fxcompress.trace.skeleton import skeleton
+from fxcompress.trace.model.flat_weights import renew_weights
+from fxcompress.trace.model.skeleton import skeleton
+from fxcompress.trace.model.state_dict_hooks import StateDictHook
 from fxcompress.trace.verify import agree, stirred
-from fxcompress.trace.walk import modules_in
-from fxcompress.trace.weights.flat import renew_weights
-from fxcompress.trace.weights.plain import Plain
 
 _HOOK = "WeightNorm"  # the class of the hook of torch.nn.utils.weight_norm, whose module the function of its name hides
 
@@ -48,7 +48,7 @@ class _Computed:
 
 
 @dataclass(frozen=True)
-class PlainWeight(Plain):
+class PlainWeight(StateDictHook):
     """Before a state_dict is loaded into a module: turn a length and a direction in it into the weight.
 
     Attributes:

@@ -19,8 +19,8 @@ from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils.prune import BasePruningMethod
 
 from fxcompress.errors import TraceError
-from fxcompress.trace.places import place
-from fxcompress.trace.walk import modules_in
+from fxcompress.trace.basics.modules import modules_in
+from fxcompress.trace.code.locations import place
 
 # A function hides the module of its name.
 _SPECTRAL_NORM: Any = sys.modules["torch.nn.utils.spectral_norm"].SpectralNorm

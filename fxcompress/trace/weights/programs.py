@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxcompress.trace import names
-from fxcompress.trace.modes import without_gradient
-from fxcompress.trace.op_watch import OpWatch
-from fxcompress.trace.pickling import pack, unpack
-from fxcompress.trace.state import same_randomness
+from fxcompress.trace.basics.equality import same_values
+from fxcompress.trace.basics.op_watch import OpWatch
+from fxcompress.trace.basics.precision import without_gradient
+from fxcompress.trace.effects.randomness import same_randomness
+from fxcompress.trace.graph import names
+from fxcompress.trace.graph.pickling import pack, unpack
 from fxcompress.trace.traced import copy_graph
 
 _ROUNDING = frozenset({"round", "sign", "sgn", "floor", "ceil", "trunc", "frac", "heaviside"})
@@ -70,7 +71,7 @@ def held_in(module: nn.Module, graph: fx.Graph) -> dict[fx.Node, Tensor]:
     """Each node that stands for a tensor of a network, with the tensor."""
     found = {}
     for node in graph.find_nodes(op="get_attr"):
-        value = names.held(module, str(node.target))
+        value = names.fetch_attr(module, str(node.target))
         if isinstance(value, Tensor):
             found[node] = value
     return found
@@ -175,13 +176,9 @@ def fixed_value(program: Program, tensors: Sequence[Tensor]) -> nn.Parameter | N
         return None
     if not isinstance(weight, Tensor) or weight.ndim < 2 or not weight.is_floating_point():
         return None
-    if not all(map(_equal, (weight, *own), (again, *tensors))) or not bool(torch.isfinite(weight).all()):
+    if not all(map(same_values, (weight, *own), (again, *tensors))) or not bool(torch.isfinite(weight).all()):
         return None
     return nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())  # noqa: PLR0124 - NaN is not itself
 
 
 def mixes(program: Program, tensors: Sequence[Tensor], sources: Sequence[bool]) -> bool:

@@ -205,6 +205,19 @@ def test_defaults() -> None:
     assert difference(given(x, y=y), model(x, y=y)) == 0
     assert difference(given(x=x, y=y), model(x, y=y)) == 0
     assert [node.target for node in given.graph.find_nodes(op="placeholder")] == ["x", "scale", "y", "twice"]
+    for name, value, default in (("y", y, "None"), ("twice", True, "False")):
+        with pytest.raises(AssertionError, match=f"traced with {name}={default}, its default.*pass example_inputs that"):
+            trace(model)(x, **{name: value})
+
+
+def test_a_method_of_the_model_is_missed_with_a_word_on_where_it_is() -> None:
+    x = torch.randn(2, 4)
+    net = fxc.compress(nn.Linear(4, 2), x)
+    for module in (net, net.finalize(), trace(nn.Linear(4, 2))):
+        with pytest.raises(AttributeError, match=r"(?s)no attribute .predict.: this network runs .*keep_code=True"):
+            module.predict(x)
+        with pytest.raises(AttributeError, match=r"no attribute '_predict'$"):
+            module._predict(x)
 
 
 def test_in_place_sums_stay_in_place() -> None:

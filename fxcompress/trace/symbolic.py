@@ -339,6 +339,7 @@ def symbolic_graph(
     _refuse_frozen(root, graph)
     _refuse_written(root, graph)
     _restore_names(graph, constants)
+    _say_what_is_left_out(graph, constants)
     if inputs is not None:
         refuse_hidden(graph, inputs)
     for node in (n for f in _WHOLE for n in graph.find_nodes(op="call_function", target=f)):
@@ -407,6 +408,8 @@ def _refuse_frozen(root: nn.Module, graph: fx.Graph) -> None:
             )
 
 
+_SPECIALIZED = " has been specialized to have value "
+"""How torch.fx says that an argument has another value than the one that it was traced with."""
 _SAME_MEMORY = frozenset(
     {
         "to", "type_as", "float", "double", "contiguous", "detach", "view", "view_as", "reshape", "flatten",
@@ -475,3 +478,15 @@ def _restore_names(graph: fx.Graph, constants: dict[str, Any]) -> None:
         name = node.target.rpartition("_")[0]
         if name in constants:
             node.target = name
+
+
+def _say_what_is_left_out(graph: fx.Graph, constants: dict[str, Any]) -> None:
+    """Let the checks that torch.fx writes for concrete_args tell the user what to do."""
+    for node in graph.nodes:
+        told = node.args[1] if node.op == "call_function" and len(node.args) == 2 else None
+        name = told.partition(_SPECIALIZED)[0] if isinstance(told, str) and _SPECIALIZED in told else ""
+        if name in constants:
+            node.update_arg(1, (
+                f"forward was traced with {name}={constants[name]!r}, its default, as the example inputs leave it out, "
+                "and is called with another value: pass example_inputs that hold it"
+            ))  # fmt: skip

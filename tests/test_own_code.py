@@ -576,7 +576,7 @@ def test_a_method_that_a_network_in_training_lacks_is_told(keep_code: bool) -> N
     for name in ("act", "temperature"):
         assert not hasattr(net, name)
         with pytest.raises(
-            AttributeError, match=rf"(?s)no attribute '{name}': a network in training .*call the network"
+            AttributeError, match=rf"(?s)no attribute '{name}': this network runs .*call the network"
         ):
             getattr(net, name)
     assert hasattr(net.finalize(), "act") == keep_code

@@ -30,7 +30,7 @@ from fxcompress.channels.survivors import has_own_labels
 from fxcompress.channels.values import LabelTensor, Step, Value, find, leaves
 from fxcompress.trace.calls import IN_PLACE_OPERATORS, ends_as_in_place, function_name
 from fxcompress.trace.checkpoints import MARK
-from fxcompress.trace.guards import check, check_argument, shape_of
+from fxcompress.trace.guards import is_check
 
 FLOWS = "a size flows into its value"
 STRUCTURAL = frozenset({ANYWHERE, CAT, DIAGONAL, INDEX, MOVEMENT, PERMUTE, RESHAPE, RESTRIDE, SAME, SPREAD})
@@ -95,7 +95,7 @@ class SizeFlow:
         """Why a changed size must not be used as ``node`` uses it; "" if it may."""
         moved = set(self.moved(node))
         moved -= set(_size_arguments(node)) if moved else set()
-        if not moved or node.target in {check, check_argument, shape_of}:
+        if not moved or is_check(node):
             return ""
         labelled = find(LabelTensor, result) or any(self._labelled(used) for used in node.all_input_nodes)
         ops = {step.op for step in steps}

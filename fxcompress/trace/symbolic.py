@@ -25,6 +25,7 @@ from fxcompress.trace.chosen_forward import chosen_forward
 from fxcompress.trace.depth import is_stochastic_depth
 from fxcompress.trace.functional_attention import ATTENTION, can_be_opened, multi_head_attention
 from fxcompress.trace.gradient_hooks import HOOKS, INSTEAD, KEEPS, WHAT
+from fxcompress.trace.guards import check_given, check_left_out
 from fxcompress.trace.hidden import NULLABLE, refuse_hidden
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.kinds import Kinds
@@ -342,6 +343,7 @@ def symbolic_graph(
     _say_what_is_left_out(graph, constants)
     if inputs is not None:
         refuse_hidden(graph, inputs)
+        _check_what_may_be_none(graph, root, inputs)
     for node in (n for f in _WHOLE for n in graph.find_nodes(op="call_function", target=f)):
         node.meta.pop("is_wrapped", None)  # or the code of the graph would have torch.fx wrap a name with dots
     return graph
@@ -480,12 +482,28 @@ def _restore_names(graph: fx.Graph, constants: dict[str, Any]) -> None:
             node.target = name
 
 
+def _check_what_may_be_none(graph: fx.Graph, root: nn.Module, inputs: ExampleInputs) -> None:
+    """Let a graph check that what is given now, and may be None by the signature of forward, is given later as well."""
+    parameters = inspect.signature(root.forward).parameters
+    given = inputs.names(list(parameters))
+    nodes = graph.find_nodes(op="placeholder")
+    with graph.inserting_after(nodes[-1] if nodes else None):
+        for node in reversed(nodes):
+            own = parameters.get(str(node.target))
+            if own is not None and own.name in given and (own.default is None or "None" in str(own.annotation)):
+                graph.call_function(check_given, (node, own.name))
+
+
 def _say_what_is_left_out(graph: fx.Graph, constants: dict[str, Any]) -> None:
     """Let the checks that torch.fx writes for concrete_args tell the user what to do."""
     for node in graph.nodes:
         told = node.args[1] if node.op == "call_function" and len(node.args) == 2 else None
         name = told.partition(_SPECIALIZED)[0] if isinstance(told, str) and _SPECIALIZED in told else ""
-        if name in constants:
+        if name not in constants:
+            continue
+        if constants[name] is None:
+            node.target, node.args = check_left_out, (node.args[0], name)
+        else:
             node.update_arg(1, (
                 f"forward was traced with {name}={constants[name]!r}, its default, as the example inputs leave it out, "
                 "and is called with another value: pass example_inputs that hold it"

@@ -401,7 +401,8 @@ def test_a_brake_is_told_where_it_held_and_only_there(caplog: pytest.LogCaptureF
     assert "min_accuracy= and max_loss_increase= hold the pressure off" in caplog.text
     caplog.clear()
     tell_of_selection(cast("Any", missed), held_epochs(result.history[:1]))
-    assert "0.5 are left" in caplog.text and "pressure" not in caplog.text
+    assert "0.5 are left" in caplog.text
+    assert "pressure" not in caplog.text
 
 
 @pytest.mark.parametrize("options", [{"gamma": 0.1}, {"target_size": 0.24}, {"gamma": 0.0, "target_macs": 0.99}])

@@ -120,7 +120,7 @@ def check_given(value: Tensor | None, name: str) -> None:  # anything else as we
 
     ``mask is None`` comes out as False then, unseen, and what the code makes of that is in the graph.
     """
-    if not torch.jit.is_scripting() and value is None:
+    if not torch.jit.is_scripting() and value is None:  # type: ignore[attr-defined]
         raise PathError(
             f"argument {name} is None; the network was traced with a tensor\n"
             "  what the model's code does without it is not in the graph: trace the network again with example inputs "
@@ -132,7 +132,7 @@ def check_given(value: Tensor | None, name: str) -> None:  # anything else as we
 @has_side_effect
 def check_left_out(value: Tensor | None, name: str) -> None:  # anything else as well; scripts need to know one
     """Raise where an argument is given that was left out, and so None, when torch.fx traced the network."""
-    if not torch.jit.is_scripting() and value is not None:
+    if not torch.jit.is_scripting() and value is not None:  # type: ignore[attr-defined]
         raise PathError(
             f"argument {name} is given; the network was traced with {name}=None, its default, as the example inputs "
             "leave it out\n  what the model's code does with it is not in the graph: trace the network again with "

@@ -26,8 +26,8 @@ _LOADING = "_load_state_dict_pre_hooks"
 _OF_MODULE = frozenset(nn.Module().__dict__)
 _NO_METHODS = (
     "this network runs the graph of the model's forward, and has its modules and parameters, but none of its other "
-    "methods and attributes\n  call the network itself, or what finalize() returns after compress(..., keep_code=True), "
-    "or prune(..., keep_code=True), which has them all (docs/own_code.md)"
+    "methods and attributes\n  call the network itself, or what finalize() returns after compress(..., "
+    "keep_code=True), or prune(..., keep_code=True), which has them all (docs/own_code.md)"
 )
 _SKIP = _OF_MODULE | frozenset(dir(fx.GraphModule)) | {"_graph", "meta", "train_graph"}
 

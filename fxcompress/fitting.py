@@ -219,8 +219,7 @@ def fit(  # noqa: PLR0913 - the user's call, all by keyword
         keeper=keeper,
     )
     if is_first():
-        guarded = min_accuracy is not None or max_loss_increase is not None
-        why = held_epochs(result.history) if guarded else ""
+        why = held_epochs(result.history)
         tell_of_target(net, control, why)
         tell_of_bits(net, control, size, result.history, steps)
         tell_of_selection(selection, why)

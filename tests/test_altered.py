@@ -157,3 +157,17 @@ def test_a_parameter_that_something_computes_now_is_told(change: Callable[[nn.Mo
     change(net.get_submodule("0"))
     with pytest.raises(UnsupportedModelError, match=r"module '0'.*since compress"):
         net.size()
+
+
+@pytest.mark.parametrize("call", ["size", "step", "prune", "finalize"])
+def test_a_layer_that_was_put_in_place_of_another_is_told(call: str) -> None:
+    """A head for another task, or an adapter around a layer, that comes too late: no quantizer is in it."""
+    net = dying()
+    net.add_module("5", nn.Linear(32, 2).double())
+    with pytest.raises(
+        UnsupportedModelError, match=r"module '5' is not what it was .*the graph calls 5.weight_quantizer"
+    ):
+        getattr(net, call)()
+    final = dying().finalize()
+    final.add_module("5", nn.Linear(20, 2).double())
+    assert final(X).shape == (8, 2)

@@ -561,6 +561,7 @@ def test_complex_and_empty_weights_get_no_quantizer() -> None:
     model, x = Spectral(), torch.randn(4, 8)
     net = fxc.compress(model, x)
     assert net.weights == 8 * 6 + 6 * 3
+    assert all("it is complex; hold its parts as real numbers" in item.reason for item in net.unquantized())
     assert difference(model(x), net(x)) < 0.05
     optimizer = torch.optim.Adam(net.param_groups(lr=1e-2))
     for _ in range(3):

@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from fxcompress.objectives import SizeTerms
 from fxcompress.training.controller import ConstantGamma, TargetSize
 from fxcompress.training.guard import Guard
 from fxcompress.training.history import EpochRecord
-from fxcompress.training.target import tell_of_target
+from fxcompress.training.target import held_epochs, tell_of_selection, tell_of_target
 from tests.nets import Block
 
 
@@ -382,6 +383,26 @@ def test_a_target_that_was_missed_is_told(caplog: pytest.LogCaptureFixture, *, h
     assert f"the target of 0.001 of the bits was not reached: {result.history[-1].size:.3g} are left" in text
     assert ("no pressure at the end of 1 of 2 epochs" in text) is held
     assert ["no epoch reached min_accuracy=0.9" in other for other in others] == [True] * held
+
+
+def test_a_brake_is_told_where_it_held_and_only_there(caplog: pytest.LogCaptureFixture) -> None:
+    """A target of the multiply-adds alone has a gamma of 0 throughout, which says nothing of a brake."""
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    loader = [(torch.randn(8, 8), torch.randint(4, (8,))) for _ in range(4)]
+    answers = iter([0.5, 0.5, 0.95, 0.95])
+    result = fxc.fit(
+        model, loader, F.cross_entropy, epochs=4, target_macs=0.3, validate=lambda net: next(answers),
+        min_accuracy=0.9, progress=False,
+    )  # fmt: skip
+    assert [record.held for record in result.history] == [False, True, True, False]
+    missed = SimpleNamespace(left=lambda: 0.5, target=0.3, what="multiply-adds")
+    tell_of_selection(cast("Any", missed), held_epochs(result.history))
+    assert "there was no pressure at the end of 2 of 4 epochs" in caplog.text
+    assert "min_accuracy= and max_loss_increase= hold the pressure off" in caplog.text
+    caplog.clear()
+    tell_of_selection(cast("Any", missed), held_epochs(result.history[:1]))
+    assert "0.5 are left" in caplog.text
+    assert "pressure" not in caplog.text
 
 
 @pytest.mark.parametrize("options", [{"gamma": 0.1}, {"target_size": 0.24}, {"gamma": 0.0, "target_macs": 0.99}])

@@ -207,6 +207,27 @@ class Grid(nn.Module):
         return self.last(h.transpose(1, 2))  # type: ignore[no-any-return]
 
 
+class Spectrum(nn.Module):
+    """Channels are mixed at each frequency by a complex matrix, which is held as real numbers; ``way`` joins them."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.joined = SPECTRA[way]
+        self.first, self.weight, self.last = nn.Linear(4, D), weight(D, H, 3, 2), nn.Linear(H, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.fft.rfft(self.first(x).mT)
+        h = torch.einsum("nim,iom->nom", h, self.joined(self.weight))
+        return self.last(torch.fft.irfft(h, n=T).mT)  # type: ignore[no-any-return]
+
+
+SPECTRA: dict[str, Callable[[Tensor], Tensor]] = {
+    "as pairs": torch.view_as_complex,
+    "from parts": lambda w: torch.complex(w[..., 0], w[..., 1]),
+    "there and back": lambda w: torch.view_as_complex(torch.view_as_real(torch.view_as_complex(w)) * 0.5),
+}
+
+
 class Factors(nn.Module):
     """A weight that is a product of two parameters."""
 
@@ -289,6 +310,9 @@ CASES: dict[str, Case] = {
     **{f"stacked, {way}": (partial(Stacked, way), row, {"weight": (E * D, 2, (0,))}) for way in STACKED},
     "cross": (Cross, sequence, {"cross.in_proj_weight": (3 * D, 0, ()), "queries": (D, 1, ())}),
     "grid": (Grid, sequence, {"plane": (D, 1, ()), "kernel": (D, 0, ())}),
+    "spectrum, as pairs": (partial(Spectrum, "as pairs"), sequence, {"weight": (H * 3, 1, (2,))}),
+    "spectrum, there and back": (partial(Spectrum, "there and back"), sequence, {"weight": (H * 3, 1, (2,))}),
+    "spectrum, from parts": (partial(Spectrum, "from parts"), sequence, {"weight": (H * 3 * 2, 1, (2, 3))}),
     "pair": (Pair, row, {"pair.weight": (H, 0, ())}),
     "factors": (partial(Factors, "of matrices"), row, {"a": (3, 1, ()), "b": (H, 1, ())}),
     "factors, entry by entry": (partial(Factors, "of entries"), row, {"a": (H, 0, ())}),

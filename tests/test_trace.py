@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import fxcompress as fxc
-from fxcompress.errors import ExampleInputError, TraceError
+from fxcompress.errors import ExampleInputError, PathError, TraceError
 from fxcompress.trace.inputs import ExampleInputs, infer_inputs
 from fxcompress.trace.model.skeleton import skeleton
 from fxcompress.trace.traced import TracedModule
@@ -205,6 +205,49 @@ def test_defaults() -> None:
     assert difference(given(x, y=y), model(x, y=y)) == 0
     assert difference(given(x=x, y=y), model(x, y=y)) == 0
     assert [node.target for node in given.graph.find_nodes(op="placeholder")] == ["x", "scale", "y", "twice"]
+    with pytest.raises(PathError, match=r"(?s)traced with y=None, its default.*example inputs that hold it"):
+        trace(model)(x, y=y)
+    with pytest.raises(AssertionError, match=r"traced with twice=False, its default.*example_inputs that hold it"):
+        trace(model)(x, twice=True)
+
+
+class Masked(nn.Module):
+    """Attention that is causal where it gets no mask, and scales that are learned where it gets none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.last = nn.Linear(4, 12), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, *, scale: Tensor | None = None) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        h = h if scale is None else h * 2
+        return F.layer_norm(self.last(h), (4,), scale)
+
+
+def test_an_argument_that_was_given_must_be_given() -> None:
+    """``mask is None`` is False of a symbol, and what comes of it is in the graph: attention that is not causal."""
+    x, mask, scale, model = torch.randn(2, 5, 4), torch.randn(5, 5), torch.randn(4), Masked()
+    traced = trace(model, ExampleInputs.of({"x": x, "mask": mask, "scale": scale}))
+    small = fxc.prune(model, {"x": x, "mask": mask, "scale": scale}).module
+    for module in (traced, small, copy.deepcopy(traced)):
+        assert difference(module(x[:1], mask, scale=scale), model(x[:1], mask, scale=scale)) == 0
+        with pytest.raises(PathError, match=r"argument mask is None; the network was traced with a tensor"):
+            module(x, scale=scale)
+        with pytest.raises(PathError, match=r"argument scale is None"):
+            module(x, mask, scale=None)
+    half = trace(model, ExampleInputs.of((x, mask)))
+    assert difference(half(x, mask), model(x, mask)) == 0
+
+
+def test_a_method_of_the_model_is_missed_with_a_word_on_where_it_is() -> None:
+    x = torch.randn(2, 4)
+    net = fxc.compress(nn.Linear(4, 2), x)
+    for module in (net, net.finalize(), trace(nn.Linear(4, 2))):
+        with pytest.raises(AttributeError, match=r"(?s)no attribute .predict.: this network runs .*keep_code=True"):
+            module.predict(x)
+        with pytest.raises(AttributeError, match=r"no attribute '_predict'$"):
+            module._predict(x)
 
 
 def test_in_place_sums_stay_in_place() -> None:

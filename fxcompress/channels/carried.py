@@ -25,6 +25,9 @@ from fxcompress.channels.values import Call, Step, Value, find
 _ENTRYWISE = frozenset({MULTIPLY, DIVIDE, POINTWISE, CHOICE, SAME})
 _LABELS_ALONE = frozenset({"reshape"})
 """Beside turns, broadcasts and quantizers: ops through which the labels say where the entries are."""
+_PAIRS = frozenset({"complex as real", "real as complex"})
+"""The same, of numbers that are half of an entry of the other tensor."""
+_TWO_PARTS = "pointwise, two reals as complex"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,7 +114,8 @@ def _moved(step: Step, found: Mapping[int, Held], *, picked: bool) -> list[Held]
     held = found[source.key]
     if step.op in {QUANTIZE, ANYWHERE}:
         return [held]
-    by_labels = step.op is PERMUTE or step.op.name in _LABELS_ALONE or (picked and step.op is MOVEMENT)
+    by_labels = step.op is PERMUTE or step.op.name in _LABELS_ALONE
+    by_labels |= picked and (step.op is MOVEMENT or step.op.name in _PAIRS)
     if not by_labels and not (picked and step.op is INDEX) and not _is_broadcast(step):
         return []
     if len(held.layers) == len(source.layers) and all(a is b for a, b in zip(held.layers, source.layers, strict=True)):
@@ -134,7 +138,7 @@ def _is_broadcast(step: Step) -> bool:
 
 def _computed(step: Step, values: list[Value], found: Mapping[int, Held], parameters: Container[str]) -> list[Held]:
     """What each entry of a result is computed from, if that is one parameter of its shape, and no input."""
-    if step.op not in _ENTRYWISE or len(step.outputs) != 1:
+    if not (step.op in _ENTRYWISE or step.op.name == _TWO_PARTS) or len(step.outputs) != 1:
         return []
     own = [found[v.key] for v in values if v.key in found and v.shape == step.outputs[0].shape]
     if len(values) > 1:

@@ -36,7 +36,8 @@ from fxcompress.trace.traced import TracedModule
 
 _MOVES = frozenset({
     "anywhere", "movement", "diagonal", "reshape", "permute", "cat", "pad", "restride", "index", "gather",
-    "same values", "dropout", "noise", "embedding", "window 1d", "window 2d", "window 3d",
+    "same values", "dropout", "noise", "embedding", "window 1d", "window 2d", "window 3d", "complex as real",
+    "real as complex",
 })  # fmt: skip
 """Classes of ops each entry of whose results is a sum of entries of what they are given, each times a number."""
 _SUMS = frozenset({"add", "sub", "neg", "mul", "mean", "where", "masked_fill", "index_add", "lerp", "complex"})

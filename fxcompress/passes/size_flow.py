@@ -31,7 +31,7 @@ from fxcompress.channels.values import LabelTensor, Step, Value, find, leaves
 from fxcompress.trace.basics.equality import same_values
 from fxcompress.trace.graph.calls import function_name, writes_in_place
 from fxcompress.trace.graph.checkpoints import MARK
-from fxcompress.trace.graph.guards import check, check_argument, shape_of
+from fxcompress.trace.graph.guards import is_check
 
 FLOWS = "a size flows into its value"
 STRUCTURAL = frozenset({ANYWHERE, CAT, DIAGONAL, INDEX, MOVEMENT, PERMUTE, RESHAPE, RESTRIDE, SAME, SPREAD})
@@ -95,7 +95,7 @@ class SizeFlow:
         """Why a changed size must not be used as ``node`` uses it; "" if it may."""
         moved = set(self.moved(node))
         moved -= set(_size_arguments(node)) if moved else set()
-        if not moved or node.target in {check, check_argument, shape_of}:
+        if not moved or is_check(node):
             return ""
         labelled = find(LabelTensor, result) or any(self._labelled(used) for used in node.all_input_nodes)
         ops = {step.op for step in steps}

@@ -82,6 +82,8 @@ def coverage(found: Iterable[Unquantized], quantized: int) -> str:
 def _reason(module: TracedModule, weight: nn.Parameter, uses: list[Use]) -> str:
     if not weight.requires_grad:
         return "it is frozen; set requires_grad=True before compress() to train its bits"
+    if weight.is_complex():
+        return "it is complex; hold its parts as real numbers, (..., 2), and take torch.view_as_complex() in forward"
     nodes = [node for graph in module.graphs.values() for node in _readers(module, graph, weight)]
     if not nodes:
         return "nothing in the graph reads it"
@@ -89,8 +91,7 @@ def _reason(module: TracedModule, weight: nn.Parameter, uses: list[Use]) -> str:
     layers = {use.node for use in uses if use.weight in names}
     others = [node for node in nodes if node not in layers]
     if not others:
-        real = weight.is_floating_point()
-        return "the layers that share it take its outputs in different groups" if real else "it is complex"
+        return "the layers that share it take its outputs in different groups"
     steps = WeightSteps(module, others[0].graph)
     if steps.parameters(others[0]) and steps.layers_behind(others[0]):
         return (

@@ -25,6 +25,11 @@ _Self = TypeVar("_Self", bound="TracedModule")
 _FROM_COMPILING = ("_code", "_lineno_map", "_prologue_start")
 _LOADING = "_load_state_dict_pre_hooks"
 _OF_MODULE = frozenset(nn.Module().__dict__)
+_NO_METHODS = (
+    "this network runs the graph of the model's forward, and has its modules and parameters, but none of its other "
+    "methods and attributes\n  call the network itself, or what finalize() returns after compress(..., "
+    "keep_code=True), or prune(..., keep_code=True), which has them all (docs/own_code.md)"
+)
 _SKIP = _OF_MODULE | frozenset(dir(fx.GraphModule)) | {"_graph", "meta", "train_graph"}
 
 
@@ -119,11 +124,19 @@ class TracedModule(fx.GraphModule):
         return "_code" in self.__dict__
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - as nn.Module has it
-        """What torch.fx keeps of compiling, made when it is first asked for."""
+        """What torch.fx keeps of compiling, made when it is first asked for; else as ever.
+
+        Where there is nothing of that name, say where the model's own methods are.
+        """
         if name in _FROM_COMPILING and not self.is_compiled:
             self.recompile()
             return self.__dict__[name]
-        return super().__getattr__(name)
+        try:
+            return super().__getattr__(name)
+        except AttributeError as error:
+            if name.startswith("_"):
+                raise
+            raise AttributeError(f"{error}: {_NO_METHODS}") from None
 
     def __setattr__(self, name: str, value: Any) -> None:  # noqa: ANN401 - as nn.Module has it
         """Set an attribute; one of torch.fx or of ours stays one where the model holds something of that name."""

@@ -105,6 +105,24 @@ def _is_among(result: object, given: object) -> bool:
     return bool(own) and known.issuperset(own)
 
 
+def check_layers(net: TracedModule) -> None:
+    """Check that the modules that the graphs call are there: somebody may have put another layer in place of one.
+
+    Raises:
+        UnsupportedModelError: one is not; it says where it should be.
+    """
+    modules = {name for name, _ in net.named_modules(remove_duplicate=False)}
+    called = (str(node.target) for graph in net.graphs.values() for node in graph.find_nodes(op="call_module"))
+    missing = next((name for name in called if name not in modules), None)
+    if missing is not None:
+        layer = missing.rpartition(".")[0]
+        raise UnsupportedModelError(
+            f"module {layer or '<root>'!r} is not what it was when the network was compressed: the graph calls "
+            f"{missing}, which it has no more\n"
+            "  put another layer, or an adapter, in before compress(), or into what finalize() returns"
+        )
+
+
 def check_parameters(net: nn.Module, quantizers: Iterable[str]) -> None:
     """Check that nothing computes a parameter that was one when the network was compressed.
 

@@ -49,19 +49,6 @@ class CompressedModule(SizedModule):
 
     settings = cast("Settings", None)  # until it starts; so that one of the model's modules may be called so
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - as nn.Module has it
-        """As ever; where there is nothing of that name, say where the model's own methods are."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError as error:
-            if name.startswith("_"):
-                raise
-            raise AttributeError(
-                f"{error}: a network in training runs the graph of the model's forward, and has its modules and "
-                "parameters, but none of its other methods and attributes\n  call the network itself, or what "
-                "finalize() returns after compress(..., keep_code=True), which has them all (docs/own_code.md)"
-            ) from None
-
     def fxc_start(self, settings: Settings) -> None:
         """Take up self-compression; called once, by :func:`fxcompress.compress`."""
         self.settings = settings

@@ -137,6 +137,7 @@ def train(  # noqa: PLR0913 - what is behind the user's call
             if epoch == epochs and trainer.policy is not None:
                 trainer.remove()
             seconds, run.seconds = time.perf_counter() - start, 0.0
+            held = trainer.guard.holds  # by what was known before this epoch was measured
             _settle(trainer, run, processes, measured=validate is not None)
             metric = None if validate is None else measured(net, validate)
             if trainer.guard.min_metric is not None:
@@ -147,7 +148,7 @@ def train(  # noqa: PLR0913 - what is behind the user's call
             record = EpochRecord(
                 epoch, loss, metric, net.fractional_size(), net.weights_left(), net.channels_left(),
                 trainer.last_gamma, seconds, name_of(validate), None if selection is None else selection.left(),
-                "" if selection is None else selection.what,
+                "" if selection is None else selection.what, held,
             )  # fmt: skip
             run.history.append(record)
             display.show(record)

@@ -20,6 +20,7 @@ class EpochRecord:
         metric_name: the name of the function ``validate``; an ``accuracy`` is shown as a percentage.
         cost: with ``target_macs`` or ``target_latency``, the share that is left; else None.
         counted: what that is of, in words.
+        held: whether ``min_accuracy`` or ``max_loss_increase`` held the pressure off at the end.
     """
 
     epoch: int
@@ -33,6 +34,7 @@ class EpochRecord:
     metric_name: str = "metric"
     cost: float | None = None
     counted: str = ""
+    held: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

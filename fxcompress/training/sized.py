@@ -10,7 +10,7 @@ from fxcompress.passes.unquantized import Unquantized, unquantized
 from fxcompress.provenance import provenance_of
 from fxcompress.quantizer import Quantizer
 from fxcompress.trace.traced import TracedModule
-from fxcompress.training.altered import check_parameters
+from fxcompress.training.altered import check_layers, check_parameters
 from fxcompress.training.distributed import refuse_sharded
 from fxcompress.training.liveness import Liveness, LivenessUpdate
 from fxcompress.training.network import SizedNetwork
@@ -67,6 +67,7 @@ class SizedModule(SizedNetwork, TracedModule):
         update = self.__dict__.get(_UPDATE)
         if update is None:
             refuse_sharded(self)
+            check_layers(self)
             check_parameters(self, self._quantizers())
             settings = self.settings
             with torch.inference_mode(mode=False):

@@ -20,6 +20,10 @@ _BELOW = 1.25
 """How far it may begin below its target."""
 MISSED_MACS = 1.05
 """How far it may end above it in multiply-adds and seconds, which are steered to in whole channels."""
+_BRAKES = (
+    "; min_accuracy= and max_loss_increase= hold the pressure off while the network is worse than they allow, as many "
+    "are in their first epochs alone"
+)
 _LOG = logging.getLogger("fxcompress")
 
 
@@ -55,9 +59,7 @@ def tell_of_target(net: SizedNetwork, gamma: Callable[[float, float], float], wh
     if size > MISSED * gamma.target:
         _LOG.warning(
             "fxcompress: the target of %.3g of the bits was not reached: %.3g are left%s\n"
-            "  take more epochs, or a target nearer to this%s", gamma.target, size, why,
-            "; min_accuracy= and max_loss_increase= hold the pressure off while the network is worse than they allow, "
-            "as many are in their first epochs alone" if why else "",
+            "  take more epochs, or a target nearer to this%s", gamma.target, size, why, _BRAKES if why else "",
         )  # fmt: skip
     elif size * FAR_BELOW < gamma.target:
         _LOG.warning(
@@ -148,8 +150,8 @@ def tell_of_selection(selection: Selection | None, why: str = "") -> None:
     if selection is not None and left > MISSED_MACS * selection.target:
         _LOG.warning(
             "fxcompress: the target of %.3g of the %s was not reached: %.3g are left%s\n  take more epochs, "
-            "so that biases of channels without bits have time to shrink to 0, or a target nearer to this",
-            selection.target, selection.what, left, why,
+            "so that biases of channels without bits have time to shrink to 0, or a target nearer to this%s",
+            selection.target, selection.what, left, why, _BRAKES if why else "",
         )  # fmt: skip
 
 
@@ -174,6 +176,6 @@ def tell_of_accuracy(history: Sequence[EpochRecord], guard: Guard) -> None:
 
 
 def held_epochs(history: Sequence[EpochRecord]) -> str:
-    """How often there was no pressure, in words."""
-    held = sum(record.gamma <= 0 for record in history)
+    """How often a brake held the pressure off, in words; a gamma of 0 alone does not say so."""
+    held = sum(record.held for record in history)
     return f"; there was no pressure at the end of {held} of {len(history)} epochs" if held else ""

@@ -20,11 +20,10 @@ def _transform_labels(call: Call, space: Space) -> tuple[Layers, ...]:
 
 
 def _transform_constants(step: Step, known: Known) -> list[Tensor]:
-    """The transform of zeros is zero."""
-    channels = known.of(step.call.args[0])
-    if any(channels.shape[d] > 1 for d in _dims(step.call)):
-        return nothing_known(step, known)
-    return [_zeros(channels)]
+    """The transform of zeros is zero; all along its dims must be, as each of its results is a sum of them."""
+    zero = known.of(step.call.args[0]) == 0
+    dims = _dims(step.call)
+    return [zero_where(zero.all(dim=list(dims), keepdim=True) if dims else zero)]
 
 
 def _zeros(channels: Tensor) -> Tensor:

@@ -109,6 +109,33 @@ def check_argument(value: object, form: object, name: str, *, exact: bool = Fals
         )
 
 
+@fx.wrap
+@has_side_effect
+def check_given(value: Tensor | None, name: str) -> None:  # anything else as well; scripts need to know one
+    """Raise where an argument that may be None is None, and was given when torch.fx traced the network.
+
+    ``mask is None`` comes out as False then, unseen, and what the code makes of that is in the graph.
+    """
+    if not torch.jit.is_scripting() and value is None:  # type: ignore[attr-defined]
+        raise PathError(
+            f"argument {name} is None; the network was traced with a tensor\n"
+            "  what the model's code does without it is not in the graph: trace the network again with example inputs "
+            "that leave it out, or pass a tensor that does as much as None"
+        )
+
+
+@fx.wrap
+@has_side_effect
+def check_left_out(value: Tensor | None, name: str) -> None:  # anything else as well; scripts need to know one
+    """Raise where an argument is given that was left out, and so None, when torch.fx traced the network."""
+    if not torch.jit.is_scripting() and value is not None:  # type: ignore[attr-defined]
+        raise PathError(
+            f"argument {name} is given; the network was traced with {name}=None, its default, as the example inputs "
+            "leave it out\n  what the model's code does with it is not in the graph: trace the network again with "
+            "example inputs that hold it"
+        )
+
+
 def form_of(value: object, *, exact: bool = False) -> tuple[Any, ...]:
     """What of an argument is fixed by a trace: the rank of tensors, the keys and lengths of containers, other values.
 
@@ -144,9 +171,12 @@ def _in_words(form: Any) -> str:  # noqa: ANN401 - as form_of returns it
     return repr(rest[0]) if rest else f"{'an' if kind == 'int' else 'a'} {kind}"
 
 
+_ALL = frozenset({check, check_dtypes, shape_of, check_argument, check_given, check_left_out})
+
+
 def is_check(node: fx.Node) -> bool:
     """Whether a node is a check; it stays whatever becomes of its operands."""
-    return node.op == "call_function" and node.target in {check, check_dtypes, shape_of, check_argument}
+    return node.op == "call_function" and node.target in _ALL
 
 
 def asks_for_gradients(node: fx.Node) -> bool:

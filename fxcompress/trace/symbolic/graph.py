@@ -17,6 +17,7 @@ from fxcompress.trace.code.locations import short
 from fxcompress.trace.effects.attributes import PlainAttributes, refuse_layers_set, unset
 from fxcompress.trace.effects.held_tensors import HeldTensors
 from fxcompress.trace.graph.calls import autograd_by, autograd_call, function_name, writes_in_place
+from fxcompress.trace.graph.guards import check_given, check_left_out
 from fxcompress.trace.inputs import ExampleInputs
 from fxcompress.trace.model.chosen_forward import chosen_forward
 from fxcompress.trace.model.mode_switches import switches
@@ -71,8 +72,10 @@ def symbolic_graph(
     _refuse_frozen(root, graph)
     _refuse_written(root, graph)
     _restore_names(graph, constants)
+    _say_what_is_left_out(graph, constants)
     if inputs is not None:
         refuse_plain_reads(graph, inputs)
+        _check_what_may_be_none(graph, root, inputs)
     for node in (n for f in WHOLE for n in graph.find_nodes(op="call_function", target=f)):
         node.meta.pop("is_wrapped", None)  # or the code of the graph would have torch.fx wrap a name with dots
     return graph
@@ -139,6 +142,8 @@ def _refuse_frozen(root: nn.Module, graph: fx.Graph) -> None:
             )
 
 
+_SPECIALIZED = " has been specialized to have value "
+"""How torch.fx says that an argument has another value than the one that it was traced with."""
 _SAME_MEMORY = frozenset(
     {
         "to", "type_as", "float", "double", "contiguous", "detach", "view", "view_as", "reshape", "flatten",
@@ -203,3 +208,31 @@ def _restore_names(graph: fx.Graph, constants: dict[str, Any]) -> None:
         name = node.target.rpartition("_")[0]
         if name in constants:
             node.target = name
+
+
+def _check_what_may_be_none(graph: fx.Graph, root: nn.Module, inputs: ExampleInputs) -> None:
+    """Let a graph check that what is given now, and may be None by the signature of forward, is given later as well."""
+    parameters = inspect.signature(root.forward).parameters
+    given = inputs.names(list(parameters))
+    nodes = graph.find_nodes(op="placeholder")
+    with graph.inserting_after(nodes[-1] if nodes else None):
+        for node in reversed(nodes):
+            own = parameters.get(str(node.target))
+            if own is not None and own.name in given and (own.default is None or "None" in str(own.annotation)):
+                graph.call_function(check_given, (node, own.name))
+
+
+def _say_what_is_left_out(graph: fx.Graph, constants: dict[str, Any]) -> None:
+    """Let the checks that torch.fx writes for concrete_args tell the user what to do."""
+    for node in graph.nodes:
+        told = node.args[1] if node.op == "call_function" and len(node.args) == 2 else None
+        name = told.partition(_SPECIALIZED)[0] if isinstance(told, str) and _SPECIALIZED in told else ""
+        if name not in constants:
+            continue
+        if constants[name] is None:
+            node.target, node.args = check_left_out, (node.args[0], name)
+        else:
+            node.update_arg(1, (
+                f"forward was traced with {name}={constants[name]!r}, its default, as the example inputs leave it out, "
+                "and is called with another value: pass example_inputs that hold it"
+            ))  # fmt: skip

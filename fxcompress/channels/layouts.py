@@ -60,11 +60,12 @@ def is_doubtful(split: list[Block], own: Block, free: Sequence[bool], given: Seq
         given: what it is given as the size of each dim of the result.
     """
     at = split.index(own)
-    return any(
-        any(_is_stated(block, free, given) for block in side)
-        and any(given[d].stated is None for _, new in rest for d in new)
-        for side, rest in ((split[:at], split[at + 1 :]), (split[at + 1 :], split[:at]))
-    )
+    before, behind = split[:at], split[at + 1 :]
+    for side, rest in ((before, [own, *behind]), (behind, [*before, own])):
+        takes = any(given[d].stated is None for _, new in rest for d in new)
+        if takes and any(_is_stated(block, free, given) for block in side):
+            return True
+    return False
 
 
 def _is_stated(block: Block, free: Sequence[bool], given: Sequence[GivenSize]) -> bool:

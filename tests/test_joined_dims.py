@@ -65,6 +65,10 @@ def heads(m: Net, h: Tensor) -> Tensor:
     return found.transpose(0, 1).reshape(-1, n, C)[0]
 
 
+def variance(h: Tensor) -> Tensor:
+    return (h - h.mean(1, keepdim=True)).pow(2).mean(1, keepdim=True)
+
+
 def sampled(h: Tensor) -> Tensor:
     """Points of two heads of channels, which lie beside the samples while they are read: (N, C, points)."""
     where = torch.stack([h.mean(1).flatten(1).sin(), h.mean(1).flatten(1).cos()], -1).repeat_interleave(2, 0)
@@ -137,6 +141,14 @@ OPS: dict[str, Op] = {
     "a stack of the samples": lambda m, h: torch.stack(h.unbind(0), -1).flatten(2).flatten(1)[:, 2 : 2 + C],
     "other entries of two": lambda m, h: channels_last(torch.stack([h, h.exp()], 2).flatten(1, 2)[:, 1 : 1 + C]),
     "twice": lambda m, h: channels_last(repeated(h, 2)[:, 1 : 1 + C]),
+    "a mean of pixels and channels": lambda m, h: h.flatten(1).mean(1, keepdim=True).expand(-1, C),
+    "a mean of all": lambda m, h: h.flatten().mean(0).expand(C),
+    "a mean of samples and channels": lambda m, h: h.transpose(0, 1).flatten(0, 1).mean((0, 2)).expand(C),
+    "a deviation of pixels and channels": lambda m, h: h.flatten(1).std(1, correction=0, keepdim=True).expand(-1, C),
+    "a variance by hand": lambda m, h: variance(h.flatten(1)).expand(-1, C),
+    "samples by a number": lambda m, h: h.reshape(2, C, h.shape[2], -1).flatten(2).mT,
+    "rows by a number": lambda m, h: h.reshape(-1, C, 4, h.shape[3]).flatten(2).mT,
+    "one of a sample by a number": lambda m, h: h.flatten(2).mean(2).flatten().unflatten(0, (-1, h.shape[0])).mT,
     "a variance with more taken off": lambda m, h: h.flatten(2).var(2, correction=2),
 }
 

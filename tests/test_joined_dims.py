@@ -65,6 +65,10 @@ def heads(m: Net, h: Tensor) -> Tensor:
     return found.transpose(0, 1).reshape(-1, n, C)[0]
 
 
+def rows(h: Tensor) -> Tensor:
+    return h.transpose(1, 2).flatten(2)
+
+
 def variance(h: Tensor) -> Tensor:
     return (h - h.mean(1, keepdim=True)).pow(2).mean(1, keepdim=True)
 
@@ -145,6 +149,7 @@ OPS: dict[str, Op] = {
     "a mean of all": lambda m, h: h.flatten().mean(0).expand(C),
     "a mean of samples and channels": lambda m, h: h.transpose(0, 1).flatten(0, 1).mean((0, 2)).expand(C),
     "a deviation of pixels and channels": lambda m, h: h.flatten(1).std(1, correction=0, keepdim=True).expand(-1, C),
+    "an attention between rows": lambda m, h: F.scaled_dot_product_attention(rows(h), rows(h), h.mean(3).mT),
     "a variance by hand": lambda m, h: variance(h.flatten(1)).expand(-1, C),
     "samples by a number": lambda m, h: h.reshape(2, C, h.shape[2], -1).flatten(2).mT,
     "rows by a number": lambda m, h: h.reshape(-1, C, 4, h.shape[3]).flatten(2).mT,
@@ -232,3 +237,23 @@ def test_dead_channels_go(name: str, rows: int) -> None:
     assert pruned.get_parameter("first.weight").shape[0] == C - 2
     for other in (y for y in map(sample, OTHERS) if runs_on(net, (y,))):
         assert difference(outputs(net, (other,)), outputs(pruned, (other,))) <= TOLERANCE
+
+
+class Halves(nn.Module):
+    """Reads two of each four channels, of which each sample has two rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 8), nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        y: Tensor = self.last(h.view(1, 2 * h.shape[0], -1)[:, :, 1:3])
+        return y
+
+
+def test_a_slice_of_all_samples_stays_one() -> None:
+    net = Halves().double()
+    pruned = fxc.prune(net, torch.randn(4, 3, dtype=torch.float64)).module
+    assert pruned.get_parameter("first.weight").shape[0] == 4
+    assert compared_on(net, pruned, [torch.randn(n, 3, dtype=torch.float64) for n in (1, 2, 4, 7)]) == 4

@@ -82,7 +82,9 @@ UNKNOWN = OpClass("unknown", _pin_everything)
 
 
 _JOINED = "it lies in one dim with what the inputs decide the size of, and entries of that are picked by their places"
-_COUNTED = "it lies in one dim with what the inputs decide the size of, and a mean divides by how many entries that has"
+_COUNTED = (
+    "it lies in one dim with what the inputs decide the size of, and something is divided by how many entries that has"
+)
 _SPREAD = "it meets one entry of a dim of the inputs, which may have as many as it for others"
 _ALIASES = frozenset({torch.ops.aten.alias.default, torch.ops.aten.detach.default})
 
@@ -251,7 +253,8 @@ class Dispatch:
     def hold_counted(self, value: Value, dims: Iterable[int]) -> None:
         """Let stay what lies along dims whose number of entries something is divided by, if that follows the inputs.
 
-        A mean over ``h.flatten(1)`` divides by as many entries as there were, which no number in the graph can say.
+        A mean over ``h.flatten(1)`` divides by as many entries as there were, which no number in the graph can say; so
+        does an attention whose scale is left to torch.
         """
         for layer in labels_along(value, self.places.dims(value) & frozenset(dims)):
             self.space.pin(layer, "input-size", _COUNTED)

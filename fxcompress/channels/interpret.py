@@ -301,6 +301,10 @@ class Interpreter:
         if isinstance(callee, type) or callee is restored:  # in which nothing finds its tensors again
             self._pin_output([args, kwargs])
         args = self._adopted(node, args, kwargs)
+        if function_name(node) == "scaled_dot_product_attention" and kwargs.get("scale") is None:
+            query = args[0] if args else kwargs["query"]
+            for value in find(Value, _values([query])):
+                self.dispatch.hold_counted(value, (value.rank - 1,))
         if args and isinstance(args[0], LabelTensor):
             self.dispatch.picked = picked_by(node, args[0].ndim)
         args = self._placed(node, args, callee)

@@ -153,6 +153,7 @@ OPS: dict[str, Op] = {
     "a variance by hand": lambda m, h: variance(h.flatten(1)).expand(-1, C),
     "samples by a number": lambda m, h: h.reshape(2, C, h.shape[2], -1).flatten(2).mT,
     "rows by a number": lambda m, h: h.reshape(-1, C, 4, h.shape[3]).flatten(2).mT,
+    "samples behind channels": lambda m, h: h.mean(2).permute(2, 1, 0).reshape(h.shape[0], h.shape[3], C),
     "one of a sample by a number": lambda m, h: h.flatten(2).mean(2).flatten().unflatten(0, (-1, h.shape[0])).mT,
     "a variance with more taken off": lambda m, h: h.flatten(2).var(2, correction=2),
 }

@@ -287,7 +287,7 @@ class Joined:
         return any(follows) or (None in follows and (absorbs or math.prod(source.shape[d] for d in old) in replaced))
 
     def _moves_elsewhere(self, source: Value, out: Value, split: list[Block], own: Block) -> bool:
-        """Whether channels lie among other dims for inputs of other sizes, as a size of the inputs is stated."""
+        """Whether channels lie among other dims for inputs of other sizes; see :func:`is_doubtful`."""
         old, new = own
         if (
             len(self.given) != out.rank

@@ -53,6 +53,8 @@ def _note(module: TracedModule, graph: fx.Graph, inputs: ExampleInputs, mode: st
 def is_doubtful(split: list[Block], own: Block, free: Sequence[bool], given: Sequence[GivenSize]) -> bool:
     """Whether sizes of the inputs on one side of some channels are stated, and what is on the other takes what is left.
 
+    Or whether such a size may go from one side to the other, as ``(T, C, N)`` of one sample becomes ``(N, T, C)``.
+
     Args:
         split: all that a reshape does.
         own: those of the channels.
@@ -65,7 +67,12 @@ def is_doubtful(split: list[Block], own: Block, free: Sequence[bool], given: Seq
         takes = any(given[d].stated is None for _, new in rest for d in new)
         if takes and any(_is_stated(block, free, given) for block in side):
             return True
-    return False
+    channels = [d for d in own[0] if not free[d]]
+    first, last, start, stop = min(channels), max(channels), min(own[1]), max(own[1])
+    is_open = [size.stated is None for size in given]
+    more_before = sum(is_open[:start]) - sum(free[:first])
+    more_behind = sum(is_open[stop + 1 :]) - sum(free[last + 1 :])
+    return more_before * more_behind < 0
 
 
 def _is_stated(block: Block, free: Sequence[bool], given: Sequence[GivenSize]) -> bool:

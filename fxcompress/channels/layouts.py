@@ -64,12 +64,12 @@ def is_doubtful(split: list[Block], own: Block, free: Sequence[bool], given: Seq
     at = split.index(own)
     before, behind = split[:at], split[at + 1 :]
     for side, rest in ((before, [own, *behind]), (behind, [*before, own])):
-        takes = any(given[d].stated is None for _, new in rest for d in new)
+        takes = any(given[d].follows is not False for _, new in rest for d in new)
         if takes and any(_is_stated(block, free, given) for block in side):
             return True
     channels = [d for d in own[0] if not free[d]]
     first, last, start, stop = min(channels), max(channels), min(own[1]), max(own[1])
-    is_open = [size.stated is None for size in given]
+    is_open = [size.follows is not False for size in given]
     more_before = sum(is_open[:start]) - sum(free[:first])
     more_behind = sum(is_open[stop + 1 :]) - sum(free[last + 1 :])
     return more_before * more_behind < 0

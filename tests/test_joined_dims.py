@@ -65,6 +65,14 @@ def heads(m: Net, h: Tensor) -> Tensor:
     return found.transpose(0, 1).reshape(-1, n, C)[0]
 
 
+def rows(h: Tensor) -> Tensor:
+    return h.transpose(1, 2).flatten(2)
+
+
+def variance(h: Tensor) -> Tensor:
+    return (h - h.mean(1, keepdim=True)).pow(2).mean(1, keepdim=True)
+
+
 def sampled(h: Tensor) -> Tensor:
     """Points of two heads of channels, which lie beside the samples while they are read: (N, C, points)."""
     where = torch.stack([h.mean(1).flatten(1).sin(), h.mean(1).flatten(1).cos()], -1).repeat_interleave(2, 0)
@@ -137,6 +145,16 @@ OPS: dict[str, Op] = {
     "a stack of the samples": lambda m, h: torch.stack(h.unbind(0), -1).flatten(2).flatten(1)[:, 2 : 2 + C],
     "other entries of two": lambda m, h: channels_last(torch.stack([h, h.exp()], 2).flatten(1, 2)[:, 1 : 1 + C]),
     "twice": lambda m, h: channels_last(repeated(h, 2)[:, 1 : 1 + C]),
+    "a mean of pixels and channels": lambda m, h: h.flatten(1).mean(1, keepdim=True).expand(-1, C),
+    "a mean of all": lambda m, h: h.flatten().mean(0).expand(C),
+    "a mean of samples and channels": lambda m, h: h.transpose(0, 1).flatten(0, 1).mean((0, 2)).expand(C),
+    "a deviation of pixels and channels": lambda m, h: h.flatten(1).std(1, correction=0, keepdim=True).expand(-1, C),
+    "an attention between rows": lambda m, h: F.scaled_dot_product_attention(rows(h), rows(h), h.mean(3).mT),
+    "a variance by hand": lambda m, h: variance(h.flatten(1)).expand(-1, C),
+    "samples by a number": lambda m, h: h.reshape(2, C, h.shape[2], -1).flatten(2).mT,
+    "rows by a number": lambda m, h: h.reshape(-1, C, 4, h.shape[3]).flatten(2).mT,
+    "samples behind channels": lambda m, h: h.mean(2).permute(2, 1, 0).reshape(h.shape[0], h.shape[3], C),
+    "one of a sample by a number": lambda m, h: h.flatten(2).mean(2).flatten().unflatten(0, (-1, h.shape[0])).mT,
     "a variance with more taken off": lambda m, h: h.flatten(2).var(2, correction=2),
 }
 
@@ -220,3 +238,23 @@ def test_dead_channels_go(name: str, rows: int) -> None:
     assert pruned.get_parameter("first.weight").shape[0] == C - 2
     for other in (y for y in map(sample, OTHERS) if runs_on(net, (y,))):
         assert difference(outputs(net, (other,)), outputs(pruned, (other,))) <= TOLERANCE
+
+
+class Halves(nn.Module):
+    """Reads two of each four channels, of which each sample has two rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 8), nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        y: Tensor = self.last(h.view(1, 2 * h.shape[0], -1)[:, :, 1:3])
+        return y
+
+
+def test_a_slice_of_all_samples_stays_one() -> None:
+    net = Halves().double()
+    pruned = fxc.prune(net, torch.randn(4, 3, dtype=torch.float64)).module
+    assert pruned.get_parameter("first.weight").shape[0] == 4
+    assert compared_on(net, pruned, [torch.randn(n, 3, dtype=torch.float64) for n in (1, 2, 4, 7)]) == 4

@@ -1,7 +1,7 @@
 """Runs ATen calls on labels and writes the tape."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -82,6 +82,9 @@ UNKNOWN = OpClass("unknown", _pin_everything)
 
 
 _JOINED = "it lies in one dim with what the inputs decide the size of, and entries of that are picked by their places"
+_COUNTED = (
+    "it lies in one dim with what the inputs decide the size of, and something is divided by how many entries that has"
+)
 _SPREAD = "it meets one entry of a dim of the inputs, which may have as many as it for others"
 _ALIASES = frozenset({torch.ops.aten.alias.default, torch.ops.aten.detach.default})
 
@@ -246,6 +249,15 @@ class Dispatch:
         value = Value(meta, layers)
         self.put(Step(op, call, (value,), self.space.node))
         return LabelTensor(value, self, like.device)
+
+    def hold_counted(self, value: Value, dims: Iterable[int]) -> None:
+        """Let stay what lies along dims whose number of entries something is divided by, if that follows the inputs.
+
+        A mean over ``h.flatten(1)`` divides by as many entries as there were, which no number in the graph can say; so
+        does an attention whose scale is left to torch.
+        """
+        for layer in labels_along(value, self.places.dims(value) & frozenset(dims)):
+            self.space.pin(layer, "input-size", _COUNTED)
 
     def put(self, step: Step) -> None:
         """Put a step on the tape."""

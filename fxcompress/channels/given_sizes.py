@@ -53,9 +53,24 @@ def given_sizes(
 
     if name in {"view_as", "reshape_as"} and isinstance(node.args[1], fx.Node):
         return _sizes_of(results[node.args[1].name], slice(None), free)
+    if name == "unflatten":
+        return _unflattened(node, results, same, free)
     if name not in {"view", "reshape"} or node.kwargs or isinstance(node.args[1], torch.dtype):
         return []
     return list(_each(node.args[1:], results, same, free))
+
+
+def _unflattened(
+    node: fx.Node, results: Mapping[str, Any], fixed: Callable[[fx.Node], bool], free: Free
+) -> list[GivenSize]:
+    """Those of ``h.unflatten(1, (heads, -1))``: beside what it is given the other sizes stay what they are."""
+    source = results[node.args[0].name] if isinstance(node.args[0], fx.Node) else None
+    dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    sizes = node.args[2] if len(node.args) > 2 else node.kwargs.get("sizes")
+    if not isinstance(source, Value) or type(dim) is not int or sizes is None:
+        return []
+    own, dim = _sizes_of(source, slice(None), free), dim % source.rank
+    return [*own[:dim], *_each((sizes,), results, fixed, free), *own[dim + 1 :]]
 
 
 def repeated_dims(

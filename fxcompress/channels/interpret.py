@@ -34,6 +34,7 @@ from fxcompress.channels.factories import (
 )
 from fxcompress.channels.given_sizes import flattened, given_sizes, repeated_dims
 from fxcompress.channels.layers import Layers, along, support, vector, zeros_like_dim
+from fxcompress.channels.layouts import Elsewhere, elsewhere
 from fxcompress.channels.masks import masks_of
 from fxcompress.channels.packed import with_lengths
 from fxcompress.channels.ranks import is_misplaced
@@ -158,6 +159,7 @@ class Interpreter:
         self._tables = self.dispatch.made
         self._constant: set[fx.Node] = set()  # made of parameters and numbers alone
         self._numbers = Numbers(self._constant, self.trail.values, self.dispatch.decided)
+        self._elsewhere: Elsewhere = lambda _: []
 
     def run(self, graph: fx.Graph, inputs: ExampleInputs) -> Trail:
         """Interpret ``graph`` on ``inputs``.
@@ -166,6 +168,7 @@ class Interpreter:
             ExampleInputError: the graph does not run on them.
         """
         bound = inputs.bind(graph)
+        self._elsewhere = elsewhere(self.module, graph, inputs)
         last_use = _last_use(graph)
         env = self.env
         self.dispatch.held = (env, self._tensors)
@@ -278,6 +281,7 @@ class Interpreter:
             (node, self.trail.values, self._numbers.is_fixed, self.dispatch.places.free),
         )
         places.written, places.given, places.repeated = written_sizes(node), given_sizes(*sizes), repeated_dims(*sizes)
+        places.elsewhere = partial(self._elsewhere, node)
         places.lists = bool(node.args) and isinstance(node.args[0], tuple | list)
         source = args[0] if args else None
         places.flattens = flattened(node, callee, source.ndim if isinstance(source, LabelTensor) else 0)
@@ -298,6 +302,10 @@ class Interpreter:
         if isinstance(callee, type) or callee is restored:  # in which nothing finds its tensors again
             self._pin_output([args, kwargs])
         args = self._adopted(node, args, kwargs)
+        if function_name(node) == "scaled_dot_product_attention" and kwargs.get("scale") is None:
+            query = args[0] if args else kwargs["query"]
+            for value in find(Value, _values([query])):
+                self.dispatch.hold_counted(value, (value.rank - 1,))
         if args and isinstance(args[0], LabelTensor):
             self.dispatch.picked = picked_by(node, args[0].ndim)
         args = self._placed(node, args, callee)

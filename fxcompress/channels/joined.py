@@ -17,6 +17,7 @@ from fxcompress.channels.dim_places import REDUCE, Places, op_name, places_in
 from fxcompress.channels.factories import SPREAD
 from fxcompress.channels.given_sizes import GivenSize
 from fxcompress.channels.layers import along, blocks, support
+from fxcompress.channels.layouts import Block, Pair, is_doubtful, stays
 from fxcompress.channels.rules.contraction import CONVOLUTION, site_of
 from fxcompress.channels.rules.indexing import INDEX, indexed_dims
 from fxcompress.channels.rules.movement import CAT, PERMUTE, RESHAPE
@@ -27,8 +28,6 @@ from fxcompress.channels.rules.registry import OpClass
 from fxcompress.channels.values import Call, Value, find
 
 NONE: frozenset[int] = frozenset()
-_Block = tuple[list[int], list[int]]
-"""Dims that a reshape turns into others."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,6 +59,7 @@ class Joined:
         repeated: of each of its last dims, whether the node that runs repeats one entry as often for all inputs.
         flattens: the dims that it makes one of; None where it is no such node.
         lists: whether it is given a list of tensors, as many as stand in the graph.
+        elsewhere: gives the shapes of its first argument and of its result on inputs of other sizes.
     """
 
     def __init__(self, made: AbstractSet[int]) -> None:
@@ -72,6 +72,7 @@ class Joined:
         self.repeated: Sequence[bool] = ()
         self.flattens: range | None = None
         self.lists = False
+        self.elsewhere: Callable[[], list[Pair]] = list
 
     def free(self, value: Value) -> list[bool]:
         """Of each dim of a value, whether its size may be another one for other inputs."""
@@ -229,7 +230,9 @@ class Joined:
                 kept |= {d for d in new if out.shape[d] == 1}
             if self._stated(out) and self._changes_sides(source, out, old, new):
                 mixed |= {d for d in old if self._is_fixed(source, d)}
-            if self._is_by_chance(source, out, split, old, new):
+            if self._is_by_chance(source, out, split, old, new) or self._moves_elsewhere(
+                source, out, split, (old, new)
+            ):
                 mixed |= set(old)
             if len(old) == len(new) == 1:
                 found |= {new[0]: joins[old[0]]} if old[0] in joins else {}
@@ -244,7 +247,7 @@ class Joined:
         self._note_parts(out, parts - found.keys())
         return frozenset(mixed)
 
-    def _beside(self, source: Value, out: Value, split: list[_Block]) -> Iterator[int]:
+    def _beside(self, source: Value, out: Value, split: list[Block]) -> Iterator[int]:
         """The dims that channels become which may take in one entry behind them as well, that may be more for others.
 
         ``(N, C, 1, L).flatten(1, 2)``: there are C channels here, and ``C * 2`` where there are two.
@@ -263,7 +266,7 @@ class Joined:
             if vanishes:
                 yield from (d for d in new if not known or self.given[d].follows is not False)
 
-    def _is_by_chance(self, source: Value, out: Value, split: list[_Block], old: list[int], new: list[int]) -> bool:
+    def _is_by_chance(self, source: Value, out: Value, split: list[Block], old: list[int], new: list[int]) -> bool:
         """Whether channels, whose number is fixed, become dims that follow the inputs: as large as they by chance.
 
         ``h.mT.reshape(n, 16, -1)`` of as many channels as pixels: the -1 is the number of pixels. So is that of
@@ -282,6 +285,19 @@ class Joined:
         replaced = {source.shape[a] for a, b in pairs if stated[b] is not None and not self._is_fixed(source, a)}
         absorbs = len(wide) > 1 and any(n > 1 for n in replaced)  # beside numbers, -1 takes what these leave
         return any(follows) or (None in follows and (absorbs or math.prod(source.shape[d] for d in old) in replaced))
+
+    def _moves_elsewhere(self, source: Value, out: Value, split: list[Block], own: Block) -> bool:
+        """Whether channels lie among other dims for inputs of other sizes; see :func:`is_doubtful`."""
+        old, new = own
+        if (
+            len(self.given) != out.rank
+            or not new
+            or not any(self._is_fixed(source, d) and source.shape[d] > 1 for d in old)
+        ):
+            return False
+        if not is_doubtful(split, own, self.free(source), self.given):
+            return False
+        return not stays(own, (source.shape, out.shape), self.elsewhere())
 
     def _given(self, out: Value, new: list[int]) -> list[GivenSize]:
         """What a reshape is given as the sizes of some dims; where that is not known, as if all of them were stated."""
@@ -383,7 +399,24 @@ class Joined:
                 found[-1][0].extend(old)
             else:
                 front += old
-        return found
+        return list(self._with_ones_behind(source, out, found))
+
+    def _with_ones_behind(self, source: Value, out: Value, split: list[Block]) -> Iterator[Block]:
+        """Blocks, of which those that were joined have the sizes of inputs behind them, which are one here.
+
+        ``(N * C,).unflatten(0, (-1, n))`` of one sample: the new dim has no entry to show whether it is the N.
+        """
+        joins, stated = self._joins.get(source.key, {}), self._stated(out)
+        last: Block | None = None
+        for old, new in split:
+            if last and not old and stated and joins.keys() & set(last[0]) and any(stated[d] is None for d in new):
+                last = (last[0], last[1] + new)
+                continue
+            if last:
+                yield last
+            last = (old, new)
+        if last:
+            yield last
 
 
 def _rejoined(

@@ -1,7 +1,7 @@
 """Tensors that carry labels instead of numbers, and the tape of what was done with them."""
 
 import weakref
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -134,6 +134,10 @@ class Dispatcher(Protocol):
         self, op: "OpClass", func: object, args: tuple[Any, ...], shape: tuple[int, ...], like: Tensor
     ) -> "LabelTensor":
         """Put a step with one output on the tape that is no ATen call, and return the output."""
+        ...
+
+    def hold_counted(self, value: "Value", dims: Iterable[int]) -> None:
+        """Let stay what lies along dims whose number of entries something is divided by, if that follows the inputs."""
         ...
 
 

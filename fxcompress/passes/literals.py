@@ -200,7 +200,10 @@ def _position(item: Any, kept: np.ndarray) -> Any:  # noqa: ANN401 - whatever a 
 
 
 def _slice(item: slice, kept: np.ndarray) -> slice | list[int]:
-    """The slice that names what is left of the entries; all of them where there is none, each by its number."""
+    """The slice that names what is left of the entries; all of them where there is none, each by its number.
+
+    An end that is open stays open: along a dim that is joined with a size of the inputs there may be more.
+    """
     if any(isinstance(n, fx.Node) for n in (item.start, item.stop, item.step)):
         return item
     chosen = np.arange(len(kept))[item]
@@ -211,7 +214,8 @@ def _slice(item: slice, kept: np.ndarray) -> slice | list[int]:
     if len(steps) > 1:
         return [int(i) for i in positions]
     step = int(steps[0]) if len(steps) else 1
-    return slice(int(positions[0]), int(positions[-1]) + 1, None if step == 1 else step)
+    whole = item.stop is None and item.step in {None, 1}
+    return slice(int(positions[0]), None if whole else int(positions[-1]) + 1, None if step == 1 else step)
 
 
 def _pad(node: fx.Node, source: Value, result: object, alive: np.ndarray) -> Proposal | None:

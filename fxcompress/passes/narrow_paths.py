@@ -11,9 +11,10 @@ from fxcompress.channels.analysis import Analysis
 from fxcompress.channels.interpret import Trail
 from fxcompress.channels.layers import support
 from fxcompress.channels.rules.registry import Known
+from fxcompress.channels.survivors import has_own_labels
 from fxcompress.channels.values import Value
 from fxcompress.passes.branches import written_operand_is_read
-from fxcompress.passes.broadcasts import DIFFERENCES, IN_PLACE, SUMS
+from fxcompress.passes.broadcasts import DIFFERENCES, IN_PLACE, SUMS, has_shape_of_sum
 from fxcompress.passes.join import Join, join_at
 from fxcompress.trace.graph.described import OP_KEY, place_of_node
 from fxcompress.trace.traced import TracedModule
@@ -72,7 +73,7 @@ def find_paths(
     for mode, graph in analysis.module.graphs.items():
         for node in graph.nodes:
             paths = [path for i in _operands(analysis.module, node) if (path := _path(analysis, knowns, mode, node, i))]
-            reasons = [_refusal(analysis.trails[mode], analysis.module, node, path) for path in paths]
+            reasons = [_refusal(analysis, node, path) for path in paths]
             refused |= {path: reason for path, reason in zip(paths, reasons, strict=True) if reason}
             good = [path for path, reason in zip(paths, reasons, strict=True) if not reason]
             if good:
@@ -130,16 +131,21 @@ def _maker(analysis: Analysis, value: Value, dim: int) -> str:
     return names.pop() if len(names) == 1 else ""
 
 
-def _refusal(trail: Trail, module: nn.Module, node: fx.Node, path: NarrowPath) -> str:
+def _refusal(analysis: Analysis, node: fx.Node, path: NarrowPath) -> str:
     """Why a path with zeros cannot be narrowed; "" if it can."""
+    trail = analysis.trails[path.mode]
     if not path.index:
         return "all of it is zero, and it is left for another reason"
-    if join_at(module, node) is not None:
+    if join_at(analysis.module, node) is not None:
         return ""
     if node.target in IN_PLACE and (written_operand_is_read(node, trail) or _outlives(node, trail)):
         return "the sum is written to memory that something else reads"
     part, full = (trail.args[node.name][i] for i in (path.operand, 1 - path.operand))
-    return _difference(part, full, trail.values[node.name], path.dim)
+    if why := _difference(part, full, trail.values[node.name], path.dim):
+        return why
+    if not has_own_labels(full, path.dim) and not has_shape_of_sum(analysis, path.mode, node, 1 - path.operand):
+        return "for inputs of other sizes the sum repeats its other operand along the channels"
+    return ""
 
 
 def _difference(part: Value, full: object, out: object, dim: int) -> str:

@@ -111,6 +111,9 @@ def group_norm_as_sums(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``native_group_norm`` as sums, run on labels."""
+    assert isinstance(x, LabelTensor)
+    if weight is None:  # it has as many entries as there are channels
+        x.fxc_run.hold_counted(x.fxc_value, (1,))
     count = channels // groups
     return normalized_in_groups(x, (count,) * groups, count, weight, bias, eps)
 

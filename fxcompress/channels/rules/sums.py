@@ -114,7 +114,9 @@ def _mean_as_sum(
     dtype: object = None,
 ) -> Tensor:
     """A mean as a sum and a division by the number of entries, run on labels."""
-    dims = sorted(reduced_dims(Call(torch.ops.aten.mean.dim, (x.fxc_value, dim), {}, ())))  # type: ignore[attr-defined]
+    assert isinstance(x, LabelTensor)
+    dims = sorted(reduced_dims(Call(torch.ops.aten.mean.dim, (x.fxc_value, dim), {}, ())))
+    x.fxc_run.hold_counted(x.fxc_value, dims)
     total = torch.ops.aten.sum.dim_IntList(x, dims, keepdim, dtype=dtype)
     return total / math.prod(x.shape[d] for d in dims)  # type: ignore[no-any-return]
 
@@ -140,6 +142,9 @@ def _group_norm_as_sums(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A group norm with one group as sums over as many entries as there are, run on labels."""
+    assert isinstance(x, LabelTensor)
+    if weight is None:  # it has as many entries as there are channels
+        x.fxc_run.hold_counted(x.fxc_value, (1,))
     return normalized_channels(x, channels * places, weight, bias, eps)
 
 

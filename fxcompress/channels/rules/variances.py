@@ -29,6 +29,8 @@ def variance(
         correction: what is taken off the count.
         keepdim: whether the dims stay, of size 1.
     """
+    if isinstance(x, LabelTensor):
+        x.fxc_run.hold_counted(x.fxc_value, dims)
     wide = x.to(torch.promote_types(x.dtype, torch.float32))  # as torch does for numbers of half precision
     mean = wide.sum(dims, keepdim=True) / count
     square = (wide * (wide - mean)).sum(dims, keepdim=True) / (count - correction)

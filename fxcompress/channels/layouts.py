@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from fxcompress.channels.given_sizes import GivenSize
 from fxcompress.trace.inputs import ExampleInputs
-from fxcompress.trace.other_shapes import shapes_elsewhere
+from fxcompress.trace.retrace.other_shapes import shapes_elsewhere
 from fxcompress.trace.traced import TracedModule
 
 _KEY = "fxcompress_layouts"

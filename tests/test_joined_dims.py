@@ -199,7 +199,14 @@ def test_other_sizes(name: str, example: tuple[int, int, int], weight: float) ->
         assert compared_on(net, pruned, map(sample, OTHERS))
 
 
+def gridded(h: Tensor) -> Tensor:
+    """Grids of four by four of each sample, (N, 4, 4, C); their cells have one pixel in a sample of four by four."""
+    n, height, width, _ = (x := h.permute(0, 2, 3, 1)).shape
+    return x.view(n, 4, height // 4, 4, width // 4, C).permute(0, 2, 4, 1, 3, 5).reshape(-1, 4, 4, C)
+
+
 STAY_DEAD: dict[str, Op] = {
+    "grids": lambda m, h: gridded(h).sum((1, 2)),
     "pooled": lambda m, h: torch.cat([F.adaptive_avg_pool2d(h, 1).flatten(1)] * 2, 1).chunk(2, 1)[0],
     "pooled by a mean": lambda m, h: h.mean((2, 3), keepdim=True).relu().flatten(1)[:, :C],
     "samples and pixels": lambda m, h: channels_last(h).reshape(-1, C)[:2],

@@ -6,6 +6,7 @@ behind the channels. Whether the network takes inputs for which that happens, it
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from itertools import takewhile
 
 from torch import fx, nn
 
@@ -104,17 +105,17 @@ def stays(own: Block, example: Pair, pairs: list[Pair]) -> bool:
 
 
 def _starts(shape: Sequence[int], dims: list[int]) -> Iterator[int]:
-    """Where some dims begin: dims of one entry before them may be theirs, or not."""
-    at = min(dims)
-    yield at
-    while at and shape[at - 1] == 1:
-        at -= 1
-        yield at
+    """Where some dims begin: dims of one entry around that may be theirs, or not."""
+    first = min(dims)
+    while first and shape[first - 1] == 1:
+        first -= 1
+    yield from range(first, min(dims) + 1)
+    yield from takewhile(lambda at: shape[at - 1] == 1, range(min(dims) + 1, max(dims) + 1))
 
 
 def _ends(shape: Sequence[int], dims: list[int]) -> Iterator[int]:
-    at = max(dims) + 1
-    yield at
-    while at < len(shape) and shape[at] == 1:
-        at += 1
-        yield at
+    last = max(dims) + 1
+    while last < len(shape) and shape[last] == 1:
+        last += 1
+    yield from range(max(dims) + 1, last + 1)
+    yield from takewhile(lambda at: shape[at] == 1, range(max(dims), min(dims), -1))

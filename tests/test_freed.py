@@ -44,6 +44,13 @@ class Straight(nn.Sequential):
         super().__init__(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1))
 
 
+class Functional(Looping):
+    """Calls functions of torch, which torch.fx asks about."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.relu(self.first(x)))  # type: ignore[no-any-return]
+
+
 X = torch.randn(2, 3, 8, 8)
 
 
@@ -86,6 +93,20 @@ def test_a_model_is_freed(kind: type[nn.Module]) -> None:
     gc.collect()  # once for all uses, as it looks at everything that a worker holds
     assert not [use for use, references in left.items() if any(reference() is not None for reference in references)]
     assert _fakes() <= fakes
+
+
+@pytest.mark.parametrize("kind", [Straight, Looping, Casting, Functional])
+def test_the_first_model_of_a_process_is_freed_too(kind: type[nn.Module]) -> None:
+    """What torch keeps of its own functions when it is first asked for them has none of those that trace a model."""
+    for function in vars(torch.overrides).values():
+        if hasattr(function, "cache_clear"):
+            function.cache_clear()
+    model = kind()
+    references = [weakref.ref(parameter) for parameter in model.parameters()]
+    fxc.prune(model, X)
+    del model
+    gc.collect()
+    assert not [reference for reference in references if reference() is not None]
 
 
 def _fakes() -> int:

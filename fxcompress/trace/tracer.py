@@ -6,6 +6,7 @@ There are two ways to trace: with symbols (symbolic/), and by running on example
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import fx, nn
 
 from fxcompress.errors import TraceError
@@ -56,6 +57,8 @@ def trace(model: nn.Module, inputs: ExampleInputs | None = None, *, plain: bool 
 
 
 def _trace(model: nn.Module, inputs: ExampleInputs | None) -> TracedModule:
+    # Made when first asked for, and kept: functions that tracing puts in the place of torch's must not be among them.
+    torch.overrides.get_overridable_functions()
     check_supported(model)
     _refuse_names(model)
     try:
